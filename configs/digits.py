@@ -1,0 +1,19 @@
+"""A thin ResNet-20 on scikit-learn's handwritten digits, which need no download.
+
+python main.py --config configs/digits.py --workdir runs/digits
+"""
+
+from ml_collections import ConfigDict
+
+from jaxres import config
+
+
+def get_config() -> ConfigDict:
+  """Return the config."""
+  return config.make(
+    model=dict(name='resnet20'),
+    data=dict(name='digits', batch_size=64),
+    augment=dict(crop_pad=1),
+    optim=dict(name='nesterov', lr=0.1, weight_decay=5e-4, warmup_epochs=2),
+    train=dict(epochs=20),
+  )

@@ -1,0 +1,19 @@
+"""ResNet-20 (option A) on CIFAR-10 in 5 epochs: one cosine cycle with a high learning rate.
+
+python main.py --config configs/resnet20_cifar_quick.py --workdir runs/quick
+"""
+
+from ml_collections import ConfigDict
+
+from jaxres import config
+
+
+def get_config() -> ConfigDict:
+  """Return the config."""
+  return config.make(
+    model=dict(name='resnet20'),
+    data=dict(name='cifar10', download=True, batch_size=128),
+    augment=dict(crop_pad=4, pad_mode='reflect', flip=True),
+    optim=dict(name='sgd', lr=0.4, momentum=0.9, weight_decay=5e-4, warmup_epochs=1),
+    train=dict(epochs=5),
+  )

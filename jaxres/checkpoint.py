@@ -1,0 +1,82 @@
+"""Checkpoints by Orbax: the state, and beside it the progress that a resumed run must know."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jaxres.errors import InputError
+from jaxres.state import TrainState
+
+BEST_METRIC = 'val/top1'
+
+
+@contextlib.contextmanager
+def open(
+  directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: int = 1
+) -> Iterator[ocp.CheckpointManager]:
+  """Open the checkpoints in ``directory``; leaving the context waits until every save is committed.
+
+  Args:
+    directory: made where it is missing.
+    keep_latest: keep this many of the newest checkpoints.
+    keep_best: keep also this many with the best validation top-1, where there is a validation split.
+
+  Raises:
+    InputError: a number is out of range.
+  """
+  if keep_latest < 1 or keep_best < 0:
+    raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
+  best = BestN(get_metric_fn=lambda m: m[BEST_METRIC], n=keep_best, keep_checkpoints_without_metrics=False)
+  options = ocp.CheckpointManagerOptions(
+    preservation_policy=AnyPreservationPolicy([LatestN(keep_latest), best]),
+    cleanup_tmp_directories=True,
+  )
+  with ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options) as manager:
+    yield manager
+
+
+def save(
+  manager: ocp.CheckpointManager,
+  state: TrainState,
+  progress: Mapping[str, Any],
+  scores: Mapping[str, float],
+) -> None:
+  """Save ``state`` under its step, in the background.
+
+  Args:
+    manager: of ``open``.
+    state: may be donated as soon as this returns.
+    progress: JSON; what else a resumed run must know.
+    scores: metrics of this step; ``val/top1`` among them makes it a candidate for the best.
+  """
+  items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress)))
+  best = {BEST_METRIC: scores[BEST_METRIC]} if BEST_METRIC in scores else None
+  manager.save(int(state.step), args=items, metrics=best)
+
+
+def restore(
+  manager: ocp.CheckpointManager,
+  template: Any,
+  sharding: jax.sharding.Sharding,
+  step: int | None = None,
+) -> tuple[TrainState, dict[str, Any]] | None:
+  """Return the state and the progress saved at ``step``, the latest where it is None; None where nothing is saved.
+
+  Args:
+    manager: of ``open``.
+    template: a ``TrainState`` of the shapes and dtypes to restore.
+    sharding: where the arrays go.
+    step: of an existing checkpoint.
+  """
+  step = manager.latest_step() if step is None else step
+  if step is None:
+    return None
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template)
+  items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+  restored = manager.restore(step, args=items)
+  return restored['state'], restored['progress']

@@ -1,0 +1,70 @@
+"""`jaxres <tool>`: one table of tools; a tool's module is imported only when it is called."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from jaxres import __version__
+from jaxres.errors import InputError, exit_with, nearest
+
+
+class Tool(NamedTuple):
+  """A row of the table."""
+
+  module: str  # it has add_arguments(parser) -> None and run(args) -> int | None
+  help: str  # one line
+
+
+TOOLS = {
+  'prepare': Tool('jaxres.data.prepare', 'download CIFAR-10 or CIFAR-100 and make it ready to read'),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+  """argparse whose errors are InputErrors: one line each, as everywhere else."""
+
+  def error(self, message: str) -> NoReturn:
+    """Raise what argparse would print under its usage."""
+    raise InputError(f'{message}; `{self.prog} --help` shows what there is')
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+  """Run a tool.
+
+  Args:
+    argv: the words after `jaxres`; None takes them from the command line.
+
+  Returns:
+    The tool's exit code; None is 0.
+
+  Raises:
+    SystemExit: after one line on standard error: 2 for bad input, 130 for an interrupt.
+  """
+  try:
+    return _run(sys.argv[1:] if argv is None else list(argv))
+  except InputError as error:
+    exit_with(str(error), 2)
+  except KeyboardInterrupt:
+    exit_with('interrupted', 130)
+
+
+def _run(words: list[str]) -> int | None:
+  """Import the tool that the first word names and run it with the rest; alone, print the help."""
+  called = words[0] if words else '--help'
+  if not called.startswith('-') and called not in TOOLS:
+    raise InputError(f'unknown tool {called!r}{nearest(called, TOOLS)}')
+  parser = _Parser(prog='jaxres', description='The tools of jaxres.', allow_abbrev=False)
+  parser.add_argument('--version', action='version', version=f'jaxres {__version__}')
+  rows = parser.add_subparsers(title='tools', metavar='TOOL')
+  for name, tool in TOOLS.items():
+    row = rows.add_parser(name, help=tool.help, description=tool.help, allow_abbrev=False)
+    if name == called:
+      module = importlib.import_module(tool.module)
+      module.add_arguments(row)
+      row.set_defaults(run=module.run)
+  args = parser.parse_args(words or [called])
+  if 'run' not in args:
+    parser.error('the first word must be a tool')
+  return args.run(args)

@@ -1,0 +1,223 @@
+"""The config: each section is the keyword arguments of one function, so a signature is the schema.
+
+Signatures are read from the source, not by importing it: a misspelt field is found before JAX is loaded.
+"""
+
+import ast
+import functools
+import json
+import pathlib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import config_dict
+
+from jaxres.errors import InputError, nearest
+
+SECTIONS = {
+  'model': ('models/__init__.py', 'create'),
+  'data': ('data/__init__.py', 'load'),
+  'augment': ('data/augment.py', 'make'),
+  'optim': ('optim.py', 'make'),
+  'train': ('train.py', 'fit'),
+  'checkpoint': ('checkpoint.py', 'open'),
+}
+
+
+class Field(NamedTuple):
+  """One field of a section: a type hint and the default."""
+
+  hint: Any
+  default: Any
+
+
+def make(**sections: Mapping[str, Any]) -> config_dict.ConfigDict:
+  """Return a whole, checked config: the signatures' defaults, overridden by ``sections``.
+
+  Args:
+    **sections: fields by section, such as ``model=dict(name='resnet18')``.
+
+  Returns:
+    A locked, type-safe ``ConfigDict`` with every field of every section.
+
+  Raises:
+    InputError: a section, field or choice is unknown, or a value has the wrong type.
+  """
+  for section in sections:
+    if section not in SECTIONS:
+      raise InputError(f'{section}: unknown config section{nearest(section, SECTIONS)}')
+  whole = {section: _fill(section, sections.get(section, {})) for section in SECTIONS}
+  return config_dict.ConfigDict(whole).lock()
+
+
+def complete(config: Mapping[str, Any]) -> config_dict.ConfigDict:
+  """Return ``make(**config)`` of a dict or ``ConfigDict``, which may be partial. Raises as ``make`` does."""
+  return make(**to_dict(config))
+
+
+def to_dict(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Return ``config`` as plain nested dicts."""
+  if isinstance(config, config_dict.ConfigDict):
+    return config.to_dict()
+  return {section: dict(fields) for section, fields in config.items()}
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+  """Return ``config`` as indented JSON with sorted keys."""
+  return json.dumps(to_dict(config), indent=2, sort_keys=True) + '\n'
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """Return ``{'section.field': (old, new)}`` of every field whose JSON differs between two configs."""
+  flat = [
+    {f'{s}.{f}': v for s, fields in json.loads(to_json(c)).items() for f, v in fields.items()} for c in (old, new)
+  ]
+  paths = sorted(flat[0].keys() | flat[1].keys())
+  return {p: (flat[0].get(p), flat[1].get(p)) for p in paths if flat[0].get(p) != flat[1].get(p)}
+
+
+def check_arguments(argv: Sequence[str]) -> None:
+  """Check the ``--config`` file and the names of the ``--config.section.field`` overrides in ``argv``.
+
+  Raises:
+    InputError: the file is missing, or a section or field is unknown.
+  """
+  for argument, following in zip(argv, [*argv[1:], ''], strict=True):
+    name, _, value = argument.removeprefix('-').removeprefix('-').partition('=')
+    if name == 'config':
+      _check_file(value or following)
+    elif name.startswith('config.'):
+      check_path(name.removeprefix('config.'))
+
+
+def parse_flags(argv: Sequence[str], required: Sequence[str]) -> None:
+  """Parse ``argv`` into ``absl.flags.FLAGS``, which loads the config file, and see that ``required`` flags are there.
+
+  Raises:
+    InputError: the command line or the config file cannot be used.
+  """
+  check_arguments(argv)
+  try:
+    rest = flags.FLAGS(argv)
+  except Exception as error:  # whatever the user's file raises; ml_collections wraps some of it
+    raise _explain(error) from error
+  for name in required:
+    if not flags.FLAGS[name].value:
+      raise InputError(f'--{name} is missing: python main.py --config configs/digits.py --workdir runs/digits')
+  if len(rest) > 1:
+    raise InputError(f'unexpected argument {rest[1]!r}; fields are given as --config.section.field=value')
+
+
+def _explain(error: BaseException) -> InputError:
+  chain = [error]
+  while chain[-1].__context__ is not None:
+    chain.append(chain[-1].__context__)
+  if isinstance(chain[-1], InputError):
+    return chain[-1]
+  override = re.match(r'flag --config\.([\w.]+)=(.*?): ', str(error))
+  if override and len(chain) > 1:
+    section, _, field = override[1].partition('.')
+    return InputError(
+      f'--config.{override[1]}: expected {describe(schema(section)[field].hint)}, found {override[2]!r}'
+    )
+  if isinstance(error, flags.Error) and 'parsing config file' not in str(error):
+    return InputError(str(error))
+  return InputError(f'--config: the file fails to load: {type(chain[-1]).__name__}: {chain[-1]}')
+
+
+def check_path(path: str) -> None:
+  """Raise InputError where ``path``, such as ``'optim.lr'``, is no field of the config."""
+  section, _, field = path.partition('.')
+  if section not in SECTIONS:
+    raise InputError(f'--config.{path}: unknown config section {section!r}{nearest(section, SECTIONS)}')
+  if field not in schema(section):
+    where = f'--config.{path}: unknown field {field!r} of section {section!r}'
+    raise InputError(where + nearest(field, schema(section)))
+
+
+def _check_file(name: str) -> None:
+  path = pathlib.Path(name.partition(':')[0])
+  if not path.is_file():
+    siblings = path.parent.glob('*.py') if path.parent.is_dir() else []
+    known = nearest(path.name, [p.name for p in siblings])
+    raise InputError(f'--config: no such file: {path}{known or "; give the path of a config, see configs/"}')
+
+
+@functools.cache
+def schema(section: str) -> Mapping[str, Field]:
+  """Return the fields of ``section``: the parameters of its function that are not positional-only."""
+  file, function = SECTIONS[section]
+  tree = ast.parse((pathlib.Path(__file__).parent / file).read_text())
+  node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+  a = node.args
+  pairs = [*zip(a.args[::-1], a.defaults[::-1], strict=False)][::-1]
+  pairs += [(arg, default) for arg, default in zip(a.kwonlyargs, a.kw_defaults, strict=True) if default]
+  return {arg.arg: Field(_hint(arg), ast.literal_eval(default)) for arg, default in pairs}
+
+
+def _hint(arg: ast.arg) -> Any:
+  return eval(ast.unparse(arg.annotation or ast.Name('object')), {'Literal': typing.Literal})
+
+
+def _fill(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
+  fields = schema(section)
+  for name in given:
+    if name not in fields:
+      raise InputError(f'{section}.{name}: unknown field{nearest(name, fields)}')
+  values = {name: given.get(name, field.default) for name, field in fields.items()}
+  return {name: _coerce(f'{section}.{name}', values[name], f.hint) for name, f in fields.items()}
+
+
+def _coerce(path: str, value: Any, hint: Any) -> Any:
+  """Return ``value`` as ``hint`` wants it; None becomes a placeholder that keeps the type for overrides."""
+  if isinstance(value, list):
+    value = tuple(value)
+  if value == 'None' and types.NoneType in _alternatives(hint):
+    value = None
+  for option in _alternatives(hint):
+    if option is float and type(value) is int:
+      return float(value)
+    if _fits(value, option):
+      return config_dict.placeholder(_plain(hint)) if value is None else value
+  literals = [c for o in _alternatives(hint) if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
+  if literals and isinstance(value, str):
+    raise InputError(f'{path}: unknown value {value!r}{nearest(value, literals)}')
+  raise InputError(f'{path}: expected {describe(hint)}, found {value!r} ({type(value).__name__})')
+
+
+def describe(hint: Any) -> str:
+  """Return a type hint in words: ``int or None``, ``tuple of str``, ``'a' or 'b'``."""
+  if typing.get_origin(hint) is typing.Literal:
+    return ' or '.join(map(repr, typing.get_args(hint)))
+  if typing.get_origin(hint) is tuple:
+    return 'tuple of ' + describe(typing.get_args(hint)[0])
+  if len(_alternatives(hint)) > 1:
+    return ' or '.join(map(describe, _alternatives(hint)))
+  return 'None' if hint is types.NoneType else getattr(hint, '__name__', str(hint))
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+  union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+  return typing.get_args(hint) if union else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is typing.Literal:
+    return value in args
+  if origin is tuple:
+    options = _alternatives(args[0])
+    return isinstance(value, tuple) and all(any(_fits(v, o) for o in options) for v in value)
+  return hint is object or type(value) is hint
+
+
+def _plain(hint: Any) -> type:
+  """Return the class that a value of ``hint`` has when it is not None."""
+  option = next(o for o in _alternatives(hint) if o is not types.NoneType)
+  if typing.get_origin(option) is typing.Literal:
+    return str
+  return typing.get_origin(option) or option

@@ -1,0 +1,52 @@
+"""The resident pipeline: a split kept whole on every device, as uint8, and gathered by index inside the jit."""
+
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxres.data import order
+from jaxres.data.arrays import Arrays
+
+Batch = dict[str, jax.Array]
+
+
+class Resident:
+  """One split, ready to be trained on or evaluated.
+
+  A pipeline is what a jitted step is given: ``constants``, the same at every step, and one *feed* a step. Inside the
+  jit ``fetch(constants, feed)`` makes the batch of the two. Here the constants are the data and a feed is indices.
+
+  Attributes:
+    constants: ``image`` uint8 ``[N, H, W, C]`` and ``label`` int32 ``[N]``. An argument of the jit, never closed over:
+      a closed-over array loses its sharding.
+    size: N, the number of examples.
+  """
+
+  def __init__(self, arrays: Arrays, *, batch_size: int, seed: int):
+    self.constants = {'image': arrays.images, 'label': arrays.labels}
+    self.size = len(arrays.images)
+    self.batch_size = batch_size
+    self.seed = seed
+
+  def place(self, sharding: jax.sharding.Sharding) -> None:
+    """Move the constants to the devices."""
+    self.constants = jax.device_put(self.constants, sharding)
+
+  def train_feeds(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the feeds of steps ``start`` to ``stop - 1``: ``index`` int32 ``[B]``."""
+    for step in range(start, stop):
+      yield {'index': order.train_indices(self.seed, step, self.batch_size, self.size)}
+
+  def eval_feeds(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield feeds of every example once: ``index`` int32 ``[B]`` and ``mask`` bool ``[B]``."""
+    for index, mask in order.eval_indices(batch_size, self.size):
+      yield {'index': index, 'mask': mask}
+
+  @staticmethod
+  def fetch(constants: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:
+    """Return ``image`` uint8 ``[B, H, W, C]``, ``label`` int32 ``[B]``, and the feed's ``mask`` where it has one."""
+    index = feed['index']
+    batch = {name: jnp.take(array, index, axis=0, mode='clip') for name, array in constants.items()}
+    return batch | {'mask': feed['mask']} if 'mask' in feed else batch

@@ -1,0 +1,207 @@
+"""What a run leaves behind and what its user sees: metrics.jsonl, event files, the curves, a progress bar, tables."""
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import jaxres
+from jaxres import metrics, trees
+from jaxres.errors import InputError
+
+REFRESH_SECONDS = 0.25
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class RunLog:
+  """The log of one run: a context that holds its open files and the progress bar."""
+
+  def __init__(self, workdir: pathlib.Path, start: int, total: int, steps_per_epoch: float):
+    """Open the log of a run that is at step ``start`` of ``total``; later rows, of a run that was killed, go."""
+    from tensorboardX import SummaryWriter
+
+    self.steps_per_epoch = steps_per_epoch
+    self._rows = cut_rows(workdir / 'metrics.jsonl', start).open('a')
+    self._events = SummaryWriter(str(workdir), purge_step=start + 1 if start else None)
+    self._bar = Progress(
+      TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[shown]}'),
+      TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
+    )  # fmt: skip
+    self._task = self._bar.add_task('training', total=total, completed=start, shown='')
+
+  def __enter__(self) -> Self:
+    self._bar.start()
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._bar.stop()
+    self._events.close()
+    self._rows.close()
+
+  def show(self, step: int, shown: Mapping[str, float]) -> None:
+    """Move the bar to ``step``, with the numbers ``shown`` beside it."""
+    epoch = step / self.steps_per_epoch
+    self._bar.update(self._task, completed=step, description=f'epoch {epoch:.1f}', shown=one_line(shown))
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Write one row of metrics; where there is no terminal, print it as a line."""
+    epoch = step / self.steps_per_epoch
+    row = {'step': step, 'epoch': round(epoch, 4)} | {k: float(f'{v:.7g}') for k, v in values.items()}
+    self._rows.write(json.dumps(row) + '\n')
+    self._rows.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+    if not console.is_terminal or any(name.startswith(('val/', 'test/')) for name in values):
+      console.print(f'epoch {epoch:.2f} step {step}: {one_line(values)}')
+
+
+class Meter:
+  """Running sums of the training metrics, fetched from the device a few times a second, never once a step.
+
+  Fetching waits for the device, so the newest step is left in flight until its number is needed.
+  """
+
+  def __init__(self, run_log: RunLog, rate: Callable[[int], Any], every: int):
+    """Log to ``run_log`` every ``every`` steps, with the learning rate that ``rate`` gives for a step."""
+    self.row: dict[str, float] = {}  # of the steps since the row before
+    self._log, self._rate, self._every = run_log, rate, every
+    self._pending: list[metrics.Sums] = []
+    self._total: dict[str, float] = {}
+    self._clock: float | None = None
+    self._uncounted = self._shown = 0.0
+
+  def add(self, step: int, sums: metrics.Sums, *, last: bool) -> None:
+    """Take the sums of the batch that ended step ``step``.
+
+    Every so many steps and at the ``last`` there is a new ``row``; all but the last are written here.
+
+    Raises:
+      InputError: the loss is no longer a number.
+    """
+    if self._clock is None:  # the first step compiles: the clock starts behind it
+      jax.block_until_ready(sums)
+      self._restart_clock(uncounted=float(sums['count']))
+    self._pending.append(sums)
+    due = last or step % self._every == 0
+    if due or time.monotonic() - self._shown > REFRESH_SECONDS:
+      self._drain(leave=0 if due else 1)
+      self._check_finite(step)
+      self._log.show(step, self._means())
+    if due:
+      self.row = self._means() | {'train/lr': float(self._rate(step - 1))}
+      if not last:
+        self._log.write(step, self.row)
+      self._total = {}
+      self._restart_clock()
+
+  def _restart_clock(self, uncounted: float = 0.0) -> None:
+    self._clock, self._uncounted = time.monotonic(), uncounted
+
+  def _drain(self, leave: int) -> None:
+    ready = len(self._pending) - leave
+    fetched, self._pending = jax.device_get(self._pending[:ready]), self._pending[ready:]
+    for part in fetched:
+      for name, value in part.items():
+        self._total[name] = self._total.get(name, 0.0) + float(value)
+    self._shown = time.monotonic()
+
+  def _means(self) -> dict[str, float]:
+    if not self._total:
+      return {}
+    means = metrics.compute(self._total, 'train')
+    images = self._total['count'] - self._uncounted
+    if images and self._clock is not None:
+      means['train/images_per_s'] = images / (time.monotonic() - self._clock)
+    return means
+
+  def _check_finite(self, step: int) -> None:
+    loss = self._total.get('loss', 0.0)
+    if not math.isfinite(loss):
+      raise InputError(f'the training loss is {loss} at step {step}; lower optim.lr or lengthen optim.warmup_epochs')
+
+
+def cut_rows(path: pathlib.Path, last_step: int) -> pathlib.Path:
+  """Drop the rows of ``path`` behind ``last_step``, and a line that a kill left unfinished; return ``path``."""
+  rows = [line for line in read_lines(path) if json.loads(line)['step'] <= last_step]
+  partial = path.with_suffix('.tmp')
+  partial.write_text(''.join(rows))
+  os.replace(partial, path)
+  return path
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+  """Return the whole lines of ``path``; none where it is missing."""
+  if not path.exists():
+    return []
+  return [line for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')]
+
+
+def one_line(values: Mapping[str, float]) -> str:
+  """Return metrics as ``train/loss 0.1234, test/top1 98.76%, 1,234 images/s``."""
+  return ', '.join(f'{name} {format_value(name, value)}' for name, value in values.items())
+
+
+def format_value(name: str, value: float) -> str:
+  """Return ``value`` as a person reads it: fractions as percentages, rates and steps with separators."""
+  if 'top' in name:
+    return f'{value:.2%}'
+  if name.endswith(('_per_s', 'step')):
+    return f'{value:,.0f}'
+  return f'{value:.4g}'
+
+
+def print_start(
+  params: Mapping[str, Any], workdir: pathlib.Path, start: int, total: int, steps_per_epoch: float
+) -> None:
+  """Print what runs where, and how many parameters each part has; write all of them to ``parameters.txt``."""
+  from clu import parameter_overview
+
+  (workdir / 'parameters.txt').write_text(parameter_overview.get_parameter_overview(params) + '\n')
+  table = Table('part', 'arrays', 'parameters')
+  for part, tree in sorted(params.items(), key=lambda item: {'stem': 0, 'head': 2}.get(item[0], 1)):
+    table.add_row(part, f'{len(jax.tree.leaves(tree))}', f'{trees.count(tree):,}')
+  table.add_section()
+  table.add_row('total', f'{len(jax.tree.leaves(params))}', f'{trees.count(params):,}')
+  console.print(table)
+  device = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+  console.print(f'jaxres {jaxres.__version__}, jax {jax.__version__} on {device}')
+  verb = 'continuing' if start else 'training'
+  console.print(f'{verb} {workdir}: step {start:,} of {total:,}, {steps_per_epoch:,.4g} steps an epoch')
+
+
+def print_end(values: Mapping[str, float], workdir: pathlib.Path) -> None:
+  """Draw the curves, and print the metrics a run ended with and where everything is."""
+  table = Table('metric', 'value')
+  for name, value in values.items():
+    table.add_row(name, format_value(name, value))
+  console.print(table)
+  console.print(f'curves: {draw_curves(workdir)}\ncheckpoints, metrics.jsonl and event files: {workdir}')
+
+
+def draw_curves(workdir: pathlib.Path) -> pathlib.Path:
+  """Draw loss, top-1 and learning rate over the epochs of ``metrics.jsonl``; return the picture's path."""
+  import matplotlib.figure
+
+  rows = [json.loads(line) for line in read_lines(workdir / 'metrics.jsonl')]
+  figure = matplotlib.figure.Figure(figsize=(12, 3.6), layout='constrained')
+  for axes, quantity in zip(figure.subplots(1, 3), ('loss', 'top1', 'lr'), strict=True):
+    for split in ('train', 'val', 'test'):
+      points = [(row['epoch'], row[f'{split}/{quantity}']) for row in rows if f'{split}/{quantity}' in row]
+      if points:
+        axes.plot(*zip(*points, strict=True), label=split, marker='.' if len(points) < 60 else None)
+    axes.set(title=quantity, xlabel='epoch')
+    axes.grid(alpha=0.3)
+    if axes.lines:
+      axes.legend()
+  path = workdir / 'curves.png'
+  figure.savefig(path, dpi=120)
+  return path

@@ -1,0 +1,54 @@
+"""Metrics as masked sums: made on the device, merged by addition, divided once at the end."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+Sums = dict[str, jax.Array]
+
+
+def label_rank(logits: jax.Array, label: jax.Array) -> jax.Array:
+  """Return how many classes are ranked before the label, as a stable sort of descending logits would rank them.
+
+  A NaN anywhere ranks before the label, so that a broken model is never counted as right.
+
+  Args:
+    logits: float ``[B, K]``.
+    label: int32 ``[B]``.
+
+  Returns:
+    int32 ``[B]``: 0 where the label is the arg-max.
+  """
+  own = jnp.take_along_axis(logits, label[:, None], axis=-1)
+  earlier = jnp.arange(logits.shape[-1]) < label[:, None]
+  return jnp.sum(~(logits <= own) | ((logits == own) & earlier), axis=-1)
+
+
+def sums(loss: jax.Array, logits: jax.Array, label: jax.Array, mask: jax.Array | None = None) -> Sums:
+  """Return the sums of loss, top-1 and top-5 hits over the examples that ``mask`` keeps, and their count.
+
+  Args:
+    loss: float32 ``[B]``, one an example.
+    logits: float32 ``[B, K]``. With fewer than 5 classes every finite row is a top-5 hit.
+    label: int32 ``[B]``.
+    mask: bool ``[B]``; None keeps all.
+
+  Returns:
+    Float32 scalars ``loss``, ``top1``, ``top5``, ``count``.
+  """
+  keep = jnp.ones(label.shape, bool) if mask is None else mask
+  rank = label_rank(logits, label)
+  values = {'loss': loss, 'top1': rank < 1, 'top5': rank < 5, 'count': jnp.ones_like(label)}
+  return {name: jnp.sum(jnp.where(keep, value, 0), dtype=jnp.float32) for name, value in values.items()}
+
+
+def merge(a: Sums, b: Sums) -> Sums:
+  """Return the sums over both sets of examples."""
+  return jax.tree.map(jnp.add, a, b)
+
+
+def compute(total: Mapping[str, jax.Array | float], prefix: str) -> dict[str, float]:
+  """Return the means as ``{'<prefix>/loss': nats, '<prefix>/top1': fraction, '<prefix>/top5': fraction}``."""
+  count = float(total['count'])
+  return {f'{prefix}/{name}': float(value) / count for name, value in total.items() if name != 'count'}

@@ -1,0 +1,53 @@
+"""The models: ``create`` one by name, ``list`` the names.
+
+from jaxres import models
+
+model = models.create('resnet50', num_classes=1000)
+variables = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False)
+logits = model.apply(variables, images, train=False)
+logits, updates = model.apply(variables, images, train=True, mutable=['batch_stats'])
+stages = model.apply(variables, images, train=False, method='features')
+"""
+
+import builtins
+from typing import Literal
+
+from jaxres.backend import resolve_dtype
+from jaxres.errors import InputError, nearest
+from jaxres.models.resnet import MODELS, ResNet
+
+__all__ = ['ResNet', 'create', 'list']
+
+
+def create(
+  name: str = 'resnet50',
+  *,
+  num_classes: int | None = None,
+  stem: Literal['cifar', 'imagenet'] | None = None,
+  shortcut: Literal['projection', 'pad'] | None = None,
+  zero_init_residual: bool = False,
+  dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto',
+) -> ResNet:
+  """Return the model called ``name``, without variables.
+
+  Args:
+    name: one of ``list()``; spelt as torchvision does, or for the thin CIFAR networks as the paper does.
+    num_classes: width of the logits; 1000 where it is not given.
+    stem: ``'imagenet'`` (7x7 stride 2, max-pool) or ``'cifar'`` (3x3); the published one where it is not given.
+    shortcut: where the shape changes: ``'projection'`` or ``'pad'`` (option A); the published one where not given.
+    zero_init_residual: start the last norm of each block at zero.
+    dtype: of the arithmetic; ``'auto'`` is bfloat16 on GPU and TPU, float32 on CPU.
+
+  Raises:
+    InputError: ``name`` or ``dtype`` is unknown.
+  """
+  if name not in MODELS:
+    raise InputError(f'model.name: unknown model {name!r}{nearest(name, MODELS)}')
+  given = {'num_classes': num_classes, 'stem_type': stem, 'shortcut': shortcut}
+  options = {key: value for key, value in given.items() if value is not None}
+  return MODELS[name](zero_init_residual=zero_init_residual, dtype=resolve_dtype(dtype), **options)
+
+
+def list() -> builtins.list[str]:
+  """Return the names of all models."""
+  return builtins.list(MODELS)
