@@ -31,7 +31,8 @@ def open(
   """
   if keep_latest < 1 or keep_best < 0:
     raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
-  best = BestN(get_metric_fn=lambda m: m[BEST_METRIC], n=keep_best, keep_checkpoints_without_metrics=False)
+  rank = lambda metrics: (metrics[BEST_METRIC], -metrics['step'])  # of equals the earliest
+  best = BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
     preservation_policy=AnyPreservationPolicy([LatestN(keep_latest), best]),
     cleanup_tmp_directories=True,
@@ -55,8 +56,9 @@ def save(
     scores: metrics of this step; ``val/top1`` among them makes it a candidate for the best.
   """
   items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress)))
-  best = {BEST_METRIC: scores[BEST_METRIC]} if BEST_METRIC in scores else None
-  manager.save(int(state.step), args=items, metrics=best)
+  step = int(state.step)
+  rank = {BEST_METRIC: scores[BEST_METRIC], 'step': step} if BEST_METRIC in scores else None
+  manager.save(step, args=items, metrics=rank)
 
 
 def restore(

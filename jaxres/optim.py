@@ -49,7 +49,7 @@ def make(
     gamma: factor of the ``'step'`` schedule.
 
   Raises:
-    InputError: a value is out of range, or a pattern of ``no_decay`` matches nothing.
+    InputError: a name is unknown, a value is out of range, or a pattern of ``no_decay`` matches nothing.
   """
   _check(lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs, gamma=gamma, eps=eps)
   _check_below_one(momentum=momentum, b1=b1, b2=b2)
@@ -59,10 +59,15 @@ def make(
   steps = [round(epoch * steps_per_epoch) for epoch in milestones]
   rate = make_schedule(schedule, lr, total_steps, warmup_steps, steps, gamma)
   decays = _negate(trees.match(params, no_decay, 'optim.no_decay'))
-  if name == 'adamw':
-    return optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays), rate
   decay = optax.add_decayed_weights(weight_decay, decays)
-  return optax.chain(decay, optax.sgd(rate, momentum, nesterov=name == 'nesterov')), rate
+  optimizers = {
+    'sgd': lambda: optax.chain(decay, optax.sgd(rate, momentum)),
+    'nesterov': lambda: optax.chain(decay, optax.sgd(rate, momentum, nesterov=True)),
+    'adamw': lambda: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays),
+  }
+  if name not in optimizers:
+    raise InputError(f'optim.name: unknown optimiser {name!r}{nearest(name, optimizers)}')
+  return optimizers[name](), rate
 
 
 def make_schedule(

@@ -118,7 +118,7 @@ def fit(
     augment, feeds = augment_lib.make(), repeat_first(feeds)
   loss_fn = make_loss(model, losses.get(loss, label_smoothing=label_smoothing), augment, dataset.info)
   init = lambda: state.init_variables(model, dataset.info.image_shape, seed)
-  tx, rate = make_tx(jax.eval_shape(init)['params'], plan.eval_steps[-1], plan.steps_per_epoch)
+  tx, rate = make_tx(jax.eval_shape(init)['params'], plan.total_steps, plan.steps_per_epoch)
   dataset.place(sharding.replicated(mesh))
   train_step = make_train_step(loss_fn, tx, dataset.train.fetch, seed, mesh)
   eval_step = evaluate.make_eval_step(model, dataset.info, dataset.test.fetch, mesh)
@@ -126,9 +126,10 @@ def fit(
   limit = DRY_RUN_STEPS if dry_run else None
 
   train_state, progress = restore_or_init(manager, init, tx, mesh)
-  log.print_start(train_state.params, workdir, int(train_state.step), plan.eval_steps[-1], plan.steps_per_epoch)
-  with log.RunLog(workdir, int(train_state.step), plan.eval_steps[-1], plan.steps_per_epoch) as run_log:
-    for begin, end in plan.segments(int(train_state.step)):
+  start, stop = int(train_state.step), plan.eval_steps[-1]
+  log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
+  with log.RunLog(workdir, start, stop, plan.steps_per_epoch) as run_log:
+    for begin, end in plan.segments(start):
       if progress.stale >= patience > 0:
         log.console.print(f'stopped early: val/top1 is no better since {progress.stale} evaluations')
         break
@@ -141,13 +142,16 @@ def fit(
       progress = progress.advance(end, scores)
       checkpoint.save(manager, train_state, progress._asdict(), scores)
     manager.wait_until_finished()
+  if start >= stop:
+    log.console.print(f'{workdir} is finished; more train.epochs extend it')
   log.print_end(progress.metrics(), workdir)
   return progress.metrics()
 
 
 class Plan(NamedTuple):
-  """When to evaluate and save, in steps; the last is the end."""
+  """How long to train and when to evaluate and save, in steps; the last of ``eval_steps`` is the end."""
 
+  total_steps: int  # of the learning-rate schedule
   steps_per_epoch: float
   eval_steps: tuple[int, ...]
 
@@ -185,15 +189,15 @@ def make_plan(
   overfit_one_batch: bool,
 ) -> Plan:
   """Return when to evaluate and save a training of ``epochs`` passes over ``train``."""
-  steps_per_epoch = train.size / train.batch_size
   if overfit_one_batch:  # the whole schedule in a few steps
-    return Plan(OVERFIT_STEPS / epochs, (OVERFIT_STEPS,))
-  if dry_run:
-    return Plan(steps_per_epoch, (DRY_RUN_STEPS,))
+    return Plan(OVERFIT_STEPS, OVERFIT_STEPS / epochs, (OVERFIT_STEPS,))
+  steps_per_epoch = train.size / train.batch_size
   total = max(1, round(epochs * steps_per_epoch))
+  if dry_run:
+    return Plan(total, steps_per_epoch, (DRY_RUN_STEPS,))
   interval = eval_every_epochs * steps_per_epoch
   between = {round(k * interval) for k in range(1, int(total / interval) + 1)}
-  return Plan(steps_per_epoch, tuple(sorted(step for step in between | {total} if 0 < step <= total)))
+  return Plan(total, steps_per_epoch, tuple(sorted(step for step in between | {total} if 0 < step <= total)))
 
 
 def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, info: data.Info) -> LossFn:

@@ -66,16 +66,16 @@ def read_npz(path: str | None) -> Source:
   if train.images.shape[1:] != test.images.shape[1:]:
     found = f'{train.images.shape[1:]} and {test.images.shape[1:]}'
     raise InputError(f'{path}: train_x and test_x hold images of different shapes: {found}')
-  names = content['class_names'] if 'class_names' in content else _numbered_classes(path, train, test)
+  names = content['class_names'] if 'class_names' in content else _numbered_classes(path, train)
   return Source(train, test, tuple(map(str, names)))
 
 
-def _numbered_classes(path: str, train: Arrays, test: Arrays) -> range:
-  found = np.union1d(train.labels, test.labels)
+def _numbered_classes(path: str, train: Arrays) -> range:
+  found = np.unique(train.labels)
   gaps = np.flatnonzero(found != np.arange(len(found)))
   if len(gaps):
     expected = 'expected 0, 1, ... with no gap, or an array class_names beside them'
-    raise InputError(f'{path}: no example has label {gaps[0]}, one has {found[gaps[0]]}; {expected}')
+    raise InputError(f'{path}: no training example has label {gaps[0]}, one has {found[gaps[0]]}; {expected}')
   return range(len(found))
 
 

@@ -1,0 +1,58 @@
+"""Eight virtual CPU devices for every test, so that sharding is tested with no GPU."""
+
+import os
+
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def make_arrays(sizes: tuple[int, int] = (96, 40), shape: tuple[int, ...] = (8, 8, 3), classes: int = 4) -> dict:
+  """Return random images whose brightest channel tells the class: learnable in a few steps."""
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for split, size in zip(('train', 'test'), sizes, strict=True):
+    labels = np.arange(size) % classes
+    images = rng.integers(0, 80, (size, *shape))
+    images[np.arange(size), labels] += 150  # a bright row
+    arrays |= {f'{split}_x': images.astype(np.uint8), f'{split}_y': labels}
+  return arrays
+
+
+@pytest.fixture
+def npz(tmp_path: pathlib.Path) -> Callable[..., str]:
+  """A function that writes arrays, those of ``make_arrays`` unless told otherwise, and returns the file's path."""
+
+  def write(**arrays: np.ndarray) -> str:
+    path = tmp_path / 'data.npz'
+    np.savez(path, **(arrays or make_arrays()))
+    return str(path)
+
+  return write
+
+
+@pytest.fixture(scope='session')
+def tfds_dir() -> str:
+  """The directory with CIFAR-10 as a TFDS array_record set."""
+  directory = os.environ.get('JAXRES_TFDS_DIR')
+  if not directory:
+    pytest.skip('JAXRES_TFDS_DIR is not set: no CIFAR-10 at hand')
+  return directory
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
+  """The name of a model that compiles in a second: one block of 8 channels."""
+  from jaxres.models import blocks, resnet
+
+  model = functools.partial(resnet.ResNet, (1,), (8,), blocks.BasicBlock, stem_type='cifar')
+  monkeypatch.setitem(resnet.MODELS, 'tiny', model)
+  return 'tiny'

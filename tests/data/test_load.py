@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from jaxres import data
+from jaxres.errors import InputError
+from tests.conftest import make_arrays
+
+
+def load(path: str, **options: object) -> data.Dataset:
+  return data.load('arrays', path=path, **{'batch_size': 8} | options)
+
+
+def labels(pipeline: data.Pipeline) -> np.ndarray:
+  return np.asarray(pipeline.constants['label'])
+
+
+def test_validation_is_a_stratified_part_of_train(npz) -> None:
+  whole, part = load(npz()), load(npz(), val=0.25)
+  assert whole.val is None
+  assert (part.train.size, part.val.size, part.test.size) == (72, 24, 40)
+  assert np.bincount(labels(part.val)).tolist() == [6, 6, 6, 6]
+  rows = lambda p: {image.tobytes() for image in np.asarray(p.constants['image'])}
+  assert rows(part.train) | rows(part.val) == rows(whole.train)
+  assert not rows(part.train) & rows(part.val)
+  assert rows(load(npz(), val=0.25, seed=1).val) != rows(part.val)
+
+
+def test_limit_is_stratified_and_leaves_val_and_test_alone(npz) -> None:
+  limited = load(npz(), val=0.25, limit=16)
+  assert np.bincount(labels(limited.train)).tolist() == [4, 4, 4, 4]
+  assert (limited.val.size, limited.test.size) == (24, 40)
+  assert load(npz(), limit=1000).train.size == 96
+
+
+@pytest.mark.parametrize('classes', [(3, 1), ('d', 'b'), ('3', '1'), ('d,b',)])
+def test_classes_are_kept_and_numbered_in_the_order_given(npz, classes: tuple) -> None:
+  content = make_arrays()
+  kept = load(npz(**content, class_names=np.array(list('abcd'))), classes=classes)
+  assert kept.info.class_names == ('d', 'b')
+  wanted = np.isin(content['train_y'], (3, 1))
+  np.testing.assert_array_equal(np.asarray(kept.train.constants['image']), content['train_x'][wanted])
+  np.testing.assert_array_equal(labels(kept.train), np.where(content['train_y'][wanted] == 3, 0, 1))
+
+
+def test_info_has_the_statistics_of_the_training_images(npz) -> None:
+  info = load(npz()).info
+  images = make_arrays()['train_x'] / 255
+  np.testing.assert_allclose(info.mean, images.mean((0, 1, 2)))
+  np.testing.assert_allclose(info.std, images.std((0, 1, 2)))
+  assert info.image_shape == (8, 8, 3)
+
+
+def test_a_constant_channel_has_a_harmless_deviation() -> None:
+  assert data.channel_statistics(np.full((3, 2, 2, 1), 51, np.uint8)) == ((0.2,), (1.0,))
+
+
+def test_cifar10_is_normalised_by_the_published_statistics(tfds_dir: str) -> None:
+  dataset = data.load('cifar10', data_dir=tfds_dir, val=0.1)
+  assert (dataset.train.size, dataset.val.size, dataset.test.size) == (45_000, 5_000, 10_000)
+  assert np.bincount(labels(dataset.val)).tolist() == [500] * 10
+  assert dataset.info.mean == (0.4914, 0.4822, 0.4465)
+  assert dataset.info.class_names[3] == 'cat'
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'batch_size': 0}, 'data.batch_size: expected 1 or more, found 0'),
+    ({'batch_size': -8}, 'data.batch_size: expected 1 or more, found -8'),
+    ({'val': 1.0}, r'data.val: expected a fraction in \[0, 1\), found 1.0'),
+    ({'val': 0.001}, 'data.val: 0.001 of 96 training examples leaves a split empty'),
+    ({'limit': 0}, 'data.limit: expected 1 or more, found 0'),
+    ({'classes': ('9', 1)}, "data.classes: unknown class '9'; known: 0, 1, 2, 3"),
+    ({'classes': (1,)}, 'data.classes: expected at least two different classes'),
+    ({'classes': (1, 1)}, 'data.classes: expected at least two different classes'),
+    ({'classes': (1, -1)}, 'data.classes: unknown class -1'),
+  ],
+)
+def test_bad_fields(npz, options: dict, message: str) -> None:
+  with pytest.raises(InputError, match=message):
+    load(npz(), **options)
+
+
+def test_an_unknown_data_set() -> None:
+  with pytest.raises(InputError, match=r"data.name: unknown data set 'cifar11'; did you mean 'cifar10'\?"):
+    data.load('cifar11')
+
+
+@pytest.mark.parametrize('label', [-1, 4])
+def test_a_label_out_of_range(npz, label: int) -> None:
+  content = make_arrays() | {'class_names': np.array(list('abcd'))}
+  content['train_y'][17] = label
+  with pytest.raises(InputError, match=f'train example 17 has label {label}; expected 0 to 3'):
+    load(npz(**content))
+
+
+def test_missing_cifar10_is_explained(tmp_path) -> None:
+  with pytest.raises(InputError, match=r'jaxres prepare cifar10'):
+    data.load('cifar10', data_dir=str(tmp_path))

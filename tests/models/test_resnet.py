@@ -1,0 +1,433 @@
+"""The models against torch's, the papers' parameter counts and closed form."""
+
+import copy
+import functools
+import importlib
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxres import models
+from jaxres.errors import InputError
+
+TESTS = pathlib.Path(__file__).parents[1]
+
+THIN_COUNTS = {
+  'resnet20': 269_722,
+  'resnet32': 464_154,
+  'resnet44': 658_586,
+  'resnet56': 853_018,
+  'resnet110': 1_727_962,
+}
+IMAGENET_COUNTS = {
+  'resnet18': 11_689_512,
+  'resnet34': 21_797_672,
+  'resnet50': 25_557_032,
+  'resnet101': 44_549_160,
+  'resnet152': 60_192_808,
+}
+
+# name, arguments of create, image height and width. An odd size tells torch's padding from 'SAME', and a height that
+# is not the width tells a transposed image.
+PARITY = [
+  ('resnet18', {'stem': 'imagenet'}, (64, 64)),
+  ('resnet18', {'stem': 'cifar'}, (32, 32)),
+  ('resnet34', {'stem': 'imagenet'}, (33, 38)),
+  ('resnet34', {'stem': 'cifar'}, (33, 38)),
+  ('resnet50', {'stem': 'imagenet'}, (33, 38)),
+  ('resnet50', {'stem': 'cifar'}, (32, 32)),
+  ('resnet20', {'shortcut': 'pad'}, (33, 38)),
+  ('resnet20', {'shortcut': 'projection'}, (33, 38)),
+  ('resnet56', {'shortcut': 'pad'}, (32, 32)),
+  ('resnet56', {'shortcut': 'projection'}, (32, 32)),
+  pytest.param(('resnet101', {'stem': 'imagenet'}, (64, 64)), marks=pytest.mark.slow),
+  pytest.param(('resnet101', {'stem': 'cifar'}, (32, 32)), marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+  """Multiply in float32 where the device would rather use TF32 or bfloat16."""
+  with jax.default_matmul_precision('highest'):
+    yield
+
+
+@pytest.fixture(scope='module')
+def reference() -> ModuleType:
+  """Return tests/torch_models.py, or skip where torch is not installed."""
+  pytest.importorskip('torch')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(TESTS)
+    return importlib.import_module('torch_models')
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'train'))
+def apply(model: models.ResNet, variables: Any, images: Any, train: bool) -> tuple[Any, Any]:
+  """Return the logits and the statistics after them."""
+  return model.apply(variables, images, train=train, mutable=['batch_stats'])
+
+
+def small(name: str, **options: Any) -> models.ResNet:
+  return models.create(name, **{'num_classes': 10, 'dtype': 'float32'} | options)
+
+
+def init_shapes(model: models.ResNet) -> Any:
+  images = jnp.zeros((1, 32, 32, 3))
+  return jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
+
+
+def flat(tree: Any) -> dict[str, Any]:
+  """Return the leaves of ``tree`` by path, such as ``params/stage1/block0/conv1/kernel``."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def initial(model: models.ResNet, wanted: Callable[[str], Any]) -> dict[str, np.ndarray]:
+  """Return those leaves of the initial variables whose path is ``wanted``, by path.
+
+  XLA drops the others: to compile the random draws of every kernel takes it many seconds.
+  """
+
+  def leaves(key: jax.Array) -> dict[str, jax.Array]:
+    variables = flat(model.init(key, jnp.zeros((1, 32, 32, 3)), train=False))
+    return {path: leaf for path, leaf in variables.items() if wanted(path)}
+
+  return jax.tree.map(np.asarray, jax.jit(leaves)(jax.random.key(0)))
+
+
+def init(model: models.ResNet) -> Any:
+  """Return the variables that ``model`` starts from, but for the kernels, which NumPy draws."""
+  rng = np.random.default_rng(0)
+  values = initial(model, lambda path: not path.endswith('kernel'))
+
+  def leaf(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> np.ndarray:
+    key = jax.tree_util.keystr(path, simple=True, separator='/')
+    deviation = np.sqrt(2 / np.prod(like.shape[:-1]))
+    return values[key] if key in values else deviation * rng.standard_normal(like.shape, np.float32)
+
+  return jax.tree_util.tree_map_with_path(leaf, init_shapes(model))
+
+
+def count(tree: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def images(batch: int = 4, size: int = 32) -> np.ndarray:
+  """Return images that differ in contrast and colour, since pooling averages noise away."""
+  rng = np.random.default_rng(0)
+  noise = rng.normal(0, 1, (batch, size, size, 3)) * rng.uniform(0.2, 2, (batch, 1, 1, 1))
+  return (noise + rng.normal(0, 1, (batch, 1, 1, 3))).astype(np.float32)
+
+
+def assert_near(found: Any, expected: Any, tolerance: float, what: str = '') -> None:
+  """Assert that the largest difference is less than ``tolerance`` of the largest expected value."""
+  found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+  assert found.shape == expected.shape, what
+  error = np.abs(found - expected).max() / np.abs(expected).max()
+  assert error < tolerance, f'{what}: relative error {error:.1e}'
+
+
+def assert_alive(logits: np.ndarray) -> None:
+  """Assert that the logits depend on the image: constants would agree whatever came before them."""
+  assert logits.std(axis=0).max() > 0.02 * np.abs(logits).max()
+
+
+def twins(reference: ModuleType, name: str, **options: Any) -> tuple[models.ResNet, Any, Any]:
+  """Return a model, random variables for it, and the torch network that has the same."""
+  model = small(name, **options)
+  variables = reference.random_variables(model)
+  option = {'pad': 'A', 'projection': 'B'}[model.shortcut]
+  net = reference.create(name, 10, stem=model.stem_type, option=option)
+  return model, variables, reference.load(net, variables)
+
+
+@pytest.fixture(scope='module', params=PARITY, ids=lambda case: '-'.join([case[0], *case[1].values(), str(case[2][0])]))
+def case(request: pytest.FixtureRequest, reference: ModuleType) -> Any:
+  """Return ``twins`` and images ``[4, H, W, 3]``."""
+  name, options, size = request.param
+  return *twins(reference, name, **options), reference.random_images(4, *size)
+
+
+def nchw(array: np.ndarray) -> Any:
+  import torch
+
+  return torch.tensor(array.transpose(0, 3, 1, 2).copy())
+
+
+# Sizes and names
+
+
+@pytest.mark.parametrize(('name', 'expected'), THIN_COUNTS.items())
+def test_thin_parameter_counts(name: str, expected: int) -> None:
+  assert count(init_shapes(small(name))['params']) == expected
+
+
+@pytest.mark.parametrize(('name', 'expected'), IMAGENET_COUNTS.items())
+def test_imagenet_parameter_counts(name: str, expected: int) -> None:
+  # 1000 classes and the ImageNet stem are the defaults
+  assert count(init_shapes(models.create(name))['params']) == expected
+
+
+def test_cifar_resnet18_parameter_count() -> None:
+  assert count(init_shapes(small('resnet18', stem='cifar'))['params']) == 11_173_962
+
+
+def test_list_has_every_model() -> None:
+  assert sorted(models.list()) == sorted([*THIN_COUNTS, *IMAGENET_COUNTS])
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'nearest'),
+  [
+    ({'name': 'resnet-50'}, "did you mean 'resnet50'?"),
+    ({'name': 'ResNet110'}, "did you mean 'resnet110'?"),
+    ({'name': 'vgg'}, 'known: resnet101'),
+    ({'dtype': 'bfloat'}, "did you mean 'bfloat16'?"),
+  ],
+)
+def test_unknown_names_are_input_errors(arguments: dict[str, str], nearest: str) -> None:
+  with pytest.raises(InputError) as error:
+    models.create(**arguments)
+  message = str(error.value)
+  assert nearest in message
+  assert repr(next(iter(arguments.values()))) in message
+  assert '\n' not in message
+
+
+def test_parameter_paths() -> None:
+  shapes = init_shapes(small('resnet18'))
+  block = 'stage1/block0/'
+  first = {f'{block}conv{i}/kernel' for i in (1, 2)}
+  first |= {f'{block}bn{i}/{leaf}' for i in (1, 2) for leaf in ('scale', 'bias')}
+  rest = {'stem/conv/kernel', 'stem/bn/scale', 'head/fc/kernel', 'head/fc/bias'}
+  rest |= {'stage2/block0/shortcut/conv/kernel', 'stage2/block0/shortcut/bn/bias'}
+  found = set(flat(shapes['params']))
+  assert {path for path in found if path.startswith(block)} == first
+  assert rest <= found
+  assert {path.split('/')[0] for path in found} == {
+    'stem', 'stage1', 'stage2', 'stage3', 'stage4', 'head'
+  }  # fmt: skip
+  assert 'stage4/block1/bn2/mean' in flat(shapes['batch_stats'])
+  assert 'stage4/block1/bn2/var' in flat(shapes['batch_stats'])
+
+
+def test_import_loads_no_heavy_package() -> None:
+  heavy = ('tensorflow', 'torch', 'tensorflow_datasets', 'sklearn', 'matplotlib')
+  code = f'import sys, jaxres.models; print([name for name in {heavy} if name in sys.modules])'
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == '[]'
+
+
+# Structure
+
+
+def test_features_then_head_is_the_whole_model() -> None:
+  model, x = small('resnet20'), images()
+  variables = init(model)
+  stages = model.apply(variables, x, train=False, method='features')
+  assert [(name, stage.shape) for name, stage in stages.items()] == [
+    ('stem', (4, 32, 32, 16)),
+    ('stage1', (4, 32, 32, 16)),
+    ('stage2', (4, 16, 16, 32)),
+    ('stage3', (4, 8, 8, 64)),
+  ]
+  logits = model.apply(variables, stages, method='head')
+  np.testing.assert_array_equal(logits, model.apply(variables, x, train=False))
+  assert_alive(np.asarray(logits))
+
+
+def test_train_has_no_default() -> None:
+  model = small('resnet20')
+  with pytest.raises(TypeError, match='train'):
+    model.init(jax.random.key(0), images())
+
+
+def test_head_pools_and_multiplies() -> None:
+  rng = np.random.default_rng(0)
+  stage, kernel, bias = (rng.normal(1, 1, shape) for shape in ((3, 8, 7, 64), (64, 10), (10,)))
+  stages = {'stage1': None, 'stage3': jnp.asarray(stage, jnp.float32)}  # the last one counts
+  fc = {'kernel': jnp.asarray(kernel, jnp.float32), 'bias': jnp.asarray(bias, jnp.float32)}
+  logits = small('resnet20').apply({'params': {'head': {'fc': fc}}}, stages, method='head')
+  assert_near(logits, stage.mean((1, 2)) @ kernel + bias, 1e-5)
+
+
+@pytest.mark.parametrize(('name', 'last'), [('resnet18', 'bn2'), ('resnet50', 'bn3')])
+@pytest.mark.parametrize('zero', [False, True])
+def test_zero_init_residual_zeroes_the_last_norm_alone(name: str, last: str, zero: bool) -> None:
+  model = small(name, zero_init_residual=zero)
+  scales = initial(model, lambda path: path.endswith('scale'))
+  lasts = {path for path in scales if f'/{last}/' in path}
+  assert len(lasts) == sum(model.stage_sizes)
+  for path, scale in scales.items():
+    assert np.unique(scale) == (0 if zero and path in lasts else 1), path
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_zero_init_residual_makes_blocks_the_identity(train: bool) -> None:
+  model, x = small('resnet20', zero_init_residual=True), images()
+  variables = init(model)
+  stages, _ = model.apply(variables, x, train=train, method='features', mutable=['batch_stats'])
+  stem = np.asarray(stages['stem'])
+  assert stem.any()
+  np.testing.assert_array_equal(stages['stage1'], stem)
+  # what is left is the pad shortcut: every other pixel, and zeros on both sides of the channels
+  expected = np.zeros((4, 16, 16, 32), np.float32)
+  expected[..., 8:24] = stem[:, ::2, ::2]
+  np.testing.assert_array_equal(stages['stage2'], expected)
+  expected = np.zeros((4, 8, 8, 64), np.float32)
+  expected[..., 24:40] = stem[:, ::4, ::4]
+  np.testing.assert_array_equal(stages['stage3'], expected)
+
+
+def test_initial_weights_have_the_published_scales() -> None:
+  block = 'params/stage2/block1/'
+  paths = {f'{block}conv2/kernel', f'{block}conv3/kernel', 'params/head/fc/kernel'}
+  kernels = initial(small('resnet50'), paths.__contains__)
+  # He et al. 2015 by fan out, as torchvision: 3x3 to 128 channels, and 1x1 from 128 to 512
+  assert kernels[f'{block}conv2/kernel'].std() == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.02)
+  assert kernels[f'{block}conv3/kernel'].std() == pytest.approx(np.sqrt(2 / 512), rel=0.02)
+  # torch.nn.Linear: uniform within 1 / sqrt(fan in)
+  fc, bound = kernels['params/head/fc/kernel'], 1 / np.sqrt(2048)
+  assert np.abs(fc).max() == pytest.approx(bound, rel=0.01)
+  assert fc.std() == pytest.approx(bound / np.sqrt(3), rel=0.02)
+
+
+# Number formats
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'resnet20'])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_variables_and_logits_are_float32_in_half_precision(name: str, dtype: str) -> None:
+  model = small(name, dtype=dtype)
+  shapes = init_shapes(model)
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+  x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+  logits, updates = jax.eval_shape(lambda v, x: apply(model, v, x, train=True), shapes, x)
+  assert {leaf.dtype for leaf in jax.tree.leaves((logits, updates))} == {jnp.dtype('float32')}
+  stages = jax.eval_shape(lambda v, x: model.apply(v, x, train=False, method='features'), shapes, x)
+  assert {stage.dtype for stage in stages.values()} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_bfloat16_logits_are_close_to_float32(train: bool) -> None:
+  x = images()
+  variables = init(small('resnet20'))
+  full, _ = apply(small('resnet20'), variables, x, train=train)
+  half, _ = apply(small('resnet20', dtype='bfloat16'), variables, x, train=train)
+  assert_alive(np.asarray(full))
+  assert_near(half, full, 0.02)
+  assert np.abs(np.asarray(half) - np.asarray(full)).max() > 0  # bfloat16 it was
+
+
+# Parity with torch
+
+
+@pytest.mark.torch
+def test_eval_logits_equal_torch(case: Any) -> None:
+  import torch
+
+  model, variables, net, x = case
+  with torch.inference_mode():
+    expected = net.eval()(nchw(x)).numpy()
+  assert_alive(expected)
+  logits, updates = apply(model, variables, x, train=False)
+  assert_near(logits, expected, 1e-4)
+  for before, after in zip(jax.tree.leaves(variables['batch_stats']), jax.tree.leaves(updates), strict=True):
+    np.testing.assert_array_equal(before, after)
+
+
+def samples_per_channel(net: Any) -> dict[str, int]:
+  """Have ``net`` note, in the result, how many values each norm takes the mean of."""
+  import torch
+
+  counts: dict[str, int] = {}
+  for name, module in net.named_modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+      module.register_forward_hook(
+        lambda _, args, __, name=name: counts.update({name: args[0].numel() // args[0].shape[1]})
+      )
+  return counts
+
+
+@pytest.mark.torch
+def test_train_logits_and_statistics_equal_torch(case: Any, reference: ModuleType) -> None:
+  import torch
+
+  model, variables, net, x = case
+  net = copy.deepcopy(net)  # whose statistics the step changes
+  counts = samples_per_channel(net)
+  with torch.inference_mode():
+    expected = net.train()(nchw(x)).numpy()
+  assert_alive(expected)
+  logits, updates = apply(model, variables, x, train=True)
+  assert_near(logits, expected, 1e-4)
+
+  thin = isinstance(net, reference.ThinResNet)
+  before = reference.to_torch(variables['batch_stats'], thin)
+  found = reference.to_torch(updates['batch_stats'], thin)
+  after = net.state_dict()
+  assert len(found) == 2 * len(counts)
+  for norm, n in counts.items():
+    key = f'{norm}.running_mean'
+    assert_near(found[key], after[key], 1e-4, key)
+    key = f'{norm}.running_var'
+    # torch adds a tenth of the unbiased variance to nine tenths of the old one, flax of the biased
+    kept = 0.9 * before[key]
+    assert_near(kept + (found[key] - kept) * n / (n - 1), after[key], 1e-4, key)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+  ('name', 'options', 'size'),
+  [
+    ('resnet18', {'stem': 'imagenet'}, (64, 64)),
+    ('resnet18', {'stem': 'cifar'}, (33, 38)),
+    ('resnet20', {'shortcut': 'pad'}, (33, 38)),
+  ],
+)
+def test_features_equal_torch_layers(
+  reference: ModuleType, name: str, options: dict[str, str], size: tuple[int, int]
+) -> None:
+  import torch
+
+  model, variables, net = twins(reference, name, **options)
+  x = reference.random_images(2, *size)
+  with torch.inference_mode():
+    expected = {k: v.numpy().transpose(0, 2, 3, 1) for k, v in net.eval().stages(nchw(x)).items()}
+  stages = jax.jit(functools.partial(model.apply, train=False, method='features'))(variables, x)
+  assert stages.keys() == expected.keys()
+  for stage, value in expected.items():
+    assert 0.1 < (value > 0).mean() < 0.99, f'{stage} is dead, or ReLU does nothing'
+    assert_near(stages[stage], value, 1e-4, stage)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(('name', 'options'), [('resnet20', {'shortcut': 'pad'}), ('resnet18', {'stem': 'cifar'})])
+def test_train_gradients_equal_torch(reference: ModuleType, name: str, options: dict[str, str]) -> None:
+  import torch
+
+  model, variables, net = twins(reference, name, **options)
+  x, labels = reference.random_images(4, 32, 32), np.array([3, 1, 4, 1])
+  expected_loss = torch.nn.functional.cross_entropy(net.train()(nchw(x)), torch.tensor(labels))
+  expected_loss.backward()
+
+  def loss_fn(params: Any) -> jax.Array:
+    logits, _ = apply(model, variables | {'params': params}, x, train=True)
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(4), labels])
+
+  loss, grads = jax.jit(jax.value_and_grad(loss_fn))(variables['params'])
+  assert float(loss) == pytest.approx(expected_loss.item(), rel=1e-4)
+  grads = reference.to_torch(grads, name in reference.THIN)
+  expected = {key: parameter.grad for key, parameter in net.named_parameters()}
+  assert grads.keys() == expected.keys()
+  for key, value in expected.items():
+    assert value.norm() > 0
+    assert (grads[key] - value).norm() / value.norm() < 1e-3, key

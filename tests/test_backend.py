@@ -1,0 +1,121 @@
+"""Compute dtypes and compiler options, on this backend and on pretended ones."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import pytest
+
+from jaxres import backend
+from jaxres.errors import InputError
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='the options are for XLA:CPU')
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+  """Forget the options found, before and after each test."""
+  backend.compiler_options.cache_clear()
+  yield
+  backend.compiler_options.cache_clear()
+
+
+def pretend(patch: pytest.MonkeyPatch, name: str) -> None:
+  patch.setattr(jax, 'default_backend', lambda: name)
+
+
+@pytest.mark.parametrize('name', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('device', ['cpu', 'gpu'])
+def test_resolve_dtype_by_name(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+  pretend(monkeypatch, device)
+  assert backend.resolve_dtype(name) == jnp.dtype(name)
+
+
+@pytest.mark.parametrize(('device', 'name'), [('cpu', 'float32'), ('gpu', 'bfloat16'), ('tpu', 'bfloat16')])
+def test_auto_dtype_follows_the_device(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+  pretend(monkeypatch, device)
+  assert backend.resolve_dtype('auto') == jnp.dtype(name)
+
+
+@pytest.mark.parametrize(
+  ('name', 'nearest'),
+  [
+    ('bfloat', "did you mean 'bfloat16'?"),
+    ('floa32', "did you mean 'float32'?"),
+    ('Auto', "did you mean 'auto'?"),
+    ('int8', 'known: auto, bfloat16, float16, float32'),
+  ],
+)
+def test_unknown_dtype_is_an_input_error(name: str, nearest: str) -> None:
+  with pytest.raises(InputError) as error:
+    backend.resolve_dtype(name)
+  assert repr(name) in str(error.value)
+  assert str(error.value).endswith(nearest)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('device', ['gpu', 'tpu'])
+def test_no_compiler_options_elsewhere(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+  pretend(monkeypatch, device)
+  assert backend.compiler_options() == {}
+
+
+@on_cpu
+@pytest.mark.skipif(not jaxlib.__version__.startswith('0.10.'), reason='measured on jaxlib 0.10')
+def test_this_jaxlib_knows_the_option() -> None:
+  assert list(backend.compiler_options()) == ['xla_cpu_experimental_ynn_fusion_type']
+
+
+@on_cpu
+@pytest.mark.parametrize(
+  'unknown',
+  [
+    {'xla_cpu_no_such_option': 'LIBRARY_FUSION_TYPE_REDUCE'},
+    {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_NO_SUCH'},
+  ],
+  ids=['name', 'value'],
+)
+def test_no_options_where_jaxlib_refuses_them(unknown: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+  # the refusal is jaxlib's own, of an option that no jaxlib knows
+  jit, asked = jax.jit, []
+
+  def older_jit(fun: Callable[..., Any], *, compiler_options: dict[str, str]) -> Any:
+    asked.append(compiler_options)
+    return jit(fun, compiler_options=unknown)
+
+  monkeypatch.setattr(jax, 'jit', older_jit)
+  assert backend.compiler_options() == {}
+  assert len(asked) == 1
+
+
+@on_cpu
+def test_options_leave_the_values_as_they_are() -> None:
+  rng = np.random.default_rng(0)
+  x = rng.normal(0, 1, (4, 16, 16, 8)).astype(np.float32)
+  kernel = rng.normal(0, 1, (3, 3, 8, 16)).astype(np.float32)
+
+  def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
+    y = jax.lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    y = (y - y.mean((0, 1, 2))) * jax.lax.rsqrt(y.var((0, 1, 2)) + 1e-5)
+    return jnp.mean(jnp.tanh(y) ** 2)
+
+  step = jax.value_and_grad(loss)
+  plain = jax.jit(step)(kernel, x)
+  fast = jax.jit(step, compiler_options=backend.compiler_options())(kernel, x)
+  assert np.abs(plain[1]).max() > 1e-4
+  np.testing.assert_allclose(fast[0], plain[0], rtol=1e-5)
+  np.testing.assert_allclose(fast[1], plain[1], rtol=1e-4, atol=1e-4 * np.abs(plain[1]).max())
+
+
+@on_cpu
+def test_options_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+  first = backend.compiler_options()
+
+  def jit(*_: Any, **__: Any) -> None:
+    raise AssertionError('compiled anew')
+
+  monkeypatch.setattr(jax, 'jit', jit)
+  assert backend.compiler_options() == first

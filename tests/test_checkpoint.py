@@ -1,0 +1,83 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxres import checkpoint, sharding
+from jaxres.errors import InputError
+from jaxres.state import TrainState
+
+
+def make_state(step: int) -> TrainState:
+  leaf = lambda k: jnp.arange(40.0).reshape(5, 8) * k + step
+  return TrainState(jnp.asarray(step, jnp.int32), {'a': leaf(1)}, {'b': leaf(2)}, (leaf(3), jnp.asarray(step)))
+
+
+def restore(manager, step: int | None = None) -> tuple[TrainState, dict] | None:
+  template = jax.eval_shape(lambda: make_state(0))
+  return checkpoint.restore(manager, template, sharding.replicated(sharding.make_mesh()), step)
+
+
+def assert_equal(a: TrainState, b: TrainState) -> None:
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_what_was_saved_comes_back(tmp_path) -> None:
+  progress = {'last': {'test/top1': 0.1 + 0.2}, 'best': {}, 'stale': 3}
+  with checkpoint.open(tmp_path / 'c') as manager:
+    assert restore(manager) is None
+    checkpoint.save(manager, make_state(7), progress, {})
+  with checkpoint.open(tmp_path / 'c') as manager:
+    state, found = restore(manager)
+  assert_equal(state, make_state(7))
+  assert found == progress
+  assert state.params['a'].sharding.is_fully_replicated
+  assert len(state.params['a'].sharding.device_set) == 8
+
+
+def test_a_donated_state_is_saved_as_it_was(tmp_path) -> None:
+  step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  state = jax.jit(make_state, static_argnums=0)(0)
+  state = jax.tree.map(lambda x: jnp.broadcast_to(x, (1000, *x.shape)).copy(), state.replace(step=None))
+  with checkpoint.open(tmp_path / 'c', keep_latest=1) as manager:
+    checkpoint.save(manager, state.replace(step=0), {}, {})
+    for _ in range(20):
+      state = step(state)
+    manager.wait_until_finished()
+    template = jax.eval_shape(lambda: state.replace(step=0))
+    template = jax.tree.map(lambda x: x, template)
+    found, _ = checkpoint.restore(manager, template, sharding.replicated(sharding.make_mesh()))
+  np.testing.assert_array_equal(found.params['a'][3], make_state(0).params['a'])
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path) -> None:
+  top1 = [0.1, 0.5, 0.9, 0.7, 0.8, 0.8, 0.3, 0.2]
+  with checkpoint.open(tmp_path / 'c', keep_latest=2, keep_best=2) as manager:
+    for step, value in enumerate(top1, 1):
+      checkpoint.save(manager, make_state(step), {}, {'val/top1': value, 'test/top1': 1 - value})
+      manager.wait_until_finished()
+    assert manager.all_steps() == [3, 5, 7, 8]
+    assert_equal(restore(manager, 3)[0], make_state(3))
+
+
+def test_without_validation_the_latest_are_kept(tmp_path) -> None:
+  with checkpoint.open(tmp_path / 'c', keep_latest=2, keep_best=1) as manager:
+    for step in range(1, 6):
+      checkpoint.save(manager, make_state(step), {}, {'test/top1': 1.0 / step})
+      manager.wait_until_finished()
+    assert manager.all_steps() == [4, 5]
+
+
+def test_leaving_the_context_commits_even_on_an_error(tmp_path) -> None:
+  with pytest.raises(RuntimeError, match='stop'), checkpoint.open(tmp_path / 'c') as manager:
+    checkpoint.save(manager, make_state(4), {}, {})
+    raise RuntimeError('stop')
+  with checkpoint.open(tmp_path / 'c') as manager:
+    assert_equal(restore(manager)[0], make_state(4))
+
+
+@pytest.mark.parametrize('options', [{'keep_latest': 0}, {'keep_best': -1}])
+def test_bad_input(tmp_path, options: dict) -> None:
+  with pytest.raises(InputError, match='checkpoint: expected'), checkpoint.open(tmp_path, **options):
+    pass

@@ -1,0 +1,169 @@
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+import jaxres
+from jaxres import cli, data
+from jaxres.data import prepare
+from jaxres.errors import InputError
+
+
+@pytest.fixture
+def tool(monkeypatch):
+  """Make a tool `echo` whose run can be replaced."""
+  module = types.ModuleType('echo_tool')
+  module.add_arguments = lambda parser: parser.add_argument('--word', default='x')
+  module.run = lambda args: print(args.word)
+  monkeypatch.setitem(sys.modules, 'echo_tool', module)
+  monkeypatch.setitem(cli.TOOLS, 'echo', cli.Tool('echo_tool', 'say a word'))
+  return module
+
+
+def ended(capsys, *words):
+  """Return the exit code and the one line that a failing call prints."""
+  with pytest.raises(SystemExit) as caught:
+    cli.main(words)
+  captured = capsys.readouterr()
+  assert captured.out == ''
+  assert captured.err.startswith('error: ')
+  assert captured.err.count('\n') == 1
+  return caught.value.code, captured.err
+
+
+def python(*args):
+  return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize('words', [[], ['--help'], ['-h']])
+def test_alone_it_prints_the_table(capsys, words):
+  with pytest.raises(SystemExit) as caught:
+    cli.main(words)
+  assert not caught.value.code
+  shown = ' '.join(capsys.readouterr().out.split())
+  for name, row in cli.TOOLS.items():
+    assert f'{name} {row.help}' in shown
+
+
+def test_version(capsys):
+  with pytest.raises(SystemExit) as caught:
+    cli.main(['--version'])
+  assert not caught.value.code
+  assert capsys.readouterr().out == f'jaxres {jaxres.__version__}\n'
+
+
+def test_a_tool_runs_with_its_arguments(capsys, tool):
+  assert cli.main(['echo', '--word', 'hello']) is None
+  assert capsys.readouterr().out == 'hello\n'
+  tool.run = lambda args: 3
+  assert cli.main(['echo']) == 3
+
+
+def test_bad_input_is_one_line_and_status_2(capsys, tool):
+  def bad(args):
+    raise InputError('what, where\nand how to fix it')
+
+  tool.run = bad
+  assert ended(capsys, 'echo') == (2, 'error: what, where and how to fix it\n')
+
+
+def test_an_interrupt_is_one_line_and_status_130(capsys, tool):
+  def interrupted(args):
+    raise KeyboardInterrupt
+
+  tool.run = interrupted
+  assert ended(capsys, 'echo') == (130, 'error: interrupted\n')
+
+
+@pytest.mark.parametrize(
+  ('words', 'expected'),
+  [
+    (['prepar'], "unknown tool 'prepar'; did you mean 'prepare'?"),
+    (['xyz'], "unknown tool 'xyz'; known: echo, prepare"),
+    (['--nope'], 'unrecognized arguments: --nope'),
+    (['echo', '--nope'], 'unrecognized arguments: --nope'),
+    (['echo', '--wor', 'x'], 'unrecognized arguments: --wor'),
+    (['prepare'], 'required: {cifar10,cifar100}; `jaxres prepare --help`'),
+    (['prepare', 'cifar_10'], "did you mean 'cifar10'?"),
+    (['prepare', 'cifar10', '--npz', 'x.npz', '--data_dir', 'd'], 'give one of them'),
+  ],
+)
+def test_wrong_words_are_one_line_and_status_2(capsys, tool, monkeypatch, words, expected):
+  rows = {name: cli.TOOLS[name] for name in ('echo', 'prepare')}
+  monkeypatch.setattr(cli, 'TOOLS', rows)
+  status, line = ended(capsys, *words)
+  assert status == 2
+  assert expected in line
+
+
+def test_a_tool_is_imported_only_when_it_is_called():
+  script = """
+import sys
+from jaxres import cli
+try:
+  cli.main([])
+except SystemExit:
+  pass
+print(sorted({'numpy', 'jax', 'jaxres.data', 'tensorflow_datasets'} & set(sys.modules)))
+"""
+  assert python('-c', script).splitlines()[-1] == '[]'
+
+
+@pytest.mark.parametrize('name', cli.TOOLS)
+def test_each_row_is_a_tool(name, capsys):
+  module = importlib.import_module(cli.TOOLS[name].module)
+  assert callable(module.run)
+  with pytest.raises(SystemExit) as caught:
+    cli.main([name, '--help'])
+  assert not caught.value.code
+  assert f'usage: jaxres {name}' in capsys.readouterr().out
+
+
+def test_python_m_jaxres():
+  assert python('-m', 'jaxres', '--version') == f'jaxres {jaxres.__version__}\n'
+
+
+@pytest.mark.parametrize(
+  ('words', 'place', 'flags'),
+  [
+    (['cifar10'], '/sets/cifar10/3.0.2', ''),
+    (['cifar100'], '/sets/cifar100/3.0.2', ' --config.data.name=cifar100'),
+    (
+      ['cifar10', '--data_dir', '/my sets'],
+      '/my sets/cifar10/3.0.2',
+      " --config.data.data_dir='/my sets'",
+    ),
+    (
+      ['cifar100', '--npz', 'c.npz'],
+      'c.npz',
+      ' --config.data.name=arrays --config.data.path=c.npz',
+    ),
+  ],
+)
+def test_prepare_prints_the_command_that_trains(capsys, monkeypatch, words, place, flags):
+  monkeypatch.setenv('TFDS_DATA_DIR', '/sets')
+  monkeypatch.setattr(
+    prepare, 'prepare', lambda name, data_dir, archive: prepare.prepared.root(data_dir) / name / '3.0.2'
+  )
+  monkeypatch.setattr(prepare, 'prepare_npz', lambda name, file, archive: file)
+  assert cli.main(['prepare', *words]) is None
+  assert capsys.readouterr().out.splitlines() == [
+    f'{words[0]} is in {place}',
+    f'train on it: python main.py --config configs/resnet20_cifar_quick.py --workdir runs/quick{flags}',
+  ]
+
+
+def test_the_printed_flags_are_arguments_of_load():
+  assert {'name', 'data_dir', 'path'} <= set(inspect.signature(data.load).parameters)
+
+
+def test_no_network_is_one_line_and_status_2(capsys, monkeypatch, tmp_path):
+  url = 'http://127.0.0.1:9/set.tar.gz'  # the discard port: nothing listens
+  monkeypatch.setitem(prepare.PUBLISHED, 'cifar10', prepare.PUBLISHED['cifar10']._replace(url=url))
+  status, line = ended(capsys, 'prepare', 'cifar10', '--data_dir', os.fspath(tmp_path))
+  assert status == 2
+  assert f'cannot download {url}' in line

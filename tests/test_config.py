@@ -1,0 +1,96 @@
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxres import checkpoint as checkpoint_lib
+from jaxres import config, data, models, optim, train
+from jaxres.data import augment
+from jaxres.errors import InputError
+
+FUNCTIONS = {
+  'model': models.create,
+  'data': data.load,
+  'augment': augment.make,
+  'optim': optim.make,
+  'train': train.fit,
+  'checkpoint': checkpoint_lib.open.__wrapped__,
+}
+
+
+@pytest.mark.parametrize('section', config.SECTIONS)
+def test_schema_is_the_signature(section: str) -> None:
+  parameters = inspect.signature(FUNCTIONS[section]).parameters.values()
+  expected = {p.name: p.default for p in parameters if p.kind is not p.POSITIONAL_ONLY}
+  assert {name: field.default for name, field in config.schema(section).items()} == expected
+
+
+def test_make_fills_in_the_defaults_of_the_signatures() -> None:
+  made = config.make(optim={'lr': 0.5})
+  assert made.optim.lr == 0.5
+  assert made.optim.momentum == inspect.signature(optim.make).parameters['momentum'].default
+  assert made.data.limit is None
+  assert config.complete(made) == made
+  assert config.complete({'optim': {'lr': 0.5}}) == made
+
+
+def test_an_int_is_taken_for_a_float_and_a_list_for_a_tuple() -> None:
+  made = config.make(optim={'lr': 1, 'milestones': [1, 2.5]})
+  assert isinstance(made.optim.lr, float)
+  assert made.optim.milestones == (1, 2.5)
+
+
+@pytest.mark.parametrize(
+  ('sections', 'message'),
+  [
+    ({'optm': {}}, r"optm: unknown config section; did you mean 'optim'\?"),
+    ({'optim': {'lrr': 1.0}}, r"optim.lrr: unknown field; did you mean 'lr'\?"),
+    ({'optim': {'lr': 'fast'}}, r"optim.lr: expected float, found 'fast' \(str\)"),
+    ({'optim': {'schedule': 'cosin'}}, r"optim.schedule: unknown value 'cosin'; did you mean 'cosine'\?"),
+    ({'data': {'batch_size': 1.5}}, r'data.batch_size: expected int, found 1.5 \(float\)'),
+    ({'data': {'limit': 'x'}}, r"data.limit: expected int or None, found 'x' \(str\)"),
+    ({'data': {'batch_size': True}}, r'data.batch_size: expected int, found True \(bool\)'),
+    ({'optim': {'no_decay': (1,)}}, r'optim.no_decay: expected tuple of str, found \(1,\) \(tuple\)'),
+    ({'train': {'dry_run': 1}}, r'train.dry_run: expected bool, found 1 \(int\)'),
+    ({'model': {'stem': 3}}, r"model.stem: expected 'cifar' or 'imagenet' or None, found 3 \(int\)"),
+  ],
+)
+def test_wrong_configs_are_named(sections: dict, message: str) -> None:
+  with pytest.raises(InputError, match=message):
+    config.make(**sections)
+
+
+def test_fields_are_type_safe_and_locked() -> None:
+  made = config.make()
+  assert isinstance(made, ConfigDict)
+  made.data.limit = 3  # None, but known to be an int
+  with pytest.raises(TypeError):
+    made.data.limit = 'three'
+  with pytest.raises(AttributeError):
+    made.data.lmit = 3
+
+
+def test_json_holds_every_field() -> None:
+  written = json.loads(config.to_json(config.make()))
+  assert {section: set(fields) for section, fields in written.items()} == {
+    section: set(config.schema(section)) for section in config.SECTIONS
+  }
+
+
+def test_differences_after_a_round_trip_through_json() -> None:
+  made = config.make(optim={'milestones': (1, 2)})
+  stored = json.loads(config.to_json(made))
+  assert config.differences(stored, made) == {}
+  assert config.differences(stored, config.make(optim={'milestones': (1, 3)})) == {'optim.milestones': ([1, 2], [1, 3])}
+
+
+def test_nothing_slow_is_imported() -> None:
+  code = (
+    'import sys; from jaxres import config; config.make(); '
+    'print([m for m in ("jax", "flax", "numpy", "tensorflow_datasets") if m in sys.modules])'
+  )
+  found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert found.stdout.strip() == '[]'

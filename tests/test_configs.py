@@ -1,0 +1,55 @@
+"""Each config runs two steps, one evaluation and one save on tiny data."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+from jaxres import config as config_lib
+from jaxres import data, train
+from jaxres.data import arrays
+from tests.conftest import ROOT, make_arrays
+
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+
+
+def load(path: pathlib.Path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_the_configs_are_these() -> None:
+  assert {path.stem for path in CONFIGS} >= {'digits', 'resnet18_cifar', 'resnet20_cifar', 'resnet20_cifar_quick'}
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_a_config_runs(path: pathlib.Path, tmp_path, monkeypatch) -> None:
+  content = make_arrays((640, 16), shape=(32, 32, 3), classes=10)
+  split = lambda name: arrays.Arrays(content[f'{name}_x'], content[f'{name}_y'].astype(np.int32))
+  source = arrays.Source(split('train'), split('test'), tuple('abcdefghij'))
+  monkeypatch.setattr(data, '_read', lambda *_: source)
+  config = load(path).get_config()
+  config.train.dry_run = True
+  config.data.batch_size = 16
+  config.train.eval_batch_size = 8
+  found = train.train_and_evaluate(config, tmp_path)
+  assert np.isfinite(found['train/loss'])
+  assert 0 <= found['test/top1'] <= 1
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_a_config_says_its_command(path: pathlib.Path) -> None:
+  module = load(path)
+  assert f'python main.py --config configs/{path.name} --workdir runs/' in module.__doc__
+  assert config_lib.complete(module.get_config()) == module.get_config()
+
+
+def test_the_papers_recipe_takes_the_papers_steps() -> None:
+  config = load(ROOT / 'configs/resnet20_cifar.py').get_config()
+  steps_per_epoch = 45_000 / config.data.batch_size
+  assert round(config.train.epochs * steps_per_epoch) == 64_000
+  assert [round(m * steps_per_epoch) for m in config.optim.milestones] == [32_000, 48_000]
+  assert (config.data.val, config.optim.lr, config.optim.weight_decay) == (0.1, 0.1, 1e-4)

@@ -1,0 +1,66 @@
+import jax
+import numpy as np
+import pytest
+
+from jaxres import data, evaluate, models, sharding, state
+from tests.conftest import make_arrays
+
+
+@pytest.fixture
+def setup(npz):
+  dataset = data.load('arrays', path=npz(**make_arrays((16, 45))), batch_size=8)
+  mesh = sharding.make_mesh()
+  dataset.place(sharding.replicated(mesh))
+  model = models.create('resnet20', num_classes=4)
+  variables = state.init_variables(model, dataset.info.image_shape, seed=0)
+  head = {'fc': {'kernel': np.random.default_rng(0).normal(size=(64, 4)), 'bias': np.zeros(4)}}
+  variables['params'] = dict(variables['params']) | {'head': head}
+  step = evaluate.make_eval_step(model, dataset.info, dataset.test.fetch, mesh)
+  return dataset, model, variables, step
+
+
+def reference(dataset, model, variables) -> dict[str, float]:
+  images = make_arrays((16, 45))['test_x'] / 255
+  images = ((images - dataset.info.mean) / dataset.info.std).astype(np.float32)
+  logits = np.asarray(model.apply(variables, images, train=False), np.float64)
+  label = make_arrays((16, 45))['test_y']
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  return {'test/loss': -log_p[np.arange(45), label].mean(), 'test/top1': (logits.argmax(-1) == label).mean()}
+
+
+@pytest.mark.parametrize('batch_size', [8, 24, 40, 48, 64])
+def test_exactly_n_examples_count_at_any_batch_size(setup, batch_size: int) -> None:
+  dataset, model, variables, step = setup
+  found = evaluate.evaluate(step, variables, dataset.test, batch_size, 'test')
+  expected = reference(dataset, model, variables)
+  assert found['test/top1'] == pytest.approx(expected['test/top1'], rel=1e-6)
+  assert 0 < found['test/top1'] < 1
+  assert found['test/loss'] == pytest.approx(expected['test/loss'], rel=1e-4)
+  assert found['test/top5'] == 1.0
+
+
+def test_the_step_is_compiled_once(setup) -> None:
+  dataset, _, variables, step = setup
+  evaluate.evaluate(step, variables, dataset.test, 16, 'test')
+  evaluate.evaluate(step, variables, dataset.test, 16, 'test')
+  assert step._cache_size() == 1
+
+
+def test_splits_that_are_there_are_evaluated(setup, npz) -> None:
+  dataset, _, variables, step = setup
+  assert set(evaluate.evaluate_splits(step, variables, dataset, 16)) == {'test/loss', 'test/top1', 'test/top5'}
+  both = dataset._replace(val=dataset.train)
+  found = evaluate.evaluate_splits(step, variables, both, 16)
+  assert {name.partition('/')[0] for name in found} == {'val', 'test'}
+  assert found['val/top1'] == evaluate.evaluate(step, variables, dataset.train, 16, 'x')['x/top1']
+
+
+def test_one_device_and_eight_agree(setup) -> None:
+  dataset, model, variables, step = setup
+  one = jax.sharding.Mesh(jax.devices()[:1], ('data',))
+  found = evaluate.evaluate(step, variables, dataset.test, 16, 'test')
+  single = evaluate.make_eval_step(model, dataset.info, dataset.test.fetch, one)
+  dataset.place(sharding.replicated(one))
+  alone = evaluate.evaluate(single, variables, dataset.test, 16, 'test')
+  assert found['test/top1'] == alone['test/top1']
+  assert found['test/loss'] == pytest.approx(alone['test/loss'], rel=1e-5)

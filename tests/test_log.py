@@ -1,0 +1,89 @@
+import json
+import math
+
+import jax.numpy as jnp
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c  # noqa: F401  (the format the reader below decodes)
+
+from jaxres import log
+from jaxres.errors import InputError
+
+
+def sums(loss: float, count: float = 8.0) -> dict:
+  return {
+    'loss': jnp.float32(loss * count),
+    'top1': jnp.float32(count / 2),
+    'top5': jnp.float32(count),
+    'count': jnp.float32(count),
+  }
+
+
+def rows(workdir) -> list[dict]:
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def read_events(workdir) -> list[tuple[int, str, float]]:
+  """Decode the TFRecord framing: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+  found = []
+  for path in sorted(workdir.glob('events.*')):
+    blob, at = path.read_bytes(), 0
+    while at < len(blob):
+      size = int.from_bytes(blob[at : at + 8], 'little')
+      event = Event.FromString(blob[at + 12 : at + 12 + size])
+      found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+      at += size + 16
+  return found
+
+
+def test_rows_are_means_of_the_steps_between_them(tmp_path) -> None:
+  with log.RunLog(tmp_path, 0, 5, 2.0) as run_log:
+    meter = log.Meter(run_log, lambda step: 0.1 * step, every=2)
+    for step in range(1, 6):
+      meter.add(step, sums(float(step)), last=step == 5)
+    run_log.write(5, meter.row | {'test/top1': 0.25})
+  found = rows(tmp_path)
+  assert [row['step'] for row in found] == [2, 4, 5]
+  assert [row['epoch'] for row in found] == [1.0, 2.0, 2.5]
+  assert [row['train/loss'] for row in found] == [1.5, 3.5, 5.0]
+  assert [row['train/lr'] for row in found] == [0.1, pytest.approx(0.3), pytest.approx(0.4)]
+  assert found[0]['train/top1'] == 0.5
+  assert found[1]['train/images_per_s'] > 0
+  assert found[2]['test/top1'] == 0.25
+
+
+def test_event_files_hold_the_same_numbers(tmp_path) -> None:
+  with log.RunLog(tmp_path, 0, 5, 2.0) as run_log:
+    run_log.write(3, {'train/loss': 0.5, 'test/top1': 0.75})
+  assert read_events(tmp_path) == [(3, 'train/loss', 0.5), (3, 'test/top1', 0.75)]
+
+
+def test_a_resumed_run_drops_the_rows_behind_its_checkpoint(tmp_path) -> None:
+  lines = [json.dumps({'step': step}) for step in (1, 2, 3, 4)]
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n{"step": 5, "tra')
+  with log.RunLog(tmp_path, 2, 9, 1.0) as run_log:
+    run_log.write(3, {'train/loss': 1.0})
+  assert [row['step'] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path) -> None:
+  with log.RunLog(tmp_path, 0, 9, 1.0) as run_log:
+    meter = log.Meter(run_log, lambda _: 0.1, every=1)
+    meter.add(1, sums(1.0), last=False)
+    with pytest.raises(InputError, match='the training loss is nan at step 2; lower optim.lr'):
+      meter.add(2, sums(math.nan), last=False)
+
+
+def test_curves_show_each_split(tmp_path) -> None:
+  with log.RunLog(tmp_path, 0, 9, 1.0) as run_log:
+    for step in range(1, 9):
+      run_log.write(step, {'train/loss': 1 / step, 'train/top1': step / 9, 'test/top1': step / 10, 'train/lr': 0.1})
+  with Image.open(log.draw_curves(tmp_path)) as picture:
+    assert picture.size[0] > 1000
+    assert len(set(picture.convert('RGB').get_flattened_data())) > 50
+
+
+def test_numbers_as_a_person_reads_them() -> None:
+  values = {'test/top1': 0.98765, 'train/images_per_s': 12345.6, 'train/loss': 0.123456, 'best/step': 1200}
+  assert log.one_line(values) == 'test/top1 98.77%, train/images_per_s 12,346, train/loss 0.1235, best/step 1,200'

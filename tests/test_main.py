@@ -1,0 +1,136 @@
+"""main.py as a user runs it, in a process of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_train import final_state, rows
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'TFDS_DATA_DIR')}
+DIGITS = ('--config', 'configs/digits.py')
+# A small share of the digits, so that a run takes seconds.
+QUICK = ('--config.data.limit=128', '--config.train.epochs=4', '--config.optim.warmup_epochs=0')
+
+
+def command(*arguments: str) -> list[str]:
+  return [sys.executable, 'main.py', *arguments]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(command(*arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess]:
+  workdir = tmp_path_factory.mktemp('main') / 'run'
+  return workdir, run(*DIGITS, '--workdir', str(workdir), *QUICK)
+
+
+def test_a_run_prints_what_a_person_wants(finished) -> None:
+  workdir, done = finished
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == ''
+  for wanted in (
+    'stage3',
+    'total',
+    '269,434',
+    'train/loss',
+    'test/top1',
+    'images_per_s',
+    f'curves: {workdir}/curves.png',
+  ):
+    assert wanted in done.stdout
+  assert 'configs/resnet20_cifar_quick.py' in done.stdout
+  assert (workdir / 'curves.png').stat().st_size > 10_000
+
+
+def test_a_killed_run_continues_to_the_same_weights(finished, tmp_path) -> None:
+  arguments = command(*DIGITS, '--workdir', str(tmp_path / 'run'), *QUICK)
+  process = subprocess.Popen(arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+  deadline = time.monotonic() + 200
+  while not list((tmp_path / 'run/checkpoints').glob('[0-9]*[0-9]')) and time.monotonic() < deadline:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL
+  done = run(*DIGITS, '--workdir', str(tmp_path / 'run'), *QUICK)
+  assert done.returncode == 0, done.stderr
+  assert 'continuing' in done.stdout
+  a, b = final_state(tmp_path / 'run'), final_state(finished[0])
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+  assert rows(tmp_path / 'run') == rows(finished[0])
+
+
+BAD = {
+  'misspelt field': ([*DIGITS, '--config.optim.lrr=1'], "unknown field 'lrr' of section 'optim'; did you mean 'lr'?"),
+  'misspelt section': ([*DIGITS, '--config.optm.lr=1'], "unknown config section 'optm'; did you mean 'optim'?"),
+  'wrong type': ([*DIGITS, '--config.optim.lr=fast'], "--config.optim.lr: expected float, found 'fast'"),
+  'unknown model': ([*DIGITS, '--config.model.name=resnet81'], "unknown model 'resnet81'; did you mean 'resnet18'?"),
+  'unknown optimiser': ([*DIGITS, '--config.optim.name=sdg'], "optim.name: unknown value 'sdg'; did you mean 'sgd'?"),
+  'unknown data set': ([*DIGITS, '--config.data.name=digit'], "unknown data set 'digit'; did you mean 'digits'?"),
+  'missing config': (['--config', 'configs/digit.py'], "no such file: configs/digit.py; did you mean 'digits.py'?"),
+  'no config': ([], '--config is missing'),
+  'unknown flag': ([*DIGITS, '--foo=1'], "Unknown command line flag 'foo'"),
+  'stray word': ([*DIGITS, 'foo'], "unexpected argument 'foo'"),
+  'batch size 0': ([*DIGITS, '--config.data.batch_size=0'], 'data.batch_size: expected 1 or more, found 0'),
+  'missing data_dir': (
+    ['--config', 'configs/resnet20_cifar_quick.py', '--config.data.download=False', '--config.data.data_dir=/no/such'],
+    '/no/such',
+  ),
+  'missing npz': (
+    [*DIGITS, '--config.data.name=arrays', '--config.data.path=no.npz'],
+    'data.path: no such file: no.npz',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(name: str, tmp_path) -> None:
+  arguments, message = BAD[name]
+  done = run(*arguments, '--workdir', str(tmp_path / 'run'))
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert done.stderr.startswith('error: ')
+  assert done.stderr.count('\n') == 1
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_config_file_that_fails_to_load(tmp_path) -> None:
+  broken = tmp_path / 'broken.py'
+  broken.write_text('from jaxres import config\ndef get_config():\n  return config.make(optim=dict(lrr=1.0))\n')
+  done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'))
+  assert (done.returncode, done.stderr) == (2, "error: optim.lrr: unknown field; did you mean 'lr'?\n")
+  broken.write_text('def get_config():\n  return undefined\n')
+  done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'))
+  expected = "error: --config: the file fails to load: NameError: name 'undefined' is not defined\n"
+  assert (done.returncode, done.stderr) == (2, expected)
+
+
+def test_another_config_does_not_touch_a_finished_run(finished) -> None:
+  workdir, _ = finished
+  before = json.loads((workdir / 'config.json').read_text())
+  done = run(*DIGITS, '--workdir', str(workdir), *QUICK, '--config.optim.lr=0.5')
+  assert done.returncode == 2
+  assert 'holds a run of another config: optim.lr was 0.1 there and is 0.5 now' in done.stderr
+  assert json.loads((workdir / 'config.json').read_text()) == before
+
+
+def test_debug_shows_the_traceback(tmp_path) -> None:
+  done = run(*DIGITS, '--workdir', str(tmp_path / 'run'), '--config.data.batch_size=0', '--debug')
+  assert done.returncode != 0
+  assert 'Traceback' in done.stderr
+
+
+def test_help() -> None:
+  done = run('--help')
+  assert '--config.section.field=value' in done.stdout
+  assert '--workdir' in done.stdout

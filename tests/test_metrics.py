@@ -1,0 +1,49 @@
+import jax.numpy as jnp
+import numpy as np
+from sklearn.metrics import top_k_accuracy_score
+
+from jaxres import metrics
+
+
+def random_batch(size: int = 200, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+  rng = np.random.default_rng(1)
+  return rng.normal(size=(size, classes)).astype(np.float32), rng.integers(0, classes, size)
+
+
+def test_top1_and_top5_are_scikit_learns() -> None:
+  logits, label = random_batch()
+  found = metrics.compute(metrics.sums(jnp.ones(len(label)), jnp.asarray(logits), jnp.asarray(label)), 'test')
+  for k in (1, 5):
+    np.testing.assert_allclose(found[f'test/top{k}'], top_k_accuracy_score(label, logits, k=k, labels=range(10)))
+
+
+def test_rank_is_a_stable_sort_of_ties() -> None:
+  logits = np.random.default_rng(2).integers(0, 3, (50, 7)).astype(np.float32)
+  label = np.arange(50) % 7
+  order = np.argsort(-logits, axis=-1, kind='stable')
+  np.testing.assert_array_equal(
+    metrics.label_rank(jnp.asarray(logits), jnp.asarray(label)), (order == label[:, None]).argmax(-1)
+  )
+
+
+def test_nan_is_never_a_hit() -> None:
+  logits = jnp.array([[0.0, 1.0, jnp.nan], [jnp.nan] * 3, [5.0, jnp.nan, 0.0]])
+  label = jnp.array([1, 0, 0])
+  assert (metrics.label_rank(logits, label) >= 1).all()
+
+
+def test_masked_rows_do_not_count() -> None:
+  logits, label = map(jnp.asarray, random_batch())
+  loss = jnp.arange(200.0)
+  mask = jnp.arange(200) < 70
+  whole = metrics.sums(loss.at[70:].set(jnp.nan), logits, label, mask)
+  part = metrics.sums(loss[:70], logits[:70], label[:70])
+  assert {name: float(v) for name, v in whole.items()} == {name: float(v) for name, v in part.items()}
+  assert float(whole['count']) == 70
+
+
+def test_merging_parts_is_the_whole() -> None:
+  logits, label = map(jnp.asarray, random_batch())
+  part = lambda s: metrics.sums(jnp.ones(200)[s], logits[s], label[s])
+  merged = metrics.merge(part(slice(0, 90)), part(slice(90, 200)))
+  assert metrics.compute(merged, 'a') == metrics.compute(part(slice(0, 200)), 'a')
