@@ -32,7 +32,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 def main(_: Sequence[str]) -> None:
   """Train."""
   logging.set_verbosity(logging.INFO if DEBUG.value else logging.WARNING)
-  with errors.one_line(debug=DEBUG.value):
+  with errors.one_line(debug=DEBUG.value, interrupted='interrupted; the same command continues the run'):
     config = config_lib.complete(CONFIG.value)
     from jaxres.train import train_and_evaluate  # imports JAX, which is slow
 

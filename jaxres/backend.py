@@ -1,6 +1,8 @@
-"""What this machine's compiler wants: number formats and compiler options."""
+"""What this machine and its compiler want: number formats, compiler options, what makes XLA:CPU fast."""
 
+import ctypes
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -42,3 +44,47 @@ def compiler_options() -> dict[str, str]:
   except jax.errors.JaxRuntimeError:  # "No such compile option" or "Invalid value"
     return {}
   return options
+
+
+def materialize(x: jax.Array, anchor: jax.Array) -> jax.Array:
+  """Return ``x``, and make XLA:CPU write it, and its gradient, to memory here.
+
+  XLA:CPU fuses the chain that computes a convolution's input into each transpose that a weight gradient reads it
+  through, and so computes the chain back to the stem again, in a strided loop: more than half of the step of a thin
+  ResNet. It drops ``optimization_barrier`` before it fuses, but it never repeats a division, so this divides by a one
+  that it cannot fold. The values do not change; other backends get ``x`` as it is.
+
+  Args:
+    x: float array of any shape.
+    anchor: any finite float array; its first element is where the one comes from.
+  """
+  if jax.default_backend() != 'cpu':
+    return x
+  one = 1.0 + 0.0 * jax.lax.stop_gradient(anchor).ravel()[0]
+  return _divide(x, one.astype(x.dtype))
+
+
+@jax.custom_vjp
+def _divide(x: jax.Array, one: jax.Array) -> jax.Array:
+  return x / one
+
+
+_divide.defvjp(lambda x, one: (x / one, one), lambda one, gradient: (gradient / one, None))
+
+
+def keep_freed_memory() -> None:
+  """Make glibc's malloc keep what is freed, for the rest of the process; elsewhere do nothing.
+
+  XLA:CPU allocates the hundreds of megabytes of a step's activations anew each step, and malloc takes and returns
+  them by mmap: tens of thousands of page faults a step, a fifth of its time. Call it before
+  JAX starts its threads, which asking for a device does.
+  """
+  if not sys.platform.startswith('linux'):
+    return
+  try:
+    mallopt = ctypes.CDLL('libc.so.6').mallopt
+  except (OSError, AttributeError):  # another libc
+    return
+  m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8  # malloc.h
+  for option, value in ((m_arena_max, 1), (m_mmap_threshold, 2**31 - 1), (m_trim_threshold, 2**31 - 1)):
+    mallopt(option, value)

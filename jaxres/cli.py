@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from jaxres import __version__
-from jaxres.errors import InputError, exit_with, nearest
+from jaxres.errors import InputError, nearest, one_line
 
 
 class Tool(NamedTuple):
@@ -42,12 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
   Raises:
     SystemExit: after one line on standard error: 2 for bad input, 130 for an interrupt.
   """
-  try:
+  with one_line():
     return _run(sys.argv[1:] if argv is None else list(argv))
-  except InputError as error:
-    exit_with(str(error), 2)
-  except KeyboardInterrupt:
-    exit_with('interrupted', 130)
 
 
 def _run(words: list[str]) -> int | None:

@@ -29,10 +29,14 @@ def nearest(word: object, known: Iterable[object]) -> str:
 
 
 @contextlib.contextmanager
-def one_line(*, debug: bool = False) -> Iterator[None]:
+def one_line(*, debug: bool = False, interrupted: str = 'interrupted') -> Iterator[None]:
   """End the program with one line on standard error where the user's input is wrong, or where they interrupt it.
 
-  The exit status is 2 for an ``InputError`` and 130 for Ctrl-C. With ``debug`` the traceback is shown.
+  The exit status is 2 for an ``InputError`` and 130 for Ctrl-C.
+
+  Args:
+    debug: show the traceback of an ``InputError``.
+    interrupted: what to say after Ctrl-C.
   """
   try:
     yield
@@ -41,7 +45,7 @@ def one_line(*, debug: bool = False) -> Iterator[None]:
       raise
     exit_with(str(error), 2)
   except KeyboardInterrupt:
-    exit_with('interrupted; the same command continues from the newest checkpoint', 130)
+    exit_with(interrupted, 130)
 
 
 def exit_with(message: str, status: int) -> NoReturn:

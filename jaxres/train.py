@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from jaxres import checkpoint, data, evaluate, log, losses, metrics, models, optim, sharding, state
 from jaxres import config as config_lib
-from jaxres.backend import compiler_options
+from jaxres.backend import compiler_options, keep_freed_memory
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
 from jaxres.models import ResNet
@@ -51,6 +51,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
     InputError: the config, the data or the workdir cannot be used, which is found before anything is compiled; or
       the loss is no longer a number.
   """
+  keep_freed_memory()
   config = config_lib.complete(config)
   options = config_lib.to_dict(config)
   workdir = check_workdir(pathlib.Path(workdir), config)

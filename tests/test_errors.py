@@ -22,10 +22,10 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_an_interrupt_exits_with_130(capsys) -> None:
-  with pytest.raises(SystemExit) as exit_info, errors.one_line():
+  with pytest.raises(SystemExit) as exit_info, errors.one_line(interrupted='it continues'):
     raise KeyboardInterrupt
   assert exit_info.value.code == 130
-  assert 'continues' in capsys.readouterr().err
+  assert capsys.readouterr().err == 'error: it continues\n'
 
 
 def test_other_errors_pass_through() -> None:

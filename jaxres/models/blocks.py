@@ -13,12 +13,41 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxres.backend import materialize
+
 ModuleDef = Callable[..., Any]
+
+conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # He et al. 2015; torchvision
 
 
 def torch_padding(kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
   """Return the padding ``torch.nn.Conv2d(padding=kernel // 2)`` uses, as ``((top, bottom), (left, right))``."""
   return ((kernel // 2, kernel // 2),) * 2
+
+
+class Conv(nn.Module):
+  """Convolution without bias; its padding is torch's ``kernel_size // 2``.
+
+  Maps ``[B, H, W, C]`` to ``[B, ceil(H / strides), ceil(W / strides), channels]`` of dtype ``dtype``; its parameter
+  ``kernel`` is float32 ``[kernel_size, kernel_size, C, channels]``.
+  """
+
+  channels: int
+  kernel_size: int
+  strides: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
+    kernel = self.param('kernel', conv_init, shape).astype(self.dtype)
+    return jax.lax.conv_general_dilated(
+      materialize(x.astype(self.dtype), kernel),
+      kernel,
+      window_strides=(self.strides, self.strides),
+      padding=torch_padding(self.kernel_size),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
 
 
 class CifarStem(nn.Module):
@@ -33,7 +62,7 @@ class CifarStem(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.conv(self.width, (3, 3), padding=torch_padding(3), name='conv')(x)
+    x = self.conv(self.width, 3, name='conv')(x)
     return nn.relu(self.norm(name='bn')(x))
 
 
@@ -49,7 +78,7 @@ class ImageNetStem(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.conv(self.width, (7, 7), (2, 2), padding=torch_padding(7), name='conv')(x)
+    x = self.conv(self.width, 7, 2, name='conv')(x)
     x = nn.relu(self.norm(name='bn')(x))
     return nn.max_pool(x, (3, 3), (2, 2), padding=torch_padding(3))
 
@@ -81,7 +110,7 @@ class Projection(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.conv(self.channels, (1, 1), (self.strides, self.strides), padding='VALID', name='conv')(x)
+    x = self.conv(self.channels, 1, self.strides, name='conv')(x)
     return self.norm(name='bn')(x)
 
 
@@ -111,10 +140,9 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    strides = (self.strides, self.strides)
-    y = self.conv(self.width, (3, 3), strides, padding=torch_padding(3), name='conv1')(x)
+    y = self.conv(self.width, 3, self.strides, name='conv1')(x)
     y = nn.relu(self.norm(name='bn1')(y))
-    y = self.conv(self.width, (3, 3), padding=torch_padding(3), name='conv2')(y)
+    y = self.conv(self.width, 3, name='conv2')(y)
     y = self.last_norm(name='bn2')(y)
     return nn.relu(y + shortcut(self, x, self.width))
 
@@ -136,11 +164,11 @@ class BottleneckBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    strides, channels = (self.strides, self.strides), self.width * self.expansion
-    y = self.conv(self.width, (1, 1), padding='VALID', name='conv1')(x)
+    channels = self.width * self.expansion
+    y = self.conv(self.width, 1, name='conv1')(x)
     y = nn.relu(self.norm(name='bn1')(y))
-    y = self.conv(self.width, (3, 3), strides, padding=torch_padding(3), name='conv2')(y)
+    y = self.conv(self.width, 3, self.strides, name='conv2')(y)
     y = nn.relu(self.norm(name='bn2')(y))
-    y = self.conv(channels, (1, 1), padding='VALID', name='conv3')(y)
+    y = self.conv(channels, 1, name='conv3')(y)
     y = self.last_norm(name='bn3')(y)
     return nn.relu(y + shortcut(self, x, channels))

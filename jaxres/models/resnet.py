@@ -12,7 +12,6 @@ from jaxres.models import blocks
 
 STEMS = {'cifar': blocks.CifarStem, 'imagenet': blocks.ImageNetStem}
 
-conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # He et al. 2015; torchvision
 dense_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # torch.nn.Linear
 
 
@@ -28,7 +27,7 @@ class ResNet(nn.Module):
     widths: channels of each stage before the block's expansion; every stage but the first halves the image.
     block: ``BasicBlock`` or ``BottleneckBlock``.
     num_classes: width of the logits.
-    stem: ``'cifar'`` or ``'imagenet'``.
+    stem_type: ``'cifar'`` or ``'imagenet'``.
     shortcut: where the shape changes: ``'projection'`` (1x1 convolution) or ``'pad'`` (zero channels, option A).
     zero_init_residual: start the last norm of each block at zero, so that each block starts as the identity
       (Goyal et al. 2017, section 5.1).
@@ -55,7 +54,7 @@ class ResNet(nn.Module):
     Returns:
       ``{'stem', 'stage1', ...}``: ``[B, h, w, c]`` of the model's dtype, in that order.
     """
-    conv = functools.partial(nn.Conv, use_bias=False, kernel_init=conv_init, dtype=self.dtype)
+    conv = functools.partial(blocks.Conv, dtype=self.dtype)
     norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
     zeros = nn.initializers.zeros
     last_norm = functools.partial(norm, scale_init=zeros) if self.zero_init_residual else norm

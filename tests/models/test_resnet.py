@@ -303,8 +303,10 @@ def test_initial_weights_have_the_published_scales() -> None:
 # Number formats
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'resnet20'])
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+@pytest.mark.parametrize(
+  ('name', 'dtype'),
+  [('resnet18', 'bfloat16'), ('resnet50', 'bfloat16'), ('resnet20', 'bfloat16'), ('resnet20', 'float16')],
+)
 def test_variables_and_logits_are_float32_in_half_precision(name: str, dtype: str) -> None:
   model = small(name, dtype=dtype)
   shapes = init_shapes(model)
@@ -357,17 +359,27 @@ def samples_per_channel(net: Any) -> dict[str, int]:
   return counts
 
 
+def in_float64(model: models.ResNet, variables: Any, net: Any, x: np.ndarray) -> Any:
+  wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+  return model.clone(dtype=np.float64), wide, net.double(), x.astype(np.float64)
+
+
 @pytest.mark.torch
 def test_train_logits_and_statistics_equal_torch(case: Any, reference: ModuleType) -> None:
   import torch
 
   model, variables, net, x = case
   net = copy.deepcopy(net)  # whose statistics the step changes
+  # batch statistics magnify rounding: at 101 layers torch's own float32 logits are 2e-4 from its float64 ones
+  deep = sum(model.stage_sizes) > 30
+  if deep:
+    model, variables, net, x = in_float64(model, variables, net, x)
   counts = samples_per_channel(net)
   with torch.inference_mode():
     expected = net.train()(nchw(x)).numpy()
   assert_alive(expected)
-  logits, updates = apply(model, variables, x, train=True)
+  with jax.enable_x64(deep):
+    logits, updates = apply(model, variables, x, train=True)
   assert_near(logits, expected, 1e-4)
 
   thin = isinstance(net, reference.ThinResNet)
