@@ -76,8 +76,8 @@ def keep_freed_memory() -> None:
   """Make glibc's malloc keep what is freed, for the rest of the process; elsewhere do nothing.
 
   XLA:CPU allocates the hundreds of megabytes of a step's activations anew each step, and malloc takes and returns
-  them by mmap: tens of thousands of page faults a step, a fifth of its time. Call it before
-  JAX starts its threads, which asking for a device does.
+  them by mmap: tens of thousands of page faults a step, a fifth of its time. Call it before JAX starts its threads,
+  which asking for a device does.
   """
   if not sys.platform.startswith('linux'):
     return

@@ -1,5 +1,7 @@
 """Compute dtypes and compiler options, on this backend and on pretended ones."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -119,3 +121,50 @@ def test_options_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
   monkeypatch.setattr(jax, 'jit', jit)
   assert backend.compiler_options() == first
+
+
+def test_materialize_changes_no_value_and_no_gradient() -> None:
+  x = jax.random.normal(jax.random.key(0), (64, 64))
+  x = x.at[0, :4].set(jnp.array([jnp.inf, -0.0, 1e-37, 3e38]))
+  anchor = jnp.full((3, 3), -7.5)
+  value, pull = jax.vjp(jax.jit(backend.materialize), x, anchor)
+  np.testing.assert_array_equal(value, x)
+  gradient, of_anchor = pull(x)
+  np.testing.assert_array_equal(gradient, x)
+  assert not of_anchor.any()
+
+
+def test_materialize_outlives_the_compiler() -> None:
+  compiled = jax.jit(lambda x, k: jnp.exp(backend.materialize(x, k))).lower(jnp.ones((8, 8)), jnp.ones(3)).compile()
+  assert 'divide(' in compiled.as_text()
+
+
+def test_materialize_is_nothing_on_other_backends(monkeypatch) -> None:
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  x = jnp.ones(3)
+  assert backend.materialize(x, x) is x
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc alone has mallopt')
+def test_freed_memory_is_kept() -> None:
+  code = """
+import resource, sys
+from jaxres.backend import keep_freed_memory
+if sys.argv[1] == 'keep':
+  keep_freed_memory()
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), axis=0).sum() + x)  # 64 MB of scratch
+def run(steps):
+  x = jnp.arange(4096.0)
+  for _ in range(steps):
+    x = step(x)
+  x.block_until_ready()
+run(8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+run(8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+  run = lambda mode: subprocess.run([sys.executable, '-c', code, mode], capture_output=True, text=True, check=True)
+  faults = {mode: int(run(mode).stdout) for mode in ('keep', 'plain')}
+  assert faults['plain'] > 50_000
+  assert faults['keep'] < faults['plain'] / 5

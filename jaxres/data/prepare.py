@@ -1,87 +1,25 @@
 """`jaxres prepare`: CIFAR-10 and CIFAR-100 from their published archives, with no TensorFlow.
 
-TFDS's own builder needs TensorFlow to unpack the archive, and writes a format that only TensorFlow
-reads. Here the archive of plain bytes (never the pickled one) is checked against its published
-SHA-256, read by exact member names, and written as array_record or as one .npz file.
+TFDS's own builder needs TensorFlow to unpack the archive, and writes a format that only TensorFlow reads. Here the
+images are written as array_record or as one .npz file.
 """
 
 import argparse
 import contextlib
-import hashlib
-import http.client
 import io
 import pathlib
-import secrets
 import shlex
 import sys
-import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from jaxres.data import archive as archive_lib
 from jaxres.data import tfds as prepared
+from jaxres.data.archive import PUBLISHED, SIDE, Contents, Published, Split
 from jaxres.errors import InputError, nearest
-
-TIMEOUT_S = 8.0  # for connecting and for each read: with no network it must end within seconds
-_SIDE = 32
-_PIXELS = 3 * _SIDE * _SIDE
-_CHUNK = 1 << 20
-
-
-class Published(NamedTuple):
-  """A published archive and what lies where in it."""
-
-  url: str
-  size: int  # bytes
-  sha256: str
-  version: str  # of the TFDS set
-  splits: dict[str, tuple[str, ...]]  # split -> members, in order
-  names: dict[str, str]  # label -> member with its class names, in the order of a record's bytes
-
-
-# URL, size and SHA-256: tensorflow_datasets/url_checksums/cifar10.txt and cifar100.txt.
-PUBLISHED = {
-  'cifar10': Published(
-    url='https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
-    size=170052171,
-    sha256='c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd',
-    version='3.0.2',
-    splits={
-      'train': tuple(f'cifar-10-batches-bin/data_batch_{i}.bin' for i in range(1, 6)),
-      'test': ('cifar-10-batches-bin/test_batch.bin',),
-    },
-    names={'label': 'cifar-10-batches-bin/batches.meta.txt'},
-  ),
-  'cifar100': Published(
-    url='https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
-    size=168513733,
-    sha256='58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec',
-    version='3.0.2',
-    splits={'train': ('cifar-100-binary/train.bin',), 'test': ('cifar-100-binary/test.bin',)},
-    names={
-      'coarse_label': 'cifar-100-binary/coarse_label_names.txt',
-      'label': 'cifar-100-binary/fine_label_names.txt',
-    },
-  ),
-}
-
-
-class _Split(NamedTuple):
-  """One split as published."""
-
-  images: np.ndarray  # uint8 [N, 32, 32, 3]
-  labels: dict[str, np.ndarray]  # label -> uint8 [N]
-
-
-class _Contents(NamedTuple):
-  """An archive's splits and, for each of its labels, the class names."""
-
-  splits: dict[str, _Split]
-  names: dict[str, tuple[str, ...]]
 
 
 def prepare(name: str, data_dir: str | None = None, archive: str | None = None) -> pathlib.Path:
@@ -116,9 +54,9 @@ def prepare(name: str, data_dir: str | None = None, archive: str | None = None) 
     raise InputError(
       'array_record is not installed (it has wheels for Linux only); ' + prepared.without_array_record(name)
     )
-  contents = _read(published, _archive(published, root, archive))
+  contents = archive_lib.read(published, archive_lib.find(published, root, archive))
   _say(f'writing {_count(contents)} to {folder}')
-  with _one_line(folder):
+  with archive_lib.file_errors(folder):
     try:
       _write_array_record(name, published, contents, root)
     except OSError:
@@ -152,12 +90,12 @@ def prepare_npz(name: str, file: str, archive: str | None = None) -> pathlib.Pat
     _check_npz(path, name)
     _say(f'{name} is already prepared in {path}')
     return path
-  contents = _read(published, _archive(published, prepared.root(), archive))
+  contents = archive_lib.read(published, archive_lib.find(published, prepared.root(), archive))
   _say(f'writing {_count(contents)} to {path}')
   arrays: dict[str, Any] = {'name': name, 'class_names': contents.names['label']}
   for split, (images, labels) in contents.splits.items():
     arrays |= {f'{split}_x': images, f'{split}_y': labels['label'].astype(np.int32)}
-  with _one_line(path), _complete(path) as part:
+  with archive_lib.file_errors(path), archive_lib.complete(path) as part:
     np.savez(part, **arrays)
   return path
 
@@ -200,159 +138,11 @@ def _say(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
 
 
-def _count(contents: _Contents) -> str:
+def _count(contents: Contents) -> str:
   return ', '.join(f'{len(s.images):,} {name} images' for name, s in contents.splits.items())
 
 
-# --- the archive
-
-
-def _archive(published: Published, root: pathlib.Path, given: str | None) -> pathlib.Path:
-  """Return the path of an archive with the published SHA-256, downloaded where none is given."""
-  if given:
-    path = pathlib.Path(given).expanduser()
-    if not path.is_file():
-      raise InputError(f'--archive {given}: no such file')
-    found = _sha256(path)
-    if found != published.sha256:
-      raise InputError(f'--archive {given} is not {published.url}: expected sha256 {published.sha256}, found {found}')
-    return path
-  path = root / 'downloads' / published.url.rpartition('/')[2]
-  if not (path.is_file() and _sha256(path) == published.sha256):
-    _download(published, path)
-  return path
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with _one_line(path, 'read'), path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _download(published: Published, path: pathlib.Path) -> None:
-  """Download the archive to ``path``, which appears only when its SHA-256 is right."""
-  url = published.url
-  fix = 'or fetch it by hand and pass it with `jaxres prepare ... --archive FILE`'
-  try:
-    with _complete(path) as part:
-      with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-        found = _copy(response, part, published.size, f'downloading {url}')
-      if found != published.sha256:
-        raise InputError(
-          f'{url}: expected {published.size} bytes with sha256 {published.sha256}, found '
-          f'{part.tell()} bytes with {found}; try again, {fix}'
-        )
-  except (OSError, http.client.HTTPException) as error:
-    if isinstance(error, urllib.error.HTTPError):
-      error.close()  # it holds the connection
-    reason = getattr(error, 'reason', None) or error
-    raise InputError(f'cannot download {url} to {path}: {reason}; try again, {fix}') from error
-
-
-def _copy(source: IO[bytes], target: IO[bytes], size: int, what: str) -> str:
-  """Copy ``source`` to ``target`` with a progress line, no further than just over ``size`` bytes.
-
-  Returns:
-    The SHA-256 of what was copied.
-  """
-  digest, done, shown = hashlib.sha256(), 0, -1
-  on_terminal = sys.stderr.isatty()
-  step, end = (1, '\r') if on_terminal else (25, '\n')  # percent
-  try:
-    while done <= size and (chunk := source.read(_CHUNK)):
-      digest.update(chunk)
-      target.write(chunk)
-      done += len(chunk)
-      percent = 100 * done // size // step * step
-      if percent > shown:
-        shown = percent
-        line = f'{what}: {done / 1e6:.0f} of {size / 1e6:.0f} MB'
-        print(line, end=end, file=sys.stderr, flush=True)
-  finally:
-    if on_terminal:
-      print(file=sys.stderr)
-  return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _complete(path: pathlib.Path) -> Iterator[IO[bytes]]:
-  """Open a .part file beside ``path``, named so on success and removed on any failure.
-
-  Its name is its own, so that two processes that prepare the same set do not meet.
-  """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
-  try:
-    with part.open('xb') as file:
-      yield file
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _one_line(path: pathlib.Path, verb: str = 'write') -> Iterator[None]:
-  """Turn an error of the file system, such as a full disk, into one line."""
-  try:
-    yield
-  except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
-    reason = getattr(error, 'strerror', None) or error
-    raise InputError(f'cannot {verb} {path}: {reason}') from error
-
-
-def _read(published: Published, path: pathlib.Path) -> _Contents:
-  """Read an archive into memory (184 MB).
-
-  Source: https://www.cs.toronto.edu/~kriz/cifar.html, "binary version": a record is its label bytes
-  and 3072 bytes of one image, channel first.
-  """
-  wanted = [
-    *(m for members in published.splits.values() for m in members),
-    *published.names.values(),
-  ]
-  found = _members(path, set(wanted))
-  missing = [member for member in wanted if member not in found]
-  if missing:
-    raise InputError(f'{path}: it has no file {missing[0]}')
-  names = {label: tuple(found[member].decode('ascii').split()) for label, member in published.names.items()}
-  splits = {
-    split: _records(b''.join(found[m] for m in members), names, f'{path}, {members[0]}')
-    for split, members in published.splits.items()
-  }
-  return _Contents(splits, names)
-
-
-def _members(path: pathlib.Path, wanted: set[str]) -> dict[str, bytes]:
-  """Return the bytes of the wanted regular files of a .tar.gz; nothing is ever unpacked to disk."""
-  found = {}
-  try:
-    with tarfile.open(path, 'r|gz') as tar:
-      for member in tar:
-        file = tar.extractfile(member) if member.isfile() and member.name in wanted else None
-        if file is not None:
-          found[member.name] = file.read()
-  except (OSError, EOFError, tarfile.TarError) as error:
-    raise InputError(f'{path}: cannot read it as .tar.gz: {error}') from error
-  return found
-
-
-def _records(data: bytes, names: dict[str, tuple[str, ...]], where: str) -> _Split:
-  """Split records into labels and images, after checking both."""
-  size = len(names) + _PIXELS
-  if not data or len(data) % size:
-    raise InputError(f'{where}: expected records of {size} bytes, found {len(data)} bytes in all')
-  records = np.frombuffer(data, np.uint8).reshape(-1, size)
-  labels = {label: records[:, i] for i, label in enumerate(names)}
-  for label, values in labels.items():
-    if values.max() >= len(names[label]):
-      raise InputError(f'{where}: {label} {values.max()}, but only {len(names[label])} class names')
-  images = records[:, len(names) :].reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-  return _Split(images, labels)
-
-
-# --- what is written
-
-
-def _write_array_record(name: str, published: Published, contents: _Contents, root: pathlib.Path) -> None:
+def _write_array_record(name: str, published: Published, contents: Contents, root: pathlib.Path) -> None:
   """Write root/name/version through TFDS, whose folder is renamed only when it is complete."""
   import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
 
@@ -363,12 +153,12 @@ def _write_array_record(name: str, published: Published, contents: _Contents, ro
     builder.download_and_prepare(file_format='array_record')
 
 
-def _builder_class(tfds: Any, name: str, published: Published, contents: _Contents) -> Any:
+def _builder_class(tfds: Any, name: str, published: Published, contents: Contents) -> Any:
   """Return a builder of ``contents``, kept out of TFDS's register: that has one of its name."""
 
   def info(self: Any) -> Any:
     labels = {k: tfds.features.ClassLabel(names=list(v)) for k, v in contents.names.items()}
-    image = tfds.features.Image(shape=(_SIDE, _SIDE, 3))
+    image = tfds.features.Image(shape=(SIDE, SIDE, 3))
     return tfds.core.DatasetInfo(
       builder=self,
       description=f'{name} as published at {published.url}',
@@ -391,7 +181,7 @@ def _builder_class(tfds: Any, name: str, published: Published, contents: _Conten
     return type(name.capitalize(), (tfds.core.GeneratorBasedBuilder,), members)
 
 
-def _examples(split: str, arrays: _Split) -> Iterator[tuple[int, dict[str, Any]]]:
+def _examples(split: str, arrays: Split) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yield TFDS's key and example of every image; ids are TFDS's own: train_00000, ..."""
   for i, image in enumerate(arrays.images):
     png = io.BytesIO()

@@ -10,11 +10,12 @@ stages = model.apply(variables, images, train=False, method='features')
 """
 
 import builtins
+from collections.abc import Collection
 from typing import Literal
 
 from jaxres.backend import resolve_dtype
 from jaxres.errors import InputError, nearest
-from jaxres.models.resnet import MODELS, ResNet
+from jaxres.models.resnet import MODELS, SHORTCUTS, STEMS, ResNet
 
 __all__ = ['ResNet', 'create', 'list']
 
@@ -39,10 +40,13 @@ def create(
     dtype: of the arithmetic; ``'auto'`` is bfloat16 on GPU and TPU, float32 on CPU.
 
   Raises:
-    InputError: ``name`` or ``dtype`` is unknown.
+    InputError: a name is unknown, or ``num_classes`` is not positive.
   """
-  if name not in MODELS:
-    raise InputError(f'model.name: unknown model {name!r}{nearest(name, MODELS)}')
+  _check_known('name', name, MODELS)
+  _check_known('stem', stem, [None, *STEMS])
+  _check_known('shortcut', shortcut, [None, *SHORTCUTS])
+  if num_classes is not None and num_classes < 1:
+    raise InputError(f'model.num_classes: expected 1 or more, found {num_classes}')
   given = {'num_classes': num_classes, 'stem_type': stem, 'shortcut': shortcut}
   options = {key: value for key, value in given.items() if value is not None}
   return MODELS[name](zero_init_residual=zero_init_residual, dtype=resolve_dtype(dtype), **options)
@@ -51,3 +55,9 @@ def create(
 def list() -> builtins.list[str]:
   """Return the names of all models."""
   return builtins.list(MODELS)
+
+
+def _check_known(field: str, value: str | None, known: Collection[str | None]) -> None:
+  if value not in known:
+    words = [word for word in known if word is not None]
+    raise InputError(f'model.{field}: unknown {field} {value!r}{nearest(value, words)}')

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxres.models import blocks
 
 STEMS = {'cifar': blocks.CifarStem, 'imagenet': blocks.ImageNetStem}
+SHORTCUTS = ('projection', 'pad')
 
 dense_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # torch.nn.Linear
 
@@ -52,7 +53,7 @@ class ResNet(nn.Module):
       train: normalise by the batch and update ``batch_stats``, or normalise by ``batch_stats``.
 
     Returns:
-      ``{'stem', 'stage1', ...}``: ``[B, h, w, c]`` of the model's dtype, in that order.
+      ``{'stem': ..., 'stage1': ..., ...}``: ``[B, h, w, c]`` of the model's dtype.
     """
     conv = functools.partial(blocks.Conv, dtype=self.dtype)
     norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)

@@ -1,0 +1,92 @@
+"""Every command and every piece of Python in the README and in docs/ is run, on little data."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxres import cli
+from tests.conftest import ROOT, make_arrays
+
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+  fence = re.compile(rf'^```{language}\n(.*?)^```', re.MULTILINE | re.DOTALL)
+  return [(page.name, code) for page in PAGES for code in fence.findall(page.read_text())]
+
+
+def commands(start: str) -> list[str]:
+  lines = [line for _, code in blocks('bash') for line in code.splitlines()]
+  return sorted({line for line in lines if line.startswith(start)})
+
+
+def run(arguments: list[str], cwd: pathlib.Path) -> subprocess.CompletedProcess:
+  return subprocess.run(arguments, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def test_every_command_is_of_a_kind_that_is_run() -> None:
+  lines = [line for _, code in blocks('bash') for line in code.splitlines() if line]
+  known = ('python main.py ', 'jaxres ', 'python3 -m venv ')
+  assert [line for line in lines if not line.startswith(known)] == []
+  assert commands('python main.py ')
+  assert commands('jaxres ')
+  assert blocks('python')
+
+
+@pytest.mark.parametrize('line', commands('python main.py '))
+def test_training_commands_run(line: str, tmp_path) -> None:
+  arguments = shlex.split(line)[1:]
+  data = tmp_path / 'data.npz'
+  np.savez(data, **make_arrays((160, 20), shape=(32, 32, 3), classes=10))
+  workdir = ['--workdir', str(tmp_path / 'run')]
+  little = ['--config.data.name=arrays', f'--config.data.path={data}', '--config.data.batch_size=8']
+  dry = ['--config.train.dry_run=True'] if 'overfit' not in line else []
+  done = run([sys.executable, *arguments, *workdir, *little, *dry, '--config.train.eval_batch_size=10'], ROOT)
+  assert done.returncode == 0, done.stderr
+  assert 'test/top1' in done.stdout
+
+
+@pytest.mark.parametrize('line', commands('jaxres '))
+def test_tools_know_their_commands(line: str, monkeypatch) -> None:
+  called = []
+  tool = cli.TOOLS[shlex.split(line)[1]]
+  module = __import__(tool.module, fromlist=['run'])
+  monkeypatch.setattr(module, 'run', called.append)
+  cli.main(shlex.split(line)[1:])
+  assert len(called) == 1
+
+
+@pytest.mark.parametrize(('page', 'code'), blocks('python'), ids=lambda value: value[:24])
+def test_python_runs(page: str, code: str, tmp_path) -> None:
+  (tmp_path / 'code.py').write_text(code)
+  done = run([sys.executable, 'code.py'], tmp_path)
+  assert done.returncode == 0, done.stderr
+
+
+def test_ci_runs_the_readmes_two_commands() -> None:
+  lines = commands('python3 -m venv ')
+  assert [('main.py' in line, 'pytest' in line) for line in lines] == [(True, False), (False, True)]
+  script = (ROOT / '.ci/run').read_text()
+  assert "command_of_readme 'main\\.py'" in script
+  assert "command_of_readme 'pytest'" in script
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: pathlib.Path) -> None:
+  for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
+    assert target.startswith('https://') or (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+def test_the_quick_figure_is_that_of_its_log() -> None:
+  rows = [json.loads(line) for line in (ROOT / 'docs/resnet20_cifar_quick.jsonl').read_text().splitlines()]
+  top1 = rows[-1]['test/top1']
+  assert rows[-1]['epoch'] == pytest.approx(5, abs=0.01)
+  assert f'{top1:.2%}'.replace('%', ' %') in (ROOT / 'README.md').read_text()
