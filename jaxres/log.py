@@ -32,11 +32,15 @@ class RunLog:
     self.steps_per_epoch = steps_per_epoch
     self._rows = cut_rows(workdir / 'metrics.jsonl', start).open('a')
     self._events = SummaryWriter(str(workdir), purge_step=start + 1 if start else None)
-    self._bar = Progress(
-      TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[shown]}'),
-      TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
-    )  # fmt: skip
-    self._task = self._bar.add_task('training', total=total, completed=start, shown='')
+    columns = (
+      TextColumn('{task.description}'),
+      BarColumn(bar_width=None),
+      MofNCompleteColumn(),
+      TextColumn('{task.fields[shown]}'),
+      TimeRemainingColumn(),
+    )
+    self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    self._task = self._bar.add_task('compiling', total=total, completed=start, shown='')
 
   def __enter__(self) -> Self:
     self._bar.start()
@@ -47,10 +51,13 @@ class RunLog:
     self._events.close()
     self._rows.close()
 
-  def show(self, step: int, shown: Mapping[str, float]) -> None:
-    """Move the bar to ``step``, with the numbers ``shown`` beside it."""
-    epoch = step / self.steps_per_epoch
-    self._bar.update(self._task, completed=step, description=f'epoch {epoch:.1f}', shown=one_line(shown))
+  def show(self, step: int, means: Mapping[str, float]) -> None:
+    """Move the bar to ``step``, with the training metrics ``means`` beside it; empty ones leave those of before."""
+    self._bar.update(self._task, completed=step, description=f'epoch {step / self.steps_per_epoch:.1f}')
+    if means:
+      speed = f'{means["train/images_per_s"]:,.0f} images/s  ' if 'train/images_per_s' in means else ''
+      shown = f'{speed}loss {means["train/loss"]:.3f}  top-1 {means["train/top1"]:.1%}'
+      self._bar.update(self._task, shown=shown)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Write one row of metrics; where there is no terminal, print it as a line."""

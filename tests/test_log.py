@@ -1,11 +1,13 @@
+import io
 import json
 import math
+import re
 
 import jax.numpy as jnp
 import pytest
 from PIL import Image
+from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import masked_crc32c  # noqa: F401  (the format the reader below decodes)
 
 from jaxres import log
 from jaxres.errors import InputError
@@ -87,3 +89,15 @@ def test_curves_show_each_split(tmp_path) -> None:
 def test_numbers_as_a_person_reads_them() -> None:
   values = {'test/top1': 0.98765, 'train/images_per_s': 12345.6, 'train/loss': 0.123456, 'best/step': 1200}
   assert log.one_line(values) == 'test/top1 98.77%, train/images_per_s 12,346, train/loss 0.1235, best/step 1,200'
+
+
+def test_the_bar_shows_speed_loss_accuracy_and_the_time_left(tmp_path, monkeypatch) -> None:
+  terminal = Console(file=io.StringIO(), force_terminal=True, width=110, highlight=False)
+  monkeypatch.setattr(log, 'console', terminal)
+  with log.RunLog(tmp_path, 0, 90, 22.5) as run_log:
+    run_log.show(45, {'train/loss': 0.1612, 'train/top1': 0.951, 'train/images_per_s': 1313.4})
+    run_log.show(46, {})
+    run_log._bar.refresh()
+  shown = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', terminal.file.getvalue())
+  assert 'compiling' in shown
+  assert re.search(r'epoch 2.0 .* 46/90 1,313 images/s  loss 0.161  top-1 95.1% \S*:\S*', shown)
