@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from jaxres.data import archive as archive_lib
 from jaxres.data import arrays, prepare
 from jaxres.data import tfds as jtfds
 from jaxres.errors import InputError
@@ -443,7 +444,7 @@ def test_no_network_is_one_line_within_seconds(data_dir, archive, monkeypatch):
 
 
 def test_a_silent_server_is_given_up(data_dir, archive, monkeypatch):
-  monkeypatch.setattr(prepare, 'TIMEOUT_S', 0.3)
+  monkeypatch.setattr(archive_lib, 'TIMEOUT_S', 0.3)
   with Server(b'x' * 10, claimed=100) as server:
     held = threading.Event()
     monkeypatch.setattr(server.http, 'shutdown_request', lambda request: (held.wait(20), request.close()))
@@ -458,7 +459,7 @@ def test_an_interrupted_download_leaves_nothing(data_dir, archive, monkeypatch):
   def interrupted(*args):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(prepare, '_copy', interrupted)
+  monkeypatch.setattr(archive_lib, '_copy', interrupted)
   with Server(archive.read_bytes()) as server:
     publish(monkeypatch, 'cifar10', archive, url=server.url)
     with pytest.raises(KeyboardInterrupt):
