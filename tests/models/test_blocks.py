@@ -11,7 +11,7 @@ import pytest
 
 from jaxres.models import blocks
 
-CONV = functools.partial(nn.Conv, use_bias=False)
+CONV = blocks.Conv
 # with mean 0, variance 1, scale 1, bias 0 and no epsilon: the identity
 NORM = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=0.0)
 
