@@ -17,7 +17,7 @@ from tests.test_train import final_state, rows
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'TFDS_DATA_DIR')}
 DIGITS = ('--config', 'configs/digits.py')
 # A small share of the digits, so that a run takes seconds.
-QUICK = ('--config.data.limit=128', '--config.train.epochs=4', '--config.optim.warmup_epochs=0')
+QUICK = ('--config.data.limit=128', '--config.train.epochs=12', '--config.optim.warmup_epochs=0')
 
 
 def command(*arguments: str) -> list[str]:
@@ -56,7 +56,8 @@ def test_a_killed_run_continues_to_the_same_weights(finished, tmp_path) -> None:
   arguments = command(*DIGITS, '--workdir', str(tmp_path / 'run'), *QUICK)
   process = subprocess.Popen(arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
   deadline = time.monotonic() + 200
-  while not list((tmp_path / 'run/checkpoints').glob('[0-9]*[0-9]')) and time.monotonic() < deadline:
+  committed = lambda: [path for path in (tmp_path / 'run/checkpoints').glob('*') if path.name.isdigit()]
+  while not committed() and time.monotonic() < deadline:
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL

@@ -42,7 +42,8 @@ def create(
   Raises:
     InputError: a name is unknown, or ``num_classes`` is not positive.
   """
-  _check_known('name', name, MODELS)
+  if name not in MODELS:
+    raise InputError(f'model.name: unknown model {name!r}{nearest(name, MODELS)}')
   _check_known('stem', stem, [None, *STEMS])
   _check_known('shortcut', shortcut, [None, *SHORTCUTS])
   if num_classes is not None and num_classes < 1:
