@@ -55,7 +55,7 @@ def save(
     progress: JSON; what else a resumed run must know.
     scores: metrics of this step; ``val/top1`` among them makes it a candidate for the best.
   """
-  items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress)))
+  items = ocp.args.Composite(state=ocp.args.StandardSave(state.present), progress=ocp.args.JsonSave(dict(progress)))
   step = int(state.step)
   rank = {BEST_METRIC: scores[BEST_METRIC], 'step': step} if BEST_METRIC in scores else None
   manager.save(step, args=items, metrics=rank)
@@ -63,7 +63,7 @@ def save(
 
 def restore(
   manager: ocp.CheckpointManager,
-  template: Any,
+  template: TrainState,
   sharding: jax.sharding.Sharding,
   step: int | None = None,
 ) -> tuple[TrainState, dict[str, Any]] | None:
@@ -78,7 +78,7 @@ def restore(
   step = manager.latest_step() if step is None else step
   if step is None:
     return None
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template)
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template.present)
   items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
   restored = manager.restore(step, args=items)
-  return restored['state'], restored['progress']
+  return TrainState(**restored['state']), restored['progress']

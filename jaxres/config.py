@@ -174,15 +174,11 @@ def _fill(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _coerce(path: str, value: Any, hint: Any) -> Any:
   """Return ``value`` as ``hint`` wants it; None becomes a placeholder that keeps the type for overrides."""
-  if isinstance(value, list):
-    value = tuple(value)
   if value == 'None' and types.NoneType in _alternatives(hint):
     value = None
-  for option in _alternatives(hint):
-    if option is float and type(value) is int:
-      return float(value)
-    if _fits(value, option):
-      return config_dict.placeholder(_plain(hint)) if value is None else value
+  value = _convert(value, hint)
+  if _fits(value, hint):
+    return config_dict.placeholder(_plain(hint)) if value is None else value
   literals = [c for o in _alternatives(hint) if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
   if literals and isinstance(value, str):
     raise InputError(f'{path}: unknown value {value!r}{nearest(value, literals)}')
@@ -194,7 +190,8 @@ def describe(hint: Any) -> str:
   if typing.get_origin(hint) is typing.Literal:
     return ' or '.join(map(repr, typing.get_args(hint)))
   if typing.get_origin(hint) is tuple:
-    return 'tuple of ' + describe(typing.get_args(hint)[0])
+    args = typing.get_args(hint)
+    return f'tuple of {describe(args[0])}' if args[-1] is ... else f'({", ".join(map(describe, args))})'
   if len(_alternatives(hint)) > 1:
     return ' or '.join(map(describe, _alternatives(hint)))
   return 'None' if hint is types.NoneType else getattr(hint, '__name__', str(hint))
@@ -205,14 +202,34 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
   return typing.get_args(hint) if union else (hint,)
 
 
+def _convert(value: Any, hint: Any) -> Any:
+  """Return ``value``, also inside tuples, with lists as tuples, and ints as floats where no int is wanted."""
+  options = _alternatives(hint)
+  if type(value) is int and float in options and int not in options:
+    return float(value)
+  if not isinstance(value, (list, tuple)):
+    return value
+  wanted = next((_of_elements(o, len(value)) for o in options if typing.get_origin(o) is tuple), None)
+  return tuple(map(_convert, value, wanted or [object] * len(value)))
+
+
 def _fits(value: Any, hint: Any) -> bool:
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin is typing.Literal:
-    return value in args
-  if origin is tuple:
-    options = _alternatives(args[0])
-    return isinstance(value, tuple) and all(any(_fits(v, o) for o in options) for v in value)
+  if len(_alternatives(hint)) > 1:
+    return any(_fits(value, option) for option in _alternatives(hint))
+  if typing.get_origin(hint) is typing.Literal:
+    return value in typing.get_args(hint)
+  if typing.get_origin(hint) is tuple:
+    wanted = _of_elements(hint, len(value)) if isinstance(value, tuple) else None
+    return wanted is not None and all(map(_fits, value, wanted))
   return hint is object or type(value) is hint
+
+
+def _of_elements(hint: Any, size: int) -> Sequence[Any] | None:
+  """Return the hint of each element of a tuple of ``size``; None where ``tuple[A, B]`` has another size."""
+  args = typing.get_args(hint)
+  if args[-1] is ...:
+    return [args[0]] * size
+  return args if len(args) == size else None
 
 
 def _plain(hint: Any) -> type:

@@ -12,6 +12,7 @@ from jaxres.backend import compiler_options
 from jaxres.data import Dataset, Info, Pipeline
 from jaxres.data.augment import normalize
 from jaxres.models import ResNet
+from jaxres.state import TrainState
 
 EvalStep = Callable[[Any, Any, Any], metrics.Sums]
 
@@ -71,3 +72,14 @@ def evaluate_splits(
     if pipeline is not None:
       scores |= evaluate(eval_step, variables, pipeline, batch_size, prefix, limit)
   return scores
+
+
+def evaluate_state(
+  eval_step: EvalStep, train_state: TrainState, dataset: Dataset, batch_size: int, limit: int | None = None
+) -> dict[str, float]:
+  """Return ``evaluate_splits`` of the weights, and as ``ema/...`` of their moving average, where one is kept."""
+  scores = evaluate_splits(eval_step, train_state.variables, dataset, batch_size, limit)
+  if train_state.ema is None:
+    return scores
+  averaged = evaluate_splits(eval_step, train_state.ema, dataset, batch_size, limit)
+  return scores | {f'ema/{name}': value for name, value in averaged.items()}

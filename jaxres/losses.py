@@ -1,9 +1,10 @@
-"""Loss functions: logits and labels to one loss per example."""
+"""Loss functions: logits and labels, class numbers or target distributions, to one loss per example."""
 
 import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxres.errors import InputError, nearest
@@ -16,21 +17,49 @@ def softmax_xent(logits: jax.Array, label: jax.Array, *, label_smoothing: float 
 
   Args:
     logits: float32 ``[..., K]``.
-    label: int32 ``[...]``, in ``[0, K)``.
+    label: int32 ``[...]``, in ``[0, K)``; or float32 ``[..., K]``, a distribution over the classes, as mixup makes.
     label_smoothing: the share of the target that is spread evenly over all K classes (Szegedy et al. 2015,
       section 7; as ``torch.nn.CrossEntropyLoss``).
 
   Returns:
     float32 ``[...]``, in nats.
   """
-  hard = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  if is_integer(label):
+    given = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  else:
+    given = optax.softmax_cross_entropy(logits, label)
   if label_smoothing == 0.0:
-    return hard
+    return given
   uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
-  return (1.0 - label_smoothing) * hard + label_smoothing * uniform
+  return (1.0 - label_smoothing) * given + label_smoothing * uniform
 
 
-LOSSES: dict[str, Callable[..., jax.Array]] = {'softmax_xent': softmax_xent}
+def sigmoid_xent(logits: jax.Array, label: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+  """Return the binary cross-entropy of each class against the rest, the *mean* over the classes.
+
+  As timm's ``BinaryCrossEntropy``, the loss of "ResNet strikes back" (Wightman et al. 2021, section 3.1). Against a
+  sum, the mean asks for a learning rate about K times as high, or an optimiser that does not see the scale.
+
+  Args:
+    logits: float32 ``[..., K]``.
+    label: int32 ``[...]``, in ``[0, K)``, taken as one-hot; or float32 ``[..., K]``, each in ``[0, 1]``.
+    label_smoothing: ``s`` makes a target ``t`` into ``(1 - s) * t + s / K``, as timm does.
+
+  Returns:
+    float32 ``[...]``, in nats.
+  """
+  num_classes = logits.shape[-1]
+  target = jax.nn.one_hot(label, num_classes) if is_integer(label) else label
+  target = (1.0 - label_smoothing) * target + label_smoothing / num_classes
+  return optax.sigmoid_binary_cross_entropy(logits, target).mean(axis=-1)
+
+
+def is_integer(label: jax.Array) -> bool:
+  """Return whether ``label`` holds class numbers, and not targets of each class."""
+  return jnp.issubdtype(label.dtype, jnp.integer)
+
+
+LOSSES: dict[str, Callable[..., jax.Array]] = {'softmax_xent': softmax_xent, 'sigmoid_xent': sigmoid_xent}
 
 
 def get(name: str, *, label_smoothing: float = 0.0) -> Loss:

@@ -1,5 +1,6 @@
 """The state of a training: everything that a checkpoint must hold."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -19,17 +20,25 @@ class TrainState:
     params: float32 parameters by name.
     batch_stats: float32 running mean and biased variance of each BatchNorm.
     opt_state: of the optimiser.
+    ema: moving average of ``variables``, a tree like it; None where none is kept.
   """
 
   step: jax.Array
   params: Any
   batch_stats: Any
   opt_state: optax.OptState
+  ema: Any = None
 
   @property
   def variables(self) -> dict[str, Any]:
     """The variables of the model: what ``model.apply`` takes."""
     return {'params': self.params, 'batch_stats': self.batch_stats}
+
+  @property
+  def present(self) -> dict[str, Any]:
+    """The attributes that are not None, by name: what is saved, so that a file says nothing of what is not used."""
+    fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def init_variables(model: ResNet, image_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
@@ -37,7 +46,22 @@ def init_variables(model: ResNet, image_shape: tuple[int, int, int], seed: int) 
   return dict(model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)), train=False))
 
 
-def create(variables: dict[str, Any], tx: optax.GradientTransformation) -> TrainState:
-  """Return the state at step 0 of a training that starts from ``variables``."""
-  params = variables['params']
-  return TrainState(jnp.zeros((), jnp.int32), params, variables['batch_stats'], tx.init(params))
+def create(variables: dict[str, Any], tx: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
+  """Return the state at step 0 of a training that starts from ``variables``; with ``ema`` it keeps their average."""
+  params, batch_stats = variables['params'], variables['batch_stats']
+  train_state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
+  return dataclasses.replace(train_state, ema=jax.tree.map(jnp.copy, train_state.variables)) if ema else train_state
+
+
+def average(train_state: TrainState, decay: float) -> TrainState:
+  """Return the state with its moving average brought up to its step, ``t``: parameters and batch statistics alike.
+
+  The average is ``d * ema + (1 - d) * variables`` with ``d = min(decay, (1 + t) / (10 + t))``, so that it forgets the
+  initial values fast, as ``torch_ema`` and TensorFlow's ``ExponentialMovingAverage`` do. A state without one is
+  returned as it is.
+  """
+  if train_state.ema is None:
+    return train_state
+  share = jnp.maximum(1.0 - decay, 9.0 / (10.0 + train_state.step))  # 1 - d, with no cancellation
+  move = lambda old, new: old + share * (new - old)
+  return dataclasses.replace(train_state, ema=jax.tree.map(move, train_state.ema, train_state.variables))

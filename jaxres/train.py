@@ -6,12 +6,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxres import checkpoint, data, evaluate, log, losses, metrics, models, optim, sharding, state
 from jaxres import config as config_lib
@@ -19,15 +20,13 @@ from jaxres.backend import compiler_options, keep_freed_memory
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
 from jaxres.models import ResNet
+from jaxres.plan import DRY_RUN_STEPS, Progress, make_plan, watched
 from jaxres.state import TrainState
 
 MakeTx = Callable[[Any, int, float], tuple[optax.GradientTransformation, optax.Schedule]]
 LossFn = Callable[[Any, Any, data.Batch, jax.Array], tuple[jax.Array, tuple[Any, metrics.Sums]]]
 TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, metrics.Sums]]
 Feeds = Callable[[int, int], Iterator[Any]]
-
-DRY_RUN_STEPS = 2
-OVERFIT_STEPS = 200
 
 # What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
 MAY_CHANGE = {
@@ -85,6 +84,8 @@ def fit(
   eval_batch_size: int = 500,
   patience: int = 0,
   log_every_steps: int = 50,
+  accumulate: int = 1,
+  ema: float = 0.0,
   dry_run: bool = False,
   overfit_one_batch: bool = False,
 ) -> dict[str, float]:
@@ -99,20 +100,26 @@ def fit(
     manager: of ``checkpoint.open``.
     workdir: where the logs go.
     epochs: passes over the training examples; may be fractional.
-    loss: ``'softmax_xent'``.
+    loss: ``'softmax_xent'``, or ``'sigmoid_xent'``: binary cross-entropy, the mean over the classes.
     label_smoothing: the share of the target that is spread over all classes.
     seed: of the initial parameters and of the augmentation.
     eval_every_epochs: evaluate, and save, this often and at the end.
     eval_batch_size: examples an evaluation step; rounded up to a multiple of the devices.
-    patience: stop after this many evaluations with no better validation top-1; 0 never stops.
+    patience: stop after this many evaluations with no better validation top-1 (of the moving average, where there is
+      one); 0 never stops.
     log_every_steps: rows of training metrics between evaluations.
+    accumulate: each batch goes through the model in this many equal parts, one after the other, for one update; that
+      takes less memory. Each part has its own BatchNorm statistics.
+    ema: decay per step of a moving average of the weights, evaluated beside them; ``state.average`` says how it
+      begins. 0 keeps none.
     dry_run: two steps, an evaluation of at most two batches, a save; in ``<workdir>/dry_run``.
     overfit_one_batch: 200 steps on the first batch alone, without augmentation: what can learn reaches 100 %.
 
   Raises:
     InputError: a value is out of range, or the loss is no longer a number.
   """
-  _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, dataset.val)
+  _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, ema, dataset.val)
+  check_accumulate(accumulate, dataset.train.batch_size, mesh)
   plan = make_plan(dataset.train, epochs, eval_every_epochs, dry_run, overfit_one_batch)
   feeds: Feeds = dataset.train.train_feeds
   if overfit_one_batch:
@@ -121,84 +128,32 @@ def fit(
   init = lambda: state.init_variables(model, dataset.info.image_shape, seed)
   tx, rate = make_tx(jax.eval_shape(init)['params'], plan.total_steps, plan.steps_per_epoch)
   dataset.place(sharding.replicated(mesh))
-  train_step = make_train_step(loss_fn, tx, dataset.train.fetch, seed, mesh)
+  train_step = make_train_step(loss_fn, tx, dataset.train.fetch, seed, mesh, accumulate=accumulate, ema=ema)
   eval_step = evaluate.make_eval_step(model, dataset.info, dataset.test.fetch, mesh)
   eval_batch_size = sharding.round_up(eval_batch_size, mesh)
   limit = DRY_RUN_STEPS if dry_run else None
 
-  train_state, progress = restore_or_init(manager, init, tx, mesh)
+  train_state, progress = restore_or_init(manager, init, tx, mesh, ema > 0.0)
   start, stop = int(train_state.step), plan.eval_steps[-1]
   log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
   with log.RunLog(workdir, start, stop, plan.steps_per_epoch) as run_log:
     for begin, end in plan.segments(start):
       if progress.stale >= patience > 0:
-        log.console.print(f'stopped early: val/top1 is no better since {progress.stale} evaluations')
+        log.console.print(f'stopped early: validation top-1 is no better since {progress.stale} evaluations')
         break
       meter = log.Meter(run_log, rate, log_every_steps)
       for step, feed in enumerate(feeds(begin, end), begin + 1):
         train_state, sums = train_step(train_state, dataset.train.constants, feed)
         meter.add(step, sums, last=step == end)
-      scores = meter.row | evaluate.evaluate_splits(eval_step, train_state.variables, dataset, eval_batch_size, limit)
+      scores = meter.row | evaluate.evaluate_state(eval_step, train_state, dataset, eval_batch_size, limit)
       run_log.write(end, scores)
       progress = progress.advance(end, scores)
-      checkpoint.save(manager, train_state, progress._asdict(), scores)
+      checkpoint.save(manager, train_state, progress._asdict(), ranked(scores))
     manager.wait_until_finished()
   if start >= stop:
     log.console.print(f'{workdir} is finished; more train.epochs extend it')
   log.print_end(progress.metrics(), workdir)
   return progress.metrics()
-
-
-class Plan(NamedTuple):
-  """How long to train and when to evaluate and save, in steps; the last of ``eval_steps`` is the end."""
-
-  total_steps: int  # of the learning-rate schedule
-  steps_per_epoch: float
-  eval_steps: tuple[int, ...]
-
-  def segments(self, start: int) -> Iterator[tuple[int, int]]:
-    """Yield ``(begin, end)`` of the steps between evaluations that are left behind step ``start``."""
-    return itertools.pairwise([start, *(step for step in self.eval_steps if step > start)])
-
-
-class Progress(NamedTuple):
-  """What keep-best and early stopping must know; saved beside the state."""
-
-  last: dict[str, float]  # metrics of the last evaluation
-  best: dict[str, float]  # metrics of the evaluation with the best validation top-1, and its step
-  stale: int  # evaluations since then
-
-  def advance(self, step: int, scores: dict[str, float]) -> 'Progress':
-    """Return the progress after an evaluation at ``step`` that gave ``scores``."""
-    top1 = scores.get(checkpoint.BEST_METRIC)
-    if top1 is None:
-      return Progress(scores, {}, 0)
-    if top1 > self.best.get(checkpoint.BEST_METRIC, -1.0):
-      return Progress(scores, {'step': step} | scores, 0)
-    return Progress(scores, self.best, self.stale + 1)
-
-  def metrics(self) -> dict[str, float]:
-    """Return the last metrics, and the best as ``best/...``."""
-    return self.last | {f'best/{name}': value for name, value in self.best.items()}
-
-
-def make_plan(
-  train: data.Pipeline,
-  epochs: float,
-  eval_every_epochs: float,
-  dry_run: bool,
-  overfit_one_batch: bool,
-) -> Plan:
-  """Return when to evaluate and save a training of ``epochs`` passes over ``train``."""
-  if overfit_one_batch:  # the whole schedule in a few steps
-    return Plan(OVERFIT_STEPS, OVERFIT_STEPS / epochs, (OVERFIT_STEPS,))
-  steps_per_epoch = train.size / train.batch_size
-  total = max(1, round(epochs * steps_per_epoch))
-  if dry_run:
-    return Plan(total, steps_per_epoch, (DRY_RUN_STEPS,))
-  interval = eval_every_epochs * steps_per_epoch
-  between = {round(k * interval) for k in range(1, int(total / interval) + 1)}
-  return Plan(total, steps_per_epoch, tuple(sorted(step for step in between | {total} if 0 < step <= total)))
 
 
 def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, info: data.Info) -> LossFn:
@@ -229,6 +184,9 @@ def make_train_step(
   fetch: Callable[..., data.Batch],
   seed: int,
   mesh: Mesh,
+  *,
+  accumulate: int = 1,
+  ema: float = 0.0,
 ) -> TrainStep:
   """Return the jitted step: ``(state, constants, feed)`` to the next state and the batch's metric sums.
 
@@ -241,15 +199,18 @@ def make_train_step(
     fetch: ``(constants, feed)`` to the batch: of a pipeline.
     seed: of the augmentation; the step's own key is ``fold_in(seed, step)``.
     mesh: of ``sharding.make_mesh``.
+    accumulate: parts that a batch is split into, see ``accumulated``.
+    ema: decay of the moving average, where the state has one.
   """
+  gradient = accumulated(loss_fn, fetch, accumulate, mesh)
 
   def train_step(train_state: TrainState, constants: Any, feed: Any) -> tuple[TrainState, metrics.Sums]:
     rng = jax.random.fold_in(jax.random.key(seed), train_state.step)
-    gradient = jax.grad(loss_fn, has_aux=True)
-    grads, (batch_stats, sums) = gradient(train_state.params, train_state.batch_stats, fetch(constants, feed), rng)
+    grads, (batch_stats, sums) = gradient(train_state.params, train_state.batch_stats, constants, feed, rng)
     updates, opt_state = tx.update(grads, train_state.opt_state, train_state.params)
     params = optax.apply_updates(train_state.params, updates)
-    return TrainState(train_state.step + 1, params, batch_stats, opt_state), sums
+    new = TrainState(train_state.step + 1, params, batch_stats, opt_state, train_state.ema)
+    return state.average(new, ema), sums
 
   whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)
   return jax.jit(
@@ -261,18 +222,53 @@ def make_train_step(
   )
 
 
+def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Callable[..., Any]:
+  """Return ``(params, batch_stats, constants, feed, rng) -> (grads, (batch_stats, sums))`` over a batch in ``parts``.
+
+  The gradient is the mean of those of the parts. The batch statistics pass from part to part, and part ``i``, which
+  has examples ``i, i + parts, ...`` so that no example leaves its device, has the key ``fold_in(rng, i)``.
+  """
+  gradient = jax.grad(loss_fn, has_aux=True)
+  if parts == 1:
+    return lambda params, stats, constants, feed, rng: gradient(params, stats, fetch(constants, feed), rng)
+  split = NamedSharding(mesh, PartitionSpec(None, *sharding.over_batch(mesh).spec))
+
+  def whole(params: Any, batch_stats: Any, constants: Any, feed: Any, rng: jax.Array) -> tuple[Any, Any]:
+    feeds = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), feed)
+    feeds = jax.lax.with_sharding_constraint(feeds, split)
+
+    def add(carry: Any, part: Any) -> tuple[Any, metrics.Sums]:
+      (stats, total), (i, feed) = carry, part
+      grads, (stats, sums) = gradient(params, stats, fetch(constants, feed), jax.random.fold_in(rng, i))
+      return (stats, jax.tree.map(jnp.add, total, grads)), sums
+
+    begin = batch_stats, jax.tree.map(jnp.zeros_like, params)
+    (batch_stats, total), sums = jax.lax.scan(add, begin, (jnp.arange(parts), feeds))
+    grads = jax.tree.map(lambda x: x / parts, total)
+    return grads, (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))
+
+  return whole
+
+
 def restore_or_init(
   manager: ocp.CheckpointManager,
   init: Callable[[], Any],
   tx: optax.GradientTransformation,
   mesh: Mesh,
+  ema: bool = False,
 ) -> tuple[TrainState, Progress]:
   """Return the newest checkpoint's state and progress, or those of a training that begins."""
-  create = jax.jit(lambda: state.create(init(), tx), out_shardings=sharding.replicated(mesh))
+  create = jax.jit(lambda: state.create(init(), tx, ema=ema), out_shardings=sharding.replicated(mesh))
   restored = checkpoint.restore(manager, create.eval_shape(), sharding.replicated(mesh))
   if restored is None:
     return create(), Progress({}, {}, 0)
   return restored[0], Progress(**restored[1])
+
+
+def ranked(scores: Mapping[str, float]) -> dict[str, float]:
+  """Return ``scores`` as ``checkpoint.save`` ranks them: with the top-1 that is ``watched``."""
+  top1 = watched(scores)
+  return {} if top1 is None else {checkpoint.BEST_METRIC: top1}
 
 
 def repeat_first(feeds: Feeds) -> Feeds:
@@ -307,7 +303,8 @@ def check_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.P
   stored = workdir / 'config.json'
   if not stored.exists() or not any((workdir / 'checkpoints').glob('*')):
     return workdir
-  changed = config_lib.differences(json.loads(stored.read_text()), config)
+  written = config_lib.complete(json.loads(stored.read_text()))  # by an older jaxres: a new field is at its default
+  changed = config_lib.differences(written, config)
   for path, (old, new) in changed.items():
     if path not in MAY_CHANGE:
       found = f'{path} was {json.dumps(old)} there and is {json.dumps(new)} now'
@@ -324,13 +321,25 @@ def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def _check_fields(
-  epochs: float, eval_every: float, eval_batch_size: int, log_every: int, patience: int, val: object
+  epochs: float, eval_every: float, eval_batch_size: int, log_every: int, patience: int, ema: float, val: object
 ) -> None:
   positive = {'epochs': epochs, 'eval_every_epochs': eval_every, 'eval_batch_size': eval_batch_size}
   for name, value in (positive | {'log_every_steps': log_every}).items():
     if not 0 < value < float('inf'):
       raise InputError(f'train.{name}: expected more than 0, found {value}')
+  if not 0.0 <= ema < 1.0:
+    raise InputError(f'train.ema: expected a decay in [0, 1), found {ema}')
   if patience < 0:
     raise InputError(f'train.patience: expected 0 or more evaluations, found {patience}')
   if patience and val is None:
     raise InputError('train.patience: early stopping looks at validation top-1; set data.val, such as 0.1')
+
+
+def check_accumulate(accumulate: int, batch_size: int, mesh: Mesh) -> None:
+  """Raise InputError where a batch cannot be split into ``accumulate`` parts that the devices divide."""
+  if accumulate < 1:
+    raise InputError(f'train.accumulate: expected 1 or more, found {accumulate}')
+  if batch_size % (accumulate * mesh.size):
+    fix = f'use a data.batch_size that is a multiple of {accumulate * mesh.size}'
+    found = f'{accumulate} parts of a batch of {batch_size} are not equal on {mesh.size} devices'
+    raise InputError(f'train.accumulate: {found}; {fix}')

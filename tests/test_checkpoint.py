@@ -1,6 +1,8 @@
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxres import checkpoint, sharding
@@ -34,6 +36,34 @@ def test_what_was_saved_comes_back(tmp_path) -> None:
   assert found == progress
   assert state.params['a'].sharding.is_fully_replicated
   assert len(state.params['a'].sharding.device_set) == 8
+
+
+def test_a_state_of_before_there_was_a_moving_average_comes_back(tmp_path) -> None:
+  @flax.struct.dataclass
+  class Old:  # of 0.1.0 as it was first written
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    opt_state: tuple
+
+  new = make_state(7)
+  old = Old(new.step, new.params, new.batch_stats, new.opt_state)
+  with checkpoint.open(tmp_path / 'c') as manager:
+    items = ocp.args.Composite(state=ocp.args.StandardSave(old), progress=ocp.args.JsonSave({}))
+    manager.save(7, args=items)
+    manager.wait_until_finished()
+    assert_equal(restore(manager)[0], new)
+
+
+def test_a_moving_average_is_saved(tmp_path) -> None:
+  ema = {'params': {'a': jnp.arange(3.0)}, 'batch_stats': {'b': jnp.arange(4.0)}}
+  saved = make_state(7).replace(ema=ema)
+  with checkpoint.open(tmp_path / 'c') as manager:
+    checkpoint.save(manager, saved, {}, {})
+    manager.wait_until_finished()
+    template = jax.eval_shape(lambda: saved)
+    found, _ = checkpoint.restore(manager, template, sharding.replicated(sharding.make_mesh()))
+  assert_equal(found, saved)
 
 
 def test_a_donated_state_is_saved_as_it_was(tmp_path) -> None:

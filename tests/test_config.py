@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from jaxres import checkpoint as checkpoint_lib
 from jaxres import config, data, models, optim, train
@@ -41,6 +42,29 @@ def test_an_int_is_taken_for_a_float_and_a_list_for_a_tuple() -> None:
   made = config.make(optim={'lr': 1, 'milestones': [1, 2.5]})
   assert isinstance(made.optim.lr, float)
   assert made.optim.milestones == (1, 2.5)
+  assert [type(epoch) for epoch in made.optim.milestones] == [int, float]
+  pairs = config.make(optim={'lr_mult': [['stem/.*', 0], ('stage1/.*', 0.1)]}).optim.lr_mult
+  assert pairs == (('stem/.*', 0.0), ('stage1/.*', 0.1))
+  assert [type(factor) for _, factor in pairs] == [float, float]
+
+
+@pytest.mark.parametrize(
+  ('value', 'expected'),
+  [
+    ("(('stage1/.*', 0.1),)", (('stage1/.*', 0.1),)),
+    ("(('stem/.*', 0), ('stage.*', 0.5))", (('stem/.*', 0.0), ('stage.*', 0.5))),
+    ('()', ()),
+  ],
+)
+def test_pairs_on_the_command_line(monkeypatch, value: str, expected: tuple) -> None:
+  monkeypatch.setattr(sys, 'argv', ['main.py', f'--config.optim.lr_mult={value}'])
+  holder = flags.FlagValues()
+  config_flags.DEFINE_config_dict('config', config.make(), flag_values=holder)
+  holder(sys.argv)
+  completed = config.complete(holder.config)
+  assert completed.optim.lr_mult == expected
+  assert config.differences(json.loads(config.to_json(completed)), completed) == {}
+  assert config.complete(json.loads(config.to_json(completed))) == completed
 
 
 @pytest.mark.parametrize(
@@ -54,6 +78,10 @@ def test_an_int_is_taken_for_a_float_and_a_list_for_a_tuple() -> None:
     ({'data': {'limit': 'x'}}, r"data.limit: expected int or None, found 'x' \(str\)"),
     ({'data': {'batch_size': True}}, r'data.batch_size: expected int, found True \(bool\)'),
     ({'optim': {'no_decay': (1,)}}, r'optim.no_decay: expected tuple of str, found \(1,\) \(tuple\)'),
+    ({'optim': {'lr_mult': (('a', 0.1, 0.2),)}}, r'optim.lr_mult: expected tuple of \(str, float\), found \(\('),
+    ({'optim': {'lr_mult': ('stage1/.*', 0.1)}}, r'optim.lr_mult: expected tuple of \(str, float\), found \('),
+    ({'optim': {'lr_mult': (('a', 'b'),)}}, r'optim.lr_mult: expected tuple of \(str, float\)'),
+    ({'optim': {'lr_mult': 'stem'}}, r"optim.lr_mult: expected tuple of \(str, float\), found 'stem' \(str\)"),
     ({'train': {'dry_run': 1}}, r'train.dry_run: expected bool, found 1 \(int\)'),
     ({'model': {'stem': 3}}, r"model.stem: expected 'cifar' or 'imagenet' or None, found 3 \(int\)"),
   ],

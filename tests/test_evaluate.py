@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import optax
 import pytest
 
 from jaxres import data, evaluate, models, sharding, state
@@ -53,6 +54,21 @@ def test_splits_that_are_there_are_evaluated(setup, npz) -> None:
   found = evaluate.evaluate_splits(step, variables, both, 16)
   assert {name.partition('/')[0] for name in found} == {'val', 'test'}
   assert found['val/top1'] == evaluate.evaluate(step, variables, dataset.train, 16, 'x')['x/top1']
+
+
+def test_the_moving_average_is_evaluated_beside_the_weights(setup) -> None:
+  dataset, model, variables, step = setup
+  begin = state.create(variables, optax.sgd(0.1))
+  raw = evaluate.evaluate_state(step, begin, dataset, 16)
+  assert raw == evaluate.evaluate_splits(step, variables, dataset, 16)
+  other = jax.tree.map(lambda x: -x, variables['params']['head'])
+  ema = {'params': variables['params'] | {'head': other}, 'batch_stats': variables['batch_stats']}
+  found = evaluate.evaluate_state(step, begin.replace(ema=ema), dataset._replace(val=dataset.train), 16)
+  assert {name: value for name, value in found.items() if name.startswith('test/')} == raw
+  names = {f'{split}/{metric}' for split in ('val', 'test') for metric in ('loss', 'top1', 'top5')}
+  assert found.keys() == names | {f'ema/{name}' for name in names}
+  assert found['ema/test/loss'] == pytest.approx(reference(dataset, model, ema)['test/loss'], rel=1e-4)
+  assert found['ema/test/loss'] != found['test/loss']
 
 
 def test_one_device_and_eight_agree(setup) -> None:

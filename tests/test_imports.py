@@ -15,7 +15,7 @@ LAYERS = [
   {'trees', 'config', 'losses', 'metrics', 'backend'},
   {'models', 'data', 'optim', 'sharding'},
   {'state'},
-  {'checkpoint', 'evaluate', 'log'},
+  {'checkpoint', 'evaluate', 'log', 'plan'},
   {'train'},
   {'cli'},
   {'__main__'},

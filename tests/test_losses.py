@@ -35,8 +35,56 @@ def test_softmax_xent_and_its_gradient_are_torchs(batch: tuple[np.ndarray, np.nd
   np.testing.assert_allclose(grad, x.grad.numpy(), atol=1e-7)
 
 
-def test_the_last_axis_is_reduced() -> None:
-  assert losses.softmax_xent(jnp.zeros((2, 3, 4, 7)), jnp.zeros((2, 3, 4), int)).shape == (2, 3, 4)
+@pytest.fixture
+def mixed() -> np.ndarray:
+  rng = np.random.default_rng(1)
+  share = rng.uniform(size=(6, 1))
+  return (share * np.eye(5)[rng.integers(0, 5, 6)] + (1 - share) * np.eye(5)[rng.integers(0, 5, 6)]).astype(np.float32)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_softmax_xent_of_distributions_and_its_gradient_are_torchs(batch, mixed: np.ndarray, smoothing: float) -> None:
+  torch = pytest.importorskip('torch')
+  x = torch.tensor(batch[0], requires_grad=True)
+  each = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction='none')(x, torch.tensor(mixed))
+  each.mean().backward()
+  loss = losses.get('softmax_xent', label_smoothing=smoothing)
+  np.testing.assert_allclose(loss(jnp.asarray(batch[0]), jnp.asarray(mixed)), each.detach().numpy(), rtol=1e-5)
+  grad = jax.grad(lambda x: loss(x, jnp.asarray(mixed)).mean())(jnp.asarray(batch[0]))
+  np.testing.assert_allclose(grad, x.grad.numpy(), atol=1e-7)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+@pytest.mark.parametrize('soft', [False, True])
+def test_sigmoid_xent_and_its_gradient_are_torchs(batch, mixed: np.ndarray, smoothing: float, soft: bool) -> None:
+  torch = pytest.importorskip('torch')
+  logits, label = batch[0] * 10, mixed if soft else batch[1]
+  off = smoothing / 5  # timm: the off value, and 1 - smoothing + off where the label is
+  target = off + (1 - smoothing) * (mixed if soft else np.eye(5)[label])
+  x = torch.tensor(logits, requires_grad=True)
+  expected = torch.nn.functional.binary_cross_entropy_with_logits(x, torch.tensor(target, dtype=torch.float32))
+  expected.backward()
+  loss = losses.get('sigmoid_xent', label_smoothing=smoothing)
+  value, grad = jax.value_and_grad(lambda x: loss(x, jnp.asarray(label)).mean())(jnp.asarray(logits))
+  np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+  np.testing.assert_allclose(grad, x.grad.numpy(), atol=1e-7)
+
+
+@pytest.mark.parametrize('name', losses.LOSSES)
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+def test_one_hot_targets_are_class_numbers(batch, name: str, smoothing: float) -> None:
+  loss = losses.get(name, label_smoothing=smoothing)
+  logits, label = map(jnp.asarray, batch)
+  np.testing.assert_allclose(loss(logits, jax.nn.one_hot(label, 5)), loss(logits, label), rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_the_last_axis_is_reduced(name: str) -> None:
+  logits, label = jnp.zeros((2, 3, 4, 7)), jnp.zeros((2, 3, 4), int)
+  assert losses.LOSSES[name](logits, label).shape == (2, 3, 4)
+  assert losses.LOSSES[name](logits, logits).shape == (2, 3, 4)
 
 
 def test_bad_input() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxres import checkpoint, data, evaluate, losses, models, optim, sharding, state, train
+from jaxres import checkpoint, data, evaluate, losses, metrics, models, optim, sharding, state, train
 from jaxres.data import augment
 from jaxres.errors import InputError
 
@@ -104,10 +104,80 @@ def test_eight_devices_train_as_one_does(config: dict) -> None:
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found.values())
 
 
-def test_an_interrupted_run_ends_bit_identical(config: dict, tmp_path, monkeypatch) -> None:
-  config = merged(config, data={'val': 0.25})
+def frozen_loss(model, dataset) -> train.LossFn:
+  """The loss with the running statistics: of it a batch is the mean of its parts."""
+
+  def loss_fn(params, batch_stats, batch, rng):
+    images = augment.normalize(batch['image'], dataset.info.mean, dataset.info.std)
+    logits = model.apply({'params': params, 'batch_stats': batch_stats}, images, train=False)
+    each = losses.softmax_xent(logits, batch['label'])
+    return each.mean(), (batch_stats, metrics.sums(each, logits, batch['label']))
+
+  return loss_fn
+
+
+@pytest.mark.parametrize(('devices', 'parts'), [(1, 4), (8, 2)])
+def test_accumulated_parts_are_the_large_batch_where_batch_norm_is_frozen(
+  config: dict, devices: int, parts: int
+) -> None:
+  found = []
+  for accumulate in (1, parts):
+    dataset, model, tx, _, _, current = make_parts(config, devices)
+    mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
+    loss_fn = frozen_loss(model, dataset)
+    step = train.make_train_step(loss_fn, tx, dataset.train.fetch, 0, mesh, accumulate=accumulate)
+    for feed in dataset.train.train_feeds(0, 5):
+      current, sums = step(current, dataset.train.constants, feed)
+    found.append((current, sums))
+    assert step._cache_size() == 1
+  assert float(sums['count']) == 16
+  assert int(current.step) == 5
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
+
+
+def test_accumulated_parts_are_a_loop_over_them(config: dict) -> None:
+  dataset, model, tx, transform, _, begin = make_parts(config, 8)
+  loss_fn = train.make_loss(model, losses.get('softmax_xent'), transform, dataset.info)
+  step = train.make_train_step(loss_fn, tx, dataset.train.fetch, 0, sharding.make_mesh(), accumulate=2)
+  params, stats, opt_state = jax.tree.map(jnp.copy, (begin.params, begin.batch_stats, begin.opt_state))
+  arrays = jax.device_get(dataset.train.constants)
+  for number, feed in enumerate(dataset.train.train_feeds(0, 3)):
+    begin, sums = step(begin, dataset.train.constants, feed)
+    rng, grads, total = jax.random.fold_in(jax.random.key(0), number), [], 0.0
+    for part in range(2):
+      batch = {name: jnp.asarray(array[feed['index'][part::2]]) for name, array in arrays.items()}
+      assert batch['label'].shape == (8,)
+      grad, (stats, own) = jax.grad(loss_fn, has_aux=True)(params, stats, batch, jax.random.fold_in(rng, part))
+      grads.append(grad)
+      total += float(own['loss'])
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+    updates, opt_state = tx.update(mean, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    assert float(sums['loss']) == pytest.approx(total, rel=1e-4)
+  for ours, plain in ((begin.params, params), (begin.batch_stats, stats)):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), ours, plain)
+
+
+def test_a_step_keeps_the_moving_average_of_what_it_returns(config: dict) -> None:
+  dataset, model, tx, transform, _, begin = make_parts(config, 8)
+  loss_fn = train.make_loss(model, losses.get('softmax_xent'), transform, dataset.info)
+  step = train.make_train_step(loss_fn, tx, dataset.train.fetch, 0, sharding.make_mesh(), ema=0.3)
+  current = begin.replace(ema=jax.tree.map(jnp.copy, begin.variables))
+  expected = jax.device_get(current.variables)
+  for t, feed in enumerate(dataset.train.train_feeds(0, 6), 1):
+    current, _ = step(current, dataset.train.constants, feed)
+    d = min(0.3, (1 + t) / (10 + t))
+    expected = jax.tree.map(lambda a, b, d=d: d * a + (1 - d) * np.asarray(b), expected, current.variables)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), current.ema, expected)
+  kernel = lambda tree: np.asarray(tree['params']['head']['fc']['kernel'])
+  assert not np.allclose(kernel(current.ema), kernel(current.variables), rtol=1e-3)
+
+
+@pytest.mark.parametrize('options', [{}, {'ema': 0.9, 'accumulate': 2}])
+def test_an_interrupted_run_ends_bit_identical(config: dict, tmp_path, monkeypatch, options: dict) -> None:
+  config = merged(config, data={'val': 0.25}, train=options)
   whole = train.train_and_evaluate(config, tmp_path / 'whole')
-  evaluations, real = [], evaluate.evaluate_splits
+  evaluations, real = [], evaluate.evaluate_state
 
   def interrupt(*args):
     evaluations.append(1)
@@ -116,7 +186,7 @@ def test_an_interrupted_run_ends_bit_identical(config: dict, tmp_path, monkeypat
     return real(*args)
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(evaluate, 'evaluate_splits', interrupt)
+    patch.setattr(evaluate, 'evaluate_state', interrupt)
     train.train_and_evaluate(config, tmp_path / 'parts')
   again = train.train_and_evaluate(config, tmp_path / 'parts')
   assert quiet(again) == quiet(whole)
@@ -124,6 +194,10 @@ def test_an_interrupted_run_ends_bit_identical(config: dict, tmp_path, monkeypat
   a, b = final_state(tmp_path / 'parts'), final_state(tmp_path / 'whole')
   assert a.keys() == b.keys()
   assert len(a) > 20
+  assert sum('ema' in name for name in a) == (
+    sum(name.startswith(("['params']", "['batch_stats']")) for name in a) if 'ema' in options else 0
+  )
+  assert {'ema/val/top1', 'ema/test/loss', 'best/ema/test/top1'} <= again.keys() or not options
   for name in a:
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
@@ -153,6 +227,28 @@ def test_keep_best_and_early_stopping_look_at_validation(config: dict, tmp_path,
   assert train.train_and_evaluate(config, tmp_path / 'run') == found  # a stopped run stays stopped
 
 
+def test_keep_best_and_early_stopping_look_at_the_moving_average(config: dict, tmp_path, monkeypatch) -> None:
+  top1 = iter([(0.9, 0.2), (0.1, 0.6), (0.9, 0.5), (0.95, 0.6), (0.97, 0.9)])
+  fake = lambda *args: dict(zip(('val/top1', 'ema/val/top1'), next(top1), strict=True)) | {'test/top1': 0.1}
+  monkeypatch.setattr(evaluate, 'evaluate_state', fake)
+  config = merged(config, data={'val': 0.25}, train={'patience': 2, 'epochs': 5, 'ema': 0.9})
+  found = train.train_and_evaluate(config, tmp_path / 'run')
+  assert (found['best/ema/val/top1'], found['best/step'], found['val/top1']) == (0.6, 9, 0.95)
+  with checkpoint.open(tmp_path / 'run/checkpoints') as manager:
+    assert manager.all_steps() == [9, 18]
+
+
+def test_all_that_is_new_trains_together(config: dict, tmp_path) -> None:
+  options = dict(name='lamb', lr=0.05, schedule='onecycle', clip_norm=1.0, l1=1e-5, layer_decay=0.9)
+  train_options = dict(loss='sigmoid_xent', label_smoothing=0.1, ema=0.9, accumulate=2, epochs=12)
+  config = merged(config, optim=options | {'lr_mult': (('stem/.*', 0.5),)}, train=train_options)
+  found = train.train_and_evaluate(merged(config, augment={'crop_pad': 0}), tmp_path / 'run')
+  assert found['test/top1'] > 0.9
+  assert found['ema/test/top1'] > 0.9
+  assert found['train/top1'] > 0.9
+  assert found['ema/test/loss'] != found['test/loss']
+
+
 def test_dry_run_takes_two_steps_aside(config: dict, tmp_path) -> None:
   config = merged(config, train={'dry_run': True, 'epochs': 3}, optim={'warmup_epochs': 2})
   for _ in range(2):
@@ -172,18 +268,6 @@ def test_one_batch_is_learnt_by_heart(config: dict, tmp_path) -> None:
   assert rows(tmp_path / 'run')[-1]['step'] == 200
 
 
-def test_a_plan_evaluates_at_every_epoch_and_at_the_end() -> None:
-  pipeline = data.resident.Resident(
-    data.Arrays(np.zeros((100, 1, 1, 1), np.uint8), np.zeros(100)), batch_size=16, seed=0
-  )
-  plan = train.make_plan(pipeline, 2.5, 1.0, False, False)
-  assert plan == train.Plan(16, 6.25, (6, 12, 16))
-  assert list(plan.segments(0)) == [(0, 6), (6, 12), (12, 16)]
-  assert list(plan.segments(7)) == [(7, 12), (12, 16)]
-  assert list(plan.segments(16)) == []
-  assert train.make_plan(pipeline, 1.0, 0.5, False, False).eval_steps == (3, 6)
-
-
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -195,6 +279,10 @@ def test_a_plan_evaluates_at_every_epoch_and_at_the_end() -> None:
     ({'train': {'log_every_steps': 0}}, 'train.log_every_steps: expected more than 0'),
     ({'train': {'patience': -1}}, 'train.patience: expected 0 or more'),
     ({'train': {'patience': 2}}, 'train.patience: early stopping looks at validation top-1; set data.val'),
+    ({'train': {'ema': 1.0}}, r'train.ema: expected a decay in \[0, 1\), found 1.0'),
+    ({'train': {'accumulate': 0}}, 'train.accumulate: expected 1 or more, found 0'),
+    ({'train': {'accumulate': 3}}, 'train.accumulate: 3 parts of a batch of 16 are not equal on 8 devices; use a data'),
+    ({'train': {'accumulate': 4}}, 'a data.batch_size that is a multiple of 32'),
     ({'train': {'loss': 'xent'}}, 'train.loss: unknown loss'),
     ({'optim': {'warmup_epochs': 9}}, 'optim.warmup_epochs: 9.0 is not less than the whole training'),
   ],
@@ -212,6 +300,17 @@ def test_a_workdir_of_another_config_is_left_alone(config: dict, tmp_path) -> No
     train.train_and_evaluate(merged(config, optim={'lr': 0.2}), tmp_path / 'run')
   after = final_state(tmp_path / 'run')
   assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_workdir_of_before_a_field_was_there_continues(config: dict, tmp_path) -> None:
+  train.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / 'run')
+  stored = json.loads((tmp_path / 'run/config.json').read_text())
+  del stored['train']['ema'], stored['train']['accumulate'], stored['optim']['lr_mult'], stored['optim']['l1']
+  (tmp_path / 'run/config.json').write_text(json.dumps(stored))
+  with pytest.raises(InputError, match=r'train.ema was 0.0 there and is 0.9 now'):
+    train.train_and_evaluate(merged(config, train={'ema': 0.9}), tmp_path / 'run')
+  train.train_and_evaluate(merged(config, train={'epochs': 2}), tmp_path / 'run')
+  assert rows(tmp_path / 'run')[-1]['step'] == 12
 
 
 def test_a_workdir_that_is_a_file(config: dict, tmp_path) -> None:

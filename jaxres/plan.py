@@ -1,0 +1,67 @@
+"""When a run evaluates and saves, and what it remembers of its evaluations."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from jaxres import data
+
+DRY_RUN_STEPS = 2
+OVERFIT_STEPS = 200
+
+
+class Plan(NamedTuple):
+  """How long to train and when to evaluate and save, in steps; the last of ``eval_steps`` is the end."""
+
+  total_steps: int  # of the learning-rate schedule
+  steps_per_epoch: float
+  eval_steps: tuple[int, ...]
+
+  def segments(self, start: int) -> Iterator[tuple[int, int]]:
+    """Yield ``(begin, end)`` of the steps between evaluations that are left behind step ``start``."""
+    return itertools.pairwise([start, *(step for step in self.eval_steps if step > start)])
+
+
+class Progress(NamedTuple):
+  """What keep-best and early stopping must know; saved beside the state."""
+
+  last: dict[str, float]  # metrics of the last evaluation
+  best: dict[str, float]  # metrics of the evaluation with the best ``watched`` top-1, and its step
+  stale: int  # evaluations since then
+
+  def advance(self, step: int, scores: dict[str, float]) -> 'Progress':
+    """Return the progress after an evaluation at ``step`` that gave ``scores``."""
+    top1, best = watched(scores), watched(self.best)
+    if top1 is None:
+      return Progress(scores, {}, 0)
+    if best is None or top1 > best:
+      return Progress(scores, {'step': step} | scores, 0)
+    return Progress(scores, self.best, self.stale + 1)
+
+  def metrics(self) -> dict[str, float]:
+    """Return the last metrics, and the best as ``best/...``."""
+    return self.last | {f'best/{name}': value for name, value in self.best.items()}
+
+
+def watched(scores: Mapping[str, float]) -> float | None:
+  """Return the top-1 that keep-best and early stopping look at: validation, of the moving average if there is one."""
+  return scores.get('ema/val/top1', scores.get('val/top1'))
+
+
+def make_plan(
+  train: data.Pipeline,
+  epochs: float,
+  eval_every_epochs: float,
+  dry_run: bool,
+  overfit_one_batch: bool,
+) -> Plan:
+  """Return when to evaluate and save a training of ``epochs`` passes over ``train``."""
+  if overfit_one_batch:  # the whole schedule in a few steps
+    return Plan(OVERFIT_STEPS, OVERFIT_STEPS / epochs, (OVERFIT_STEPS,))
+  steps_per_epoch = train.size / train.batch_size
+  total = max(1, round(epochs * steps_per_epoch))
+  if dry_run:
+    return Plan(total, steps_per_epoch, (DRY_RUN_STEPS,))
+  interval = eval_every_epochs * steps_per_epoch
+  between = {round(k * interval) for k in range(1, int(total / interval) + 1)}
+  return Plan(total, steps_per_epoch, tuple(sorted(step for step in between | {total} if 0 < step <= total)))

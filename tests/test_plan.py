@@ -1,0 +1,33 @@
+import numpy as np
+
+from jaxres import data, plan
+
+
+def test_a_plan_evaluates_at_every_epoch_and_at_the_end() -> None:
+  pipeline = data.resident.Resident(
+    data.Arrays(np.zeros((100, 1, 1, 1), np.uint8), np.zeros(100)), batch_size=16, seed=0
+  )
+  made = plan.make_plan(pipeline, 2.5, 1.0, False, False)
+  assert made == plan.Plan(16, 6.25, (6, 12, 16))
+  assert list(made.segments(0)) == [(0, 6), (6, 12), (12, 16)]
+  assert list(made.segments(7)) == [(7, 12), (12, 16)]
+  assert list(made.segments(16)) == []
+  assert plan.make_plan(pipeline, 1.0, 0.5, False, False).eval_steps == (3, 6)
+
+
+def test_progress_watches_the_moving_average_where_there_is_one() -> None:
+  progress = plan.Progress({}, {}, 0)
+  for step, (raw, averaged) in enumerate([(0.9, 0.2), (0.1, 0.6), (0.95, 0.5)], 1):
+    progress = progress.advance(step, {'val/top1': raw, 'ema/val/top1': averaged})
+  assert progress.best == {'step': 2, 'val/top1': 0.1, 'ema/val/top1': 0.6}
+  assert progress.stale == 1
+  assert progress.metrics()['best/ema/val/top1'] == 0.6
+
+
+def test_progress_watches_validation_and_never_test() -> None:
+  progress = plan.Progress({}, {}, 0)
+  for step, top1 in enumerate([0.0, 0.0, 0.3, 0.3], 1):
+    progress = progress.advance(step, {'val/top1': top1, 'test/top1': 1.0 / step, 'ema/test/top1': 1.0 / step})
+  assert (progress.best['step'], progress.stale) == (3, 1)
+  progress = plan.Progress({}, {}, 0).advance(1, {'test/top1': 0.5, 'ema/test/top1': 0.5})
+  assert progress == plan.Progress({'test/top1': 0.5, 'ema/test/top1': 0.5}, {}, 0)
