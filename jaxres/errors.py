@@ -45,10 +45,10 @@ def one_line(*, debug: bool = False, interrupted: str = 'interrupted') -> Iterat
       raise
     exit_with(str(error), 2)
   except KeyboardInterrupt:
-    exit_with(interrupted, 130)
+    exit_with(interrupted, 130, prefix='')
 
 
-def exit_with(message: str, status: int) -> NoReturn:
+def exit_with(message: str, status: int, prefix: str = 'error: ') -> NoReturn:
   """Print ``message`` as one line on standard error and exit."""
-  print('error: ' + ' '.join(message.split()), file=sys.stderr)
+  print(prefix + ' '.join(message.split()), file=sys.stderr)
   raise SystemExit(status)

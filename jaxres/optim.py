@@ -82,6 +82,9 @@ def make(
   if warmup_steps and warmup_steps >= total_steps:
     raise InputError(f'optim.warmup_epochs: {warmup_epochs} is not less than the whole training')
   steps = [round(epoch * steps_per_epoch) for epoch in milestones]
+  if steps and not 0 < min(steps) <= max(steps) < total_steps:
+    epochs = total_steps / steps_per_epoch
+    raise InputError(f'optim.milestones: expected epochs between 0 and {epochs:.4g}, found {tuple(milestones)}')
   rate = make_schedule(schedule, lr, total_steps, warmup_steps, steps, gamma, steps_per_epoch, power)
   decays = _negate(trees.match(params, no_decay, 'optim.no_decay'))
   decay = optax.add_decayed_weights(weight_decay, decays)
@@ -173,7 +176,7 @@ def make_schedule(
   if (name == 'step') != bool(milestones):
     raise InputError("optim.milestones: give the epochs of optim.schedule='step', and of no other schedule")
   if sorted(set(milestones)) != list(milestones):
-    raise InputError(f'optim.milestones: expected rising epochs, found steps {tuple(milestones)}')
+    raise InputError(f'optim.milestones: expected rising epochs, found those of steps {tuple(milestones)}')
   left = max(1, total_steps - warmup_steps)
   epochs_left = left / steps_per_epoch
   if name == 'exponential' and gamma < (least := 1e-9 ** (1 / epochs_left)):

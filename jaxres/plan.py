@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from jaxres import data
+from jaxres.errors import InputError
 
 DRY_RUN_STEPS = 2
 OVERFIT_STEPS = 200
+MOST_STEPS, MOST_EVALUATIONS = 2**31 - 1, 1_000_000  # the step is an int32
 
 
 class Plan(NamedTuple):
@@ -55,7 +57,11 @@ def make_plan(
   dry_run: bool,
   overfit_one_batch: bool,
 ) -> Plan:
-  """Return when to evaluate and save a training of ``epochs`` passes over ``train``."""
+  """Return when to evaluate and save a training of ``epochs`` passes over ``train``.
+
+  Raises:
+    InputError: it would never end.
+  """
   if overfit_one_batch:  # the whole schedule in a few steps
     return Plan(OVERFIT_STEPS, OVERFIT_STEPS / epochs, (OVERFIT_STEPS,))
   steps_per_epoch = train.size / train.batch_size
@@ -63,5 +69,8 @@ def make_plan(
   if dry_run:
     return Plan(total, steps_per_epoch, (DRY_RUN_STEPS,))
   interval = eval_every_epochs * steps_per_epoch
+  if total > MOST_STEPS or total / interval > MOST_EVALUATIONS:
+    found = f'{epochs:g} epochs are {total:,} steps and {total / interval:,.0f} evaluations'
+    raise InputError(f'train.epochs: {found}; expected at most {MOST_STEPS:,} and {MOST_EVALUATIONS:,}')
   between = {round(k * interval) for k in range(1, int(total / interval) + 1)}
   return Plan(total, steps_per_epoch, tuple(sorted(step for step in between | {total} if 0 < step <= total)))

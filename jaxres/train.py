@@ -1,5 +1,6 @@
 """Training: from a config and a workdir to checkpoints and metrics."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ MakeTx = Callable[[Any, int, float], tuple[optax.GradientTransformation, optax.S
 LossFn = Callable[[Any, Any, data.Batch, jax.Array], tuple[jax.Array, tuple[Any, metrics.Sums]]]
 TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, metrics.Sums]]
 Feeds = Callable[[int, int], Iterator[Any]]
+BeginRun = Callable[[], contextlib.AbstractContextManager[ocp.CheckpointManager]]
 
 # What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
 MAY_CHANGE = {
@@ -61,9 +63,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   dataset = data.load(**options['data'])
   model = fit_classes(model, options['model']['num_classes'], dataset.info)
   make_tx = lambda *args: optim.make(*args, **options['optim'])
-  write_config(workdir, config)
-  with checkpoint.open(workdir / 'checkpoints', **options['checkpoint']) as manager:
-    return fit(model, dataset, augment, make_tx, mesh, manager, workdir, **options['train'])
+  begin = lambda: open_workdir(workdir, config, **options['checkpoint'])
+  return fit(model, dataset, augment, make_tx, mesh, begin, workdir, **options['train'])
 
 
 def fit(
@@ -72,7 +73,7 @@ def fit(
   augment: augment_lib.Augment,
   make_tx: MakeTx,
   mesh: Mesh,
-  manager: ocp.CheckpointManager,
+  begin_run: BeginRun,
   workdir: pathlib.Path,
   /,
   *,
@@ -97,7 +98,7 @@ def fit(
     augment: of ``augment.make``.
     make_tx: ``(params, total_steps, steps_per_epoch)`` to the optimiser and its learning rate.
     mesh: of ``sharding.make_mesh``.
-    manager: of ``checkpoint.open``.
+    begin_run: opens the checkpoints; called when all else is known to be usable, so that bad input leaves no trace.
     workdir: where the logs go.
     epochs: passes over the training examples; may be fractional.
     loss: ``'softmax_xent'``, or ``'sigmoid_xent'``: binary cross-entropy, the mean over the classes.
@@ -133,23 +134,25 @@ def fit(
   eval_batch_size = sharding.round_up(eval_batch_size, mesh)
   limit = DRY_RUN_STEPS if dry_run else None
 
-  train_state, progress = restore_or_init(manager, init, tx, mesh, ema > 0.0)
-  start, stop = int(train_state.step), plan.eval_steps[-1]
-  log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
-  with log.RunLog(workdir, start, stop, plan.steps_per_epoch) as run_log:
-    for begin, end in plan.segments(start):
-      if progress.stale >= patience > 0:
-        log.console.print(f'stopped early: validation top-1 is no better since {progress.stale} evaluations')
-        break
-      meter = log.Meter(run_log, rate, log_every_steps)
-      for step, feed in enumerate(feeds(begin, end), begin + 1):
-        train_state, sums = train_step(train_state, dataset.train.constants, feed)
-        meter.add(step, sums, last=step == end)
-      scores = meter.row | evaluate.evaluate_state(eval_step, train_state, dataset, eval_batch_size, limit)
-      run_log.write(end, scores)
-      progress = progress.advance(end, scores)
-      checkpoint.save(manager, train_state, progress._asdict(), ranked(scores))
-    manager.wait_until_finished()
+  stop = plan.eval_steps[-1]
+  with begin_run() as manager:
+    train_state, progress = restore_or_init(manager, init, tx, mesh, ema > 0.0)
+    start = int(train_state.step)
+    log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
+    with log.RunLog(workdir, start, stop, plan.steps_per_epoch) as run_log:
+      for begin, end in plan.segments(start):
+        if progress.stale >= patience > 0:
+          log.console.print(f'stopped early: validation top-1 is no better since {progress.stale} evaluations')
+          break
+        meter = log.Meter(run_log, rate, log_every_steps)
+        for step, feed in enumerate(feeds(begin, end), begin + 1):
+          train_state, sums = train_step(train_state, dataset.train.constants, feed)
+          meter.add(step, sums, last=step == end)
+        scores = meter.row | evaluate.evaluate_state(eval_step, train_state, dataset, eval_batch_size, limit)
+        run_log.write(end, scores)
+        progress = progress.advance(end, scores)
+        checkpoint.save(manager, train_state, progress._asdict(), ranked(scores))
+      manager.wait_until_finished()
   if start >= stop:
     log.console.print(f'{workdir} is finished; more train.epochs extend it')
   log.print_end(progress.metrics(), workdir)
@@ -312,9 +315,24 @@ def check_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.P
   return workdir
 
 
+@contextlib.contextmanager
+def open_workdir(workdir: pathlib.Path, config: Mapping[str, Any], **options: Any) -> Iterator[ocp.CheckpointManager]:
+  """Make ``workdir``, write the config there and open its checkpoints with ``options``.
+
+  Raises:
+    InputError: it cannot be made or written.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
+  with checkpoint.open(workdir / 'checkpoints', **options) as manager:
+    write_config(workdir, config)
+    yield manager
+
+
 def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   """Write the resolved config to ``<workdir>/config.json``, whole or not at all."""
-  workdir.mkdir(parents=True, exist_ok=True)
   partial = workdir / 'config.json.tmp'
   partial.write_text(config_lib.to_json(config))
   os.replace(partial, workdir / 'config.json')

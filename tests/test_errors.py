@@ -25,7 +25,7 @@ def test_an_interrupt_exits_with_130(capsys) -> None:
   with pytest.raises(SystemExit) as exit_info, errors.one_line(interrupted='it continues'):
     raise KeyboardInterrupt
   assert exit_info.value.code == 130
-  assert capsys.readouterr().err == 'error: it continues\n'
+  assert capsys.readouterr().err == 'it continues\n'
 
 
 def test_other_errors_pass_through() -> None:

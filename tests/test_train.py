@@ -276,6 +276,9 @@ def test_one_batch_is_learnt_by_heart(config: dict, tmp_path) -> None:
     ({'data': {'batch_size': 12}}, 'data.batch_size: 12 is not divided by 8 devices; use 8 or 16'),
     ({'data': {'batch_size': 0}}, 'data.batch_size: expected 1 or more, found 0'),
     ({'train': {'epochs': 0}}, 'train.epochs: expected more than 0, found 0'),
+    ({'train': {'epochs': 1e12}}, 'train.epochs: 1e.12 epochs are .* steps'),
+    ({'train': {'eval_every_epochs': 1e-9}}, 'evaluations; expected at most'),
+    ({'optim': {'schedule': 'step', 'milestones': (9,)}}, 'optim.milestones: expected epochs between 0 and 4, found'),
     ({'train': {'log_every_steps': 0}}, 'train.log_every_steps: expected more than 0'),
     ({'train': {'patience': -1}}, 'train.patience: expected 0 or more'),
     ({'train': {'patience': 2}}, 'train.patience: early stopping looks at validation top-1; set data.val'),
@@ -311,6 +314,23 @@ def test_a_workdir_of_before_a_field_was_there_continues(config: dict, tmp_path)
     train.train_and_evaluate(merged(config, train={'ema': 0.9}), tmp_path / 'run')
   train.train_and_evaluate(merged(config, train={'epochs': 2}), tmp_path / 'run')
   assert rows(tmp_path / 'run')[-1]['step'] == 12
+
+
+def test_a_refused_command_leaves_the_workdir_as_it_was(config: dict, tmp_path) -> None:
+  config = merged(config, optim={'warmup_epochs': 2})
+  train.train_and_evaluate(config, tmp_path / 'run')
+  before = (tmp_path / 'run/config.json').read_text()
+  for name in ('run', 'other'):
+    with pytest.raises(InputError, match='optim.warmup_epochs: 2.0 is not less than the whole training'):
+      train.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / name)
+  assert (tmp_path / 'run/config.json').read_text() == before
+  assert not (tmp_path / 'other').exists()
+
+
+def test_a_workdir_below_a_file(config: dict, tmp_path) -> None:
+  (tmp_path / 'file').write_text('x')
+  with pytest.raises(InputError, match='--workdir: cannot make .*Not a directory'):
+    train.train_and_evaluate(config, tmp_path / 'file/run')
 
 
 def test_a_workdir_that_is_a_file(config: dict, tmp_path) -> None:

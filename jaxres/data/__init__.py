@@ -81,7 +81,7 @@ def load(
   _check_fields(batch_size, val, limit)
   source = _check_labels(name, _read(name, data_dir, path, download))
   if classes is not None:
-    source = keep_classes(source, classes)
+    source = _check_labels(name, keep_classes(source, classes))
   train, held_out = split(source.train, val, seed)
   if limit is not None and limit < len(train.labels):
     train = train.take(order.stratified(train.labels, limit, seed))
@@ -99,7 +99,7 @@ def keep_classes(source: Source, classes: Sequence[int | str]) -> Source:
   """
   names = source.class_names
   if len(classes) == 1 and isinstance(classes[0], str):  # 'cat,dog' on the command line arrives as one word
-    classes = classes[0].split(',')
+    classes = [word.strip() for word in classes[0].split(',')]
   kept = [_class_number(c, names) for c in classes]
   if len(set(kept)) != len(kept) or len(kept) < 2:
     raise InputError(f'data.classes: expected at least two different classes, found {tuple(classes)}')

@@ -1,6 +1,7 @@
 """Images that live in host memory: what every source is read into, and the sources that need no download."""
 
 import pathlib
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -58,14 +59,17 @@ def read_npz(path: str | None) -> Source:
   if not pathlib.Path(path).is_file():
     raise InputError(f'data.path: no such file: {path}')
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:  # np.load(path) leaks a damaged file
       content = {name: file[name] for name in file.files}
-  except (OSError, ValueError, EOFError) as error:
-    raise InputError(f'{path}: not a readable .npz file: {error}') from None
+  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    reason = 'it holds Python objects, or is another kind of file' if 'pickle' in str(error) else error
+    raise InputError(f'{path}: not a readable .npz file: {reason}') from None
   train, test = (_split(path, content, split) for split in ('train', 'test'))
   if train.images.shape[1:] != test.images.shape[1:]:
     found = f'{train.images.shape[1:]} and {test.images.shape[1:]}'
     raise InputError(f'{path}: train_x and test_x hold images of different shapes: {found}')
+  if content.get('class_names', np.empty(1)).ndim != 1:
+    raise InputError(f'{path}: class_names: expected a list of names, found {content["class_names"]!r}')
   names = content['class_names'] if 'class_names' in content else _numbered_classes(path, train)
   return Source(train, test, tuple(map(str, names)))
 

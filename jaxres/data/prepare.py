@@ -10,6 +10,7 @@ import io
 import pathlib
 import shlex
 import sys
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -193,9 +194,9 @@ def _examples(split: str, arrays: Split) -> Iterator[tuple[int, dict[str, Any]]]
 def _check_npz(path: pathlib.Path, name: str) -> None:
   """Raise an InputError unless ``path`` is what ``prepare_npz`` writes for ``name``."""
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open('rb') as raw, np.load(raw, allow_pickle=False) as file:
       found = str(file['name'])
-  except (OSError, ValueError, KeyError, EOFError) as error:
+  except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
     raise InputError(f'{path} exists and is not {name}: remove it or choose another name') from error
   if found != name:
     raise InputError(f'{path} exists and holds {found}, not {name}: choose another name')

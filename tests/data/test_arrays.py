@@ -1,3 +1,5 @@
+import pathlib
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -66,6 +68,25 @@ def test_wrong_files_are_named(tmp_path) -> None:
   broken.write_bytes(b'<html>not found</html>')
   with pytest.raises(InputError, match=r'broken.npz: not a readable .npz file'):
     arrays.read_npz(str(broken))
+
+
+def test_damaged_files_are_named(npz, tmp_path) -> None:
+  whole = pathlib.Path(npz()).read_bytes()
+  middle = len(whole) // 2
+  damaged = {'cut': whole[:middle], 'flipped': whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]}
+  for name, content in damaged.items():
+    path = tmp_path / f'{name}.npz'
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f'{name}.npz: not a readable .npz file'):
+      arrays.read_npz(str(path))
+  np.save(tmp_path / 'single.npy', np.zeros(3))
+  with pytest.raises(InputError, match='single.npy: not a readable .npz file'):
+    arrays.read_npz(str(tmp_path / 'single.npy'))
+
+
+def test_class_names_are_a_list(npz) -> None:
+  with pytest.raises(InputError, match='class_names: expected a list of names'):
+    arrays.read_npz(npz(**make_arrays(), class_names=np.array('cat')))
 
 
 def test_pickled_objects_are_refused(tmp_path) -> None:

@@ -42,6 +42,11 @@ def test_classes_are_kept_and_numbered_in_the_order_given(npz, classes: tuple) -
   np.testing.assert_array_equal(labels(kept.train), np.where(content['train_y'][wanted] == 3, 0, 1))
 
 
+def test_classes_without_examples_are_refused(npz) -> None:
+  with pytest.raises(InputError, match='the train split is empty'):
+    load(npz(**make_arrays(), class_names=np.array(list('abcdef'))), classes=('e', 'f'))
+
+
 def test_info_has_the_statistics_of_the_training_images(npz) -> None:
   info = load(npz()).info
   images = make_arrays()['train_x'] / 255
