@@ -55,7 +55,7 @@ def test_an_int_is_taken_for_a_float_and_a_list_for_a_tuple() -> None:
     ({'data': {'batch_size': True}}, r'data.batch_size: expected int, found True \(bool\)'),
     ({'optim': {'no_decay': (1,)}}, r'optim.no_decay: expected tuple of str, found \(1,\) \(tuple\)'),
     ({'train': {'dry_run': 1}}, r'train.dry_run: expected bool, found 1 \(int\)'),
-    ({'model': {'stem': 3}}, r"model.stem: expected 'cifar' or 'imagenet' or None, found 3 \(int\)"),
+    ({'model': {'stem': 3}}, r"model.stem: expected 'cifar' or 'imagenet' or 'deep' or None, found 3 \(int\)"),
   ],
 )
 def test_wrong_configs_are_named(sections: dict, message: str) -> None:
