@@ -1,6 +1,7 @@
 """Every kind of block, stem, shortcut and activation, in networks of three blocks, against torch and closed form."""
 
 import functools
+import itertools
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -145,9 +146,8 @@ def test_stages_and_logits_and_statistics_equal_torch(reference: ModuleType, nam
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('name', ['se-bottleneck', 'preact-all'])
-def test_gradients_equal_torch(reference: ModuleType, name: str) -> None:
-  case = CASES[name]
+def test_gradients_equal_torch(reference: ModuleType) -> None:
+  case = CASES['preact-all']
   model = build(case)
   variables = reference.random_variables(model)
   net = reference.ResNet(getattr(reference, case.block), SIZES, 5, case.stem, WIDTHS, **case.options)
@@ -173,13 +173,20 @@ def test_gradients_equal_torch(reference: ModuleType, name: str) -> None:
 # Shapes and names
 
 
-@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
-@pytest.mark.parametrize(('size', 'channels'), [((1, 1), 1), ((2, 7), 2), ((33, 50), 5)])
+@pytest.mark.parametrize(
+  ('case', 'size', 'channels'),
+  [*zip(CASES.values(), itertools.cycle([(1, 1), (2, 7), (33, 50), (5, 4)]), itertools.cycle([1, 2, 5]))],
+  ids=CASES,
+)
 def test_images_of_any_size_and_channels(case: Case, size: tuple[int, int], channels: int) -> None:
   model = build(case, dtype=jnp.bfloat16)
-  images = jax.ShapeDtypeStruct((2, *size, channels), jnp.float32)
-  variables = shapes(model, channels, size)
-  stages = jax.eval_shape(functools.partial(model.apply, train=False, method='features'), variables, images)
+  images = jnp.zeros((2, *size, channels))
+
+  def both(key: jax.Array) -> Any:
+    stages, variables = model.init_with_output(key, images, train=False, method='features')
+    return stages, model.init_with_output(key, stages, method='head')[0], variables
+
+  stages, logits, variables = jax.eval_shape(both, jax.random.key(0))
   expansion = BLOCKS[case.block].expansion
   first = 1 if case.stem == 'cifar' else 4
   for name, strides, width in (
@@ -189,7 +196,6 @@ def test_images_of_any_size_and_channels(case: Case, size: tuple[int, int], chan
   ):
     assert stages[name].shape == (2, *(-(-side // strides) for side in size), width)
     assert stages[name].dtype == jnp.bfloat16  # no part goes back to float32
-  logits = jax.eval_shape(functools.partial(model.apply, train=False), variables, images)
   assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
 
@@ -323,9 +329,8 @@ def test_rates_out_of_range_are_input_errors(field: str, value: float) -> None:
 # Rematerialisation and initial values
 
 
-@pytest.mark.parametrize('block', ['Basic', 'PreactBottleneck'])
-def test_remat_changes_no_value_and_computes_blocks_again(block: str) -> None:
-  model, variables, images = tiny(block, dropout=0.2, dropout_at='blocks', stochastic_depth=0.5)
+def test_remat_changes_no_value_and_computes_blocks_again() -> None:
+  model, variables, images = tiny('Basic', dropout=0.2, dropout_at='blocks', stochastic_depth=0.5)
 
   def compute(params: Any, net: models.ResNet) -> Any:
     variables_ = variables | {'params': params}
@@ -342,8 +347,7 @@ def test_remat_changes_no_value_and_computes_blocks_again(block: str) -> None:
   assert_alive(np.asarray(results[0][1][0]))
   for path, plain in flat(results[0]).items():
     assert_near(flat(results[1])[path], plain, 1e-5, path)
-  # the last convolution of a pre-activation block is not needed again
-  assert convolutions[1] >= convolutions[0] + 2 * (2 if block == 'PreactBottleneck' else 1)
+  assert convolutions[1] >= convolutions[0] + 4  # two in each block
 
 
 @pytest.mark.parametrize(('block', 'last'), [('PreactBasic', 'conv2'), ('PreactBottleneck', 'conv3')])
