@@ -174,7 +174,7 @@ def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, in
   ) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
     images = augment_lib.normalize(augment(rng, batch['image']), info.mean, info.std)
     variables = {'params': params, 'batch_stats': batch_stats}
-    logits, updates = model.apply(variables, images, train=True, mutable=['batch_stats'])
+    logits, updates = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': rng})
     each = loss(logits, batch['label'])
     return each.mean(), (updates['batch_stats'], metrics.sums(each, logits, batch['label']))
 

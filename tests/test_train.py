@@ -60,7 +60,7 @@ def make_parts(config: dict, devices: int):
   mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
   dataset = data.load(**config['data'])
   dataset.place(sharding.replicated(mesh))
-  model = models.create(config['model']['name'], num_classes=4)
+  model = models.create(**config['model'], num_classes=4)
   variables = jax.jit(lambda: state.init_variables(model, dataset.info.image_shape, 0))()
   tx, _ = optim.make(variables['params'], 100, 6.0, lr=0.1)
   transform = augment.make(crop_pad=1, flip=True)
@@ -93,8 +93,9 @@ def test_a_step_is_the_obvious_flax_and_optax_step(config: dict) -> None:
   assert int(begin.step) == 5
 
 
-def test_eight_devices_train_as_one_does(config: dict) -> None:
-  found = {}
+@pytest.mark.parametrize('drop', [{}, {'dropout': 0.3, 'stochastic_depth': 0.5}], ids=['whole', 'dropping'])
+def test_eight_devices_train_as_one_does(config: dict, drop: dict) -> None:
+  config, found = merged(config, model=drop), {}
   for devices in (1, 8):
     dataset, *_, step, current = make_parts(config, devices)
     for feed in dataset.train.train_feeds(0, 6):
@@ -102,6 +103,22 @@ def test_eight_devices_train_as_one_does(config: dict) -> None:
     found[devices] = (current.params, current.batch_stats, sums)
     assert step._cache_size() == 1
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found.values())
+
+
+def test_what_is_dropped_is_a_function_of_seed_and_step(config: dict) -> None:
+  kept, dropped = config, merged(config, model={'dropout': 0.5, 'stochastic_depth': 0.5})
+  losses_of: list[list[float]] = []
+  for each in (kept, dropped, dropped):
+    dataset, *_, step, current = make_parts(each, 1)
+    feed = next(dataset.train.train_feeds(0, 1))
+    current = current.replace(params=jax.tree.map(jnp.copy, current.params))
+    found = []
+    for _ in range(3):  # one batch again and again
+      current, sums = step(current, dataset.train.constants, feed)
+      found.append(float(sums['loss'] / sums['count']))
+    losses_of.append(found)
+  assert losses_of[1] == losses_of[2]
+  assert abs(losses_of[0][0] - losses_of[1][0]) > 1e-3
 
 
 def frozen_loss(model, dataset) -> train.LossFn:

@@ -7,7 +7,7 @@ akamaster/pytorch_resnet_cifar10 (``conv1``, ``layer2.0.shortcut.0``, ``linear``
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,88 +17,219 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 THIN = ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110')
+PREACT_THIN = (20, 32, 44, 56, 110, 164)
+WIDE = {'wrn16_8': (16, 8), 'wrn28_10': (28, 10)}
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
   """Return a convolution without bias that keeps the image's size at stride 1."""
-  return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+  return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
-def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-  """Return the shortcut with parameters (option B)."""
-  return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+def projection(inputs: int, outputs: int, stride: int, average: bool = False, norm: bool = True) -> nn.Sequential:
+  """Return the shortcut with parameters: torchvision's, or with ``average`` ResNet-D's, which timm names alike."""
+  layers: list[nn.Module] = [nn.BatchNorm2d(outputs)] if norm else []
+  if not average:
+    return nn.Sequential(conv(inputs, outputs, 1, stride), *layers)
+  pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
+  return nn.Sequential(pool, conv(inputs, outputs, 1), *layers)
 
 
-class Basic(nn.Module):
+class Gate(nn.Module):
+  """Squeeze and excitation, timm's names; the reduction is 16, with no rounding to a multiple of 8."""
+
+  def __init__(self, channels: int) -> None:
+    super().__init__()
+    self.fc1 = nn.Conv2d(channels, max(1, channels // 16), 1)
+    self.fc2 = nn.Conv2d(max(1, channels // 16), channels, 1)
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+
+class Options(NamedTuple):
+  """What blocks and networks may be given."""
+
+  groups: int = 1
+  width_per_group: int = 64
+  se: bool = False
+  act: str = 'relu'
+  shortcut: str = 'projection'
+
+  def inner(self, width: int) -> int:
+    """Return torchvision's width between the convolutions of a bottleneck."""
+    return int(width * (self.width_per_group / 64)) * self.groups
+
+  def activate(self, x: torch.Tensor) -> torch.Tensor:
+    """Return the activation of ``x``, torch's own."""
+    return getattr(F, self.act)(x)
+
+
+class Residual(nn.Module):
+  """The shortcut and the gate of a block."""
+
+  preact = False
+
+  def __init__(self, inputs: int, outputs: int, stride: int, options: Options) -> None:
+    super().__init__()
+    self.act, self.reshapes = options.activate, stride != 1 or inputs != outputs
+    self.se = Gate(outputs) if options.se else nn.Identity()
+    self.downsample: nn.Module = nn.Identity()
+    if self.reshapes and options.shortcut == 'pad':
+      self.downsample = OptionA(outputs)
+    elif self.reshapes:
+      self.downsample = projection(inputs, outputs, stride, options.shortcut == 'average', norm=not self.preact)
+
+
+class Basic(Residual):
   """Two 3x3 convolutions, torchvision's names."""
 
   expansion = 1
 
-  def __init__(self, inputs: int, width: int, stride: int) -> None:
-    super().__init__()
-    self.conv1, self.bn1 = conv(inputs, width, 3, stride), nn.BatchNorm2d(width)
-    self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
-    reshapes = stride != 1 or inputs != width
-    self.downsample = projection(inputs, width, stride) if reshapes else nn.Identity()
+  def __init__(self, inputs: int, width: int, stride: int, options: Options) -> None:
+    super().__init__(inputs, width, stride, options)
+    inner = options.inner(width)
+    self.conv1, self.bn1 = conv(inputs, inner, 3, stride, options.groups), nn.BatchNorm2d(inner)
+    self.conv2, self.bn2 = conv(inner, width, 3, groups=options.groups), nn.BatchNorm2d(width)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
-    y = F.relu(self.bn1(self.conv1(x)))
-    y = self.bn2(self.conv2(y))
-    return F.relu(y + self.downsample(x))
+    y = self.act(self.bn1(self.conv1(x)))
+    y = self.se(self.bn2(self.conv2(y)))
+    return self.act(y + self.downsample(x))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Residual):
   """1x1, 3x3 and 1x1 convolutions, the stride on the 3x3, torchvision's names."""
 
   expansion = 4
 
-  def __init__(self, inputs: int, width: int, stride: int) -> None:
-    super().__init__()
-    outputs = 4 * width
-    self.conv1, self.bn1 = conv(inputs, width, 1), nn.BatchNorm2d(width)
-    self.conv2, self.bn2 = conv(width, width, 3, stride), nn.BatchNorm2d(width)
-    self.conv3, self.bn3 = conv(width, outputs, 1), nn.BatchNorm2d(outputs)
-    reshapes = stride != 1 or inputs != outputs
-    self.downsample = projection(inputs, outputs, stride) if reshapes else nn.Identity()
+  def __init__(self, inputs: int, width: int, stride: int, options: Options) -> None:
+    super().__init__(inputs, 4 * width, stride, options)
+    inner = options.inner(width)
+    self.conv1, self.bn1 = conv(inputs, inner, 1), nn.BatchNorm2d(inner)
+    self.conv2, self.bn2 = conv(inner, inner, 3, stride, options.groups), nn.BatchNorm2d(inner)
+    self.conv3, self.bn3 = conv(inner, 4 * width, 1), nn.BatchNorm2d(4 * width)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
-    y = F.relu(self.bn1(self.conv1(x)))
-    y = F.relu(self.bn2(self.conv2(y)))
-    y = self.bn3(self.conv3(y))
-    return F.relu(y + self.downsample(x))
+    y = self.act(self.bn1(self.conv1(x)))
+    y = self.act(self.bn2(self.conv2(y)))
+    y = self.se(self.bn3(self.conv3(y)))
+    return self.act(y + self.downsample(x))
+
+
+class PreactBasic(Residual):
+  """Two 3x3 convolutions, each after a norm and an activation; named like ``Basic``."""
+
+  expansion = 1
+  preact = True
+
+  def __init__(self, inputs: int, width: int, stride: int, options: Options) -> None:
+    super().__init__(inputs, width, stride, options)
+    self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv(inputs, width, 3, stride)
+    self.bn2, self.conv2 = nn.BatchNorm2d(width), conv(width, width, 3)
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    first = self.act(self.bn1(x))
+    y = self.conv2(self.act(self.bn2(self.conv1(first))))
+    return self.se(y) + (self.downsample(first) if self.reshapes else x)
+
+
+class PreactBottleneck(Residual):
+  """1x1, 3x3 and 1x1 convolutions, each after a norm and an activation; named like ``Bottleneck``."""
+
+  expansion = 4
+  preact = True
+
+  def __init__(self, inputs: int, width: int, stride: int, options: Options) -> None:
+    super().__init__(inputs, 4 * width, stride, options)
+    inner = options.inner(width)
+    self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv(inputs, inner, 1)
+    self.bn2, self.conv2 = nn.BatchNorm2d(inner), conv(inner, inner, 3, stride, options.groups)
+    self.bn3, self.conv3 = nn.BatchNorm2d(inner), conv(inner, 4 * width, 1)
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    first = self.act(self.bn1(x))
+    y = self.conv2(self.act(self.bn2(self.conv1(first))))
+    y = self.conv3(self.act(self.bn3(y)))
+    return self.se(y) + (self.downsample(first) if self.reshapes else x)
+
+
+def deep_stem(channels: int, width: int, act: str) -> nn.Sequential:
+  """Return ResNet-D's three 3x3 convolutions without their last norm, timm's names."""
+  layer = {'relu': nn.ReLU, 'silu': nn.SiLU, 'gelu': nn.GELU, 'leaky_relu': nn.LeakyReLU}[act]
+  half = width // 2
+  return nn.Sequential(
+    *(conv(channels, half, 3, 2), nn.BatchNorm2d(half), layer()),
+    *(conv(half, half, 3), nn.BatchNorm2d(half), layer()),
+    conv(half, width, 3),
+  )
 
 
 class ResNet(nn.Module):
-  """ImageNet network of four stages; ``stages`` returns what comes out of each."""
+  """Network of any stages, torchvision's names, and ``norm`` after pre-activation blocks.
 
-  def __init__(self, block: Any, sizes: tuple[int, ...], num_classes: int, stem: str) -> None:
+  ``stages`` returns what comes out of each stage.
+
+  Args:
+    block: one of the classes above.
+    sizes: blocks in each stage.
+    num_classes: width of the logits.
+    stem: ``'imagenet'``, ``'cifar'`` or ``'deep'``.
+    widths: of the stages, before the block's expansion.
+    stem_width: channels of the stem; the first of ``widths`` where not given.
+    channels: of the images.
+    **options: of ``Options``.
+  """
+
+  def __init__(
+    self,
+    block: Any,
+    sizes: tuple[int, ...],
+    num_classes: int,
+    stem: str,
+    widths: tuple[int, ...] = (64, 128, 256, 512),
+    stem_width: int | None = None,
+    channels: int = 3,
+    **options: Any,
+  ) -> None:
     super().__init__()
-    self.conv1 = conv(3, 64, 7, 2) if stem == 'imagenet' else conv(3, 64, 3)
-    self.bn1 = nn.BatchNorm2d(64)
-    self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == 'imagenet' else nn.Identity()
-    inputs = 64
-    for i, size in enumerate(sizes):
+    given = Options(**options)
+    self.act, self.preact = given.activate, block.preact
+    inputs = stem_width or widths[0]
+    self.conv1: nn.Module = {
+      'imagenet': lambda: conv(channels, inputs, 7, 2),
+      'cifar': lambda: conv(channels, inputs, 3),
+      'deep': lambda: deep_stem(channels, inputs, given.act),
+    }[stem]()
+    self.bn1 = nn.Identity() if self.preact else nn.BatchNorm2d(inputs)
+    self.maxpool = nn.Identity() if stem == 'cifar' else nn.MaxPool2d(3, 2, padding=1)
+    for i, (size, width) in enumerate(zip(sizes, widths, strict=True)):
       blocks = []
       for j in range(size):
-        blocks.append(block(inputs, 64 * 2**i, 2 if i > 0 and j == 0 else 1))
-        inputs = 64 * 2**i * block.expansion
+        blocks.append(block(inputs, width, 2 if i > 0 and j == 0 else 1, given))
+        inputs = width * block.expansion
       setattr(self, f'layer{i + 1}', nn.Sequential(*blocks))
+    self.depth = len(sizes)
+    self.norm = nn.BatchNorm2d(inputs) if self.preact else nn.Identity()
     self.fc = nn.Linear(inputs, num_classes)
 
   def stages(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    out = {'stem': self.maxpool(F.relu(self.bn1(self.conv1(x))))}
-    out['stage1'] = self.layer1(out['stem'])
-    out['stage2'] = self.layer2(out['stage1'])
-    out['stage3'] = self.layer3(out['stage2'])
-    out['stage4'] = self.layer4(out['stage3'])
+    x = self.conv1(x)
+    x = x if self.preact else self.act(self.bn1(x))
+    out = {'stem': self.maxpool(x)}
+    x = out['stem']
+    for i in range(1, self.depth + 1):
+      x = out[f'stage{i}'] = getattr(self, f'layer{i}')(x)
+    if self.preact:
+      out[f'stage{self.depth}'] = self.act(self.norm(x))
     return out
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
-    return self.fc(self.stages(x)['stage4'].mean(dim=(2, 3)))
+    return self.fc(self.stages(x)[f'stage{self.depth}'].mean(dim=(2, 3)))
 
 
 class OptionA(nn.Module):
-  """Every other pixel, and zero channels on both sides: the shortcut without parameters."""
+  """Every other pixel, and zero channels on both sides: the shortcut without parameters, where widths double."""
 
   def __init__(self, outputs: int) -> None:
     super().__init__()
@@ -156,7 +287,7 @@ class ThinResNet(nn.Module):
 def create(
   name: str,
   num_classes: int = 10,
-  stem: Literal['imagenet', 'cifar'] = 'imagenet',
+  stem: Literal['imagenet', 'cifar', 'deep'] = 'imagenet',
   option: Literal['A', 'B'] = 'A',
 ) -> nn.Module:
   """Return the torch network called ``name``.
@@ -164,19 +295,36 @@ def create(
   Args:
     name: as in ``jaxres.models``.
     num_classes: width of the logits.
-    stem: of the ImageNet networks; the thin ones have one stem.
-    option: shortcut of the thin networks where the shape changes; the ImageNet ones have option B.
+    stem: of the ImageNet networks; the thin and the wide ones have one stem, and resnet50d is published with 'deep'.
+    option: shortcut of the thin post-activation networks where the shape changes; the others have their published one.
   """
   if name in THIN:
     return ThinResNet(int(name.removeprefix('resnet')), num_classes, option)
-  block, sizes = {
-    'resnet18': (Basic, (2, 2, 2, 2)),
-    'resnet34': (Basic, (3, 4, 6, 3)),
-    'resnet50': (Bottleneck, (3, 4, 6, 3)),
-    'resnet101': (Bottleneck, (3, 4, 23, 3)),
-    'resnet152': (Bottleneck, (3, 8, 36, 3)),
+  if name in WIDE:
+    depth, factor = WIDE[name]
+    widths = (16 * factor, 32 * factor, 64 * factor)
+    return ResNet(PreactBasic, ((depth - 4) // 6,) * 3, num_classes, 'cifar', widths, stem_width=16)
+  if name.startswith('preact_') and int(name.removeprefix('preact_resnet')) in PREACT_THIN:
+    depth = int(name.removeprefix('preact_resnet'))
+    block, layers, shortcut = (PreactBasic, 6, 'pad') if depth < 164 else (PreactBottleneck, 9, 'projection')
+    return ResNet(block, ((depth - 2) // layers,) * 3, num_classes, 'cifar', (16, 32, 64), shortcut=shortcut)
+  block, sizes, options = {
+    'resnet18': (Basic, (2, 2, 2, 2), {}),
+    'resnet34': (Basic, (3, 4, 6, 3), {}),
+    'resnet50': (Bottleneck, (3, 4, 6, 3), {}),
+    'resnet101': (Bottleneck, (3, 4, 23, 3), {}),
+    'resnet152': (Bottleneck, (3, 8, 36, 3), {}),
+    'resnet50d': (Bottleneck, (3, 4, 6, 3), {'shortcut': 'average'}),
+    'resnext50_32x4d': (Bottleneck, (3, 4, 6, 3), {'groups': 32, 'width_per_group': 4}),
+    'resnext101_32x8d': (Bottleneck, (3, 4, 23, 3), {'groups': 32, 'width_per_group': 8}),
+    'wide_resnet50_2': (Bottleneck, (3, 4, 6, 3), {'width_per_group': 128}),
+    'wide_resnet101_2': (Bottleneck, (3, 4, 23, 3), {'width_per_group': 128}),
+    'seresnet18': (Basic, (2, 2, 2, 2), {'se': True}),
+    'seresnet50': (Bottleneck, (3, 4, 6, 3), {'se': True}),
+    'preact_resnet18': (PreactBasic, (2, 2, 2, 2), {}),
+    'preact_resnet50': (PreactBottleneck, (3, 4, 6, 3), {}),
   }[name]
-  return ResNet(block, sizes, num_classes, stem)
+  return ResNet(block, sizes, num_classes, stem, **options)
 
 
 def paths(tree: Any) -> dict[str, np.ndarray]:
@@ -185,15 +333,28 @@ def paths(tree: Any) -> dict[str, np.ndarray]:
   return {jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf) for path, leaf in leaves}
 
 
-def torch_name(path: str, thin: bool) -> str:
-  """Return the torch name of the parameter or statistic at ``path`` of jaxres."""
+def torch_name(path: str, thin: bool, average: bool = False) -> str:
+  """Return the torch name of the parameter or statistic at ``path`` of jaxres.
+
+  Args:
+    path: such as ``stage1/block0/conv1/kernel``.
+    thin: the names are akamaster's, not torchvision's.
+    average: a pool is the first layer of a shortcut.
+  """
   shortcut = 'shortcut' if thin else 'downsample'
   for pattern, name in (
     (r'^stem/conv/', 'conv1.'),
-    (r'^stem/bn/', 'bn1.'),
+    (r'^stem/bn3?/', 'bn1.'),
+    (r'^stem/conv1/', 'conv1.0.'),
+    (r'^stem/bn1/', 'conv1.1.'),
+    (r'^stem/conv2/', 'conv1.3.'),
+    (r'^stem/bn2/', 'conv1.4.'),
+    (r'^stem/conv3/', 'conv1.6.'),
+    (r'se/reduce/', 'se.fc1.'),
+    (r'se/expand/', 'se.fc2.'),
     (r'^stage(\d+)/block(\d+)/', r'layer\1.\2.'),
-    (r'shortcut/conv/', f'{shortcut}.0.'),
-    (r'shortcut/bn/', f'{shortcut}.1.'),
+    (r'shortcut/conv/', f'{shortcut}.{int(average)}.'),
+    (r'shortcut/bn/', f'{shortcut}.{1 + average}.'),
     (r'^head/fc/', 'linear.' if thin else 'fc.'),
     (r'(kernel|scale)$', 'weight'),
     (r'(mean|var)$', r'running_\1'),
@@ -202,32 +363,39 @@ def torch_name(path: str, thin: bool) -> str:
   return path.replace('/', '.')
 
 
-def to_torch(tree: Any, thin: bool) -> dict[str, torch.Tensor]:
+def to_torch(tree: Any, thin: bool, average: bool = False) -> dict[str, torch.Tensor]:
   """Return ``params``, ``batch_stats`` or gradients of jaxres under torch's names and in torch's layout.
 
   Args:
     tree: one collection; convolutions ``[H, W, in, out]``, dense layers ``[in, out]``.
     thin: the names are akamaster's, not torchvision's.
+    average: a pool is the first layer of a shortcut.
 
   Returns:
     Copies; convolutions ``[out, in, H, W]``, dense layers ``[out, in]``.
   """
   axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
   return {
-    torch_name(path, thin): torch.tensor(leaf.transpose(axes[leaf.ndim]).copy()) for path, leaf in paths(tree).items()
+    torch_name(path, thin, average): torch.tensor(leaf.transpose(axes[leaf.ndim]).copy())
+    for path, leaf in paths(tree).items()
   }
+
+
+def averages(net: nn.Module) -> bool:
+  """Return whether the shortcuts of ``net`` begin with a pool."""
+  return any(isinstance(module, nn.AvgPool2d) for module in net.modules())
 
 
 def load(net: nn.Module, variables: Mapping[str, Any]) -> nn.Module:
   """Copy ``variables`` of jaxres into ``net``: every tensor of it, and nothing else, or raise."""
-  thin = isinstance(net, ThinResNet)
-  state = to_torch(variables['params'], thin) | to_torch(variables['batch_stats'], thin)
+  names = {'thin': isinstance(net, ThinResNet), 'average': averages(net)}
+  state = to_torch(variables['params'], **names) | to_torch(variables['batch_stats'], **names)
   counters = {k: v for k, v in net.state_dict().items() if k.endswith('num_batches_tracked')}
   net.load_state_dict(state | counters, strict=True)
   return net
 
 
-def random_variables(model: Any, seed: int = 0, size: int = 32) -> Any:
+def random_variables(model: Any, seed: int = 0, size: int = 32, channels: int = 3) -> Any:
   """Return random variables of ``model`` whose activations stay alive at any depth.
 
   Nothing is at its initial value: a scale is 0.4 to 0.8 (residual sums then grow by a few per cent a block), a
@@ -237,9 +405,11 @@ def random_variables(model: Any, seed: int = 0, size: int = 32) -> Any:
     model: a jaxres model.
     seed: of NumPy's generator.
     size: of the images that the model is initialised on.
+    channels: of these images.
   """
   rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, size, size, 3)), train=False), jax.random.key(0))
+  images = jnp.zeros((1, size, size, channels))
+  shapes = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
 
   def leaf(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
     match path[-1].key:
@@ -255,13 +425,13 @@ def random_variables(model: Any, seed: int = 0, size: int = 32) -> Any:
   return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def random_images(batch: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-  """Return float32 ``[batch, height, width, 3]`` whose images differ in colour and contrast, not in noise alone.
+def random_images(batch: int, height: int, width: int, seed: int = 0, channels: int = 3) -> np.ndarray:
+  """Return float32 ``[batch, height, width, channels]`` whose images differ in colour and contrast, not in noise alone.
 
   Pooling averages noise away, and logits that are the same for each image would hide most errors.
   """
   rng = np.random.default_rng(seed)
-  colour = rng.normal(0, 1, (batch, 1, 1, 3))
+  colour = rng.normal(0, 1, (batch, 1, 1, channels))
   contrast = rng.uniform(0.5, 1.5, (batch, 1, 1, 1))
-  noise = rng.normal(0, 1, (batch, height, width, 3))
+  noise = rng.normal(0, 1, (batch, height, width, channels))
   return (colour + contrast * noise).astype(np.float32)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from jaxres.backend import resolve_dtype
 from jaxres.errors import InputError, nearest
-from jaxres.models.resnet import MODELS, SHORTCUTS, STEMS, ResNet
+from jaxres.models.resnet import ACTIVATIONS, MODELS, SHORTCUTS, STEMS, ResNet
 
 __all__ = ['ResNet', 'create', 'list']
 
@@ -24,9 +24,13 @@ def create(
   name: str = 'resnet50',
   *,
   num_classes: int | None = None,
-  stem: Literal['cifar', 'imagenet'] | None = None,
-  shortcut: Literal['projection', 'pad'] | None = None,
+  stem: Literal['cifar', 'imagenet', 'deep'] | None = None,
+  shortcut: Literal['projection', 'average', 'pad'] | None = None,
   zero_init_residual: bool = False,
+  act: Literal['relu', 'silu', 'gelu', 'leaky_relu'] = 'relu',
+  dropout: float = 0.0,
+  stochastic_depth: float = 0.0,
+  remat: bool = False,
   dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto',
 ) -> ResNet:
   """Return the model called ``name``, without variables.
@@ -34,23 +38,40 @@ def create(
   Args:
     name: one of ``list()``; spelt as torchvision does, or for the thin CIFAR networks as the paper does.
     num_classes: width of the logits; 1000 where it is not given.
-    stem: ``'imagenet'`` (7x7 stride 2, max-pool) or ``'cifar'`` (3x3); the published one where it is not given.
-    shortcut: where the shape changes: ``'projection'`` or ``'pad'`` (option A); the published one where not given.
-    zero_init_residual: start the last norm of each block at zero.
+    stem: ``'imagenet'`` (7x7 stride 2, max-pool), ``'deep'`` (three 3x3, max-pool) or ``'cifar'`` (3x3); the
+      published one where it is not given.
+    shortcut: where the shape changes: ``'projection'``, ``'average'`` (average-pool, then projection) or ``'pad'``
+      (option A); the published one where it is not given.
+    zero_init_residual: start each block as the identity.
+    act: the activation.
+    dropout: rate, before the classifier; in wide networks (``wrn...``) inside each block instead, as published.
+    stochastic_depth: rate at which examples skip the last block; it falls in proportion to depth towards the first.
+    remat: compute blocks again for the gradient: less memory, more time.
     dtype: of the arithmetic; ``'auto'`` is bfloat16 on GPU and TPU, float32 on CPU.
 
   Raises:
-    InputError: a name is unknown, or ``num_classes`` is not positive.
+    InputError: a name is unknown, or a number is out of range.
   """
   if name not in MODELS:
     raise InputError(f'model.name: unknown model {name!r}{nearest(name, MODELS)}')
   _check_known('stem', stem, [None, *STEMS])
   _check_known('shortcut', shortcut, [None, *SHORTCUTS])
+  _check_known('act', act, ACTIVATIONS)
+  _check_rate('dropout', dropout)
+  _check_rate('stochastic_depth', stochastic_depth)
   if num_classes is not None and num_classes < 1:
     raise InputError(f'model.num_classes: expected 1 or more, found {num_classes}')
   given = {'num_classes': num_classes, 'stem_type': stem, 'shortcut': shortcut}
   options = {key: value for key, value in given.items() if value is not None}
-  return MODELS[name](zero_init_residual=zero_init_residual, dtype=resolve_dtype(dtype), **options)
+  return MODELS[name](
+    zero_init_residual=zero_init_residual,
+    dtype=resolve_dtype(dtype),
+    act=act,
+    dropout=dropout,
+    stochastic_depth=stochastic_depth,
+    remat=remat,
+    **options,
+  )
 
 
 def list() -> builtins.list[str]:
@@ -62,3 +83,8 @@ def _check_known(field: str, value: str | None, known: Collection[str | None]) -
   if value not in known:
     words = [word for word in known if word is not None]
     raise InputError(f'model.{field}: unknown {field} {value!r}{nearest(value, words)}')
+
+
+def _check_rate(field: str, value: float) -> None:
+  if not 0 <= value < 1:
+    raise InputError(f'model.{field}: expected a rate of 0 or more and less than 1, found {value}')

@@ -3,9 +3,10 @@
 Convolutions pad as torch does, the same on both sides, whatever the stride: Flax's ``SAME`` pads a strided 3x3 by
 (0, 1), which shifts the grid and silently costs imported weights up to two points of top-1.
 
-A block knows nothing of dtypes or modes: ``conv`` and ``norm`` come to it as partials made once by the model.
+A block knows nothing of dtypes or modes: ``conv``, ``norm`` and ``drop`` come to it as partials made once by the model.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jaxres.backend import materialize
 
 ModuleDef = Callable[..., Any]
+Activation = Callable[[jax.Array], jax.Array]
 
 conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # He et al. 2015; torchvision
 
@@ -26,60 +28,96 @@ def torch_padding(kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 class Conv(nn.Module):
-  """Convolution without bias; its padding is torch's ``kernel_size // 2``.
+  """Convolution; its padding is torch's ``kernel_size // 2``.
 
   Maps ``[B, H, W, C]`` to ``[B, ceil(H / strides), ceil(W / strides), channels]`` of dtype ``dtype``; its parameter
-  ``kernel`` is float32 ``[kernel_size, kernel_size, C, channels]``.
+  ``kernel`` is float32 ``[kernel_size, kernel_size, C / groups, channels]``, ``bias``, where there is one,
+  ``[channels]``.
   """
 
   channels: int
   kernel_size: int
   strides: int = 1
+  groups: int = 1
+  use_bias: bool = False
+  kernel_init: nn.initializers.Initializer = conv_init
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
-    kernel = self.param('kernel', conv_init, shape).astype(self.dtype)
-    return jax.lax.conv_general_dilated(
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.channels)
+    kernel = self.param('kernel', self.kernel_init, shape).astype(self.dtype)
+    x = jax.lax.conv_general_dilated(
       materialize(x.astype(self.dtype), kernel),
       kernel,
       window_strides=(self.strides, self.strides),
       padding=torch_padding(self.kernel_size),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=self.groups,
     )
+    if not self.use_bias:
+      return x
+    return x + self.param('bias', nn.initializers.zeros, (self.channels,)).astype(self.dtype)
 
 
-class CifarStem(nn.Module):
+class Stem(nn.Module):
+  """What the stems have in common.
+
+  Attributes:
+    width: channels of the result.
+    conv: makes a ``Conv``.
+    norm: makes a ``BatchNorm``.
+    act: the activation.
+    preact: leave out the last norm and activation, which the blocks of a pre-activation network begin with.
+  """
+
+  width: int
+  conv: ModuleDef
+  norm: ModuleDef
+  act: Activation = nn.relu
+  preact: bool = False
+
+  def finish(self, x: jax.Array, name: str) -> jax.Array:
+    """Return ``x`` after the last norm, called ``name``, and activation, where the stem has them."""
+    return x if self.preact else self.act(self.norm(name=name)(x))
+
+
+class CifarStem(Stem):
   """3x3 convolution of stride 1, for small images (He et al. 2015, section 4.2).
 
   Maps ``[B, H, W, C]`` to ``[B, H, W, width]``.
   """
 
-  width: int
-  conv: ModuleDef
-  norm: ModuleDef
-
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.conv(self.width, 3, name='conv')(x)
-    return nn.relu(self.norm(name='bn')(x))
+    return self.finish(self.conv(self.width, 3, name='conv')(x), 'bn')
 
 
-class ImageNetStem(nn.Module):
+class ImageNetStem(Stem):
   """7x7 convolution of stride 2 and 3x3 max-pool of stride 2 (He et al. 2015, table 1).
 
   Maps ``[B, H, W, C]`` to ``[B, ceil(H / 4), ceil(W / 4), width]``.
   """
 
-  width: int
-  conv: ModuleDef
-  norm: ModuleDef
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = self.finish(self.conv(self.width, 7, 2, name='conv')(x), 'bn')
+    return nn.max_pool(x, (3, 3), (2, 2), padding=torch_padding(3))
+
+
+class DeepStem(Stem):
+  """Three 3x3 convolutions, the first of stride 2, and 3x3 max-pool of stride 2 (He et al. 2018, ResNet-C).
+
+  Maps ``[B, H, W, C]`` to ``[B, ceil(H / 4), ceil(W / 4), width]``; the first two have half the channels.
+  """
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.conv(self.width, 7, 2, name='conv')(x)
-    x = nn.relu(self.norm(name='bn')(x))
+    x = self.conv(self.width // 2, 3, 2, name='conv1')(x)
+    x = self.act(self.norm(name='bn1')(x))
+    x = self.conv(self.width // 2, 3, name='conv2')(x)
+    x = self.act(self.norm(name='bn2')(x))
+    x = self.finish(self.conv(self.width, 3, name='conv3')(x), 'bn3')
     return nn.max_pool(x, (3, 3), (2, 2), padding=torch_padding(3))
 
 
@@ -100,75 +138,213 @@ def pad_shortcut(x: jax.Array, channels: int, strides: int) -> jax.Array:
   return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 
 
+def average_pool(x: jax.Array, strides: int) -> jax.Array:
+  """Return the means of squares of ``strides`` by ``strides``; at an odd edge, of what is left of one.
+
+  Args:
+    x: ``[B, H, W, C]``.
+    strides: of the pooling.
+
+  Returns:
+    ``[B, ceil(H / strides), ceil(W / strides), C]``.
+  """
+  window = (strides, strides)
+  rest = [(0, -size % strides) for size in x.shape[1:3]]
+  return nn.avg_pool(x, window, window, padding=rest, count_include_pad=False)
+
+
 class Projection(nn.Module):
-  """1x1 convolution and norm: the shortcut where the shape changes (He et al. 2015, option B)."""
+  """1x1 convolution and norm: the shortcut where the shape changes (He et al. 2015, option B).
+
+  Attributes:
+    channels: of the result.
+    strides: of the convolution, or of the pooling.
+    conv: makes a ``Conv``.
+    norm: makes a ``BatchNorm``; None leaves it out.
+    average: subsample by an average-pool before the convolution (He et al. 2018, ResNet-D).
+  """
 
   channels: int
   strides: int
   conv: ModuleDef
-  norm: ModuleDef
+  norm: ModuleDef | None
+  average: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.conv(self.channels, 1, self.strides, name='conv')(x)
-    return self.norm(name='bn')(x)
+    if self.average:
+      x = self.conv(self.channels, 1, name='conv')(average_pool(x, self.strides))
+    else:
+      x = self.conv(self.channels, 1, self.strides, name='conv')(x)
+    return x if self.norm is None else self.norm(name='bn')(x)
 
 
-def shortcut(block: Any, x: jax.Array, channels: int) -> jax.Array:
+class SqueezeExcitation(nn.Module):
+  """Scale each channel by a gate computed from the means of all (Hu et al. 2017, https://arxiv.org/abs/1709.01507).
+
+  Maps ``[B, H, W, C]`` to the same. The gate is a ReLU network of two 1x1 convolutions on ``[B, 1, 1, C]``, ``reduce``
+  to ``C / 16`` channels and ``expand`` back, and a sigmoid.
+  """
+
+  conv: ModuleDef
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+    gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
+    gate = nn.relu(self.conv(max(1, channels // 16), 1, use_bias=True, name='reduce')(gate))
+    return x * nn.sigmoid(self.conv(channels, 1, use_bias=True, name='expand')(gate))
+
+
+class Block(nn.Module):
+  """What the residual blocks have in common: their shape and their parts.
+
+  Attributes:
+    width: channels of the result before the block's ``expansion``.
+    strides: of the block.
+    shortcut: ``'projection'``, ``'average'`` or ``'pad'``.
+    conv: makes a ``Conv``.
+    norm: makes a ``BatchNorm``.
+    act: the activation.
+    drop: makes a ``Dropout`` of a rate, and knows whether the network is being trained.
+    groups: of the 3x3 convolutions (Xie et al. 2016, ResNeXt).
+    width_per_group: channels of each group inside the block, for a width of 64; as torchvision counts them.
+    se: end the residual branch with a ``SqueezeExcitation``.
+    zero_init: start as the identity: the branch's last parameters that multiply it are zero.
+    dropout: rate before the last convolution (Zagoruyko and Komodakis 2016, section 2.4).
+    stochastic_depth: rate at which an example's residual branch is dropped (Huang et al. 2016).
+  """
+
+  width: int
+  strides: int
+  shortcut: str
+  conv: ModuleDef
+  norm: ModuleDef
+  act: Activation = nn.relu
+  drop: ModuleDef = functools.partial(nn.Dropout, deterministic=True)
+  groups: int = 1
+  width_per_group: int = 64
+  se: bool = False
+  zero_init: bool = False
+  dropout: float = 0.0
+  stochastic_depth: float = 0.0
+
+  expansion = 1
+  preact = False
+
+  @property
+  def inner(self) -> int:
+    """Channels between the convolutions."""
+    return self.width * self.width_per_group // 64 * self.groups
+
+
+def keeps_shape(block: Block, x: jax.Array, channels: int) -> bool:
+  """Return whether ``block``, of so many output ``channels``, can add ``x`` as it is."""
+  return block.strides == 1 and x.shape[-1] == channels
+
+
+def shortcut(block: Block, x: jax.Array, channels: int) -> jax.Array:
   """Return ``x`` in the shape of ``block``'s output: itself where that is its shape already."""
-  if block.strides == 1 and x.shape[-1] == channels:
+  if keeps_shape(block, x, channels):
     return x
   if block.shortcut == 'pad':
     return pad_shortcut(x, channels, block.strides)
-  return Projection(channels, block.strides, block.conv, block.norm, name='shortcut')(x)
+  norm = None if block.preact else block.norm
+  average = block.shortcut == 'average'
+  return Projection(channels, block.strides, block.conv, norm, average, name='shortcut')(x)
 
 
-class BasicBlock(nn.Module):
+def finish_branch(block: Block, y: jax.Array) -> jax.Array:
+  """Return what ``block`` adds to its shortcut, given what its last convolution or norm left.
+
+  Stochastic depth drops the branches of whole examples and divides those that stay by their probability, as
+  torchvision's ``stochastic_depth(mode='row')`` does.
+  """
+  if block.se:
+    y = SqueezeExcitation(block.conv, name='se')(y)
+  return block.drop(block.stochastic_depth, broadcast_dims=(1, 2, 3), name='stochastic_depth')(y)
+
+
+class BasicBlock(Block):
   """Two 3x3 convolutions (He et al. 2015, figure 5 left).
 
   Maps ``[B, H, W, C]`` to ``[B, ceil(H / strides), ceil(W / strides), width]``.
   """
 
-  width: int
-  strides: int
-  shortcut: str
-  conv: ModuleDef
-  norm: ModuleDef
-  last_norm: ModuleDef
-
-  expansion = 1
-
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = self.conv(self.width, 3, self.strides, name='conv1')(x)
-    y = nn.relu(self.norm(name='bn1')(y))
-    y = self.conv(self.width, 3, name='conv2')(y)
-    y = self.last_norm(name='bn2')(y)
-    return nn.relu(y + shortcut(self, x, self.width))
+    last_scale = nn.initializers.zeros if self.zero_init else nn.initializers.ones
+    y = self.conv(self.inner, 3, self.strides, self.groups, name='conv1')(x)
+    y = self.act(self.norm(name='bn1')(y))
+    y = self.drop(self.dropout, name='dropout')(y)
+    y = self.conv(self.width, 3, groups=self.groups, name='conv2')(y)
+    y = self.norm(scale_init=last_scale, name='bn2')(y)
+    return self.act(finish_branch(self, y) + shortcut(self, x, self.width))
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(Block):
   """1x1, 3x3, 1x1 convolutions (He et al. 2015, figure 5 right), the stride on the 3x3 as in torchvision ("v1.5").
 
   Maps ``[B, H, W, C]`` to ``[B, ceil(H / strides), ceil(W / strides), 4 * width]``.
   """
-
-  width: int
-  strides: int
-  shortcut: str
-  conv: ModuleDef
-  norm: ModuleDef
-  last_norm: ModuleDef
 
   expansion = 4
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     channels = self.width * self.expansion
-    y = self.conv(self.width, 1, name='conv1')(x)
-    y = nn.relu(self.norm(name='bn1')(y))
-    y = self.conv(self.width, 3, self.strides, name='conv2')(y)
-    y = nn.relu(self.norm(name='bn2')(y))
+    last_scale = nn.initializers.zeros if self.zero_init else nn.initializers.ones
+    y = self.conv(self.inner, 1, name='conv1')(x)
+    y = self.act(self.norm(name='bn1')(y))
+    y = self.conv(self.inner, 3, self.strides, self.groups, name='conv2')(y)
+    y = self.act(self.norm(name='bn2')(y))
+    y = self.drop(self.dropout, name='dropout')(y)
     y = self.conv(channels, 1, name='conv3')(y)
-    y = self.last_norm(name='bn3')(y)
-    return nn.relu(y + shortcut(self, x, channels))
+    y = self.norm(scale_init=last_scale, name='bn3')(y)
+    return self.act(finish_branch(self, y) + shortcut(self, x, channels))
+
+
+class PreactBasicBlock(Block):
+  """Two 3x3 convolutions, norm and activation before each (He et al. 2016, https://arxiv.org/abs/1603.05027).
+
+  Maps ``[B, H, W, C]`` to ``[B, ceil(H / strides), ceil(W / strides), width]``. Nothing follows the sum. Where the
+  shape changes, the shortcut begins, as the branch does, after the first norm and activation, and has no norm of its
+  own. ``zero_init`` zeroes the last kernel: the last scale at zero would hold ReLU's gradient at zero for ever.
+  """
+
+  preact = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    last_kernel = nn.initializers.zeros if self.zero_init else conv_init
+    activated = self.act(self.norm(name='bn1')(x))
+    y = self.conv(self.inner, 3, self.strides, self.groups, name='conv1')(activated)
+    y = self.act(self.norm(name='bn2')(y))
+    y = self.drop(self.dropout, name='dropout')(y)
+    y = self.conv(self.width, 3, groups=self.groups, kernel_init=last_kernel, name='conv2')(y)
+    source = x if keeps_shape(self, x, self.width) else activated
+    return finish_branch(self, y) + shortcut(self, source, self.width)
+
+
+class PreactBottleneckBlock(Block):
+  """1x1, 3x3, 1x1 convolutions, norm and activation before each; all else as in ``PreactBasicBlock``.
+
+  Maps ``[B, H, W, C]`` to ``[B, ceil(H / strides), ceil(W / strides), 4 * width]``; the stride is on the 3x3.
+  """
+
+  expansion = 4
+  preact = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = self.width * self.expansion
+    last_kernel = nn.initializers.zeros if self.zero_init else conv_init
+    activated = self.act(self.norm(name='bn1')(x))
+    y = self.conv(self.inner, 1, name='conv1')(activated)
+    y = self.act(self.norm(name='bn2')(y))
+    y = self.conv(self.inner, 3, self.strides, self.groups, name='conv2')(y)
+    y = self.act(self.norm(name='bn3')(y))
+    y = self.drop(self.dropout, name='dropout')(y)
+    y = self.conv(channels, 1, kernel_init=last_kernel, name='conv3')(y)
+    source = x if keeps_shape(self, x, channels) else activated
+    return finish_branch(self, y) + shortcut(self, source, channels)

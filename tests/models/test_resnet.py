@@ -2,11 +2,9 @@
 
 import copy
 import functools
-import importlib
-import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,22 +15,40 @@ import pytest
 
 from jaxres import models
 from jaxres.errors import InputError
+from tests.models.parity import assert_alive, assert_near, count, flat, nchw, samples_per_channel
 
-TESTS = pathlib.Path(__file__).parents[1]
-
-THIN_COUNTS = {
+# at 10 classes
+CIFAR_COUNTS = {
   'resnet20': 269_722,
   'resnet32': 464_154,
   'resnet44': 658_586,
   'resnet56': 853_018,
   'resnet110': 1_727_962,
+  'preact_resnet20': 269_722,
+  'preact_resnet32': 464_154,
+  'preact_resnet44': 658_586,
+  'preact_resnet56': 853_018,
+  'preact_resnet110': 1_727_962,
+  'preact_resnet164': 1_703_258,
+  'wrn16_8': 10_961_370,
+  'wrn28_10': 36_479_194,
 }
+# at 1000 classes
 IMAGENET_COUNTS = {
   'resnet18': 11_689_512,
   'resnet34': 21_797_672,
   'resnet50': 25_557_032,
   'resnet101': 44_549_160,
   'resnet152': 60_192_808,
+  'resnet50d': 25_576_264,
+  'resnext50_32x4d': 25_028_904,
+  'resnext101_32x8d': 88_791_336,
+  'wide_resnet50_2': 68_883_240,
+  'wide_resnet101_2': 126_886_696,
+  'seresnet18': 11_778_592,
+  'seresnet50': 28_088_024,
+  'preact_resnet18': 11_687_720,
+  'preact_resnet50': 25_549_352,
 }
 
 # name, arguments of create, image height and width. An odd size tells torch's padding from 'SAME', and a height that
@@ -48,25 +64,22 @@ PARITY = [
   ('resnet20', {'shortcut': 'projection'}, (33, 38)),
   ('resnet56', {'shortcut': 'pad'}, (32, 32)),
   ('resnet56', {'shortcut': 'projection'}, (32, 32)),
-  pytest.param(('resnet101', {'stem': 'imagenet'}, (64, 64)), marks=pytest.mark.slow),
-  pytest.param(('resnet101', {'stem': 'cifar'}, (32, 32)), marks=pytest.mark.slow),
+  *(
+    pytest.param(slow, marks=pytest.mark.slow)
+    for slow in [
+      ('resnet101', {'stem': 'imagenet'}, (64, 64)),
+      ('resnet101', {'stem': 'cifar'}, (32, 32)),
+      ('resnet50d', {'stem': 'deep'}, (65, 70)),
+      ('resnext50_32x4d', {}, (65, 70)),
+      ('wide_resnet50_2', {}, (64, 64)),
+      ('seresnet50', {}, (65, 70)),
+      ('preact_resnet50', {}, (65, 70)),
+      ('preact_resnet56', {}, (33, 38)),
+      ('preact_resnet164', {}, (32, 32)),
+      ('wrn16_8', {}, (33, 38)),
+    ]
+  ),
 ]
-
-
-@pytest.fixture(autouse=True)
-def full_precision() -> Iterator[None]:
-  """Multiply in float32 where the device would rather use TF32 or bfloat16."""
-  with jax.default_matmul_precision('highest'):
-    yield
-
-
-@pytest.fixture(scope='module')
-def reference() -> ModuleType:
-  """Return tests/torch_models.py, or skip where torch is not installed."""
-  pytest.importorskip('torch')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(TESTS)
-    return importlib.import_module('torch_models')
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'train'))
@@ -82,12 +95,6 @@ def small(name: str, **options: Any) -> models.ResNet:
 def init_shapes(model: models.ResNet) -> Any:
   images = jnp.zeros((1, 32, 32, 3))
   return jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
-
-
-def flat(tree: Any) -> dict[str, Any]:
-  """Return the leaves of ``tree`` by path, such as ``params/stage1/block0/conv1/kernel``."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
 def initial(model: models.ResNet, wanted: Callable[[str], Any]) -> dict[str, np.ndarray]:
@@ -116,10 +123,6 @@ def init(model: models.ResNet) -> Any:
   return jax.tree_util.tree_map_with_path(leaf, init_shapes(model))
 
 
-def count(tree: Any) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 def images(batch: int = 4, size: int = 32) -> np.ndarray:
   """Return images that differ in contrast and colour, since pooling averages noise away."""
   rng = np.random.default_rng(0)
@@ -127,24 +130,11 @@ def images(batch: int = 4, size: int = 32) -> np.ndarray:
   return (noise + rng.normal(0, 1, (batch, 1, 1, 3))).astype(np.float32)
 
 
-def assert_near(found: Any, expected: Any, tolerance: float, what: str = '') -> None:
-  """Assert that the largest difference is less than ``tolerance`` of the largest expected value."""
-  found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-  assert found.shape == expected.shape, what
-  error = np.abs(found - expected).max() / np.abs(expected).max()
-  assert error < tolerance, f'{what}: relative error {error:.1e}'
-
-
-def assert_alive(logits: np.ndarray) -> None:
-  """Assert that the logits depend on the image: constants would agree whatever came before them."""
-  assert logits.std(axis=0).max() > 0.02 * np.abs(logits).max()
-
-
 def twins(reference: ModuleType, name: str, **options: Any) -> tuple[models.ResNet, Any, Any]:
   """Return a model, random variables for it, and the torch network that has the same."""
   model = small(name, **options)
   variables = reference.random_variables(model)
-  option = {'pad': 'A', 'projection': 'B'}[model.shortcut]
+  option = 'A' if model.shortcut == 'pad' else 'B'
   net = reference.create(name, 10, stem=model.stem_type, option=option)
   return model, variables, reference.load(net, variables)
 
@@ -156,17 +146,11 @@ def case(request: pytest.FixtureRequest, reference: ModuleType) -> Any:
   return *twins(reference, name, **options), reference.random_images(4, *size)
 
 
-def nchw(array: np.ndarray) -> Any:
-  import torch
-
-  return torch.tensor(array.transpose(0, 3, 1, 2).copy())
-
-
 # Sizes and names
 
 
-@pytest.mark.parametrize(('name', 'expected'), THIN_COUNTS.items())
-def test_thin_parameter_counts(name: str, expected: int) -> None:
+@pytest.mark.parametrize(('name', 'expected'), CIFAR_COUNTS.items())
+def test_cifar_parameter_counts(name: str, expected: int) -> None:
   assert count(init_shapes(small(name))['params']) == expected
 
 
@@ -176,12 +160,23 @@ def test_imagenet_parameter_counts(name: str, expected: int) -> None:
   assert count(init_shapes(models.create(name))['params']) == expected
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(('name', 'expected'), [*CIFAR_COUNTS.items(), *IMAGENET_COUNTS.items()])
+def test_torch_networks_have_these_counts(reference: ModuleType, name: str, expected: int) -> None:
+  import torch
+
+  stem = 'deep' if name == 'resnet50d' else 'imagenet'
+  with torch.device('meta'):
+    net = reference.create(name, 10 if name in CIFAR_COUNTS else 1000, stem=stem)
+  assert sum(parameter.numel() for parameter in net.parameters()) == expected
+
+
 def test_cifar_resnet18_parameter_count() -> None:
   assert count(init_shapes(small('resnet18', stem='cifar'))['params']) == 11_173_962
 
 
 def test_list_has_every_model() -> None:
-  assert sorted(models.list()) == sorted([*THIN_COUNTS, *IMAGENET_COUNTS])
+  assert sorted(models.list()) == sorted([*CIFAR_COUNTS, *IMAGENET_COUNTS])
 
 
 @pytest.mark.parametrize(
@@ -189,8 +184,11 @@ def test_list_has_every_model() -> None:
   [
     ({'name': 'resnet-50'}, "did you mean 'resnet50'?"),
     ({'name': 'ResNet110'}, "did you mean 'resnet110'?"),
-    ({'name': 'vgg'}, 'known: resnet101'),
+    ({'name': 'vgg'}, 'known: preact_resnet110'),
     ({'dtype': 'bfloat'}, "did you mean 'bfloat16'?"),
+    ({'stem': 'dep'}, "did you mean 'deep'?"),
+    ({'shortcut': 'avrage'}, "did you mean 'average'?"),
+    ({'act': 'leaky'}, "did you mean 'leaky_relu'?"),
   ],
 )
 def test_unknown_names_are_input_errors(arguments: dict[str, str], nearest: str) -> None:
@@ -346,19 +344,6 @@ def test_eval_logits_equal_torch(case: Any) -> None:
     np.testing.assert_array_equal(before, after)
 
 
-def samples_per_channel(net: Any) -> dict[str, int]:
-  """Have ``net`` note, in the result, how many values each norm takes the mean of."""
-  import torch
-
-  counts: dict[str, int] = {}
-  for name, module in net.named_modules():
-    if isinstance(module, torch.nn.BatchNorm2d):
-      module.register_forward_hook(
-        lambda _, args, __, name=name: counts.update({name: args[0].numel() // args[0].shape[1]})
-      )
-  return counts
-
-
 def in_float64(model: models.ResNet, variables: Any, net: Any, x: np.ndarray) -> Any:
   wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
   return model.clone(dtype=np.float64), wide, net.double(), x.astype(np.float64)
@@ -382,9 +367,9 @@ def test_train_logits_and_statistics_equal_torch(case: Any, reference: ModuleTyp
     logits, updates = apply(model, variables, x, train=True)
   assert_near(logits, expected, 1e-4)
 
-  thin = isinstance(net, reference.ThinResNet)
-  before = reference.to_torch(variables['batch_stats'], thin)
-  found = reference.to_torch(updates['batch_stats'], thin)
+  names = {'thin': isinstance(net, reference.ThinResNet), 'average': reference.averages(net)}
+  before = reference.to_torch(variables['batch_stats'], **names)
+  found = reference.to_torch(updates['batch_stats'], **names)
   after = net.state_dict()
   assert len(found) == 2 * len(counts)
   for norm, n in counts.items():
