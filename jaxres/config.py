@@ -21,7 +21,7 @@ from jaxres.errors import InputError, nearest
 SECTIONS = {
   'model': ('models/__init__.py', 'create'),
   'data': ('data/__init__.py', 'load'),
-  'augment': ('data/augment.py', 'make'),
+  'augment': ('data/augment/__init__.py', 'make'),
   'optim': ('optim.py', 'make'),
   'train': ('train.py', 'fit'),
   'checkpoint': ('checkpoint.py', 'open'),
