@@ -16,14 +16,15 @@ def softmax_xent(logits: jax.Array, label: jax.Array, *, label_smoothing: float 
 
   Args:
     logits: float32 ``[..., K]``.
-    label: int32 ``[...]``, in ``[0, K)``.
+    label: int32 ``[...]``, in ``[0, K)``, or distributions over the classes, float32 ``[..., K]``.
     label_smoothing: the share of the target that is spread evenly over all K classes (Szegedy et al. 2015,
       section 7; as ``torch.nn.CrossEntropyLoss``).
 
   Returns:
     float32 ``[...]``, in nats.
   """
-  hard = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  of_classes = label.ndim == logits.ndim
+  hard = (optax.softmax_cross_entropy if of_classes else optax.softmax_cross_entropy_with_integer_labels)(logits, label)
   if label_smoothing == 0.0:
     return hard
   uniform = -jax.nn.log_softmax(logits).mean(axis=-1)

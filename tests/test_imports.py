@@ -17,7 +17,7 @@ LAYERS = [
   {'state'},
   {'checkpoint', 'evaluate', 'log'},
   {'train'},
-  {'cli'},
+  {'cli', 'show_data'},
   {'__main__'},
 ]
 

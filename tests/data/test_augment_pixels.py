@@ -61,7 +61,9 @@ def test_blend_of_any_two_levels_is_pillows_bits(factor: float) -> None:
 
 
 def test_grey_and_smooth_are_pillows_bits(image: np.ndarray) -> None:
-  np.testing.assert_array_equal(pixels.smooth(jnp.asarray(image)), pillow(image, lambda im: im.filter(ImageFilter.SMOOTH)))
+  np.testing.assert_array_equal(
+    pixels.smooth(jnp.asarray(image)), pillow(image, lambda im: im.filter(ImageFilter.SMOOTH))
+  )
   grey = np.asarray(pixels.grey(jnp.asarray(image)))[..., 0]
   np.testing.assert_array_equal(grey, pillow(image, lambda im: im.convert('L').convert(im.mode))[..., 0])
 

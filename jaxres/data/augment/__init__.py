@@ -165,7 +165,9 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 
 def _check_crop(scale: Sequence[float]) -> None:
   if scale and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
-    raise InputError(f'augment.resized_crop: expected two shares of the area, such as (0.08, 1.0), found {tuple(scale)}')
+    raise InputError(
+      f'augment.resized_crop: expected two shares of the area, such as (0.08, 1.0), found {tuple(scale)}'
+    )
 
 
 def _check_jitter(strengths: Sequence[float]) -> None:

@@ -14,7 +14,10 @@ import numpy as np
 ANGLES = 1024  # that a random rotation chooses from, evenly spaced
 TRIES = 10  # to draw a box that fits, as torchvision
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height, torchvision's RandomResizedCrop
-ERASE_SCALE, ERASE_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # torchvision's RandomErasing, whose ratio is height to width
+ERASE_SCALE, ERASE_RATIO = (
+  (0.02, 0.33),
+  (1 / 3.3, 1 / 0.3),
+)  # torchvision's RandomErasing, whose ratio is height to width
 WEIGHT_BITS = 22  # of Pillow's fixed-point resampling weights
 
 

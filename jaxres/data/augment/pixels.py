@@ -150,5 +150,7 @@ def random_jitter(rng: jax.Array, images: jax.Array, *, strengths: Sequence[floa
     if strength:
       low = max(0.0, centre - strength) if centre else -strength
       key = jax.random.fold_in(rng, number)
-      images = jax.vmap(operation)(images, jax.random.uniform(key, images.shape[:1], minval=low, maxval=centre + strength))
+      images = jax.vmap(operation)(
+        images, jax.random.uniform(key, images.shape[:1], minval=low, maxval=centre + strength)
+      )
   return images

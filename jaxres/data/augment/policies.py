@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxres.data.augment import geometry, pixels
+from jaxres.errors import InputError, nearest
 
 BINS = 31  # magnitudes from the least to the greatest; torchvision's number
 
@@ -130,8 +131,10 @@ def make(policy: str, layers: int, magnitude: int, fill: int) -> Callable[[jax.A
     'randaugment': (randaugment, layers, np.array([magnitude])),
     'trivialaugment': (trivialaugment, 1, np.arange(BINS)),
   }
-  if policy not in spaces:
+  if policy == 'none':
     return None
+  if policy not in spaces:
+    raise InputError(f'augment.policy: unknown value {policy!r}{nearest(policy, ["none", *spaces])}')
   space, times, bins = spaces[policy]
 
   def transform(rng: jax.Array, images: jax.Array) -> jax.Array:
