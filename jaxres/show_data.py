@@ -3,6 +3,7 @@
 import argparse
 import math
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, example
   Returns:
     uint8 ``[examples, 1 + draws, H, W, C]``; the originals come first.
   """
-  batch = dataset.train.fetch(dataset.train.constants, next(dataset.train.train_feeds(0, 1)))
+  fetch: Callable[..., data.Batch] = dataset.train.fetch
+  batch = fetch(dataset.train.constants, next(dataset.train.train_feeds(0, 1)))
 
   @jax.jit
   def see(step: int, images: jax.Array, label: jax.Array) -> jax.Array:

@@ -68,7 +68,7 @@ def test_boxes_that_do_not_fit_are_drawn_again() -> None:
   assert np.asarray(sizes)[np.asarray(found)].max() <= 10
   assert 0.95 < found.mean() < 1
   assert np.asarray(sizes)[np.asarray(found)].prod(1).max() > 90
-  _, found = geometry.draw_boxes(jax.random.key(0), 100, 10, 10, (101, 150), (1.0, 1.0))
+  _, found = geometry.draw_boxes(jax.random.key(0), 100, 10, 10, (121, 150), (1.0, 1.0))
   assert not found.any()
 
 

@@ -83,9 +83,9 @@ def test_all_operations_are_drawn_equally_often_and_each_image_by_its_own() -> N
   images = np.tile(np.arange(64, dtype=np.uint8).reshape(8, 8, 1), (1, 1, 1, 1)).repeat(6000, 0)
   transform = policies.make('randaugment', 1, 30, 0)
   assert transform
-  found = np.asarray(transform(jax.random.key(0), images))
+  found = np.asarray(jax.jit(transform)(jax.random.key(0), images))
   table = policies.make_table(policies.randaugment(8, 8), np.array([30]), 8, 8)
-  rows = np.asarray(policies.apply(images[: len(table.kind)], table))
+  rows = np.asarray(jax.jit(policies.apply)(images[: len(table.kind)], table))
   weight: dict[bytes, int] = {}
   for row in rows:  # several operations leave a grey ramp as it is
     weight[row.tobytes()] = weight.get(row.tobytes(), 0) + 1
@@ -98,7 +98,7 @@ def test_all_operations_are_drawn_equally_often_and_each_image_by_its_own() -> N
 
 def test_layers_follow_each_other() -> None:
   images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
-  run = lambda layers: np.asarray(policies.make('randaugment', layers, 9, 0)(jax.random.key(0), images))
+  run = lambda layers: np.asarray(jax.jit(policies.make('randaugment', layers, 9, 0))(jax.random.key(0), images))
   np.testing.assert_array_equal(run(0), images)
   changed = [(run(layers) != images).any((1, 2, 3)).mean() for layers in (1, 3)]
   assert changed[0] < changed[1]

@@ -53,8 +53,8 @@ def make(
     crop_pad: pixels to pad on every side before a random crop back to the size; 0 does not crop.
     pad_mode: pad with black (``'constant'``, as torchvision's ``RandomCrop``) or with the mirrored image.
     flip: mirror left-right with probability one half.
-    resized_crop: least and greatest share of the area, such as (0.08, 1.0), of a random box that is resized to the whole
-      image; the box's width is 3/4 to 4/3 of its height (Szegedy et al. 2014, arXiv 1409.4842; torchvision's
+    resized_crop: least and greatest share of the area, such as (0.08, 1.0), of a random box that is resized to the
+      whole image; the box's width is 3/4 to 4/3 of its height (Szegedy et al. 2014, arXiv 1409.4842; torchvision's
       ``RandomResizedCrop``, bilinear). Empty does not crop.
     rotate: degrees: turn by an angle between minus and plus this, nearest neighbour.
     jitter: how much brightness, contrast, saturation and hue change, such as (0.4, 0.4, 0.4, 0.1), as torchvision's

@@ -166,7 +166,7 @@ def random_erase(rng: jax.Array, images: jax.Array, *, probability: float, fill:
 
 
 def random_cutout(rng: jax.Array, images: jax.Array, *, side: int, fill: int) -> jax.Array:
-  """Fill a square of each image, uint8 ``[B, H, W, C]``; its centre is any pixel, so that it may reach over the border."""
+  """Fill a square of each image, uint8 ``[B, H, W, C]``; its centre is any pixel, it may reach over the border."""
   count, height, width, _ = images.shape
   corners = jax.random.randint(rng, (count, 2), 0, jnp.array([height, width])) - side // 2
   boxes = jnp.concatenate([corners, jnp.full_like(corners, side)], axis=1)

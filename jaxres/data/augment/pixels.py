@@ -41,7 +41,7 @@ def autocontrast(image: jax.Array) -> jax.Array:
 
 
 def equalize(image: jax.Array) -> jax.Array:
-  """Make the levels of each channel equally frequent (``ImageOps.equalize``); a channel of few pixels or levels stays."""
+  """Make the levels of each channel equally frequent (``ImageOps.equalize``); one of few pixels or levels stays."""
   height, width, channels = image.shape
   slot = image + 256 * jnp.arange(channels)
   counts = jnp.zeros(channels * 256, jnp.int32).at[slot.ravel()].add(1).reshape(channels, 256)

@@ -90,9 +90,9 @@ def trivialaugment(height: int, width: int) -> dict[str, Range]:
 class Table(NamedTuple):
   """All that can be drawn, each row equally likely: every operation with every magnitude and sign."""
 
-  kind: np.ndarray  # int32 [N], of KINDS
-  magnitude: np.ndarray  # float32 [N]
-  matrix: np.ndarray  # int32 [N, 6], of geometry.fixed_point
+  kind: jax.Array  # int32 [N], of KINDS
+  magnitude: jax.Array  # float32 [N]
+  matrix: jax.Array  # int32 [N, 6], of geometry.fixed_point
 
 
 def make_table(ranges: Mapping[str, Range], bins: np.ndarray, height: int, width: int) -> Table:
@@ -102,8 +102,8 @@ def make_table(ranges: Mapping[str, Range], bins: np.ndarray, height: int, width
     magnitude = np.linspace(least, greatest, BINS, dtype=np.float32)[bins]
     magnitude = np.concatenate([magnitude, -magnitude if signed else magnitude])
     matrix = MAPS[name if name in MAPS else 'Identity'](magnitude.astype(np.float64), height, width)
-    rows.append(Table(np.full(len(magnitude), KINDS[name], np.int32), magnitude, geometry.fixed_point(matrix)))
-  return Table(*map(np.concatenate, zip(*rows, strict=True)))
+    rows.append((np.full(len(magnitude), KINDS[name], np.int32), magnitude, geometry.fixed_point(matrix)))
+  return Table(*(jnp.asarray(np.concatenate(column)) for column in zip(*rows, strict=True)))
 
 
 def apply(images: jax.Array, rows: Table, fill: int = 0) -> jax.Array:
@@ -141,8 +141,7 @@ def make(policy: str, layers: int, magnitude: int, fill: int) -> Callable[[jax.A
     count, height, width, _ = images.shape
     table = make_table(space(height, width), bins, height, width)
     for draws in jax.random.randint(rng, (times, count), 0, len(table.kind)):
-      rows = Table(*(jnp.asarray(column)[draws] for column in table))
-      images = apply(images, rows, fill)
+      images = apply(images, Table(*(column[draws] for column in table)), fill)
     return images
 
   return transform
