@@ -13,11 +13,12 @@ from jaxres.errors import InputError, nearest, one_line
 class Tool(NamedTuple):
   """A row of the table."""
 
-  module: str  # it has add_arguments(parser) -> None and run(args) -> int | None
+  module: str  # has add_arguments(parser) -> None, run(args) -> int | None; --config.x.y=z words are args.overrides
   help: str  # one line
 
 
 TOOLS = {
+  'show-data': Tool('jaxres.show_data', 'draw what the model sees: images beside their augmentations'),
   'prepare': Tool('jaxres.data.prepare', 'download CIFAR-10 or CIFAR-100 and make it ready to read'),
 }
 
@@ -60,7 +61,11 @@ def _run(words: list[str]) -> int | None:
       module = importlib.import_module(tool.module)
       module.add_arguments(row)
       row.set_defaults(run=module.run)
-  args = parser.parse_args(words or [called])
+  overrides = [word for word in words if word.startswith('--config.')]
+  args = parser.parse_args([word for word in words if word not in overrides] or [called])
+  if overrides and 'config' not in args:
+    parser.error(f'unrecognized arguments: {" ".join(overrides)}')
+  args.overrides = overrides
   if 'run' not in args:
     parser.error('the first word must be a tool')
   return args.run(args)

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import config_dict
+from ml_collections import config_dict, config_flags
 
 from jaxres.errors import InputError, nearest
 
 SECTIONS = {
   'model': ('models/__init__.py', 'create'),
   'data': ('data/__init__.py', 'load'),
-  'augment': ('data/augment.py', 'make'),
+  'augment': ('data/augment/__init__.py', 'make'),
   'optim': ('optim.py', 'make'),
   'train': ('train.py', 'fit'),
   'checkpoint': ('checkpoint.py', 'open'),
@@ -94,19 +94,32 @@ def check_arguments(argv: Sequence[str]) -> None:
       check_path(name.removeprefix('config.'))
 
 
-def parse_flags(argv: Sequence[str], required: Sequence[str]) -> None:
-  """Parse ``argv`` into ``absl.flags.FLAGS``, which loads the config file, and see that ``required`` flags are there.
+def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
+  """Return the whole config of the file at ``path``, with ``overrides`` such as ``'--config.optim.lr=0.2'``.
+
+  Raises:
+    InputError: the file or an override cannot be used.
+  """
+  argv = ['jaxres', f'--config={path}', *overrides]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  parse_flags(argv, ['config'], values)
+  return complete(values.config)
+
+
+def parse_flags(argv: Sequence[str], required: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
+  """Parse ``argv`` into ``values``, which loads the config file, and see that ``required`` flags are there.
 
   Raises:
     InputError: the command line or the config file cannot be used.
   """
   check_arguments(argv)
   try:
-    rest = flags.FLAGS(argv)
+    rest = values(argv)
   except Exception as error:  # whatever the user's file raises; ml_collections wraps some of it
     raise _explain(error) from error
   for name in required:
-    if not flags.FLAGS[name].value:
+    if not values[name].value:
       raise InputError(f'--{name} is missing: python main.py --config configs/digits.py --workdir runs/digits')
   if len(rest) > 1:
     raise InputError(f'unexpected argument {rest[1]!r}; fields are given as --config.section.field=value')

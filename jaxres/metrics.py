@@ -31,12 +31,14 @@ def sums(loss: jax.Array, logits: jax.Array, label: jax.Array, mask: jax.Array |
   Args:
     loss: float32 ``[B]``, one an example.
     logits: float32 ``[B, K]``. With fewer than 5 classes every finite row is a top-5 hit.
-    label: int32 ``[B]``.
+    label: int32 ``[B]``, or distributions over the classes, float32 ``[B, K]``, of which the heaviest counts.
     mask: bool ``[B]``; None keeps all.
 
   Returns:
     Float32 scalars ``loss``, ``top1``, ``top5``, ``count``.
   """
+  if label.ndim == logits.ndim:
+    label = label.argmax(axis=-1)
   keep = jnp.ones(label.shape, bool) if mask is None else mask
   rank = label_rank(logits, label)
   values = {'loss': loss, 'top1': rank < 1, 'top5': rank < 5, 'count': jnp.ones_like(label)}

@@ -165,18 +165,21 @@ def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, in
   Args:
     model: whose logits are compared with the labels, in training mode.
     loss: logits float32 ``[B, K]`` and labels to float32 ``[B]``.
-    augment: ``(rng, images)`` to images, uint8 ``[B, H, W, C]``.
+    augment: of ``augment.make``; where it mixes, labels become distributions, float32 ``[B, K]``.
     info: has the statistics that images are normalised with.
   """
 
   def loss_fn(
     params: Any, batch_stats: Any, batch: data.Batch, rng: jax.Array
   ) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
-    images = augment_lib.normalize(augment(rng, batch['image']), info.mean, info.std)
+    images, label = augment(rng, batch['image']), batch['label']
+    if augment.mix:
+      images, label = augment.mix(rng, images, jax.nn.one_hot(label, len(info.class_names)))
+    images = augment_lib.normalize(images, info.mean, info.std)
     variables = {'params': params, 'batch_stats': batch_stats}
     logits, updates = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': rng})
-    each = loss(logits, batch['label'])
-    return each.mean(), (updates['batch_stats'], metrics.sums(each, logits, batch['label']))
+    each = loss(logits, label)
+    return each.mean(), (updates['batch_stats'], metrics.sums(each, logits, label))
 
   return loss_fn
 

@@ -17,7 +17,7 @@ LAYERS = [
   {'state'},
   {'checkpoint', 'evaluate', 'log', 'plan'},
   {'train'},
-  {'cli'},
+  {'cli', 'show_data'},
   {'__main__'},
 ]
 

@@ -22,6 +22,21 @@ def test_softmax_xent_is_the_definition(batch: tuple[np.ndarray, np.ndarray], sm
   np.testing.assert_allclose(loss, -(target * log_p).sum(-1), rtol=1e-5)
 
 
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_softmax_xent_of_distributions_is_the_definition(
+  batch: tuple[np.ndarray, np.ndarray], smoothing: float
+) -> None:
+  logits, label = batch
+  share = np.random.default_rng(1).random((6, 1))
+  mixed = share * np.eye(5)[label] + (1 - share) * np.eye(5)[label[::-1]]
+  log_p = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+  loss = losses.get('softmax_xent', label_smoothing=smoothing)
+  target = mixed * (1 - smoothing) + smoothing / 5
+  np.testing.assert_allclose(loss(jnp.asarray(logits), jnp.asarray(mixed)), -(target * log_p).sum(-1), rtol=1e-5)
+  one_hot, integer = (loss(jnp.asarray(logits), jnp.asarray(x)) for x in (np.eye(5)[label], label))
+  np.testing.assert_allclose(one_hot, integer, rtol=1e-6)
+
+
 @pytest.mark.torch
 def test_softmax_xent_and_its_gradient_are_torchs(batch: tuple[np.ndarray, np.ndarray]) -> None:
   torch = pytest.importorskip('torch')

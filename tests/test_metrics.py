@@ -42,6 +42,13 @@ def test_masked_rows_do_not_count() -> None:
   assert float(whole['count']) == 70
 
 
+def test_of_a_distribution_the_heaviest_class_counts() -> None:
+  logits, label = random_batch()
+  mixed = 0.6 * np.eye(10)[label] + 0.4 * np.eye(10)[np.roll(label, 1)]
+  found, expected = (metrics.sums(jnp.ones(200), jnp.asarray(logits), jnp.asarray(x)) for x in (mixed, label))
+  assert metrics.compute(found, 'a') == metrics.compute(expected, 'a')
+
+
 def test_merging_parts_is_the_whole() -> None:
   logits, label = map(jnp.asarray, random_batch())
   part = lambda s: metrics.sums(jnp.ones(200)[s], logits[s], label[s])

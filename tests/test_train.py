@@ -56,14 +56,14 @@ def test_a_run_learns_and_leaves_what_it_promises(config: dict, tmp_path) -> Non
   assert 'stage1/block0/conv1/kernel' in (tmp_path / 'run/parameters.txt').read_text()
 
 
-def make_parts(config: dict, devices: int):
+def make_parts(config: dict, devices: int, transform: augment.Augment | None = None):
   mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
   dataset = data.load(**config['data'])
   dataset.place(sharding.replicated(mesh))
   model = models.create(**config['model'], num_classes=4)
   variables = jax.jit(lambda: state.init_variables(model, dataset.info.image_shape, 0))()
   tx, _ = optim.make(variables['params'], 100, 6.0, lr=0.1)
-  transform = augment.make(crop_pad=1, flip=True)
+  transform = transform or augment.make(crop_pad=1, flip=True)
   loss_fn = train.make_loss(model, losses.get('softmax_xent'), transform, dataset.info)
   step = train.make_train_step(loss_fn, tx, dataset.train.fetch, 0, mesh)
   begin = jax.device_put(state.create(variables, tx), sharding.replicated(mesh))
@@ -93,11 +93,34 @@ def test_a_step_is_the_obvious_flax_and_optax_step(config: dict) -> None:
   assert int(begin.step) == 5
 
 
-@pytest.mark.parametrize('drop', [{}, {'dropout': 0.3, 'stochastic_depth': 0.5}], ids=['whole', 'dropping'])
-def test_eight_devices_train_as_one_does(config: dict, drop: dict) -> None:
+def test_the_loss_of_a_mixed_batch_is_that_of_its_parts(config: dict) -> None:
+  dataset, model, *_, begin = make_parts(config, 1)
+  mixing = augment.make(mixup=1.0, cutmix=1.0)
+  loss_fn = train.make_loss(model, losses.get('softmax_xent'), mixing, dataset.info)
+  batch = {name: jnp.asarray(array[:16]) for name, array in dataset.train.constants.items()}
+  rng = jax.random.key(5)
+  loss, (_, sums) = loss_fn(begin.params, begin.batch_stats, batch, rng)
+  images, label = mixing.mix(rng, batch['image'], jax.nn.one_hot(batch['label'], 4))
+  x = (images / 255 - np.array(dataset.info.mean)) / np.array(dataset.info.std)
+  logits, _ = model.apply(begin.variables, x, train=True, mutable=['batch_stats'])
+  assert float(loss) == pytest.approx(float(-(label * jax.nn.log_softmax(logits)).sum(-1).mean()), rel=1e-4)
+  assert (label > 0).sum(-1).max() == 2
+  assert float(sums['top1']) == (logits.argmax(-1) == label.argmax(-1)).sum()
+
+
+@pytest.mark.parametrize(
+  ('drop', 'fields'),
+  [
+    ({}, {'crop_pad': 1, 'flip': True}),
+    ({'dropout': 0.3, 'stochastic_depth': 0.5}, {}),
+    ({}, {'policy': 'trivialaugment', 'resized_crop': (0.5, 1.0), 'mixup': 0.2, 'cutmix': 1.0}),
+  ],
+  ids=['crop-flip', 'dropping', 'mixing'],
+)
+def test_eight_devices_train_as_one_does(config: dict, drop: dict, fields: dict) -> None:
   config, found = merged(config, model=drop), {}
   for devices in (1, 8):
-    dataset, *_, step, current = make_parts(config, devices)
+    dataset, *_, step, current = make_parts(config, devices, augment.make(**fields))
     for feed in dataset.train.train_feeds(0, 6):
       current, sums = step(current, dataset.train.constants, feed)
     found[devices] = (current.params, current.batch_stats, sums)

@@ -1,0 +1,176 @@
+"""Augmentation on the device: uint8 images, random per example, inside the jitted step; then normalised floats.
+
+Each random step here is a function ``(rng, images) -> images`` of a batch, in which every example has its own draw. It
+draws parameters and hands them to a pure function of one image: those of ``pixels`` and ``geometry``.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxres.data.augment import geometry, mixing, pixels, policies
+from jaxres.errors import InputError
+
+Transform = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Augment(NamedTuple):
+  """What a training batch goes through: ``images`` each image alone, then ``mix``, where it is not None, the batch."""
+
+  images: Transform  # (rng, uint8 [B, H, W, C]) to the same
+  mix: mixing.Mix | None  # (rng, uint8 [B, H, W, C], float32 [B, K]) to the same
+
+  def __call__(self, rng: jax.Array, images: jax.Array) -> jax.Array:
+    """Return ``images``, uint8 ``[B, H, W, C]``, augmented but not mixed."""
+    return self.images(rng, images)
+
+
+def make(
+  *,
+  crop_pad: int = 0,
+  pad_mode: Literal['reflect', 'constant'] = 'constant',
+  flip: bool = False,
+  resized_crop: tuple[float | int, ...] = (),
+  rotate: float = 0.0,
+  jitter: tuple[float | int, ...] = (),
+  policy: Literal['none', 'randaugment', 'trivialaugment'] = 'none',
+  randaugment_layers: int = 2,
+  randaugment_magnitude: int = 9,
+  erase: float = 0.0,
+  cutout: int = 0,
+  fill: int = 0,
+  mixup: float = 0.0,
+  cutmix: float = 0.0,
+) -> Augment:
+  """Return the augmentation of training batches; its steps are done in the order of the arguments.
+
+  A step's draws do not depend on which other steps are there.
+
+  Args:
+    crop_pad: pixels to pad on every side before a random crop back to the size; 0 does not crop.
+    pad_mode: pad with black (``'constant'``, as torchvision's ``RandomCrop``) or with the mirrored image.
+    flip: mirror left-right with probability one half.
+    resized_crop: least and greatest share of the area, such as (0.08, 1.0), of a random box that is resized to the
+      whole image; the box's width is 3/4 to 4/3 of its height (Szegedy et al. 2014, arXiv 1409.4842; torchvision's
+      ``RandomResizedCrop``, bilinear). Empty does not crop.
+    rotate: degrees: turn by an angle between minus and plus this, nearest neighbour.
+    jitter: how much brightness, contrast, saturation and hue change, such as (0.4, 0.4, 0.4, 0.1), as torchvision's
+      ``ColorJitter`` but always in this order. Empty changes nothing.
+    policy: ``'randaugment'`` (Cubuk et al. 2019, arXiv 1909.13719) or ``'trivialaugment'``, the wide one (Müller and
+      Hutter 2021, arXiv 2103.10158), with torchvision's operations and magnitudes.
+    randaugment_layers: how many operations an image goes through.
+    randaugment_magnitude: how strong they are, 0 to 30.
+    erase: the probability that a random box is filled (random erasing, Zhong et al. 2017, arXiv 1708.04896; box as in
+      torchvision: 2 % to 33 % of the area, width to height 0.3 to 3.3).
+    cutout: side in pixels of a filled square, centred anywhere in the image (DeVries and Taylor 2017, arXiv
+      1708.04552); 0 has none.
+    fill: level, 0 (black) to 255, of pixels that were rotated in or cut out.
+    mixup: alpha of Beta(alpha, alpha), the share of an image that is blended with another of the batch (Zhang et al.
+      2017, arXiv 1710.09412); 0 does not blend.
+    cutmix: alpha of Beta(alpha, alpha), the area of an image around a box that is taken from another of the batch (Yun
+      et al. 2019, arXiv 1905.04899); 0 has none. With ``mixup`` too, each image gets one of the two, evenly.
+
+  Returns:
+    Pure functions of a key and a batch, the same on any number of devices.
+
+  Raises:
+    InputError: a field is out of range.
+  """
+  _check_sizes(crop_pad=crop_pad, cutout=cutout)
+  _check_range('fill', fill, 0, 255)
+  _check_range('erase', erase, 0, 1)
+  _check_range('rotate', rotate, 0, 180)
+  _check_range('randaugment_layers', randaugment_layers, 0, 16)
+  _check_range('randaugment_magnitude', randaugment_magnitude, 0, policies.BINS - 1)
+  _check_crop(resized_crop)
+  _check_jitter(jitter)
+  for name, alpha in (('mixup', mixup), ('cutmix', cutmix)):
+    _check_range(name, alpha, 0, 1000)
+  steps: list[Transform | None] = [
+    functools.partial(geometry.random_resized_crop, scale=resized_crop) if resized_crop else None,
+    functools.partial(geometry.random_rotation, degrees=rotate, fill=fill) if rotate else None,
+    functools.partial(pixels.random_jitter, strengths=jitter) if any(jitter) else None,
+    policies.make(policy, randaugment_layers, randaugment_magnitude, fill),
+    functools.partial(geometry.random_erase, probability=erase, fill=fill) if erase else None,
+    functools.partial(geometry.random_cutout, side=cutout, fill=fill) if cutout else None,
+  ]
+
+  def augment(rng: jax.Array, images: jax.Array) -> jax.Array:
+    crop_rng, flip_rng = jax.random.split(rng)
+    if crop_pad:
+      images = pad_crop(images, crop_offsets(crop_rng, images.shape[0], crop_pad), crop_pad, pad_mode)
+    if flip:
+      images = flip_left_right(images, jax.random.bernoulli(flip_rng, shape=images.shape[:1]))
+    for number, step in enumerate(steps, 2):  # 0 and 1 are the two halves of the split
+      if step:
+        images = step(jax.random.fold_in(rng, number), images)
+    return images
+
+  return Augment(augment, mixing.make(mixup, cutmix, key_number=2 + len(steps)))
+
+
+def crop_offsets(rng: jax.Array, size: int, pad: int) -> jax.Array:
+  """Return uniform offsets of the crop in the padded image, int32 ``[size, 2]`` (down, right), in ``[0, 2 * pad]``."""
+  return jax.random.randint(rng, (size, 2), 0, 2 * pad + 1)
+
+
+def pad_crop(images: jax.Array, offsets: jax.Array, pad: int, mode: str) -> jax.Array:
+  """Pad every side by ``pad`` pixels, then cut the original size out at ``offsets``.
+
+  Args:
+    images: ``[B, H, W, C]``, any dtype.
+    offsets: int32 ``[B, 2]``: rows and columns to skip of each padded image, in ``[0, 2 * pad]``.
+    pad: pixels; less than H and W where ``mode`` is ``'reflect'``.
+    mode: ``'constant'`` (zeros) or ``'reflect'``, as ``numpy.pad`` has them.
+
+  Returns:
+    ``[B, H, W, C]`` of the same dtype.
+  """
+  padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
+  cut = lambda image, offset: jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
+  return jax.vmap(cut)(padded, offsets)
+
+
+def flip_left_right(images: jax.Array, flip: jax.Array) -> jax.Array:
+  """Mirror ``images[i]``, ``[H, W, C]``, where ``flip[i]`` is true."""
+  return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+  """Return ``(images / 255 - mean) / std`` as float32 ``[B, H, W, C]``.
+
+  Args:
+    images: uint8 ``[B, H, W, C]``.
+    mean: of each channel, on the scale 0..1.
+    std: of each channel, on the scale 0..1.
+  """
+  scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
+  shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+  return images.astype(jnp.float32) * scale - shift
+
+
+def _check_sizes(**sizes: int) -> None:
+  for name, size in sizes.items():
+    if size < 0:
+      raise InputError(f'augment.{name}: expected pixels, 0 or more, found {size}')
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+  if not low <= value <= high:
+    raise InputError(f'augment.{name}: expected {low} to {high}, found {value}')
+
+
+def _check_crop(scale: Sequence[float]) -> None:
+  if scale and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+    raise InputError(
+      f'augment.resized_crop: expected two shares of the area, such as (0.08, 1.0), found {tuple(scale)}'
+    )
+
+
+def _check_jitter(strengths: Sequence[float]) -> None:
+  if strengths and not (len(strengths) == 4 and min(strengths) >= 0 and strengths[3] <= 0.5):
+    expected = 'brightness, contrast, saturation (0 or more) and hue (0 to 0.5)'
+    raise InputError(f'augment.jitter: expected {expected}, such as (0.4, 0.4, 0.4, 0.1), found {tuple(strengths)}')
