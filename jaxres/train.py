@@ -33,6 +33,7 @@ OVERFIT_STEPS = 200
 MAY_CHANGE = {
   'train.epochs', 'train.patience', 'train.log_every_steps', 'train.eval_batch_size',
   'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
+  'data.workers', 'data.max_bad',
 }  # fmt: skip
 
 
