@@ -106,6 +106,7 @@ def read_folder(path: str | None, seed: int) -> Source:
     names, files = _classes(root)
     return _with_test({'train': files}, names, root, seed)
   odd = [folder.name for folder in _folders(root) if folder.name not in splits and _folders(folder)]
+  odd = [name for name in odd if name.lower().startswith(SPLITS)]  # what else is there is not asked for
   if odd:
     raise InputError(f'{root}: {odd[0]!r} is no split{nearest(odd[0], SPLITS)}')
   if 'train' not in splits:
