@@ -27,7 +27,7 @@ from jaxres import data
 from jaxres.data import decode
 
 WIDTH, HEIGHT, BYTES = 500, 375, 70_000
-OCTAVES = ((4, 60), (8, 40), (16, 30), (32, 20), (64, 14), (128, 10))  # grid points a side, amplitude in levels
+OCTAVES = ((4, 60), (8, 40), (16, 30), (32, 20), (64, 14), (128, 9))  # grid points a side, amplitude in levels
 
 
 def main() -> None:

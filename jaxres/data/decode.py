@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from PIL import Image
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, width over height
 _JPEG = ('JPEG', 'MPO')  # MPO: a photograph and its preview
 _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder offers for less work than the whole
+
+_local = threading.local()
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -123,10 +126,18 @@ def _cropped_fast(data: bytes, size: int, scale: Sequence[float], draws: Iterabl
     raise ValueError(colorspace)
   box = crop_box(width, height, scale, draws)
   n = _reduction(box[2] - box[0], box[3] - box[1], size)
-  least = {'min_height': -(-height // n), 'min_width': -(-width // n)} if n > 1 else {}
-  pixels = simplejpeg.decode_jpeg(data, 'RGB', **least)
+  high, wide = -(-height // n), -(-width // n)
+  least = {'min_height': high, 'min_width': wide} if n > 1 else {}
+  pixels = simplejpeg.decode_jpeg(data, 'RGB', **least, buffer=_scratch(high * wide * 3))
   left, top, right, bottom = _reduced(box, n)
   return cv2.resize(pixels[top:bottom, left:right], (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _scratch(size: int) -> np.ndarray:
+  """Return memory of this thread for ``size`` bytes: fresh memory costs a page fault each 4 kB, every time."""
+  if getattr(_local, 'scratch', np.empty(0)).size < size:
+    _local.scratch = np.empty(size, np.uint8)
+  return _local.scratch[:size]
 
 
 def _cropped_pillow(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> np.ndarray:

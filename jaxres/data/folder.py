@@ -70,7 +70,8 @@ class Images:
 
   def _decode(self, path: str, draws: Iterable[Sequence[float]] | None) -> np.ndarray:
     try:
-      data = pathlib.Path(path).read_bytes()
+      with open(path, 'rb', buffering=0) as file:
+        data = file.read()
     except OSError as error:
       raise decode.BadImageError(f'cannot read the file: {error.strerror}') from error
     if draws is None or not self.crop_scale or self.image_size is None:

@@ -178,3 +178,17 @@ def test_what_simplejpeg_refuses_is_left_to_pillow(monkeypatch) -> None:
   found = decode.cropped(data, 16, (0.5, 1.0), draws())
   monkeypatch.setattr(decode, 'fast', lambda: None)
   np.testing.assert_array_equal(found, decode.cropped(data, 16, (0.5, 1.0), draws()))
+
+
+@needs_fast
+def test_a_crop_stays_when_its_thread_uses_the_memory_again() -> None:
+  files = [encode(picture(120 + 30 * i % 70, 90, seed=i), 'JPEG') for i in range(6)]
+  expected = [decode._cropped_pillow(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
+  found = [decode.cropped(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
+  assert all(difference(a, b).max() <= 1 for a, b in zip(found, expected, strict=True))
+
+  whole = [[0.0, 0.5, 0.0, 0.0]]  # a square of its own size, which is not resampled
+  first = decode.cropped(encode(picture(32, 32), 'JPEG'), 32, (1.0, 1.0), whole)
+  kept = first.copy()
+  decode.cropped(encode(picture(32, 32, seed=1), 'JPEG'), 32, (1.0, 1.0), whole)
+  np.testing.assert_array_equal(first, kept)
