@@ -34,6 +34,7 @@ BeginRun = Callable[[], contextlib.AbstractContextManager[ocp.CheckpointManager]
 MAY_CHANGE = {
   'train.epochs', 'train.patience', 'train.log_every_steps', 'train.eval_batch_size',
   'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
+  'data.workers', 'data.max_bad',
 }  # fmt: skip
 
 

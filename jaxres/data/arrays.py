@@ -1,4 +1,4 @@
-"""Images that live in host memory: what every source is read into, and the sources that need no download."""
+"""What a source is: splits in host memory or in files. And the sources that need no download."""
 
 import pathlib
 import zipfile
@@ -21,12 +21,27 @@ class Arrays(NamedTuple):
     return Arrays(self.images[index], self.labels[index])
 
 
+class Files(NamedTuple):
+  """One split in image files, each decoded when it is asked for."""
+
+  paths: np.ndarray  # of str [N]
+  labels: np.ndarray  # int32 [N]
+
+  def take(self, index: np.ndarray) -> 'Files':
+    """Return the examples at ``index``, int or bool ``[M]``."""
+    return Files(self.paths[index], self.labels[index])
+
+
+Split = Arrays | Files
+
+
 class Source(NamedTuple):
   """A data set as published: its splits and the names of its classes, in label order."""
 
-  train: Arrays
-  test: Arrays
+  train: Split
+  test: Split
   class_names: tuple[str, ...]
+  val: Split | None = None  # where the set comes with one
 
 
 def read_digits() -> Source:

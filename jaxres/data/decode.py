@@ -1,0 +1,207 @@
+"""Image files to pixels: the whole image for evaluation, a random crop for training.
+
+Any image becomes uint8 RGB as torchvision's loader has it: alpha is dropped and the EXIF orientation is not applied.
+A training crop is decoded at 1/2, 1/4 or 1/8 of the size where that leaves enough pixels, then sampled bilinearly.
+simplejpeg and OpenCV do it where they are installed, else Pillow: the pixels differ by one level at most, and the
+decoded JPEGs not at all. Evaluation is always Pillow's, so that a score depends on no optional package.
+"""
+
+import contextlib
+import functools
+import io
+import math
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ASPECT = (3 / 4, 4 / 3)  # of a random crop, width over height
+_JPEG = ('JPEG', 'MPO')  # MPO: a photograph and its preview
+_REDUCTIONS = (8, 4, 2)  # what a JPEG decoder offers for less work than the whole
+
+_local = threading.local()
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+class BadImageError(ValueError):
+  """An image that cannot be decoded; the message is the reason."""
+
+
+def whole(data: bytes, size: int | None, keep: float = 1.0) -> np.ndarray:
+  """Return the centre of an image, uint8 ``[size, size, 3]``.
+
+  It is torchvision's ``Resize(size / keep)`` with antialiasing, then ``CenterCrop(size)``, in one resampling. A JPEG
+  with more than twice the pixels that it takes a side is decoded at a reduced size.
+
+  Args:
+    data: the file.
+    size: pixels a side; None returns the image as it is, ``[H, W, 3]``.
+    keep: the share of the resized short side that is kept, such as 0.875 for 224 of 256.
+
+  Raises:
+    BadImageError: the image cannot be decoded.
+  """
+  with _reasons():
+    image = _open(data)
+    if size is None:
+      return np.asarray(_rgb(image))
+    box = _centre(image.width, image.height, size, keep)
+    n = _reduction(box[2] - box[0], box[3] - box[1], 2 * size) if image.format in _JPEG else 1
+    image.draft(None, (max(1, image.width // n), max(1, image.height // n)))
+    return np.asarray(_sample(_rgb(image), size, [edge / n for edge in box]))
+
+
+def resized(pixels: np.ndarray, size: int, keep: float = 1.0) -> np.ndarray:
+  """Return ``whole`` of decoded pixels, uint8 ``[H, W, C]`` with any number of channels."""
+  box = _centre(pixels.shape[1], pixels.shape[0], size, keep)
+  planes = [np.asarray(_sample(Image.fromarray(plane), size, box)) for plane in np.moveaxis(pixels, 2, 0)]
+  return np.stack(planes, axis=2)
+
+
+def cropped(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> np.ndarray:
+  """Return a random crop of an image, resized to uint8 ``[size, size, 3]``.
+
+  Args:
+    data: the file.
+    size: pixels a side.
+    scale: the least and the largest share of the image's area.
+    draws: for ``crop_box``.
+
+  Raises:
+    BadImageError: the image cannot be decoded.
+  """
+  if data.startswith(b'\xff\xd8') and fast() is not None:
+    try:
+      return _cropped_fast(data, size, scale, draws)
+    except ValueError:  # what simplejpeg does not read, such as CMYK, and what is damaged: Pillow has the last word
+      pass
+  return _cropped_pillow(data, size, scale, draws)
+
+
+def crop_box(width: int, height: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> Box:
+  """Return the box of a random-resized crop.
+
+  Area and logarithm of the aspect are uniform. A draw that does not fit the image gives way to the next; after the
+  last comes the largest centred box with an aspect in ``ASPECT``. Source: Szegedy et al. 2014, section 6, as
+  torchvision's ``RandomResizedCrop`` has it.
+
+  Args:
+    width: of the image, in pixels.
+    height: of the image, in pixels.
+    scale: the least and the largest share of the image's area.
+    draws: uniform numbers in ``[0, 1)``: area, aspect, left and top of each attempt.
+  """
+  low, high = map(math.log, ASPECT)
+  for area, aspect, left, top in draws:
+    pixels = width * height * (scale[0] + area * (scale[1] - scale[0]))
+    ratio = math.exp(low + aspect * (high - low))
+    w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+    if 0 < w <= width and 0 < h <= height:
+      x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
+      return x, y, x + w, y + h
+  w, h = min(width, round(height * ASPECT[1])), min(height, round(width / ASPECT[0]))
+  x, y = (width - w) // 2, (height - h) // 2
+  return x, y, x + w, y + h
+
+
+@functools.cache
+def fast() -> tuple[Any, Any] | None:
+  """Return the modules simplejpeg and cv2, or None where one of them is not installed."""
+  try:
+    import cv2
+    import simplejpeg
+  except ImportError:
+    return None
+  cv2.setNumThreads(1)  # the pipeline has threads of its own
+  return simplejpeg, cv2
+
+
+def _cropped_fast(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> np.ndarray:
+  simplejpeg, cv2 = fast()  # type: ignore[misc]
+  height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+  if colorspace in ('CMYK', 'YCCK'):
+    raise ValueError(colorspace)
+  box = crop_box(width, height, scale, draws)
+  n = _reduction(box[2] - box[0], box[3] - box[1], size)
+  high, wide = -(-height // n), -(-width // n)
+  least = {'min_height': high, 'min_width': wide} if n > 1 else {}
+  pixels = simplejpeg.decode_jpeg(data, 'RGB', **least, buffer=_scratch(high * wide * 3))
+  left, top, right, bottom = _reduced(box, n)
+  return cv2.resize(pixels[top:bottom, left:right], (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _scratch(size: int) -> np.ndarray:
+  """Return memory of this thread for ``size`` bytes: fresh memory costs a page fault each 4 kB, every time."""
+  if getattr(_local, 'scratch', np.empty(0)).size < size:
+    _local.scratch = np.empty(size, np.uint8)
+  return _local.scratch[:size]
+
+
+def _cropped_pillow(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> np.ndarray:
+  with _reasons():
+    image = _open(data)
+    box = crop_box(image.width, image.height, scale, draws)
+    n = _reduction(box[2] - box[0], box[3] - box[1], size)
+    if image.format in _JPEG:
+      image.draft(None, (max(1, image.width // n), max(1, image.height // n)))
+      image = _rgb(image)
+    else:
+      image = _rgb(image).reduce(n)
+    image = image.crop(_reduced(box, n))
+    extent = (0, 0, image.width, image.height)
+    return np.asarray(image.transform((size, size), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR))
+
+
+def _reduction(width: int | float, height: int | float, size: int) -> int:
+  """Return the largest reduction of a box that leaves ``size`` pixels a side."""
+  return next((n for n in _REDUCTIONS if min(width, height) >= n * size), 1)
+
+
+def _reduced(box: Box, n: int) -> Box:
+  left, top, right, bottom = (round(edge / n) for edge in box)
+  return left, top, right, bottom
+
+
+def _centre(width: int, height: int, size: int, keep: float) -> tuple[float, float, float, float]:
+  """Return what of the image the centre crop shows: torchvision's rounding of the resized size and of the offset."""
+  short = max(size, round(size / keep))
+  wide, high = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+  left, top = round((wide - size) / 2), round((high - size) / 2)
+  x, y = width / wide, height / high
+  return left * x, top * y, min(width, (left + size) * x), min(height, (top + size) * y)
+
+
+def _sample(image: Image.Image, size: int, box: Sequence[float]) -> Image.Image:
+  left, top, right, bottom = box
+  return image.resize((size, size), Image.Resampling.BILINEAR, (left, top, right, bottom))
+
+
+def _open(data: bytes) -> Image.Image:
+  image: Image.Image = Image.open(io.BytesIO(data))
+  if image.format not in _JPEG and getattr(image, 'is_animated', False):
+    raise BadImageError(f'it is an animation of {getattr(image, "n_frames", 0)} frames; expected one image')
+  return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+  """Return ``image`` in 8-bit RGB."""
+  if image.mode.startswith('I'):  # 16 bits, which Pillow would clip to 255
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
+  if image.mode == 'P' and 'transparency' in image.info:
+    image = image.convert('RGBA')
+  return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+  """Turn what Pillow raises, which is nearly every type there is, into a BadImageError with its reason."""
+  try:
+    yield
+  except BadImageError:
+    raise
+  except Exception as error:
+    reason = ' '.join(str(error).split(' <_io')[0].split())  # less the address of a buffer
+    raise BadImageError(f'cannot decode the image: {reason or type(error).__name__}') from error

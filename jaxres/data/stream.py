@@ -1,0 +1,125 @@
+"""The stream pipeline: batches made on host threads ahead of the device, for what the device cannot hold."""
+
+import collections
+import concurrent.futures
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxres.data import order
+from jaxres.data.resident import Batch
+
+Feed = dict[str, np.ndarray]
+Draws = Sequence[Sequence[float]]
+Get = Callable[[int, Draws | None], tuple[np.ndarray, int]]
+
+AHEAD = 2  # batches in the making while one is trained on
+ATTEMPTS = 10  # of a random crop to fit its image
+_CHUNK = 8  # examples that a thread takes at a time
+
+
+class Examples(NamedTuple):
+  """What a ``Stream`` reads: N examples, and how to get one."""
+
+  size: int
+  image_shape: tuple[int, int, int]  # height, width, channels
+  get: Get  # an index, and the draws of a random crop or None, to uint8 [H, W, C] and the label; threads call it
+
+
+class Stream:
+  """One split, ready to be trained on or evaluated; ``Resident`` says what a pipeline is.
+
+  A feed is the batch itself. The samples, and with the same ``seed`` their order, are those of ``Resident``. Memory
+  is bounded: there are never more than ``AHEAD + 1`` batches that have not been yielded. A generator of feeds stops
+  its threads when it ends, is closed or is dropped.
+
+  Attributes:
+    constants: empty.
+    size: N, the number of examples.
+  """
+
+  def __init__(self, examples: Examples, *, batch_size: int, seed: int, workers: int):
+    self.constants: dict[str, jax.Array] = {}
+    self.examples = examples
+    self.size = examples.size
+    self.batch_size = batch_size
+    self.seed = seed
+    self.workers = workers
+
+  def place(self, sharding: jax.sharding.Sharding) -> None:
+    """Do nothing: no data stays on the devices."""
+
+  def train_feeds(self, start: int, stop: int) -> Iterator[Feed]:
+    """Yield the batches of steps ``start`` to ``stop - 1``.
+
+    Yields:
+      ``image`` uint8 ``[B, H, W, C]`` and ``label`` int32 ``[B]``.
+    """
+    return self._ahead(
+      (
+        order.train_indices(self.seed, step, self.batch_size, self.size),
+        crop_draws(self.seed, step, self.batch_size),
+        {},
+      )
+      for step in range(start, stop)
+    )
+
+  def eval_feeds(self, batch_size: int) -> Iterator[Feed]:
+    """Yield batches of every example once, with ``mask`` bool ``[B]``; the last is filled up with the last example."""
+    return self._ahead((index, None, {'mask': mask}) for index, mask in order.eval_indices(batch_size, self.size))
+
+  @staticmethod
+  def fetch(constants: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:
+    """Return the batch, which is the feed."""
+    return dict(feed)
+
+  def _ahead(self, tasks: Iterator[tuple[np.ndarray, np.ndarray | None, Feed]]) -> Iterator[Feed]:
+    """Yield the batch of each task, in order, with the next ``AHEAD`` in the making."""
+    pool = concurrent.futures.ThreadPoolExecutor(self.workers, 'stream')
+    pending: collections.deque[tuple[Feed, list[concurrent.futures.Future[None]]]] = collections.deque()
+    try:
+      for index, draws, extra in tasks:
+        # A new batch each time: on a CPU, JAX may use the memory of the array that it is given.
+        image = np.empty((len(index), *self.examples.image_shape), np.uint8)
+        feed: Feed = {'image': image, 'label': np.empty(len(index), np.int32), **extra}
+        chunks = range(0, _count(feed), _CHUNK)
+        pending.append((feed, [pool.submit(self._fill, feed, index, draws, at) for at in chunks]))
+        if len(pending) > AHEAD:
+          yield _finished(*pending.popleft())
+      while pending:
+        yield _finished(*pending.popleft())
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+  def _fill(self, feed: Feed, index: np.ndarray, draws: np.ndarray | None, start: int) -> None:
+    """Get a chunk of a batch's examples."""
+    for row in range(start, min(start + _CHUNK, _count(feed))):
+      chosen = None if draws is None else draws[row].tolist()
+      feed['image'][row], feed['label'][row] = self.examples.get(int(index[row]), chosen)
+
+
+def crop_draws(seed: int, step: int, batch_size: int) -> np.ndarray:
+  """Return the uniform numbers in ``[0, 1)`` of a step's random crops, float64 ``[batch_size, ATTEMPTS, 4]``.
+
+  Row ``i`` is a function of the seed, the step and ``i`` alone: raw bits of a Philox generator, as the sample order's,
+  from a part of its period that the order does not reach.
+  """
+  bits = np.random.Philox(key=[seed, step], counter=[0, 0, 0, 1]).random_raw(batch_size * ATTEMPTS * 4)
+  return (bits >> np.uint64(11)).reshape(batch_size, ATTEMPTS, 4) * 2.0**-53
+
+
+def _count(feed: Feed) -> int:
+  """Return how many examples of a batch are not there to fill it up; those come last."""
+  return int(feed['mask'].sum()) if 'mask' in feed else len(feed['label'])
+
+
+def _finished(feed: Feed, futures: list['concurrent.futures.Future[None]']) -> Feed:
+  """Wait for a batch, raise what its threads raised, and fill it up with its last example."""
+  for future in futures:
+    future.result()
+  count = _count(feed)
+  for array in (feed['image'], feed['label']):
+    array[count:] = array[count - 1]
+  return feed

@@ -1,0 +1,194 @@
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxres.data import decode
+
+needs_fast = pytest.mark.skipif(decode.fast() is None, reason='simplejpeg or OpenCV is not installed')
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+  """Return smooth colours: random ones, seven a side."""
+  noise = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), np.uint8)
+  return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encode(image: Image.Image, form: str, **options: object) -> bytes:
+  buffer = io.BytesIO()
+  image.save(buffer, form, **options)
+  return buffer.getvalue()
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  assert a.shape == b.shape
+  return np.abs(a.astype(int) - b)
+
+
+def draws(seed: int = 0, attempts: int = 10) -> list[list[float]]:
+  return np.random.default_rng(seed).random((attempts, 4)).tolist()
+
+
+@pytest.mark.parametrize(
+  ('mode', 'form'),
+  [(m, 'PNG') for m in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')]
+  + [(m, 'JPEG') for m in ('L', 'RGB', 'CMYK')]
+  + [(m, 'BMP') for m in ('1', 'L', 'P', 'RGB')]
+  + [(m, 'WEBP') for m in ('L', 'RGB', 'RGBA')]
+  + [(m, 'GIF') for m in ('L', 'P', 'RGB')],
+)
+def test_every_kind_becomes_rgb_as_pillow_has_it(mode: str, form: str) -> None:
+  data = encode(picture(20, 12).convert(mode), form)
+  found = decode.whole(data, None)
+  assert (found.shape, found.dtype) == ((12, 20, 3), np.uint8)
+  np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert('RGB')))
+  assert np.ptp(found) > 100
+  assert decode.cropped(data, 8, (0.5, 1.0), draws()).shape == (8, 8, 3)
+
+
+def test_sixteen_bits_keep_the_upper_eight() -> None:
+  values = np.random.default_rng(0).integers(0, 1 << 16, (9, 7), np.uint16)
+  data = encode(Image.fromarray(values), 'PNG')
+  assert Image.open(io.BytesIO(data)).mode.startswith('I')
+  found = decode.whole(data, None)
+  for channel in range(3):
+    np.testing.assert_array_equal(found[..., channel], values >> 8)
+
+
+def test_a_palette_with_transparency_warns_of_nothing() -> None:
+  image = picture(8, 8).quantize(16)
+  data = encode(image, 'PNG', transparency=bytes([0, 128]))
+  np.testing.assert_array_equal(decode.whole(data, None), np.asarray(image.convert('RGB')))
+
+
+@pytest.mark.parametrize('form', ['GIF', 'WEBP', 'PNG'])
+def test_an_animation_is_refused(form: str) -> None:
+  data = encode(picture(8, 8), form, save_all=True, append_images=[picture(8, 8, seed=1)])
+  for read in (lambda: decode.whole(data, 8), lambda: decode.cropped(data, 8, (0.5, 1.0), draws())):
+    with pytest.raises(decode.BadImageError, match='it is an animation of 2 frames; expected one image'):
+      read()
+
+
+def test_a_photograph_with_a_preview_is_one_image() -> None:
+  data = encode(picture(16, 16), 'MPO', save_all=True, append_images=[picture(16, 16, seed=1)])
+  np.testing.assert_array_equal(decode.whole(data, None), decode.whole(encode(picture(16, 16), 'JPEG'), None))
+
+
+@pytest.mark.parametrize('form', ['JPEG', 'PNG', 'BMP', 'WEBP', 'GIF'])
+@pytest.mark.parametrize('keep', [0.5, 0.0])
+def test_a_damaged_image_is_refused(form: str, keep: float) -> None:
+  noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+  data = encode(noise, form)
+  data = data[: int(keep * len(data))]
+  for read in (lambda: decode.whole(data, 8), lambda: decode.cropped(data, 8, (0.5, 1.0), draws())):
+    with pytest.raises(decode.BadImageError, match='^cannot decode the image: [^<>]+$'):
+      read()
+
+
+@pytest.mark.parametrize('size', [(100, 75), (75, 100), (90, 90), (33, 200), (20, 30)])
+@pytest.mark.parametrize('keep', [1.0, 0.875])
+def test_the_centre_is_torchvisions(size: tuple[int, int], keep: float) -> None:
+  image = picture(*size)
+  short = round(56 / keep)
+  width, height = size
+  wide, high = (short, int(short * height / width)) if width < height else (int(short * width / height), short)
+  left, top = round((wide - 56) / 2), round((high - 56) / 2)  # torchvision's center_crop
+  expected = image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + 56, top + 56))
+  for found in (decode.whole(encode(image, 'PNG'), 56, keep), decode.resized(np.asarray(image), 56, keep)):
+    assert difference(found, np.asarray(expected)).max() <= 1
+
+
+def test_the_same_size_is_left_as_it_is() -> None:
+  image = picture(24, 24)
+  np.testing.assert_array_equal(decode.whole(encode(image, 'PNG'), 24), np.asarray(image))
+
+
+def test_resized_takes_any_number_of_channels() -> None:
+  pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 5), np.uint8)
+  found = decode.resized(pixels, 10)
+  assert found.shape == (10, 10, 5)
+  np.testing.assert_array_equal(found[..., 1:4], decode.resized(pixels[..., 1:4], 10))
+
+
+@pytest.mark.parametrize('size', [(1001, 903), (450, 447)])
+def test_a_reduced_jpeg_is_nearly_the_whole_one(size: tuple[int, int]) -> None:
+  data = encode(picture(*size), 'JPEG', quality=95)
+  full = encode(Image.open(io.BytesIO(data)), 'PNG')
+  assert difference(decode.whole(data, 56), decode.whole(full, 56)).max() <= 3
+  crops = [decode.cropped(d, 56, (0.9, 1.0), draws()) for d in (data, full)]
+  assert difference(*crops).max() <= 3
+
+
+def test_random_boxes_have_the_published_distribution() -> None:
+  boxes = np.array([decode.crop_box(4000, 3000, (0.1, 0.5), draws(seed)) for seed in range(4000)])
+  width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+  assert (boxes >= 0).all()
+  assert (boxes[:, 2].max() <= 4000) & (boxes[:, 3].max() <= 3000)
+  share, aspect = width * height / 12e6, np.log(width / height)
+  uniform = lambda low, high: (low + high) / 2, lambda low, high: (high - low) / math.sqrt(12)
+  for values, (low, high) in ((share, (0.1, 0.5)), (aspect, (math.log(3 / 4), math.log(4 / 3)))):
+    assert low - 1e-3 <= values.min() < low + 0.01 * (high - low) + 1e-3
+    assert high - 0.01 * (high - low) - 1e-3 < values.max() <= high + 1e-3
+    assert values.mean() == pytest.approx(uniform[0](low, high), abs=0.03 * (high - low))
+    assert values.std() == pytest.approx(uniform[1](low, high), rel=0.05)
+  for offset, room in ((boxes[:, 0], 4000 - width), (boxes[:, 1], 3000 - height)):
+    position = offset / np.maximum(room, 1)
+    assert position.mean() == pytest.approx(0.5, abs=0.02)
+    assert np.corrcoef(position, share)[0, 1] == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+  ('size', 'box'), [((300, 10), (143, 0, 156, 10)), ((10, 300), (0, 143, 10, 156)), ((1, 1), (0, 0, 1, 1))]
+)
+def test_a_box_that_never_fits_is_the_centre(size: tuple[int, int], box: tuple[int, ...]) -> None:
+  assert decode.crop_box(*size, (1.0, 1.0), draws()) == box
+
+
+@pytest.mark.parametrize('pillow', [True, pytest.param(False, marks=needs_fast)])
+def test_a_small_crop_is_enlarged_bilinearly(pillow: bool, monkeypatch) -> None:
+  if pillow:
+    monkeypatch.setattr(decode, 'fast', lambda: None)
+  data = encode(picture(120, 90), 'JPEG', quality=95)
+  box = decode.crop_box(120, 90, (0.2, 0.3), draws(3))
+  assert max(box[2] - box[0], box[3] - box[1]) < 96
+  expected = Image.open(io.BytesIO(data)).crop(box).resize((96, 96), Image.Resampling.BILINEAR)
+  assert difference(decode.cropped(data, 96, (0.2, 0.3), draws(3)), np.asarray(expected)).max() <= 1
+
+
+@needs_fast
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize(('side', 'reduction'), [(300, 1), (150, 2), (75, 4), (37, 8), (16, 8)])
+def test_both_decoders_agree(mode: str, side: int, reduction: int, monkeypatch) -> None:
+  data = encode(picture(501, 379).convert(mode), 'JPEG', quality=92)
+  seen = []
+  reduce = decode._reduction
+  monkeypatch.setattr(decode, '_reduction', lambda *box: seen.append(reduce(*box)) or seen[-1])
+  quick = decode._cropped_fast(data, side, (0.7, 0.9), draws(5))
+  found = difference(quick, decode._cropped_pillow(data, side, (0.7, 0.9), draws(5)))
+  assert seen == [reduction, reduction]
+  assert found.max() <= 1
+  assert np.ptp(quick) > 100
+
+
+@needs_fast
+def test_what_simplejpeg_refuses_is_left_to_pillow(monkeypatch) -> None:
+  data = encode(picture(40, 30).convert('CMYK'), 'JPEG')
+  found = decode.cropped(data, 16, (0.5, 1.0), draws())
+  monkeypatch.setattr(decode, 'fast', lambda: None)
+  np.testing.assert_array_equal(found, decode.cropped(data, 16, (0.5, 1.0), draws()))
+
+
+@needs_fast
+def test_a_crop_stays_when_its_thread_uses_the_memory_again() -> None:
+  files = [encode(picture(120 + 30 * i % 70, 90, seed=i), 'JPEG') for i in range(6)]
+  expected = [decode._cropped_pillow(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
+  found = [decode.cropped(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
+  assert all(difference(a, b).max() <= 1 for a, b in zip(found, expected, strict=True))
+
+  whole = [[0.0, 0.5, 0.0, 0.0]]  # a square of its own size, which is not resampled
+  first = decode.cropped(encode(picture(32, 32), 'JPEG'), 32, (1.0, 1.0), whole)
+  kept = first.copy()
+  decode.cropped(encode(picture(32, 32, seed=1), 'JPEG'), 32, (1.0, 1.0), whole)
+  np.testing.assert_array_equal(first, kept)
