@@ -2,7 +2,8 @@
 
 python main.py --config configs/digits.py --workdir runs/digits
 
-Any field of the config is overridden as --config.section.field=value; the same command again continues the run.
+Any field of the config is overridden as --config.section.field=value; the same command again continues the run. With
+--seeds 5 it trains five times, and says the mean and the spread of every metric.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from jaxres import errors
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file, such as configs/digits.py.')
 WORKDIR = flags.DEFINE_string('workdir', '', 'The directory of the run, such as runs/digits.')
+SEEDS = flags.DEFINE_integer('seeds', 1, 'Train so many runs, of one seed each, in <workdir>/seed0, seed1, ...', 1)
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 
 NEXT = """\
@@ -34,9 +36,12 @@ def main(_: Sequence[str]) -> None:
   logging.set_verbosity(logging.INFO if DEBUG.value else logging.WARNING)
   with errors.one_line(debug=DEBUG.value, interrupted='interrupted; the same command continues the run'):
     config = config_lib.complete(CONFIG.value)
-    from jaxres.train import train_and_evaluate  # imports JAX, which is slow
+    from jaxres import seeds, train  # import JAX, which is slow
 
-    train_and_evaluate(config, WORKDIR.value)
+    if SEEDS.value == 1:
+      train.train_and_evaluate(config, WORKDIR.value)
+    else:
+      seeds.train_and_evaluate(config, WORKDIR.value, SEEDS.value)
   if config.data.name == 'digits':
     print(NEXT)
 

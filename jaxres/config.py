@@ -24,6 +24,7 @@ SECTIONS = {
   'augment': ('data/augment/__init__.py', 'make'),
   'optim': ('optim.py', 'make'),
   'train': ('train.py', 'fit'),
+  'tta': ('evaluate.py', 'make_views'),
   'checkpoint': ('checkpoint.py', 'open'),
 }
 

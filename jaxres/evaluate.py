@@ -1,31 +1,90 @@
 """Evaluation: the only loop that does it, over exactly N examples at any batch size and device count."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxres import losses, metrics, sharding
 from jaxres.backend import compiler_options
 from jaxres.data import Dataset, Info, Pipeline
 from jaxres.data.augment import normalize
+from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.state import TrainState
 
 EvalStep = Callable[[Any, Any, Any], metrics.Sums]
+Views = Callable[[jax.Array], jax.Array]
 
 
-def make_eval_step(model: ResNet, info: Info, fetch: Callable[..., Any], mesh: Mesh) -> EvalStep:
+def make_views(*, flip: bool = False, crop: int = 0, pad: int = 0) -> Views | None:
+  """Return what test-time augmentation looks at: a function of images to several views of each.
+
+  With ``crop`` or ``pad`` five crops, the four corners and the centre; with ``flip`` their mirror images too: the ten
+  of Krizhevsky et al. 2012, section 4.1, where images are larger than ``crop`` (``data.eval_image_size``).
+
+  Args:
+    flip: look at the mirror image of every view too.
+    crop: pixels a side of the five crops; 0 is the images' own size, which asks for ``pad``.
+    pad: mirrored pixels on every side of the image, before the crops.
+
+  Returns:
+    A function of uint8 ``[B, H, W, C]`` to ``[V, B, h, w, C]``; None where nothing is asked for.
+
+  Raises:
+    InputError: a field is out of range; from the function, where a crop is larger than the padded image.
+  """
+  for name, pixels in (('crop', crop), ('pad', pad)):
+    if pixels < 0:
+      raise InputError(f'tta.{name}: expected pixels, 0 or more, found {pixels}')
+  if not (flip or crop or pad):
+    return None
+
+  def views(images: jax.Array) -> jax.Array:
+    found = five_crops(images, crop, pad) if crop or pad else images[None]
+    return jnp.concatenate([found, found[:, :, :, ::-1]]) if flip else found
+
+  return views
+
+
+def five_crops(images: jax.Array, crop: int, pad: int) -> jax.Array:
+  """Return the corners and the centre of ``images``, ``[B, H, W, C]``, as ``[5, B, h, w, C]``; see ``make_views``.
+
+  The centre is that of torchvision's ``FiveCrop``.
+  """
+  height, width = (crop or size for size in images.shape[1:3])
+  bottom, right = images.shape[1] + 2 * pad - height, images.shape[2] + 2 * pad - width
+  if min(bottom, right) < 0 or pad >= min(images.shape[1:3]):
+    found = f'crops of {crop or "the same size"} from images of {images.shape[2]}x{images.shape[1]} padded by {pad}'
+    raise InputError(f'tta: {found}; expected tta.crop no larger than the padded image, and less padding than image')
+  padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode='reflect')
+  corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
+  return jnp.stack([padded[:, top : top + height, left : left + width] for top, left in corners])
+
+
+def make_eval_step(
+  model: ResNet, info: Info, fetch: Callable[..., Any], mesh: Mesh, views: Views | None = None
+) -> EvalStep:
   """Return the jitted step: ``(variables, constants, feed)`` to masked sums of loss, top-1 and top-5.
 
-  The loss is the plain cross-entropy in nats, whatever the training minimises.
+  The loss is the plain cross-entropy in nats, whatever the training minimises; with ``views`` it and the rank are
+  those of the mean of the views' probabilities.
   """
+
+  def predict(variables: Any, images: jax.Array) -> jax.Array:
+    logits: Any = model.apply(variables, normalize(images, info.mean, info.std), train=False)
+    return logits
+
+  def mean_of_views(variables: Any, images: jax.Array) -> jax.Array:
+    each = jax.lax.map(lambda view: jax.nn.log_softmax(predict(variables, view)), views(images))  # type: ignore[misc]
+    return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
 
   def eval_step(variables: Any, constants: Any, feed: Any) -> metrics.Sums:
     batch = fetch(constants, feed)
-    logits: Any = model.apply(variables, normalize(batch['image'], info.mean, info.std), train=False)
+    logits = (mean_of_views if views else predict)(variables, batch['image'])
     loss = losses.softmax_xent(logits, batch['label'])
     return metrics.sums(loss, logits, batch['label'], batch['mask'])
 
@@ -75,11 +134,19 @@ def evaluate_splits(
 
 
 def evaluate_state(
-  eval_step: EvalStep, train_state: TrainState, dataset: Dataset, batch_size: int, limit: int | None = None
+  eval_steps: Mapping[str, EvalStep],
+  train_state: TrainState,
+  dataset: Dataset,
+  batch_size: int,
+  limit: int | None = None,
 ) -> dict[str, float]:
-  """Return ``evaluate_splits`` of the weights, and as ``ema/...`` of their moving average, where one is kept."""
-  scores = evaluate_splits(eval_step, train_state.variables, dataset, batch_size, limit)
-  if train_state.ema is None:
-    return scores
-  averaged = evaluate_splits(eval_step, train_state.ema, dataset, batch_size, limit)
-  return scores | {f'ema/{name}': value for name, value in averaged.items()}
+  """Return ``evaluate_splits`` of the weights, and as ``ema/...`` of their moving average, where one is kept.
+
+  Each is done with every one of ``eval_steps``, whose names, such as ``''`` and ``'tta/'``, lead those of the metrics.
+  """
+  scores = {}
+  for weights, variables in (('', train_state.variables), ('ema/', train_state.ema)):
+    for prefix, eval_step in eval_steps.items() if variables else ():
+      found = evaluate_splits(eval_step, variables, dataset, batch_size, limit)
+      scores |= {f'{weights}{prefix}{name}': value for name, value in found.items()}
+  return scores

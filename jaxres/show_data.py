@@ -37,7 +37,7 @@ def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, example
 
   @jax.jit
   def see(step: int, images: jax.Array, label: jax.Array) -> jax.Array:
-    rng = jax.random.fold_in(jax.random.key(seed), step)  # as in train.make_train_step
+    rng = jax.random.fold_in(jax.random.key(seed), step)  # as in step.make_train_step
     images = augment(rng, images)
     return augment.mix(rng, images, jax.nn.one_hot(label, len(dataset.info.class_names)))[0] if augment.mix else images
 

@@ -1,6 +1,7 @@
 """Training: from a config and a workdir to checkpoints and metrics."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -10,23 +11,22 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxres import checkpoint, data, evaluate, log, losses, metrics, models, optim, sharding, state
+from jaxres import checkpoint, data, evaluate, log, losses, models, optim, sharding, state
 from jaxres import config as config_lib
-from jaxres.backend import compiler_options, keep_freed_memory
+from jaxres.backend import keep_freed_memory
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.plan import DRY_RUN_STEPS, Progress, make_plan, watched
 from jaxres.state import TrainState
+from jaxres.step import make_loss, make_train_step
 
 MakeTx = Callable[[Any, int, float], tuple[optax.GradientTransformation, optax.Schedule]]
-LossFn = Callable[[Any, Any, data.Batch, jax.Array], tuple[jax.Array, tuple[Any, metrics.Sums]]]
-TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, metrics.Sums]]
 Feeds = Callable[[int, int], Iterator[Any]]
 BeginRun = Callable[[], contextlib.AbstractContextManager[ocp.CheckpointManager]]
 
@@ -34,6 +34,7 @@ BeginRun = Callable[[], contextlib.AbstractContextManager[ocp.CheckpointManager]
 MAY_CHANGE = {
   'train.epochs', 'train.patience', 'train.log_every_steps', 'train.eval_batch_size',
   'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
+  'tta.flip', 'tta.crop', 'tta.pad',
   'data.workers', 'data.max_bad',
 }  # fmt: skip
 
@@ -59,19 +60,21 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   workdir = check_workdir(pathlib.Path(workdir), config)
   model = models.create(**options['model'])
   augment = augment_lib.make(**options['augment'])
+  views = evaluate.make_views(**options['tta'])
   mesh = sharding.make_mesh()
   sharding.check_batch_size(options['data']['batch_size'], mesh)
   dataset = data.load(**options['data'])
   model = fit_classes(model, options['model']['num_classes'], dataset.info)
   make_tx = lambda *args: optim.make(*args, **options['optim'])
   begin = lambda: open_workdir(workdir, config, **options['checkpoint'])
-  return fit(model, dataset, augment, make_tx, mesh, begin, workdir, **options['train'])
+  return fit(model, dataset, augment, views, make_tx, mesh, begin, workdir, **options['train'])
 
 
 def fit(
   model: ResNet,
   dataset: data.Dataset,
   augment: augment_lib.Augment,
+  views: evaluate.Views | None,
   make_tx: MakeTx,
   mesh: Mesh,
   begin_run: BeginRun,
@@ -97,6 +100,7 @@ def fit(
     model: with the classes of ``dataset``.
     dataset: of ``data.load``.
     augment: of ``augment.make``.
+    views: of ``evaluate.make_views``: each evaluation is also done over them, as ``tta/...``.
     make_tx: ``(params, total_steps, steps_per_epoch)`` to the optimiser and its learning rate.
     mesh: of ``sharding.make_mesh``.
     begin_run: opens the checkpoints; called when all else is known to be usable, so that bad input leaves no trace.
@@ -122,6 +126,10 @@ def fit(
   """
   _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, ema, dataset.val)
   check_accumulate(accumulate, dataset.train.batch_size, mesh)
+  if views:
+    jax.eval_shape(
+      views, jax.ShapeDtypeStruct((1, *dataset.test.image_shape), np.uint8)
+    )  # raises where they do not fit
   plan = make_plan(dataset.train, epochs, eval_every_epochs, dry_run, overfit_one_batch)
   feeds: Feeds = dataset.train.train_feeds
   if overfit_one_batch:
@@ -131,7 +139,8 @@ def fit(
   tx, rate = make_tx(jax.eval_shape(init)['params'], plan.total_steps, plan.steps_per_epoch)
   dataset.place(sharding.replicated(mesh))
   train_step = make_train_step(loss_fn, tx, dataset.train.fetch, seed, mesh, accumulate=accumulate, ema=ema)
-  eval_step = evaluate.make_eval_step(model, dataset.info, dataset.test.fetch, mesh)
+  make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
+  eval_steps = {'': make_eval_step()} | ({'tta/': make_eval_step(views)} if views else {})
   eval_batch_size = sharding.round_up(eval_batch_size, mesh)
   limit = DRY_RUN_STEPS if dry_run else None
 
@@ -149,7 +158,7 @@ def fit(
         for step, feed in enumerate(feeds(begin, end), begin + 1):
           train_state, sums = train_step(train_state, dataset.train.constants, feed)
           meter.add(step, sums, last=step == end)
-        scores = meter.row | evaluate.evaluate_state(eval_step, train_state, dataset, eval_batch_size, limit)
+        scores = meter.row | evaluate.evaluate_state(eval_steps, train_state, dataset, eval_batch_size, limit)
         run_log.write(end, scores)
         progress = progress.advance(end, scores)
         checkpoint.save(manager, train_state, progress._asdict(), ranked(scores))
@@ -158,103 +167,6 @@ def fit(
     log.console.print(f'{workdir} is finished; more train.epochs extend it')
   log.print_end(progress.metrics(), workdir)
   return progress.metrics()
-
-
-def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, info: data.Info) -> LossFn:
-  """Return ``(params, batch_stats, batch, rng) -> (loss, (batch_stats, sums))``: the mean loss of one batch.
-
-  Args:
-    model: whose logits are compared with the labels, in training mode.
-    loss: logits float32 ``[B, K]`` and labels to float32 ``[B]``.
-    augment: of ``augment.make``; where it mixes, labels become distributions, float32 ``[B, K]``.
-    info: has the statistics that images are normalised with.
-  """
-
-  def loss_fn(
-    params: Any, batch_stats: Any, batch: data.Batch, rng: jax.Array
-  ) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
-    images, label = augment(rng, batch['image']), batch['label']
-    if augment.mix:
-      images, label = augment.mix(rng, images, jax.nn.one_hot(label, len(info.class_names)))
-    images = augment_lib.normalize(images, info.mean, info.std)
-    variables = {'params': params, 'batch_stats': batch_stats}
-    logits, updates = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': rng})
-    each = loss(logits, label)
-    return each.mean(), (updates['batch_stats'], metrics.sums(each, logits, label))
-
-  return loss_fn
-
-
-def make_train_step(
-  loss_fn: LossFn,
-  tx: optax.GradientTransformation,
-  fetch: Callable[..., data.Batch],
-  seed: int,
-  mesh: Mesh,
-  *,
-  accumulate: int = 1,
-  ema: float = 0.0,
-) -> TrainStep:
-  """Return the jitted step: ``(state, constants, feed)`` to the next state and the batch's metric sums.
-
-  The state is donated and held whole by every device; the feed is split over them. Under ``jit`` the BatchNorm
-  statistics and the gradient are those of the whole batch, whatever the number of devices.
-
-  Args:
-    loss_fn: ``(params, batch_stats, batch, rng) -> (loss, (batch_stats, sums))``.
-    tx: the optimiser.
-    fetch: ``(constants, feed)`` to the batch: of a pipeline.
-    seed: of the augmentation; the step's own key is ``fold_in(seed, step)``.
-    mesh: of ``sharding.make_mesh``.
-    accumulate: parts that a batch is split into, see ``accumulated``.
-    ema: decay of the moving average, where the state has one.
-  """
-  gradient = accumulated(loss_fn, fetch, accumulate, mesh)
-
-  def train_step(train_state: TrainState, constants: Any, feed: Any) -> tuple[TrainState, metrics.Sums]:
-    rng = jax.random.fold_in(jax.random.key(seed), train_state.step)
-    grads, (batch_stats, sums) = gradient(train_state.params, train_state.batch_stats, constants, feed, rng)
-    updates, opt_state = tx.update(grads, train_state.opt_state, train_state.params)
-    params = optax.apply_updates(train_state.params, updates)
-    new = TrainState(train_state.step + 1, params, batch_stats, opt_state, train_state.ema)
-    return state.average(new, ema), sums
-
-  whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)
-  return jax.jit(
-    train_step,
-    in_shardings=(whole, whole, split),
-    out_shardings=whole,
-    donate_argnums=0,
-    compiler_options=compiler_options(),
-  )
-
-
-def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Callable[..., Any]:
-  """Return ``(params, batch_stats, constants, feed, rng) -> (grads, (batch_stats, sums))`` over a batch in ``parts``.
-
-  The gradient is the mean of those of the parts. The batch statistics pass from part to part, and part ``i``, which
-  has examples ``i, i + parts, ...`` so that no example leaves its device, has the key ``fold_in(rng, i)``.
-  """
-  gradient = jax.grad(loss_fn, has_aux=True)
-  if parts == 1:
-    return lambda params, stats, constants, feed, rng: gradient(params, stats, fetch(constants, feed), rng)
-  split = NamedSharding(mesh, PartitionSpec(None, *sharding.over_batch(mesh).spec))
-
-  def whole(params: Any, batch_stats: Any, constants: Any, feed: Any, rng: jax.Array) -> tuple[Any, Any]:
-    feeds = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), feed)
-    feeds = jax.lax.with_sharding_constraint(feeds, split)
-
-    def add(carry: Any, part: Any) -> tuple[Any, metrics.Sums]:
-      (stats, total), (i, feed) = carry, part
-      grads, (stats, sums) = gradient(params, stats, fetch(constants, feed), jax.random.fold_in(rng, i))
-      return (stats, jax.tree.map(jnp.add, total, grads)), sums
-
-    begin = batch_stats, jax.tree.map(jnp.zeros_like, params)
-    (batch_stats, total), sums = jax.lax.scan(add, begin, (jnp.arange(parts), feeds))
-    grads = jax.tree.map(lambda x: x / parts, total)
-    return grads, (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))
-
-  return whole
 
 
 def restore_or_init(

@@ -15,9 +15,9 @@ LAYERS = [
   {'trees', 'config', 'losses', 'metrics', 'backend'},
   {'models', 'data', 'optim', 'sharding'},
   {'state'},
-  {'checkpoint', 'evaluate', 'log', 'plan'},
+  {'checkpoint', 'evaluate', 'log', 'plan', 'step'},
   {'train'},
-  {'cli', 'show_data'},
+  {'cli', 'seeds', 'show_data'},
   {'__main__'},
 ]
 

@@ -22,11 +22,13 @@ class Resident:
     constants: ``image`` uint8 ``[N, H, W, C]`` and ``label`` int32 ``[N]``. An argument of the jit, never closed over:
       a closed-over array loses its sharding.
     size: N, the number of examples.
+    image_shape: H, W, C.
   """
 
   def __init__(self, arrays: Arrays, *, batch_size: int, seed: int):
     self.constants = {'image': arrays.images, 'label': arrays.labels}
     self.size = len(arrays.images)
+    self.image_shape: tuple[int, int, int] = arrays.images.shape[1:]
     self.batch_size = batch_size
     self.seed = seed
 

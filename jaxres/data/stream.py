@@ -38,12 +38,14 @@ class Stream:
   Attributes:
     constants: empty.
     size: N, the number of examples.
+    image_shape: H, W, C.
   """
 
   def __init__(self, examples: Examples, *, batch_size: int, seed: int, workers: int):
     self.constants: dict[str, jax.Array] = {}
     self.examples = examples
     self.size = examples.size
+    self.image_shape = examples.image_shape
     self.batch_size = batch_size
     self.seed = seed
     self.workers = workers

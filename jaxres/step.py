@@ -1,0 +1,115 @@
+"""The training step: one jitted function from a state and a feed to the next state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxres import data, losses, metrics, sharding, state
+from jaxres.backend import compiler_options
+from jaxres.data import augment as augment_lib
+from jaxres.models import ResNet
+from jaxres.state import TrainState
+
+LossFn = Callable[[Any, Any, data.Batch, jax.Array], tuple[jax.Array, tuple[Any, metrics.Sums]]]
+TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, metrics.Sums]]
+
+
+def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, info: data.Info) -> LossFn:
+  """Return ``(params, batch_stats, batch, rng) -> (loss, (batch_stats, sums))``: the mean loss of one batch.
+
+  Args:
+    model: whose logits are compared with the labels, in training mode.
+    loss: logits float32 ``[B, K]`` and labels to float32 ``[B]``.
+    augment: of ``augment.make``; where it mixes, labels become distributions, float32 ``[B, K]``.
+    info: has the statistics that images are normalised with.
+  """
+
+  def loss_fn(
+    params: Any, batch_stats: Any, batch: data.Batch, rng: jax.Array
+  ) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
+    images, label = augment(rng, batch['image']), batch['label']
+    if augment.mix:
+      images, label = augment.mix(rng, images, jax.nn.one_hot(label, len(info.class_names)))
+    images = augment_lib.normalize(images, info.mean, info.std)
+    variables = {'params': params, 'batch_stats': batch_stats}
+    logits, updates = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': rng})
+    each = loss(logits, label)
+    return each.mean(), (updates['batch_stats'], metrics.sums(each, logits, label))
+
+  return loss_fn
+
+
+def make_train_step(
+  loss_fn: LossFn,
+  tx: optax.GradientTransformation,
+  fetch: Callable[..., data.Batch],
+  seed: int,
+  mesh: Mesh,
+  *,
+  accumulate: int = 1,
+  ema: float = 0.0,
+) -> TrainStep:
+  """Return the jitted step: ``(state, constants, feed)`` to the next state and the batch's metric sums.
+
+  The state is donated and held whole by every device; the feed is split over them. Under ``jit`` the BatchNorm
+  statistics and the gradient are those of the whole batch, whatever the number of devices.
+
+  Args:
+    loss_fn: ``(params, batch_stats, batch, rng) -> (loss, (batch_stats, sums))``.
+    tx: the optimiser.
+    fetch: ``(constants, feed)`` to the batch: of a pipeline.
+    seed: of the augmentation; the step's own key is ``fold_in(seed, step)``.
+    mesh: of ``sharding.make_mesh``.
+    accumulate: parts that a batch is split into, see ``accumulated``.
+    ema: decay of the moving average, where the state has one.
+  """
+  gradient = accumulated(loss_fn, fetch, accumulate, mesh)
+
+  def train_step(train_state: TrainState, constants: Any, feed: Any) -> tuple[TrainState, metrics.Sums]:
+    rng = jax.random.fold_in(jax.random.key(seed), train_state.step)
+    grads, (batch_stats, sums) = gradient(train_state.params, train_state.batch_stats, constants, feed, rng)
+    updates, opt_state = tx.update(grads, train_state.opt_state, train_state.params)
+    params = optax.apply_updates(train_state.params, updates)
+    new = TrainState(train_state.step + 1, params, batch_stats, opt_state, train_state.ema)
+    return state.average(new, ema), sums
+
+  whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)
+  return jax.jit(
+    train_step,
+    in_shardings=(whole, whole, split),
+    out_shardings=whole,
+    donate_argnums=0,
+    compiler_options=compiler_options(),
+  )
+
+
+def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Callable[..., Any]:
+  """Return ``(params, batch_stats, constants, feed, rng) -> (grads, (batch_stats, sums))`` over a batch in ``parts``.
+
+  The gradient is the mean of those of the parts. The batch statistics pass from part to part, and part ``i``, which
+  has examples ``i, i + parts, ...`` so that no example leaves its device, has the key ``fold_in(rng, i)``.
+  """
+  gradient = jax.grad(loss_fn, has_aux=True)
+  if parts == 1:
+    return lambda params, stats, constants, feed, rng: gradient(params, stats, fetch(constants, feed), rng)
+  split = NamedSharding(mesh, PartitionSpec(None, *sharding.over_batch(mesh).spec))
+
+  def whole(params: Any, batch_stats: Any, constants: Any, feed: Any, rng: jax.Array) -> tuple[Any, Any]:
+    feeds = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), feed)
+    feeds = jax.lax.with_sharding_constraint(feeds, split)
+
+    def add(carry: Any, part: Any) -> tuple[Any, metrics.Sums]:
+      (stats, total), (i, feed) = carry, part
+      grads, (stats, sums) = gradient(params, stats, fetch(constants, feed), jax.random.fold_in(rng, i))
+      return (stats, jax.tree.map(jnp.add, total, grads)), sums
+
+    begin = batch_stats, jax.tree.map(jnp.zeros_like, params)
+    (batch_stats, total), sums = jax.lax.scan(add, begin, (jnp.arange(parts), feeds))
+    grads = jax.tree.map(lambda x: x / parts, total)
+    return grads, (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))
+
+  return whole
