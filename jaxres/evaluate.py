@@ -144,7 +144,7 @@ def evaluate_state(
 
   Each is done with every one of ``eval_steps``, whose names, such as ``''`` and ``'tta/'``, lead those of the metrics.
   """
-  scores = {}
+  scores: dict[str, float] = {}
   for weights, variables in (('', train_state.variables), ('ema/', train_state.ema)):
     for prefix, eval_step in eval_steps.items() if variables else ():
       found = evaluate_splits(eval_step, variables, dataset, batch_size, limit)

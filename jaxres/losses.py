@@ -34,7 +34,9 @@ def softmax_xent(logits: jax.Array, label: jax.Array, *, label_smoothing: float 
   return (1.0 - label_smoothing) * given + label_smoothing * uniform
 
 
-def sigmoid_xent(logits: jax.Array, label: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+def sigmoid_xent(
+  logits: jax.Array, label: jax.Array, *, label_smoothing: float = 0.0, target_threshold: float = 0.0
+) -> jax.Array:
   """Return the binary cross-entropy of each class against the rest, the *mean* over the classes.
 
   As timm's ``BinaryCrossEntropy``, the loss of "ResNet strikes back" (Wightman et al. 2021, section 3.1). Against a
@@ -44,6 +46,8 @@ def sigmoid_xent(logits: jax.Array, label: jax.Array, *, label_smoothing: float 
     logits: float32 ``[..., K]``.
     label: int32 ``[...]``, in ``[0, K)``, taken as one-hot; or float32 ``[..., K]``, each in ``[0, 1]``.
     label_smoothing: ``s`` makes a target ``t`` into ``(1 - s) * t + s / K``, as timm does.
+    target_threshold: then targets above this become 1 and the others 0, so that both classes of a mixed image are
+      asked for; 0 leaves them as they are.
 
   Returns:
     float32 ``[...]``, in nats.
@@ -51,6 +55,8 @@ def sigmoid_xent(logits: jax.Array, label: jax.Array, *, label_smoothing: float 
   num_classes = logits.shape[-1]
   target = jax.nn.one_hot(label, num_classes) if is_integer(label) else label
   target = (1.0 - label_smoothing) * target + label_smoothing / num_classes
+  if target_threshold:
+    target = (target > target_threshold).astype(logits.dtype)
   return optax.sigmoid_binary_cross_entropy(logits, target).mean(axis=-1)
 
 
@@ -62,14 +68,20 @@ def is_integer(label: jax.Array) -> bool:
 LOSSES: dict[str, Callable[..., jax.Array]] = {'softmax_xent': softmax_xent, 'sigmoid_xent': sigmoid_xent}
 
 
-def get(name: str, *, label_smoothing: float = 0.0) -> Loss:
+def get(name: str, *, label_smoothing: float = 0.0, target_threshold: float = 0.0) -> Loss:
   """Return the loss called ``name``, a function of ``(logits, label)``.
 
   Raises:
-    InputError: ``name`` is unknown, or ``label_smoothing`` is outside [0, 1).
+    InputError: ``name`` is unknown, ``label_smoothing`` or ``target_threshold`` is outside [0, 1), or the loss has no
+      threshold.
   """
   if name not in LOSSES:
     raise InputError(f'train.loss: unknown loss {name!r}{nearest(name, LOSSES)}')
   if not 0.0 <= label_smoothing < 1.0:
     raise InputError(f'train.label_smoothing: expected a fraction in [0, 1), found {label_smoothing}')
-  return functools.partial(LOSSES[name], label_smoothing=label_smoothing)
+  if not 0.0 <= target_threshold < 1.0:
+    raise InputError(f'train.target_threshold: expected 0 to 1, found {target_threshold}')
+  if target_threshold and name != 'sigmoid_xent':
+    raise InputError(f"train.target_threshold: only train.loss='sigmoid_xent' has one, found {name!r}; leave it out")
+  threshold = {'target_threshold': target_threshold} if target_threshold else {}
+  return functools.partial(LOSSES[name], label_smoothing=label_smoothing, **threshold)

@@ -84,6 +84,7 @@ def fit(
   epochs: float = 30.0,
   loss: str = 'softmax_xent',
   label_smoothing: float = 0.0,
+  target_threshold: float = 0.0,
   seed: int = 0,
   eval_every_epochs: float = 1.0,
   eval_batch_size: int = 500,
@@ -108,6 +109,8 @@ def fit(
     epochs: passes over the training examples; may be fractional.
     loss: ``'softmax_xent'``, or ``'sigmoid_xent'``: binary cross-entropy, the mean over the classes.
     label_smoothing: the share of the target that is spread over all classes.
+    target_threshold: of ``'sigmoid_xent'``: targets above it become 1 and the others 0, so that both classes of a mixed
+      image are asked for; 0 leaves them as they are.
     seed: of the initial parameters and of the augmentation.
     eval_every_epochs: evaluate, and save, this often and at the end.
     eval_batch_size: examples an evaluation step; rounded up to a multiple of the devices.
@@ -134,7 +137,8 @@ def fit(
   feeds: Feeds = dataset.train.train_feeds
   if overfit_one_batch:
     augment, feeds = augment_lib.make(), repeat_first(feeds)
-  loss_fn = make_loss(model, losses.get(loss, label_smoothing=label_smoothing), augment, dataset.info)
+  loss_of = losses.get(loss, label_smoothing=label_smoothing, target_threshold=target_threshold)
+  loss_fn = make_loss(model, loss_of, augment, dataset.info)
   init = lambda: state.init_variables(model, dataset.info.image_shape, seed)
   tx, rate = make_tx(jax.eval_shape(init)['params'], plan.total_steps, plan.steps_per_epoch)
   dataset.place(sharding.replicated(mesh))

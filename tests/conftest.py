@@ -56,3 +56,18 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
   model = functools.partial(resnet.ResNet, (1,), (8,), blocks.BasicBlock, stem_type='cifar')
   monkeypatch.setitem(resnet.MODELS, 'tiny', model)
   return 'tiny'
+
+
+@pytest.fixture
+def config(npz, tiny: str) -> dict:
+  return {
+    'model': {'name': tiny},
+    'data': {'name': 'arrays', 'path': npz(), 'batch_size': 16},
+    'augment': {'crop_pad': 1, 'flip': True},
+    'optim': {'lr': 0.1},
+    'train': {'epochs': 4, 'eval_batch_size': 16, 'log_every_steps': 2},
+  }
+
+
+def merged(config: dict, **changes: dict) -> dict:
+  return {section: config.get(section, {}) | changes.get(section, {}) for section in config | changes}

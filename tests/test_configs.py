@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -22,7 +23,17 @@ def load(path: pathlib.Path):
 
 
 def test_the_configs_are_these() -> None:
-  assert {path.stem for path in CONFIGS} >= {'digits', 'resnet18_cifar', 'resnet20_cifar', 'resnet20_cifar_quick'}
+  assert {path.stem for path in CONFIGS} == {
+    'digits',
+    'resnet18_cifar',
+    'resnet18_cifar100',
+    'resnet18_imagefolder',
+    'resnet20_cifar',
+    'resnet20_cifar_quick',
+    'resnet50_a3',
+    'resnet50_imagenet',
+    'wrn28_10_cifar',
+  }
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
@@ -35,6 +46,9 @@ def test_a_config_runs(path: pathlib.Path, tmp_path, monkeypatch) -> None:
   config.train.dry_run = True
   config.data.batch_size = 16
   config.train.eval_batch_size = 8
+  for size in ('image_size', 'eval_image_size'):
+    if config.data[size]:
+      config.data[size] = 32
   found = train.train_and_evaluate(config, tmp_path)
   assert np.isfinite(found['train/loss'])
   assert 0 <= found['test/top1'] <= 1
@@ -44,6 +58,7 @@ def test_a_config_runs(path: pathlib.Path, tmp_path, monkeypatch) -> None:
 def test_a_config_says_its_command(path: pathlib.Path) -> None:
   module = load(path)
   assert f'python main.py --config configs/{path.name} --workdir runs/' in module.__doc__
+  assert re.search('Measured: .*%|(not|no accuracy is) measured', ' '.join(module.__doc__.split()), re.IGNORECASE)
   assert config_lib.complete(module.get_config()) == module.get_config()
 
 

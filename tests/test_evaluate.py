@@ -4,6 +4,7 @@ import optax
 import pytest
 
 from jaxres import data, evaluate, models, sharding, state
+from jaxres.errors import InputError
 from tests.conftest import make_arrays
 
 
@@ -59,11 +60,11 @@ def test_splits_that_are_there_are_evaluated(setup, npz) -> None:
 def test_the_moving_average_is_evaluated_beside_the_weights(setup) -> None:
   dataset, model, variables, step = setup
   begin = state.create(variables, optax.sgd(0.1))
-  raw = evaluate.evaluate_state(step, begin, dataset, 16)
+  raw = evaluate.evaluate_state({'': step}, begin, dataset, 16)
   assert raw == evaluate.evaluate_splits(step, variables, dataset, 16)
   other = jax.tree.map(lambda x: -x, variables['params']['head'])
   ema = {'params': variables['params'] | {'head': other}, 'batch_stats': variables['batch_stats']}
-  found = evaluate.evaluate_state(step, begin.replace(ema=ema), dataset._replace(val=dataset.train), 16)
+  found = evaluate.evaluate_state({'': step}, begin.replace(ema=ema), dataset._replace(val=dataset.train), 16)
   assert {name: value for name, value in found.items() if name.startswith('test/')} == raw
   names = {f'{split}/{metric}' for split in ('val', 'test') for metric in ('loss', 'top1', 'top5')}
   assert found.keys() == names | {f'ema/{name}' for name in names}
@@ -80,3 +81,54 @@ def test_one_device_and_eight_agree(setup) -> None:
   alone = evaluate.evaluate(single, variables, dataset.test, 16, 'test')
   assert found['test/top1'] == alone['test/top1']
   assert found['test/loss'] == pytest.approx(alone['test/loss'], rel=1e-5)
+
+
+def views_of(images: np.ndarray, flip: bool, crop: int, pad: int) -> list[np.ndarray]:
+  """Views by NumPy: windows of the padded images, as torchvision's FiveCrop cuts them, then their mirror images."""
+  padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode='reflect')
+  size, whole = crop or images.shape[1], padded.shape[1]
+  centre = round((whole - size) / 2.0)
+  corners = [(0, 0), (0, whole - size), (whole - size, 0), (whole - size, whole - size), (centre, centre)]
+  found = [padded[:, y : y + size, x : x + size] for y, x in corners] if crop or pad else [images]
+  return found + [view[:, :, ::-1] for view in found] if flip else found
+
+
+VIEWS = [(True, 0, 0), (False, 5, 0), (True, 0, 2), (True, 7, 1)]
+
+
+@pytest.mark.parametrize(('flip', 'crop', 'pad'), VIEWS)
+def test_views_are_numpys(flip: bool, crop: int, pad: int) -> None:
+  images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+  found = evaluate.make_views(flip=flip, crop=crop, pad=pad)(images)
+  np.testing.assert_array_equal(found, views_of(images, flip, crop, pad))
+
+
+@pytest.mark.parametrize(('flip', 'crop', 'pad'), VIEWS[2:])
+def test_a_score_over_views_is_that_of_their_mean_probability(setup, flip: bool, crop: int, pad: int) -> None:
+  dataset, model, variables, plain = setup
+  views = evaluate.make_views(flip=flip, crop=crop, pad=pad)
+  step = evaluate.make_eval_step(model, dataset.info, dataset.test.fetch, sharding.make_mesh(), views)
+  found = evaluate.evaluate(step, variables, dataset.test, 24, 'test')
+  probabilities = []
+  for view in views_of(make_arrays((16, 45))['test_x'], flip, crop, pad):
+    x = ((view / 255 - dataset.info.mean) / dataset.info.std).astype(np.float32)
+    logits = np.asarray(model.apply(variables, x, train=False), np.float64)
+    probabilities.append(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+  mean, label = np.mean(probabilities, axis=0), make_arrays((16, 45))['test_y']
+  assert found['test/loss'] == pytest.approx(-np.log(mean[np.arange(45), label]).mean(), rel=1e-4)
+  assert found['test/top1'] == pytest.approx((mean.argmax(-1) == label).mean(), rel=1e-6)
+  begin = state.create(variables, optax.sgd(0.1))
+  both = evaluate.evaluate_state({'': plain, 'tta/': step}, begin, dataset, 24)
+  assert both == evaluate.evaluate(plain, variables, dataset.test, 24, 'test') | {
+    f'tta/{k}': v for k, v in found.items()
+  }
+  assert both['tta/test/loss'] != both['test/loss']
+
+
+def test_views_that_are_not_there_or_do_not_fit() -> None:
+  assert evaluate.make_views() is None
+  with pytest.raises(InputError, match='tta.pad: expected pixels, 0 or more, found -1'):
+    evaluate.make_views(pad=-1)
+  for options in ({'crop': 11, 'pad': 1}, {'pad': 8}):
+    with pytest.raises(InputError, match='from images of 8x8 padded by'):
+      evaluate.make_views(**options)(np.zeros((1, 8, 8, 3), np.uint8))

@@ -87,6 +87,16 @@ def test_sigmoid_xent_and_its_gradient_are_torchs(batch, mixed: np.ndarray, smoo
   np.testing.assert_allclose(grad, x.grad.numpy(), atol=1e-7)
 
 
+@pytest.mark.torch
+def test_a_threshold_asks_for_both_classes_of_a_mixed_image(batch) -> None:
+  torch = pytest.importorskip('torch')
+  logits, target = batch[0], np.array([[0.7, 0.3, 0, 0, 0], [0.9, 0, 0, 0, 0.1]] * 3, np.float32)
+  both = np.array([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]] * 3, np.float32)
+  expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(both))
+  loss = losses.get('sigmoid_xent', target_threshold=0.2)
+  np.testing.assert_allclose(loss(jnp.asarray(logits), jnp.asarray(target)).mean(), expected.item(), rtol=1e-5)
+
+
 @pytest.mark.parametrize('name', losses.LOSSES)
 @pytest.mark.parametrize('smoothing', [0.0, 0.2])
 def test_one_hot_targets_are_class_numbers(batch, name: str, smoothing: float) -> None:
@@ -103,6 +113,10 @@ def test_the_last_axis_is_reduced(name: str) -> None:
 
 
 def test_bad_input() -> None:
+  with pytest.raises(InputError, match='train.target_threshold: expected 0 to 1, found 1.0'):
+    losses.get('sigmoid_xent', target_threshold=1.0)
+  with pytest.raises(InputError, match="only train.loss='sigmoid_xent' has one"):
+    losses.get('softmax_xent', target_threshold=0.2)
   with pytest.raises(InputError, match=r"train.loss: unknown loss 'softmax'; did you mean 'softmax_xent'\?"):
     losses.get('softmax')
   with pytest.raises(InputError, match='train.label_smoothing: expected a fraction'):

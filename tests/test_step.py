@@ -9,11 +9,6 @@ from jaxres import step as step_lib
 from jaxres.data import augment
 
 
-@pytest.fixture
-def config(npz, tiny: str) -> dict:
-  return {'model': {'name': tiny}, 'data': {'name': 'arrays', 'path': npz(), 'batch_size': 16}}
-
-
 def make_parts(config: dict, devices: int, transform: augment.Augment | None = None):
   mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
   dataset = data.load(**config['data'])

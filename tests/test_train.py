@@ -7,21 +7,7 @@ import pytest
 
 from jaxres import checkpoint, evaluate, train
 from jaxres.errors import InputError
-
-
-@pytest.fixture
-def config(npz, tiny: str) -> dict:
-  return {
-    'model': {'name': tiny},
-    'data': {'name': 'arrays', 'path': npz(), 'batch_size': 16},
-    'augment': {'crop_pad': 1, 'flip': True},
-    'optim': {'lr': 0.1},
-    'train': {'epochs': 4, 'eval_batch_size': 16, 'log_every_steps': 2},
-  }
-
-
-def merged(config: dict, **changes: dict) -> dict:
-  return {section: config.get(section, {}) | changes.get(section, {}) for section in config | changes}
+from tests.conftest import merged
 
 
 def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
