@@ -84,7 +84,7 @@ def test_eight_devices_train_as_one_does(config: dict, drop: dict, fields: dict)
 
 def test_what_is_dropped_is_a_function_of_the_steps_key(tiny: str) -> None:
   model = models.create(tiny, num_classes=4, dropout=0.5, stochastic_depth=0.5)
-  info = data.Info((8, 8, 3), ('a', 'b', 'c', 'd'), (0.5,) * 3, (0.25,) * 3)
+  info = data.Info(('a', 'b', 'c', 'd'), (8, 8, 3), (0.5,) * 3, (0.25,) * 3)
   images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
   batch = {'image': jnp.asarray(images), 'label': jnp.arange(8) % 4}
   variables = jax.jit(lambda: state.init_variables(model, info.image_shape, 0))()
