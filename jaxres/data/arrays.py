@@ -1,7 +1,8 @@
-"""What a source is: splits in host memory or in files. And the sources that need no download."""
+"""What a source is: splits in host memory or encoded. And the sources that need no download."""
 
 import pathlib
 import zipfile
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,18 +22,32 @@ class Arrays(NamedTuple):
     return Arrays(self.images[index], self.labels[index])
 
 
-class Files(NamedTuple):
-  """One split in image files, each decoded when it is asked for."""
+class Encoded(NamedTuple):
+  """One split of encoded images, each read and decoded when it is asked for; threads may read at once."""
 
-  paths: np.ndarray  # of str [N]
   labels: np.ndarray  # int32 [N]
+  index: np.ndarray  # int64 [N]: what ``name`` and ``read`` take for each example
+  name: Callable[[int], str]  # of an example, for messages
+  read: Callable[[int], bytes]  # raises OSError
 
-  def take(self, index: np.ndarray) -> 'Files':
+  def take(self, index: np.ndarray) -> 'Encoded':
     """Return the examples at ``index``, int or bool ``[M]``."""
-    return Files(self.paths[index], self.labels[index])
+    return self._replace(labels=self.labels[index], index=self.index[index])
+
+  def name_of(self, at: int) -> str:
+    """Return the name of the example at place ``at``."""
+    return self.name(int(self.index[at]))
+
+  def read_at(self, at: int) -> bytes:
+    """Return the encoded image of the example at place ``at``.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    return self.read(int(self.index[at]))
 
 
-Split = Arrays | Files
+Split = Arrays | Encoded
 
 
 class Source(NamedTuple):
