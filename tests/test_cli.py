@@ -87,7 +87,7 @@ def test_an_interrupt_is_one_line_and_status_130(capsys, tool):
     (['--nope'], 'unrecognized arguments: --nope'),
     (['echo', '--nope'], 'unrecognized arguments: --nope'),
     (['echo', '--wor', 'x'], 'unrecognized arguments: --wor'),
-    (['prepare'], 'required: {cifar10,cifar100}; `jaxres prepare --help`'),
+    (['prepare'], 'required: {cifar10,cifar100,folder,tfrecord}; `jaxres prepare --help`'),
     (['prepare', 'cifar_10'], "did you mean 'cifar10'?"),
     (['prepare', 'cifar10', '--npz', 'x.npz', '--data_dir', 'd'], 'give one of them'),
   ],

@@ -26,17 +26,17 @@ class Encoded(NamedTuple):
   """One split of encoded images, each read and decoded when it is asked for; threads may read at once."""
 
   labels: np.ndarray  # int32 [N]
-  index: np.ndarray  # int64 [N]: what ``name`` and ``read`` take for each example
+  keys: np.ndarray  # int64 [N]: what ``name`` and ``read`` take for each example
   name: Callable[[int], str]  # of an example, for messages
   read: Callable[[int], bytes]  # raises OSError
 
   def take(self, index: np.ndarray) -> 'Encoded':
     """Return the examples at ``index``, int or bool ``[M]``."""
-    return self._replace(labels=self.labels[index], index=self.index[index])
+    return self._replace(labels=self.labels[index], keys=self.keys[index])
 
   def name_of(self, at: int) -> str:
     """Return the name of the example at place ``at``."""
-    return self.name(int(self.index[at]))
+    return self.name(int(self.keys[at]))
 
   def read_at(self, at: int) -> bytes:
     """Return the encoded image of the example at place ``at``.
@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
     Raises:
       OSError: it cannot be read.
     """
-    return self.read(int(self.index[at]))
+    return self.read(int(self.keys[at]))
 
 
 Split = Arrays | Encoded
@@ -79,7 +79,7 @@ def read_npz(path: str | None) -> Source:
 
   Args:
     path: a file with ``train_x`` and ``test_x``, uint8 ``[N, H, W, C]`` or ``[N, H, W]``, and ``train_y`` and
-      ``test_y``, int ``[N]``; optionally ``class_names``, str ``[K]``.
+      ``test_y``, int ``[N]``; optionally ``val_x`` and ``val_y``, and ``class_names``, str ``[K]``.
 
   Raises:
     InputError: the file is missing or unreadable, or an array is missing or has another shape or dtype.
@@ -95,13 +95,15 @@ def read_npz(path: str | None) -> Source:
     reason = 'it holds Python objects, or is another kind of file' if 'pickle' in str(error) else error
     raise InputError(f'{path}: not a readable .npz file: {reason}') from None
   train, test = (_split(path, content, split) for split in ('train', 'test'))
-  if train.images.shape[1:] != test.images.shape[1:]:
-    found = f'{train.images.shape[1:]} and {test.images.shape[1:]}'
-    raise InputError(f'{path}: train_x and test_x hold images of different shapes: {found}')
+  val = _split(path, content, 'val') if 'val_x' in content or 'val_y' in content else None
+  for split, other in (('test', test), ('val', val)):
+    if other and train.images.shape[1:] != other.images.shape[1:]:
+      found = f'{train.images.shape[1:]} and {other.images.shape[1:]}'
+      raise InputError(f'{path}: train_x and {split}_x hold images of different shapes: {found}')
   if content.get('class_names', np.empty(1)).ndim != 1:
     raise InputError(f'{path}: class_names: expected a list of names, found {content["class_names"]!r}')
   names = content['class_names'] if 'class_names' in content else _numbered_classes(path, train)
-  return Source(train, test, tuple(map(str, names)))
+  return Source(train, test, tuple(map(str, names)), val)
 
 
 def _numbered_classes(path: str, train: Arrays) -> range:

@@ -95,6 +95,14 @@ def known(data_dir: str | os.PathLike[str] | None = None) -> set[str]:
   return {folder.relative_to(parent).as_posix() for folder in there} | set(_preparable())
 
 
+def sizes_vary(folder: pathlib.Path) -> bool:
+  """Return whether the set in ``folder`` leaves the size of its images open."""
+  import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
+
+  image = tfds.builder_from_directory(folder).info.features.get('image')
+  return image is not None and None in image.shape
+
+
 def has_array_record() -> bool:
   """Return whether the package array_record, which has wheels for Linux only, is installed."""
   return importlib.util.find_spec('array_record') is not None
