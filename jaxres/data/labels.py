@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxres.data import archive
+from jaxres.data.files import complete
 from jaxres.data.notes import say
 
 _CHUNK = 256  # records that are read at a time
@@ -43,7 +43,7 @@ def read(folder: pathlib.Path, split: str, source: Any) -> Labels:
     if len(source) > 10_000:
       say(f'reading the labels of {len(source):,} {split} examples of {folder}, once: they are kept in {file}')
     found = _read(source)
-    with contextlib.suppress(OSError), archive.complete(file) as part:
+    with contextlib.suppress(OSError), complete(file) as part:
       np.savez(part, labels=found.labels, order=found.order)
   return found
 

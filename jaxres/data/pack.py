@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxres.data import archive, decode, folder
+from jaxres.data import decode, folder
 from jaxres.data import tfds as prepared
 from jaxres.data.arrays import Encoded
+from jaxres.data.files import complete, file_errors
 from jaxres.data.images import Images, decode_all
 from jaxres.data.notes import say
 from jaxres.data.splits import with_test
@@ -59,7 +60,7 @@ def pack(path: str, name: str, data_dir: str | None = None, max_bad: int = 0) ->
   examples = {
     {'val': 'validation'}.get(split, split): functools.partial(_examples, path, data) for split, data in splits.items()
   }
-  with archive.file_errors(target):
+  with file_errors(target):
     write(prepared.root(data_dir), name, VERSION, features, examples, description=f'The images of {path}')
   return target
 
@@ -92,7 +93,7 @@ def pack_npz(path: str, file: str, image_size: int, max_bad: int = 0) -> pathlib
     assert isinstance(data, Encoded)
     pixels, labels = decode_all(Images(data, image_size), os.cpu_count() or 1)
     content |= {f'{split}_x': pixels, f'{split}_y': labels}
-  with archive.file_errors(target), archive.complete(target) as part:
+  with file_errors(target), complete(target) as part:
     np.savez(part, **content)
   return target
 

@@ -20,6 +20,7 @@ from jaxres.data import archive as archive_lib
 from jaxres.data import pack, tfrecord
 from jaxres.data import tfds as prepared
 from jaxres.data.archive import PUBLISHED, SIDE, Contents, Published, Split
+from jaxres.data.files import complete, file_errors
 from jaxres.data.notes import say
 from jaxres.data.write import write
 from jaxres.errors import InputError, nearest
@@ -67,7 +68,7 @@ def prepare(name: str, data_dir: str | None = None, archive: str | None = None) 
     )
   contents = archive_lib.read(published, archive_lib.find(published, root, archive))
   say(f'writing {_count(contents)} to {folder}')
-  with archive_lib.file_errors(folder):
+  with file_errors(folder):
     try:
       _write_array_record(name, published, contents, root)
     except OSError:
@@ -106,7 +107,7 @@ def prepare_npz(name: str, file: str, archive: str | None = None) -> pathlib.Pat
   arrays: dict[str, Any] = {'name': name, 'class_names': contents.names['label']}
   for split, (images, labels) in contents.splits.items():
     arrays |= {f'{split}_x': images, f'{split}_y': labels['label'].astype(np.int32)}
-  with archive_lib.file_errors(path), archive_lib.complete(path) as part:
+  with file_errors(path), complete(path) as part:
     np.savez(part, **arrays)
   return path
 

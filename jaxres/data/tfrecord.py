@@ -15,8 +15,8 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxres.data import archive
 from jaxres.data import tfds as prepared
+from jaxres.data.files import file_errors
 from jaxres.errors import InputError
 
 _HEAD = struct.Struct('<QI')
@@ -48,7 +48,7 @@ def convert(folder: str, data_dir: str | None = None) -> pathlib.Path:
     raise InputError(f'{target} exists; move it away or choose another --data_dir')
   if not prepared.has_array_record():
     raise InputError('array_record is not installed (it has wheels for Linux only)')
-  with archive.file_errors(target):
+  with file_errors(target):
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'incomplete.{secrets.token_hex(4)}_{target.name}')
     part.mkdir()
@@ -71,7 +71,7 @@ def read(path: pathlib.Path) -> Iterator[bytes]:
     InputError: the file is missing, truncated or damaged; names it and the record.
   """
   check_data = fast_crc32c()
-  with archive.file_errors(path, 'read'), path.open('rb') as file:
+  with file_errors(path, 'read'), path.open('rb') as file:
     size = path.stat().st_size
     number = 0
     while head := file.read(_HEAD.size):
