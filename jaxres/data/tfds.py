@@ -99,8 +99,8 @@ def sizes_vary(folder: pathlib.Path) -> bool:
   """Return whether the set in ``folder`` leaves the size of its images open."""
   import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
 
-  image = tfds.builder_from_directory(folder).info.features.get('image')
-  return image is not None and None in image.shape
+  features = tfds.builder_from_directory(folder).info.features
+  return 'image' in features and None in features['image'].shape
 
 
 def has_array_record() -> bool:

@@ -277,6 +277,21 @@ def test_a_csv_that_is_no_text(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+  ('kind', 'suffix'), [('L', 'jpg'), ('P', 'png'), ('RGBA', 'png'), ('CMYK', 'jpg'), ('LA', 'png')]
+)
+def test_a_folder_of_other_kinds_becomes_rgb(kind: str, suffix: str, tmp_path) -> None:
+  noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)).convert(kind)
+  for split in ('train', 'test'):
+    for name in 'ab':
+      (tmp_path / split / name).mkdir(parents=True)
+      noise.save(tmp_path / split / name / f'1.{suffix}')
+  dataset = data.load('folder', path=str(tmp_path))
+  expected = np.asarray(Image.open(tmp_path / f'test/a/1.{suffix}').convert('RGB'))
+  assert np.ptp(expected) > 100
+  np.testing.assert_array_equal(dataset.test.constants['image'], [expected, expected])
+
+
+@pytest.mark.parametrize(
   ('options', 'message'),
   [
     ({'image_size': 0}, 'data.image_size: expected pixels, 1 or more, found 0'),
