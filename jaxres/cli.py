@@ -19,7 +19,9 @@ class Tool(NamedTuple):
 
 TOOLS = {
   'show-data': Tool('jaxres.show_data', 'draw what the model sees: images beside their augmentations'),
-  'prepare': Tool('jaxres.data.prepare', 'download CIFAR-10 or CIFAR-100 and make it ready to read'),
+  'prepare': Tool(
+    'jaxres.data.prepare', 'make a data set ready to read: CIFAR-10 or -100, an image folder, a TFDS set in tfrecord'
+  ),
 }
 
 

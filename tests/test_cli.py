@@ -87,9 +87,16 @@ def test_an_interrupt_is_one_line_and_status_130(capsys, tool):
     (['--nope'], 'unrecognized arguments: --nope'),
     (['echo', '--nope'], 'unrecognized arguments: --nope'),
     (['echo', '--wor', 'x'], 'unrecognized arguments: --wor'),
-    (['prepare'], 'required: {cifar10,cifar100}; `jaxres prepare --help`'),
+    (['prepare'], 'required: {cifar10,cifar100,folder,tfrecord}; `jaxres prepare --help`'),
     (['prepare', 'cifar_10'], "did you mean 'cifar10'?"),
     (['prepare', 'cifar10', '--npz', 'x.npz', '--data_dir', 'd'], 'give one of them'),
+    (['prepare', 'cifar10', 'photos'], '`jaxres prepare cifar10` takes no photos'),
+    (['prepare', 'tfrecord', 'd', '--max_bad', '0'], '`jaxres prepare tfrecord` takes no --max_bad'),
+    (['prepare', 'folder', '--name', 'x'], '`jaxres prepare folder` needs DIR'),
+    (['prepare', 'folder', 'photos'], 'needs --name NAME for a TFDS set, or --npz FILE'),
+    (['prepare', 'folder', 'photos', '--npz', 'x.npz'], '--npz FILE and --image_size S go together'),
+    (['prepare', 'folder', 'photos', '--name', 'x', '--image_size', '8'], 'go together'),
+    (['prepare', 'tfrecord'], '`jaxres prepare tfrecord` needs DIR'),
   ],
 )
 def test_wrong_words_are_one_line_and_status_2(capsys, tool, monkeypatch, words, expected):

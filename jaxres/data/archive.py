@@ -4,20 +4,18 @@ It is the archive of plain bytes, never the pickled one. It is checked against i
 member names; nothing is ever unpacked to disk.
 """
 
-import contextlib
 import hashlib
 import http.client
 import pathlib
-import secrets
 import sys
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import numpy as np
 
+from jaxres.data.files import complete, file_errors
 from jaxres.errors import InputError
 
 TIMEOUT_S = 8.0  # for connecting and for each read: with no network it must end within seconds
@@ -142,32 +140,6 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int, what: str) -> str:
     if on_terminal:
       print(file=sys.stderr)
   return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def complete(path: pathlib.Path) -> Iterator[IO[bytes]]:
-  """Open a .part file beside ``path``, named so on success and removed on any failure.
-
-  Its name is its own, so that two processes that prepare the same set do not meet.
-  """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
-  try:
-    with part.open('xb') as file:
-      yield file
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def file_errors(path: pathlib.Path, verb: str = 'write') -> Iterator[None]:
-  """Turn an error of the file system, such as a full disk, into one line."""
-  try:
-    yield
-  except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
-    reason = getattr(error, 'strerror', None) or error
-    raise InputError(f'cannot {verb} {path}: {reason}') from error
 
 
 def read(published: Published, path: pathlib.Path) -> Contents:

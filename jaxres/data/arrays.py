@@ -1,7 +1,8 @@
-"""What a source is: splits in host memory or in files. And the sources that need no download."""
+"""What a source is: splits in host memory or encoded. And the sources that need no download."""
 
 import pathlib
 import zipfile
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,18 +22,32 @@ class Arrays(NamedTuple):
     return Arrays(self.images[index], self.labels[index])
 
 
-class Files(NamedTuple):
-  """One split in image files, each decoded when it is asked for."""
+class Encoded(NamedTuple):
+  """One split of encoded images, each read and decoded when it is asked for; threads may read at once."""
 
-  paths: np.ndarray  # of str [N]
   labels: np.ndarray  # int32 [N]
+  keys: np.ndarray  # int64 [N]: what ``name`` and ``read`` take for each example
+  name: Callable[[int], str]  # of an example, for messages
+  read: Callable[[int], bytes]  # raises OSError
 
-  def take(self, index: np.ndarray) -> 'Files':
+  def take(self, index: np.ndarray) -> 'Encoded':
     """Return the examples at ``index``, int or bool ``[M]``."""
-    return Files(self.paths[index], self.labels[index])
+    return self._replace(labels=self.labels[index], keys=self.keys[index])
+
+  def name_of(self, at: int) -> str:
+    """Return the name of the example at place ``at``."""
+    return self.name(int(self.keys[at]))
+
+  def read_at(self, at: int) -> bytes:
+    """Return the encoded image of the example at place ``at``.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    return self.read(int(self.keys[at]))
 
 
-Split = Arrays | Files
+Split = Arrays | Encoded
 
 
 class Source(NamedTuple):
@@ -64,7 +79,7 @@ def read_npz(path: str | None) -> Source:
 
   Args:
     path: a file with ``train_x`` and ``test_x``, uint8 ``[N, H, W, C]`` or ``[N, H, W]``, and ``train_y`` and
-      ``test_y``, int ``[N]``; optionally ``class_names``, str ``[K]``.
+      ``test_y``, int ``[N]``; optionally ``val_x`` and ``val_y``, and ``class_names``, str ``[K]``.
 
   Raises:
     InputError: the file is missing or unreadable, or an array is missing or has another shape or dtype.
@@ -80,13 +95,15 @@ def read_npz(path: str | None) -> Source:
     reason = 'it holds Python objects, or is another kind of file' if 'pickle' in str(error) else error
     raise InputError(f'{path}: not a readable .npz file: {reason}') from None
   train, test = (_split(path, content, split) for split in ('train', 'test'))
-  if train.images.shape[1:] != test.images.shape[1:]:
-    found = f'{train.images.shape[1:]} and {test.images.shape[1:]}'
-    raise InputError(f'{path}: train_x and test_x hold images of different shapes: {found}')
+  val = _split(path, content, 'val') if 'val_x' in content or 'val_y' in content else None
+  for split, other in (('test', test), ('val', val)):
+    if other and train.images.shape[1:] != other.images.shape[1:]:
+      found = f'{train.images.shape[1:]} and {other.images.shape[1:]}'
+      raise InputError(f'{path}: train_x and {split}_x hold images of different shapes: {found}')
   if content.get('class_names', np.empty(1)).ndim != 1:
     raise InputError(f'{path}: class_names: expected a list of names, found {content["class_names"]!r}')
   names = content['class_names'] if 'class_names' in content else _numbered_classes(path, train)
-  return Source(train, test, tuple(map(str, names)))
+  return Source(train, test, tuple(map(str, names)), val)
 
 
 def _numbered_classes(path: str, train: Arrays) -> range:

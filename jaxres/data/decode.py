@@ -19,6 +19,8 @@ from PIL import Image
 
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, width over height
 _JPEG = ('JPEG', 'MPO')  # MPO: a photograph and its preview
+_STORED = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')  # the modes that ``storable`` leaves as they are
+_PNG_DEPTH = 24  # the byte of a PNG with its bits a channel
 _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder offers for less work than the whole
 
 _local = threading.local()
@@ -79,6 +81,24 @@ def cropped(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequ
     except ValueError:  # what simplejpeg does not read, such as CMYK, and what is damaged: Pillow has the last word
       pass
   return _cropped_pillow(data, size, scale, draws)
+
+
+def storable(data: bytes) -> bytes:
+  """Return an image in a form that TFDS's Image feature holds: as it is, or as an RGB PNG of ``whole``'s pixels.
+
+  TensorFlow decodes JPEG and PNG, but neither CMYK nor what else there is; of 16 bits it makes other pixels.
+
+  Raises:
+    BadImageError: the image cannot be decoded.
+  """
+  with _reasons():
+    image = _open(data)
+    deep = image.format == 'PNG' and data[_PNG_DEPTH] == 16
+    if image.format in (*_JPEG, 'PNG') and image.mode in _STORED and not deep:
+      return data
+    png = io.BytesIO()
+    Image.fromarray(np.asarray(_rgb(image))).save(png, 'PNG')
+    return png.getvalue()
 
 
 def crop_box(width: int, height: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> Box:

@@ -1,15 +1,14 @@
-"""`jaxres prepare`: CIFAR-10 and CIFAR-100 from their published archives, with no TensorFlow.
+"""`jaxres prepare`: CIFAR-10 and CIFAR-100 from their published archives, image folders, sets in tfrecord format.
 
-TFDS's own builder needs TensorFlow to unpack the archive, and writes a format that only TensorFlow reads. Here the
-images are written as array_record or as one .npz file.
+No TensorFlow is needed. TFDS's own CIFAR builders need it to unpack the archive, and write a format that only it reads;
+here the images are written as array_record or as one .npz file.
 """
 
 import argparse
-import contextlib
+import functools
 import io
 import pathlib
 import shlex
-import sys
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +17,21 @@ import numpy as np
 from PIL import Image
 
 from jaxres.data import archive as archive_lib
+from jaxres.data import pack, tfrecord
 from jaxres.data import tfds as prepared
 from jaxres.data.archive import PUBLISHED, SIDE, Contents, Published, Split
+from jaxres.data.files import complete, file_errors
+from jaxres.data.notes import say
+from jaxres.data.write import write
 from jaxres.errors import InputError, nearest
+
+HOMEPAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
+IMAGE_SIZE = 64  # pixels a side in the printed command, where images differ in size
+_OPTIONS = {  # what goes with each word
+  **dict.fromkeys(PUBLISHED, ('data_dir', 'archive', 'npz')),
+  'folder': ('dir', 'name', 'data_dir', 'max_bad', 'npz', 'image_size'),
+  'tfrecord': ('dir', 'data_dir'),
+}
 
 
 def prepare(name: str, data_dir: str | None = None, archive: str | None = None) -> pathlib.Path:
@@ -45,7 +56,7 @@ def prepare(name: str, data_dir: str | None = None, archive: str | None = None) 
   root = prepared.root(data_dir)
   folder = root / name / published.version
   if prepared.is_prepared(name, data_dir):
-    _say(f'{name} is already prepared in {root / name}')
+    say(f'{name} is already prepared in {root / name}')
     return folder
   if folder.exists():
     raise InputError(
@@ -56,8 +67,8 @@ def prepare(name: str, data_dir: str | None = None, archive: str | None = None) 
       'array_record is not installed (it has wheels for Linux only); ' + prepared.without_array_record(name)
     )
   contents = archive_lib.read(published, archive_lib.find(published, root, archive))
-  _say(f'writing {_count(contents)} to {folder}')
-  with archive_lib.file_errors(folder):
+  say(f'writing {_count(contents)} to {folder}')
+  with file_errors(folder):
     try:
       _write_array_record(name, published, contents, root)
     except OSError:
@@ -89,44 +100,95 @@ def prepare_npz(name: str, file: str, archive: str | None = None) -> pathlib.Pat
     raise InputError(f'--npz {file}: expected a file name that ends in .npz')
   if path.exists():
     _check_npz(path, name)
-    _say(f'{name} is already prepared in {path}')
+    say(f'{name} is already prepared in {path}')
     return path
   contents = archive_lib.read(published, archive_lib.find(published, prepared.root(), archive))
-  _say(f'writing {_count(contents)} to {path}')
+  say(f'writing {_count(contents)} to {path}')
   arrays: dict[str, Any] = {'name': name, 'class_names': contents.names['label']}
   for split, (images, labels) in contents.splits.items():
     arrays |= {f'{split}_x': images, f'{split}_y': labels['label'].astype(np.int32)}
-  with archive_lib.file_errors(path), archive_lib.complete(path) as part:
+  with file_errors(path), complete(path) as part:
     np.savez(part, **arrays)
   return path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Add the arguments of `jaxres prepare`."""
-  parser.add_argument('name', metavar='{' + ','.join(PUBLISHED) + '}', help='the data set')
+  parser.add_argument('what', metavar='{' + ','.join(_OPTIONS) + '}', help='a published set, or what DIR is')
+  parser.add_argument('dir', metavar='DIR', nargs='?', help='a folder of images; a version of a TFDS set in tfrecord')
   parser.add_argument('--data_dir', metavar='DIR', help='where it goes; $TFDS_DATA_DIR, else ~/tensorflow_datasets')
-  parser.add_argument('--archive', metavar='FILE', help='the published binary archive, instead of downloading it')
-  parser.add_argument(
-    '--npz',
-    metavar='FILE',
-    help='write one .npz file instead: needs no array_record (not on Linux)',
-  )
+  parser.add_argument('--name', help='folder: what the set is called')
+  parser.add_argument('--max_bad', type=int, metavar='N', help='folder: leave out up to N images that are damaged')
+  parser.add_argument('--archive', metavar='FILE', help='cifar: the published binary archive, not to download it')
+  parser.add_argument('--npz', metavar='FILE', help='write one .npz file instead: needs no array_record (not on Linux)')
+  parser.add_argument('--image_size', type=int, metavar='S', help='folder, with --npz: pixels a side')
 
 
 def run(args: argparse.Namespace) -> None:
   """Prepare a data set and print where it is and the command that trains on it."""
+  _check_options(args)
+  make = {'folder': _run_folder, 'tfrecord': _run_tfrecord}.get(args.what, _run_cifar)
+  name, place, command = make(args)
+  print(f'{name} is in {place}')
+  print('train on it: ' + ' '.join(['python main.py --config', *command]))
+
+
+def _run_cifar(args: argparse.Namespace) -> tuple[str, pathlib.Path, list[str]]:
+  """Return the set's name and place, and the words that train on it."""
+  command = ['configs/resnet20_cifar_quick.py --workdir runs/quick']
+  if args.npz:
+    place = prepare_npz(args.what, args.npz, args.archive)
+    return args.what, place, [*command, *_npz_flags(place)]
+  place = prepare(args.what, args.data_dir, args.archive)
+  named = [] if args.what == 'cifar10' else [f'--config.data.name={args.what}']
+  return args.what, place, [*command, *named, *_data_dir_flag(args)]
+
+
+def _run_folder(args: argparse.Namespace) -> tuple[str, pathlib.Path, list[str]]:
+  """Return the set's name and place, and the words that train on it."""
+  max_bad = args.max_bad or 0
+  if not args.npz:
+    return _trains_on(args, pack.pack(args.dir, args.name, args.data_dir, max_bad))
+  place = pack.pack_npz(args.dir, args.npz, args.image_size, max_bad)
+  return place.stem, place, [f'configs/digits.py --workdir {shlex.quote(f"runs/{place.stem}")}', *_npz_flags(place)]
+
+
+def _run_tfrecord(args: argparse.Namespace) -> tuple[str, pathlib.Path, list[str]]:
+  """Return the set's name and place, and the words that train on it."""
+  return _trains_on(args, tfrecord.convert(args.dir, args.data_dir))
+
+
+def _trains_on(args: argparse.Namespace, place: pathlib.Path) -> tuple[str, pathlib.Path, list[str]]:
+  name = place.parent.relative_to(prepared.root(args.data_dir)).as_posix()
+  command = [f'configs/digits.py --workdir runs/{name.replace("/", "_")} --config.data.name={name}']
+  size = [f'--config.data.image_size={IMAGE_SIZE}'] if prepared.sizes_vary(place) else []
+  return name, place, [*command, *_data_dir_flag(args), *size]
+
+
+def _npz_flags(place: pathlib.Path) -> list[str]:
+  return ['--config.data.name=arrays', f'--config.data.path={shlex.quote(str(place))}']
+
+
+def _data_dir_flag(args: argparse.Namespace) -> list[str]:
+  return [f'--config.data.data_dir={shlex.quote(args.data_dir)}'] if args.data_dir else []
+
+
+def _check_options(args: argparse.Namespace) -> None:
+  """Raise an InputError where an option is missing or goes with another word."""
+  if args.what not in _OPTIONS:
+    raise InputError(f'cannot prepare {args.what!r}{nearest(args.what, _OPTIONS)}')
+  for option in ('dir', 'name', 'data_dir', 'max_bad', 'archive', 'npz', 'image_size'):
+    if getattr(args, option) is not None and option not in _OPTIONS[args.what]:
+      found = args.dir if option == 'dir' else f'--{option}'
+      raise InputError(f'`jaxres prepare {args.what}` takes no {found}')
   if args.npz and args.data_dir:
     raise InputError('--npz FILE and --data_dir DIR are two places to write to; give one of them')
-  if args.npz:
-    place = prepare_npz(args.name, args.npz, args.archive)
-    flags = ['--config.data.name=arrays', f'--config.data.path={shlex.quote(str(place))}']
-  else:
-    place = prepare(args.name, args.data_dir, args.archive)
-    flags = [] if args.name == 'cifar10' else [f'--config.data.name={args.name}']
-    flags += [f'--config.data.data_dir={shlex.quote(args.data_dir)}'] if args.data_dir else []
-  command = 'python main.py --config configs/resnet20_cifar_quick.py --workdir runs/quick'
-  print(f'{args.name} is in {place}')
-  print('train on it: ' + ' '.join([command, *flags]))
+  if args.what in ('folder', 'tfrecord') and args.dir is None:
+    raise InputError(f'`jaxres prepare {args.what}` needs DIR; `jaxres prepare --help`')
+  if args.what == 'folder' and bool(args.npz) != (args.image_size is not None):
+    raise InputError('--npz FILE and --image_size S go together')
+  if args.what == 'folder' and bool(args.npz) == bool(args.name):
+    raise InputError('`jaxres prepare folder DIR` needs --name NAME for a TFDS set, or --npz FILE')
 
 
 def _published(name: str) -> Published:
@@ -135,51 +197,18 @@ def _published(name: str) -> Published:
   return PUBLISHED[name]
 
 
-def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
-
-
 def _count(contents: Contents) -> str:
   return ', '.join(f'{len(s.images):,} {name} images' for name, s in contents.splits.items())
 
 
 def _write_array_record(name: str, published: Published, contents: Contents, root: pathlib.Path) -> None:
-  """Write root/name/version through TFDS, whose folder is renamed only when it is complete."""
-  import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
+  def features(kinds: Any) -> dict[str, Any]:
+    labels = {label: kinds.ClassLabel(names=list(names)) for label, names in contents.names.items()}
+    return {'id': kinds.Text(), 'image': kinds.Image(shape=(SIDE, SIDE, 3)), **labels}
 
-  root.mkdir(parents=True, exist_ok=True)
-  builder = _builder_class(tfds, name, published, contents)(data_dir=root)
-  tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself in several lines
-    builder.download_and_prepare(file_format='array_record')
-
-
-def _builder_class(tfds: Any, name: str, published: Published, contents: Contents) -> Any:
-  """Return a builder of ``contents``, kept out of TFDS's register: that has one of its name."""
-
-  def info(self: Any) -> Any:
-    labels = {k: tfds.features.ClassLabel(names=list(v)) for k, v in contents.names.items()}
-    image = tfds.features.Image(shape=(SIDE, SIDE, 3))
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=f'{name} as published at {published.url}',
-      features=tfds.features.FeaturesDict({'id': tfds.features.Text(), 'image': image, **labels}),
-      supervised_keys=('image', 'label'),
-      homepage='https://www.cs.toronto.edu/~kriz/cifar.html',
-    )
-
-  members = {
-    'name': name,
-    'VERSION': tfds.core.Version(published.version),
-    '_info': info,
-    '_split_generators': lambda self, dl_manager: {
-      split: self._generate_examples(split, arrays) for split, arrays in contents.splits.items()
-    },
-    '_generate_examples': lambda self, split, arrays: _examples(split, arrays),
-    '__module__': __name__,
-  }
-  with tfds.core.registered.skip_registration():
-    return type(name.capitalize(), (tfds.core.GeneratorBasedBuilder,), members)
+  splits = {split: functools.partial(_examples, split, arrays) for split, arrays in contents.splits.items()}
+  about = f'{name} as published at {published.url}'
+  write(root, name, published.version, features, splits, description=about, homepage=HOMEPAGE)
 
 
 def _examples(split: str, arrays: Split) -> Iterator[tuple[int, dict[str, Any]]]:

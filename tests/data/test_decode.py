@@ -1,5 +1,8 @@
 import io
 import math
+import struct
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -192,3 +195,39 @@ def test_a_crop_stays_when_its_thread_uses_the_memory_again() -> None:
   kept = first.copy()
   decode.cropped(encode(picture(32, 32, seed=1), 'JPEG'), 32, (1.0, 1.0), whole)
   np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize('broken', ['cv2', 'simplejpeg'])
+def test_without_the_extra_pillow_does_it(broken: str, monkeypatch) -> None:
+  monkeypatch.setitem(sys.modules, broken, None)
+  decode.fast.cache_clear()
+  try:
+    assert decode.fast() is None
+    data = encode(picture(120, 90), 'JPEG')
+    expected = decode._cropped_pillow(data, 32, (0.5, 1.0), draws())
+    np.testing.assert_array_equal(decode.cropped(data, 32, (0.5, 1.0), draws()), expected)
+  finally:
+    decode.fast.cache_clear()
+
+
+def test_sixteen_bits_of_three_channels_are_not_stored_as_they_are() -> None:
+  rows = np.random.default_rng(0).integers(0, 1 << 16, (5, 4, 3), np.uint16)
+  data = png16(rows)
+  np.testing.assert_array_equal(decode.whole(data, None), rows >> 8)
+  stored = decode.storable(data)
+  assert stored != data
+  np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), rows >> 8)
+  with pytest.raises(decode.BadImageError, match='cannot decode the image'):
+    decode.storable(b'<html>')
+
+
+def png16(pixels: np.ndarray) -> bytes:
+  """Return a PNG of uint16 ``[H, W, 3]``, which Pillow cannot write. Source: the PNG specification, 11.2."""
+
+  def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+
+  height, width, _ = pixels.shape
+  lines = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
+  head = struct.pack('>IIBBBBB', width, height, 16, 2, 0, 0, 0)
+  return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b'')

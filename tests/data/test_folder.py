@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from jaxres import data
-from jaxres.data import decode, folder
+from jaxres.data import decode, folder, images
 from jaxres.errors import InputError
 
 
@@ -23,8 +23,12 @@ def write_classes(root: pathlib.Path, **counts: int) -> pathlib.Path:
   return root
 
 
+def paths(files) -> list[pathlib.Path]:
+  return [pathlib.Path(files.name_of(i)) for i in range(len(files.labels))]
+
+
 def names(files) -> list[str]:
-  return [f'{pathlib.Path(p).parent.name}/{pathlib.Path(p).stem}' for p in files.paths]
+  return [f'{p.parent.name}/{p.stem}' for p in paths(files)]
 
 
 def test_a_flat_folder_loses_a_stratified_fifth_to_test(tmp_path, capsys) -> None:
@@ -83,8 +87,8 @@ def test_a_folder_is_loaded_as_the_reference_decodes_it(tmp_path) -> None:
       Image.fromarray(rng.integers(0, 256, (20 + i, 33 - i, 3), np.uint8)).save(path)
   write_classes(tmp_path / 'test', a=1, b=1)
   dataset = data.load('folder', path=str(tmp_path), batch_size=4, image_size=16, center_crop=0.8)
-  paths = sorted((tmp_path / 'train').glob('*/*.png'))
-  expected = np.stack([decode.whole(path.read_bytes(), 16, 0.8) for path in paths])
+  files = sorted((tmp_path / 'train').glob('*/*.png'))
+  expected = np.stack([decode.whole(path.read_bytes(), 16, 0.8) for path in files])
   np.testing.assert_array_equal(dataset.train.constants['image'], expected)
   np.testing.assert_array_equal(dataset.train.constants['label'], [0] * 5 + [1] * 5)
   assert dataset.info.image_shape == (16, 16, 3)
@@ -120,7 +124,7 @@ def test_images_of_one_size_keep_it_and_others_are_named(tmp_path) -> None:
   (tmp_path / 'train/b/big.png').unlink()
   for path in (tmp_path / 'test').glob('*/*'):
     write(path, (30, 20))
-  with pytest.raises(InputError, match='data.image_size: the images differ'):
+  with pytest.raises(InputError, match='data.image_size: the splits differ'):
     load()
   with pytest.raises(InputError, match=r'data.image_size: data.pipeline=stream needs it'):
     load(pipeline='stream')
@@ -132,21 +136,21 @@ def test_a_bad_image_is_named_and_replaced_by_the_next(change: str, tmp_path, ca
   write_classes(tmp_path / 'test', a=1, b=1)
   bad = tmp_path / 'train/a/003.png'
   content = bad.read_bytes()
-  images = folder.Images(folder.read_folder(str(tmp_path), 0).train, 8, max_bad=1)
+  found = images.Images(folder.read_folder(str(tmp_path), 0).train, 8, max_bad=1)
   if change == 'animate':
     Image.new('L', (4, 4)).save(bad, 'GIF', save_all=True, append_images=[Image.new('L', (4, 4), 255)])
   elif change == 'gone':
     bad.unlink()
   else:
     bad.write_bytes({'truncate': content[:45], 'garbage': b'<html>', 'empty': b''}[change])
-  found = folder.read(images, workers=2)
+  decoded = images.decode_all(found, workers=2)
   assert f'bad training example 1 of at most 1: {bad}: ' in capsys.readouterr().err
-  assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
-  np.testing.assert_array_equal(found.images[3], found.images[4])
-  assert not np.array_equal(found.images[3], found.images[2])
-  images.max_bad, images._bad = 0, {}
+  assert decoded.labels.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+  np.testing.assert_array_equal(decoded.images[3], decoded.images[4])
+  assert not np.array_equal(decoded.images[3], decoded.images[2])
+  found.max_bad, found._bad = 0, {}
   with pytest.raises(InputError, match=r'a/003.png: (cannot|it is an animation) .*; repair or remove it$'):
-    folder.read(images, workers=2)
+    images.decode_all(found, workers=2)
 
 
 def test_more_bad_images_than_allowed(tmp_path, capsys) -> None:
@@ -170,10 +174,10 @@ def test_more_bad_images_than_allowed(tmp_path, capsys) -> None:
 
 def test_what_does_not_fit_into_memory_is_said(tmp_path) -> None:
   write_classes(tmp_path, a=5, b=5)
-  images = folder.Images(folder.read_folder(str(tmp_path), 0).train, 8)
-  images.size = 1 << 44
+  found = images.Images(folder.read_folder(str(tmp_path), 0).train, 8)
+  found.size = 1 << 44
   with pytest.raises(InputError, match=r'images take \d+ GB; set data.pipeline=stream'):
-    folder.read(images, workers=1)
+    images.decode_all(found, workers=1)
 
 
 def layout(root: pathlib.Path, paths: str) -> None:
@@ -185,7 +189,7 @@ def layout(root: pathlib.Path, paths: str) -> None:
 
 
 @pytest.mark.parametrize(
-  ('paths', 'message'),
+  ('files', 'message'),
   [
     ('', 'no images: expected a sub-folder per class, found none'),
     ('a.png b.png', 'no images: expected a sub-folder per class, found none'),
@@ -200,8 +204,8 @@ def layout(root: pathlib.Path, paths: str) -> None:
     ('train/a/1.png train/b/', 'train/b: no images'),
   ],
 )
-def test_wrong_folders_are_explained(paths: str, message: str, tmp_path) -> None:
-  layout(tmp_path, paths)
+def test_wrong_folders_are_explained(files: str, message: str, tmp_path) -> None:
+  layout(tmp_path, files)
   with pytest.raises(InputError, match=message):
     data.load('folder', path=str(tmp_path))
 
@@ -227,11 +231,11 @@ def test_a_csv_with_splits_and_relative_paths(tmp_path) -> None:
   rows += [f'{tmp_path}/images/{i}.png,b,test' for i in (8, 9)]
   source = folder.read_csv(write_csv(tmp_path, '\n'.join(['path,label,split', *rows])), seed=0)
   assert source.class_names == ('a', 'b')
-  assert [pathlib.Path(p).stem for p in source.train.paths] == list('012345')
+  assert [p.stem for p in paths(source.train)] == list('012345')
   assert source.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
-  assert [pathlib.Path(p).stem for p in source.val.paths] == ['6', '7']
+  assert [p.stem for p in paths(source.val)] == ['6', '7']
   assert source.test.labels.tolist() == [1, 1]
-  assert source.test.paths[0] == str(tmp_path / 'images/8.png')
+  assert paths(source.test)[0] == tmp_path / 'images/8.png'
 
 
 def test_integer_labels_are_in_the_order_of_their_values(tmp_path, capsys) -> None:
@@ -270,6 +274,21 @@ def test_a_csv_that_is_no_text(tmp_path) -> None:
   (tmp_path / 'list.csv').write_bytes(b'\xff\xfe\x00')
   with pytest.raises(InputError, match='not a readable CSV file'):
     folder.read_csv(str(tmp_path / 'list.csv'), seed=0)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'suffix'), [('L', 'jpg'), ('P', 'png'), ('RGBA', 'png'), ('CMYK', 'jpg'), ('LA', 'png')]
+)
+def test_a_folder_of_other_kinds_becomes_rgb(kind: str, suffix: str, tmp_path) -> None:
+  noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)).convert(kind)
+  for split in ('train', 'test'):
+    for name in 'ab':
+      (tmp_path / split / name).mkdir(parents=True)
+      noise.save(tmp_path / split / name / f'1.{suffix}')
+  dataset = data.load('folder', path=str(tmp_path))
+  expected = np.asarray(Image.open(tmp_path / f'test/a/1.{suffix}').convert('RGB'))
+  assert np.ptp(expected) > 100
+  np.testing.assert_array_equal(dataset.test.constants['image'], [expected, expected])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from jaxres import data
+from jaxres.data import decode
 from jaxres.errors import InputError
 from tests.conftest import make_arrays
 
@@ -67,9 +68,40 @@ def test_cifar10_is_normalised_by_the_published_statistics(tfds_dir: str) -> Non
   assert dataset.info.class_names[3] == 'cat'
 
 
+@pytest.mark.parametrize('pipeline', ['resident', 'stream'])
+def test_evaluation_images_may_have_another_size(npz, pipeline: str) -> None:
+  given = make_arrays()
+  sizes = lambda dataset: [
+    {p.fetch(p.constants, feed)['image'].shape[1:] for p in [split] for feed in split.eval_feeds(8)}
+    for split in (dataset.train, dataset.val, dataset.test)
+  ]
+  dataset = load(npz(), pipeline=pipeline, image_size=6, eval_image_size=10, val=0.25)
+  assert sizes(dataset) == [{(6, 6, 3)}, {(10, 10, 3)}, {(10, 10, 3)}]
+  assert dataset.info.image_shape == (6, 6, 3)
+  test = dataset.test
+  batch = test.fetch(test.constants, next(test.eval_feeds(40)))
+  np.testing.assert_array_equal(batch['image'][3], decode.resized(given['test_x'][3], 10))
+  assert sizes(load(npz(), pipeline=pipeline, eval_image_size=10, val=0.25)) == [{(8, 8, 3)}, *[{(10, 10, 3)}] * 2]
+  alike = load(npz(), pipeline=pipeline, image_size=6, eval_image_size=6, val=0.25)
+  assert sizes(alike) == sizes(load(npz(), pipeline=pipeline, image_size=6, val=0.25)) == [{(6, 6, 3)}] * 3
+
+
+def test_an_npz_may_bring_its_val(npz) -> None:
+  given = make_arrays()
+  own = {'val_x': given['test_x'][:12], 'val_y': given['test_y'][:12]}
+  dataset = load(npz(**given, **own))
+  np.testing.assert_array_equal(dataset.val.constants['image'], own['val_x'])
+  np.testing.assert_array_equal(labels(dataset.val), own['val_y'])
+  with pytest.raises(InputError, match='no array val_y'):
+    load(npz(**given, val_x=own['val_x']))
+  with pytest.raises(InputError, match='train_x and val_x hold images of different shapes'):
+    load(npz(**given, val_x=own['val_x'][:, 1:], val_y=own['val_y']))
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
+    ({'eval_image_size': 0}, 'data.eval_image_size: expected pixels, 1 or more, found 0'),
     ({'batch_size': 0}, 'data.batch_size: expected 1 or more, found 0'),
     ({'batch_size': -8}, 'data.batch_size: expected 1 or more, found -8'),
     ({'val': 1.0}, r'data.val: expected a fraction in \[0, 1\), found 1.0'),

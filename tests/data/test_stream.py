@@ -81,6 +81,20 @@ def test_arrays_are_resized_for_both(npz) -> None:
   np.testing.assert_array_equal(resident.test.constants['image'][3], expected)
 
 
+def test_evaluation_may_be_at_another_size(images) -> None:
+  streamed, resident = (load(images, p, eval_image_size=20, center_crop=0.9, val=0.25) for p in ('stream', 'resident'))
+  for dataset in (streamed, resident):
+    assert dataset.info.image_shape == (16, 16, 3)
+    for split in ('val', 'test'):
+      pipeline, other = getattr(dataset, split), getattr(resident, split)
+      found = batches(pipeline, pipeline.eval_feeds(4))
+      assert found[0]['image'].shape == (4, 20, 20, 3)
+      assert_equal(found, batches(other, other.eval_feeds(4)))
+  assert next(streamed.train.train_feeds(0, 1))['image'].shape == (8, 16, 16, 3)
+  path = sorted(pathlib.Path(images).glob('test/*/*.jpg'))[2]
+  np.testing.assert_array_equal(resident.test.constants['image'][2], decode.whole(path.read_bytes(), 20, 0.9))
+
+
 def test_random_crops_are_a_function_of_seed_step_and_position(images) -> None:
   first = load(images, 'stream').train
   expected = batches(first, first.train_feeds(0, 7))

@@ -1,7 +1,8 @@
-import contextlib
+import concurrent.futures
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -11,37 +12,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxres import data, train
+from jaxres.data import decode, order, stream
 from jaxres.data import tfds as jtfds
+from jaxres.data.arrays import Arrays, Encoded
 from jaxres.errors import InputError
+from tests.data.sets import encode, examples, features, png, write
 
 NAMES = ['ant', 'bee', 'cat', 'dog']
-
-
-def png(image):
-  file = io.BytesIO()
-  Image.fromarray(image.squeeze()).save(file, 'PNG')
-  return file.getvalue()
-
-
-def write(data_dir, features, splits):
-  """Write a TFDS set with TFDS itself; a split is the list of its examples."""
-
-  class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    VERSION = tfds.core.Version('1.0.0')
-
-    def _info(self):
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-      return {split: self._generate_examples(examples) for split, examples in splits.items()}
-
-    def _generate_examples(self, examples):
-      yield from enumerate(examples)
-
-  tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):
-    Tiny(data_dir=data_dir).download_and_prepare(file_format='array_record')
-  return data_dir / 'tiny' / '1.0.0'
 
 
 def colour_set(data_dir, n=(23, 9)):
@@ -160,9 +138,13 @@ def test_another_format_says_so(tmp_path):
   (folder / 'dataset_info.json').write_text(json.dumps(info))
   assert not jtfds.is_prepared('tiny', str(tmp_path))
   line = complaint('tiny', str(tmp_path))
-  assert f'{folder} is in tfrecord format' in line
-  assert "download_and_prepare(file_format='array_record')" in line
+  assert f'{folder} is in tfrecord format; run `jaxres prepare tfrecord {folder} --data_dir ELSEWHERE`' in line
 
+  info['fileFormat'] = 'riegeli'
+  (folder / 'dataset_info.json').write_text(json.dumps(info))
+  line = complaint('tiny', str(tmp_path))
+  assert f'{folder} is in riegeli format' in line
+  assert "download_and_prepare(file_format='array_record')" in line
   (tmp_path / 'tiny').rename(tmp_path / 'cifar10')
   assert f'run `jaxres prepare cifar10 --data_dir {tmp_path}`' in complaint('cifar10', tmp_path)
 
@@ -194,13 +176,9 @@ def test_an_undecodable_image_names_its_example(tmp_path):
     shutil.rmtree(tmp_path / 'tiny')
 
 
-def test_images_of_two_sizes_are_refused(tmp_path):
-  features = {
-    'image': tfds.features.Image(shape=(None, None, 3)),
-    'label': tfds.features.ClassLabel(num_classes=2),
-  }
-  example = lambda side: {'image': png(np.zeros((side, side, 3), np.uint8)), 'label': 1}
-  write(tmp_path, features, {'train': [example(4)], 'test': [example(4), example(3)]})
+def test_images_of_two_sizes_are_refused_where_the_set_states_one(tmp_path):
+  one = lambda side: {'image': png(np.zeros((side, side, 3), np.uint8)), 'label': 1}
+  write(tmp_path, features((4, 4, 3)), {'train': [one(4)], 'test': [one(4), one(3)]})
   line = complaint('tiny', str(tmp_path))
   assert 'test, example 1: ' in line
   assert '(4, 4, 3)' in line
@@ -222,13 +200,166 @@ def test_a_set_of_another_kind_is_refused(tmp_path):
   assert 'found text: Text' in complaint('tiny', str(tmp_path))
 
 
-def test_a_set_without_a_test_split_is_refused(tmp_path):
-  features = {
-    'image': tfds.features.Image(shape=(6, 5, 3)),
-    'label': tfds.features.ClassLabel(num_classes=2),
+def test_a_set_without_a_train_split_is_refused(tmp_path):
+  write(tmp_path, features(), {'test': examples(3)})
+  assert "no split 'train'; its splits: test" in complaint('tiny', str(tmp_path))
+
+
+@pytest.mark.parametrize('shape', [(8, 8, 3), (None, None, 3)])
+@pytest.mark.parametrize(
+  ('sizes', 'expected', 'said'),
+  [
+    ({'train': 10, 'test': 4}, (10, None, 4), ''),
+    ({'train': 10, 'validation': 3, 'test': 4}, (10, 3, 4), ''),
+    ({'train': 10, 'validation': 3}, (10, None, 3), "its split 'validation' is evaluated as test: no other has labels"),
+    ({'train': 10, 'validation': 3, 'test': -4}, (10, None, 3), "'validation' is evaluated as test"),
+    ({'train': 10}, (8, None, 2), 'has no test split: 2 of its training images, a stratified fifth, are held out'),
+    ({'train': 10, 'test': -4}, (8, None, 2), 'its test split has no labels and is left out'),
+  ],
+)
+def test_splits(tmp_path, capsys, shape, sizes, expected, said):
+  """A negative size is that of a split without labels, as ImageNet's test."""
+  splits = {
+    split: [e | ({'label': -1} if size < 0 else {}) for e in examples(abs(size), side=8)]
+    for split, size in sizes.items()
   }
-  write(tmp_path, features, {'train': [{'image': png(np.zeros((6, 5, 3), np.uint8)), 'label': 0}]})
-  assert "no split 'test'; its splits: train" in complaint('tiny', str(tmp_path))
+  write(tmp_path, features(shape), splits)
+  source = jtfds.read('tiny', str(tmp_path))
+  found = (source.train, source.val, source.test)
+  assert tuple(part and len(part.labels) for part in found) == expected
+  for part in found:
+    assert isinstance(part, (Encoded if None in shape else Arrays) | None)
+    assert part is None or set(part.labels) <= {0, 1}
+  lines = capsys.readouterr().err
+  assert said in lines
+  assert lines.count('\n') == (0 if not said else 1 + (sizes == {'train': 10, 'test': -4}))
+  if expected[0] == 8:
+    assert np.bincount(source.train.labels).tolist() == [4, 4]
+
+
+def test_images_of_many_sizes_are_decoded_when_asked_for(tmp_path):
+  """The reference is TFDS's own reading, example by example."""
+  given = examples(23)
+  folder = write(tmp_path, features(ids=True), {'train': given, 'test': given[:5]}, shards=3)
+  assert len(list(folder.glob('*train.array_record*'))) == 3
+  stored = tfds.data_source(
+    'tiny', split='train', data_dir=tmp_path, download=False, decoders={'image': tfds.decode.SkipDecoding()}
+  )
+  stored = sorted(stored, key=lambda example: example['id'])
+  load = lambda **options: data.load('tiny', data_dir=str(tmp_path), batch_size=4, image_size=12, **options)
+  resident, streamed = load(), load(pipeline='stream', crop_scale=())
+  expected = np.stack([decode.whole(example['image'], 12) for example in stored])
+  assert len({Image.open(io.BytesIO(e['image'])).size for e in stored}) > 10
+  np.testing.assert_array_equal(resident.train.constants['image'], expected)
+  np.testing.assert_array_equal(resident.train.constants['label'], [e['label'] for e in stored])
+  assert resident.info.class_names == streamed.info.class_names == ('0', '1')
+  at = order.train_indices(0, 3, 4, 23)
+  (feed,) = streamed.train.train_feeds(3, 4)
+  np.testing.assert_array_equal(feed['image'], expected[at])
+  (feed,) = load(pipeline='stream', crop_scale=(0.2, 0.5)).train.train_feeds(3, 4)
+  draws = stream.crop_draws(0, 3, 4)
+  crops = [decode.cropped(stored[i]['image'], 12, (0.2, 0.5), draws[row].tolist()) for row, i in enumerate(at)]
+  np.testing.assert_array_equal(feed['image'], crops)
+  with pytest.raises(
+    InputError, match=r'example x_0*\d+.png: it has \d+x\d+ pixels, and the first has .* data.image_size'
+  ):
+    data.load('tiny', data_dir=str(tmp_path))
+
+
+def test_threads_read_the_right_records(tmp_path):
+  given = examples(60)
+  write(tmp_path, features(ids=True), {'train': given, 'test': given[:4]}, shards=4)
+  train = jtfds.read('tiny', str(tmp_path)).train
+  by_name = {e['id']: e['image'] for e in given}
+  wanted = np.random.default_rng(0).integers(0, 60, 3000).tolist()
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda at: (train.name_of(at).split('example ')[1], train.read_at(at)), wanted))
+  assert [name for name, _ in found] == [given[at]['id'] for at in wanted]
+  assert all(image == by_name[name] for name, image in found)
+
+
+@pytest.mark.parametrize('pipeline', ['resident', 'stream'])
+def test_a_bad_encoded_image_is_named_and_replaced(tmp_path, capsys, pipeline):
+  given = examples(12)
+  given[5]['image'] = given[5]['image'][:40]
+  folder = write(tmp_path, features(ids=True), {'train': given, 'test': examples(2)})
+  load = lambda max_bad: data.load(
+    'tiny', data_dir=str(tmp_path), image_size=8, pipeline=pipeline, batch_size=12, max_bad=max_bad
+  )
+  name = f'{folder} train, example x_00005.png: cannot decode the image'
+  with pytest.raises(InputError, match=f'^{re.escape(name)}.*; repair or remove it$'):
+    list(load(0).train.train_feeds(0, 1))
+  list(load(1).train.train_feeds(0, 1))
+  assert f'bad training example 1 of at most 1: {name}' in capsys.readouterr().err
+
+
+KINDS = ['L', '1', 'P', 'LA', 'RGBA', 'CMYK', 'I;16']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_kinds_of_encoded_images_become_rgb(tmp_path, kind):
+  pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+  if kind == 'I;16':
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) << 8)
+  else:
+    image = Image.fromarray(pixels).convert(kind)
+  content = encode(image, 'JPEG' if kind == 'CMYK' else 'PNG')
+  given = [e | {'image': content} for e in examples(6)]
+  write(tmp_path, features(), {'train': given, 'test': given})
+  dataset = data.load('tiny', data_dir=str(tmp_path))
+  found = np.asarray(dataset.train.constants['image'][0])
+  assert np.ptp(found) > 100
+  np.testing.assert_array_equal(found, decode.whole(content, None))
+  if kind not in ('CMYK', 'I;16'):
+    np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(content)).convert('RGB')))
+
+
+def test_an_encoded_label_out_of_range_names_its_example(tmp_path):
+  folder = write(
+    tmp_path, features(ids=True, classes=3), {'train': [*examples(6), *examples(3, label=2)[2:]], 'test': examples(2)}
+  )
+  content = (folder / 'features.json').read_text()
+  (folder / 'features.json').write_text(content.replace('"numClasses": "3"', '"numClasses": "2"'))
+  with pytest.raises(
+    InputError, match=r'train example \d \(.* train, example x_00002.png\) has label 2; expected 0 to 1'
+  ):
+    data.load('tiny', data_dir=str(tmp_path), image_size=8)
+
+
+def test_names_and_configs(tmp_path):
+  write(tmp_path, features((8, 8, 3)), {'train': examples(6, side=8), 'test': examples(2, side=8)}, config='small-v2')
+  assert jtfds.known(tmp_path) == {'cifar10', 'cifar100', 'tiny/small-v2'}
+  assert data.load('tiny/small-v2', data_dir=str(tmp_path)).train.size == 6
+  for name, meant in (
+    ('tiny/smal-v2', 'tiny/small-v2'),
+    ('foldr', 'folder'),
+    ('cifar_10', 'cifar10'),
+    ('tiny', 'tiny/small-v2'),
+  ):
+    with pytest.raises(InputError, match=f'data.name: unknown data set {name!r}') as caught:
+      data.load(name, data_dir=str(tmp_path))
+    assert f'{meant!r}' in str(
+      caught.value
+    ) or f'known: arrays, cifar10, cifar100, csv, digits, folder, {meant}' in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_training_on_grey_and_on_four_channels(tmp_path, tiny, channels):
+  rng = np.random.default_rng(0)
+  given = []
+  for i in range(96):
+    image = rng.integers(0, 60, (8, 8, channels), np.uint8)
+    image[i % 2 * 4 : i % 2 * 4 + 4] += 150  # the upper or the lower half is bright
+    given.append({'image': png(image), 'label': i % 2})
+  write(tmp_path, features((8, 8, channels)), {'train': given[:64], 'test': given[64:]})
+  config = {
+    'model': {'name': tiny},
+    'data': {'name': 'tiny', 'data_dir': str(tmp_path), 'batch_size': 16},
+    'optim': {'lr': 0.1},
+    'train': {'epochs': 6, 'eval_batch_size': 32},
+  }
+  assert train.train_and_evaluate(config, tmp_path / 'run')['test/top1'] == 1.0
 
 
 def flip_a_bit(path):
@@ -245,6 +376,20 @@ DAMAGE = {
   'no features': lambda path: (path.parent / 'features.json').unlink(),
   'info': lambda path: (path.parent / 'dataset_info.json').write_text('{"name": '),
 }
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+@pytest.mark.parametrize('kept', [False, True])
+def test_a_damaged_encoded_set_is_never_read(tmp_path, damage, kept):
+  folder = write(tmp_path, features(), {'train': examples(40), 'test': examples(40)})
+  load = lambda: data.load('tiny', data_dir=str(tmp_path), image_size=8)
+  if kept:
+    load()
+  (path,) = folder.glob('*test.array_record*')
+  DAMAGE[damage](path)
+  with pytest.raises(InputError, match=f'{folder}|dataset_info.json') as caught:
+    load()
+  assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('damage', DAMAGE)

@@ -1,0 +1,115 @@
+"""The splits of a source: classes chosen, validation and test examples held out, labels checked."""
+
+import numbers
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxres.data import order
+from jaxres.data.arrays import Encoded, Source, Split
+from jaxres.data.notes import say
+from jaxres.errors import InputError, nearest
+
+
+def with_test(splits: Mapping[str, Split], names: tuple[str, ...], where: str, seed: int) -> Source:
+  """Return the source, with a stratified fifth of its training examples held out where it has no test split.
+
+  Args:
+    splits: train, and of val and test what there is.
+    names: of the classes.
+    where: the data set's place, for messages.
+    seed: of the draw.
+
+  Raises:
+    InputError: there are fewer than two classes, or too few training examples.
+  """
+  if len(names) < 2:
+    raise InputError(f'{where}: expected at least two classes, found {len(names)}: {", ".join(names)}')
+  train, test = splits['train'], splits.get('test')
+  if test is None:
+    size = len(train.labels) // 5
+    if not size:
+      raise InputError(f'{where}: {len(train.labels)} images are too few to hold a fifth out for a test split')
+    held_out = np.zeros(len(train.labels), bool)
+    held_out[order.stratified(train.labels, size, seed)] = True
+    train, test = train.take(~held_out), train.take(held_out)
+    say(f'{where} has no test split: {size:,} of its training images, a stratified fifth, are held out (seed {seed})')
+  return Source(train, test, names, splits.get('val'))
+
+
+def keep_classes(source: Source, classes: Sequence[int | str]) -> Source:
+  """Return ``source`` with ``classes`` alone, given by name or number and numbered anew in the order given.
+
+  Raises:
+    InputError: a class is unknown or named twice, or fewer than two are kept.
+  """
+  names = source.class_names
+  if len(classes) == 1 and isinstance(classes[0], str):  # 'cat,dog' on the command line arrives as one word
+    classes = [word.strip() for word in classes[0].split(',')]
+  kept = [_class_number(c, names) for c in classes]
+  if len(set(kept)) != len(kept) or len(kept) < 2:
+    raise InputError(f'data.classes: expected at least two different classes, found {tuple(classes)}')
+  new_label = np.full(len(names), -1, np.int32)
+  new_label[kept] = np.arange(len(kept))
+
+  def keep(data: Split) -> Split:
+    data = data.take(new_label[data.labels] >= 0)
+    return data._replace(labels=new_label[data.labels])
+
+  kept_names = tuple(names[k] for k in kept)
+  return Source(keep(source.train), keep(source.test), kept_names, keep(source.val) if source.val else None)
+
+
+def hold_out(source: Source, val: float, seed: int) -> tuple[Split, Split | None]:
+  """Return the training and the validation split: the source's own, or ``split`` of its training examples.
+
+  Raises:
+    InputError: ``val`` asks for a part of the training examples, and the source has a validation split.
+  """
+  if source.val is None:
+    return split(source.train, val, seed)
+  if val:
+    raise InputError(f'data.val: {val}, but the data has a val split of its own; leave it at 0')
+  return source.train, source.val
+
+
+def split(data: Split, val: float, seed: int) -> tuple[Split, Split | None]:
+  """Return the training and the validation part of ``data``: a stratified fraction ``val``, None where that is 0.
+
+  Raises:
+    InputError: one of the two parts would be empty.
+  """
+  if not val:
+    return data, None
+  size = round(val * len(data.labels))
+  if not 0 < size < len(data.labels):
+    raise InputError(f'data.val: {val} of {len(data.labels)} training examples leaves a split empty')
+  held_out = np.zeros(len(data.labels), bool)
+  held_out[order.stratified(data.labels, size, seed)] = True
+  return data.take(~held_out), data.take(held_out)
+
+
+def check_labels(name: str, source: Source) -> Source:
+  """Return ``source`` if every label is in range: a wrong one would train the wrong class in silence."""
+  classes = len(source.class_names)
+  for part, data in (('train', source.train), ('val', source.val), ('test', source.test)):
+    if data is None:
+      continue
+    if not len(data.labels):
+      raise InputError(f'data.name: {name}: the {part} split is empty')
+    wrong = np.flatnonzero((data.labels < 0) | (data.labels >= classes))
+    if len(wrong):
+      first = wrong[0]
+      example = f' ({data.name_of(first)})' if isinstance(data, Encoded) else ''
+      where = f'data.name: {name}: {part} example {first}{example} has label {data.labels[first]}'
+      raise InputError(f'{where}; expected 0 to {classes - 1} ({classes} classes)')
+  return source
+
+
+def _class_number(given: int | str, names: Sequence[str]) -> int:
+  if isinstance(given, str) and given in names:
+    return names.index(given)
+  number = int(given) if str(given).isdecimal() else -1
+  if isinstance(given, numbers.Integral | str) and 0 <= number < len(names):
+    return number
+  raise InputError(f'data.classes: unknown class {given!r}{nearest(given, names)}')
