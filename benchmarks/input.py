@@ -1,29 +1,31 @@
-"""How many images a second the ``stream`` pipeline makes of JPEG files: decode, random-resized crop, batch.
+"""How many images a second the ``stream`` pipeline makes of JPEG files: read, decode, random-resized crop, batch.
 
 python benchmarks/input.py --images 512 --workers 2
 
-Prints one JSON line per result. The JPEGs are smooth noise of a photograph's size (500x375, about 70 kB); they are
-read once before the clock starts, so that the disk is not what is measured.
+Prints one JSON line per result and a table. ``train`` and ``eval`` are what training and evaluation are fed with;
+``decode`` stands beside them in the same rounds: as many threads that do nothing but decode the same JPEGs, whole and
+by simplejpeg. The JPEGs are smooth noise of a photograph's size (500x375, about 70 kB); they are read once before the
+clock starts, so that the disk is not what is measured.
 """
 
 import argparse
-import importlib.metadata
-import json
-import os
+import concurrent.futures
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from jaxres import data
+from benchmarks import harness
+from jaxres import backend, data
 from jaxres.data import decode
 
 WIDTH, HEIGHT, BYTES = 500, 375, 70_000
@@ -36,18 +38,18 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, default=128)
   parser.add_argument('--image_size', type=int, default=224)
   parser.add_argument('--workers', type=int, nargs='+', default=[2])
-  parser.add_argument('--seconds', type=float, default=4.0, help='a round')
+  parser.add_argument('--seconds', type=float, default=4.0, help='of a round')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--pillow', action='store_true', help='also without simplejpeg and OpenCV')
+  parser.add_argument('--out', help='a file that the JSON lines are added to')
   args = parser.parse_args()
+  backend.keep_freed_memory()  # as training does
   with tempfile.TemporaryDirectory() as folder:
-    size = write_images(pathlib.Path(folder), args.images)
-    for fast in (True, False) if args.pillow else (True,):
-      if not fast:
-        decode.fast = lambda: None
-      for workers in args.workers:
-        for feeds in ('train', 'eval'):
-          print(json.dumps(measure(folder, feeds, workers, args) | {'mean_jpeg_bytes': round(size)}), flush=True)
+    context = {'mean_jpeg_bytes': round(write_images(pathlib.Path(folder), args.images))} | harness.machine()
+    rows = []
+    for workers in args.workers:
+      rows += [row | context for row in measure(folder, workers, args)]
+  harness.report(rows, args.out)
 
 
 def write_images(folder: pathlib.Path, count: int) -> float:
@@ -74,55 +76,73 @@ def write_images(folder: pathlib.Path, count: int) -> float:
   return statistics.mean(file.stat().st_size for file in folder.glob('*/*.jpg'))
 
 
-def measure(folder: str, feeds: str, workers: int, args: argparse.Namespace) -> dict[str, object]:
+def measure(folder: str, workers: int, args: argparse.Namespace) -> list[dict[str, object]]:
+  """Return a row for each kind of work, done in turns."""
   options = {'batch_size': args.batch_size, 'image_size': args.image_size, 'workers': workers}
   pipeline = data.load('folder', path=folder, pipeline='stream', center_crop=0.875, **options).train
-  for _ in pipeline.train_feeds(0, 3):  # warm up: imports, the files in memory
-    pass
-  rounds = [images_per_second(pipeline, feeds, args.batch_size, args.seconds) for _ in range(args.rounds)]
-  rates, cpu = zip(*rounds, strict=True)
-  commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=False)
-  return {
-    'benchmark': f'input/{feeds}',
-    'images_per_s': round(statistics.median(rates)),
-    'spread': [round(min(rates)), round(max(rates))],
-    'cpu_ms_per_image': round(statistics.median(cpu), 3),
-    'decoder': 'simplejpeg+opencv' if decode.fast() and feeds == 'train' else 'pillow',
-    'rounds': args.rounds,
-    'image': [WIDTH, HEIGHT],
-    'cores': os.cpu_count(),
-    'load_before': os.getloadavg()[0],
-    'device': platform.processor() or platform.machine(),
-    'versions': {name: version(name) for name in ('pillow', 'simplejpeg', 'opencv-python-headless', 'numpy')},
-    'commit': commit.stdout.strip(),
-  } | options
+  files = [file.read_bytes() for file in sorted(pathlib.Path(folder).glob('*/*.jpg'))]
+  kinds = {
+    'decode': lambda: decode_only(files, workers, args.seconds),
+    'train': lambda: feed(pipeline.train_feeds(0, 1 << 30), args.batch_size, args.seconds),
+    'eval': lambda: feed(repeat(pipeline, args.batch_size), args.batch_size, args.seconds),
+  }
+  if args.pillow:
+    kinds |= {'train, pillow': lambda: without_fast(kinds['train'])}
+  found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+  for _ in range(args.rounds):
+    for kind, work in kinds.items():
+      found[kind].append(work())
+  rows = harness.summarize(found, 'decode')
+  return [{'benchmark': 'input'} | row | options | {'image': [WIDTH, HEIGHT]} for row in rows]
 
 
-def images_per_second(pipeline: data.Pipeline, feeds: str, batch_size: int, seconds: float) -> tuple[float, float]:
-  """Return images a second and milliseconds of CPU time an image; the first batches, that fill it, not counted."""
-  source = pipeline.train_feeds(0, 1 << 30) if feeds == 'train' else repeat(pipeline, batch_size)
+def feed(source: Iterator[Any], batch_size: int, seconds: float) -> dict[str, float]:
+  """Return the speed at which ``source`` yields; the first batches, that fill it, not counted."""
   next(source)
   count, start, cpu = 0, time.perf_counter(), time.process_time()
   while time.perf_counter() - start < seconds:
     next(source)
     count += batch_size
-  rate, cpu = count / (time.perf_counter() - start), time.process_time() - cpu
+  found = speed(count, start, cpu)
   source.close()
-  return rate, 1e3 * cpu / count
+  return found
 
 
-def repeat(pipeline: data.Pipeline, batch_size: int):
-  while True:
-    for feed in pipeline.eval_feeds(batch_size):
-      if feed['mask'].all():
-        yield feed
+def decode_only(files: list[bytes], workers: int, seconds: float) -> dict[str, float]:
+  """Return the speed of threads that decode whole JPEGs into memory that each keeps."""
+
+  def work(number: int) -> int:
+    pixels, count = np.empty((HEIGHT, WIDTH, 3), np.uint8), 0
+    while time.perf_counter() - start < seconds:
+      simplejpeg.decode_jpeg(files[(number + count * workers) % len(files)], buffer=pixels)
+      count += 1
+    return count
+
+  start, cpu = time.perf_counter(), time.process_time()
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    count = sum(pool.map(work, range(workers)))
+  return speed(count, start, cpu)
 
 
-def version(package: str) -> str | None:
+def speed(count: int, start: float, cpu: float) -> dict[str, float]:
+  took = time.perf_counter() - start
+  return {'images_per_s': count / took, 'cpu_ms_per_image': 1e3 * (time.process_time() - cpu) / count}
+
+
+def without_fast(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+  """Do ``work`` as where the extra ``data`` is not installed."""
+  fast, decode.fast = decode.fast, lambda: None
   try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
+    return work()
+  finally:
+    decode.fast = fast
+
+
+def repeat(pipeline: data.Pipeline, batch_size: int) -> Iterator[Any]:
+  while True:
+    for batch in pipeline.eval_feeds(batch_size):
+      if batch['mask'].all():
+        yield batch
 
 
 if __name__ == '__main__':
