@@ -194,6 +194,7 @@ def test_npz_holds_the_resized_images(tmp_path, monkeypatch) -> None:
     }
 
 
+@pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:DeprecationWarning')
 @pytest.mark.parametrize(
   'words', ['--name animals --data_dir "{0}/my sets"', '--npz "{0}/an imals.npz" --image_size 16']
 )
