@@ -34,6 +34,7 @@ def open(
   rank = lambda metrics: (metrics[BEST_METRIC], -metrics['step'])  # of equals the earliest
   best = BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
+    best_fn=rank,  # or the metrics are not stored, and a manager that is opened again knows of no best
     preservation_policy=AnyPreservationPolicy([LatestN(keep_latest), best]),
     cleanup_tmp_directories=True,
   )

@@ -91,6 +91,18 @@ def test_the_latest_and_the_best_are_kept(tmp_path) -> None:
     assert_equal(restore(manager, 3)[0], make_state(3))
 
 
+def test_the_best_is_known_when_the_checkpoints_are_opened_again(tmp_path) -> None:
+  for opening in ([0.4, 0.9, 0.5], [0.6], [0.7, 0.55]):
+    with checkpoint.open(tmp_path / 'c') as manager:
+      for value in opening:
+        step = (manager.latest_step() or 0) + 1
+        checkpoint.save(manager, make_state(step), {}, {'val/top1': value})
+        manager.wait_until_finished()
+  with checkpoint.open(tmp_path / 'c') as manager:
+    assert manager.all_steps() == [2, 6]
+    assert_equal(restore(manager, 2)[0], make_state(2))
+
+
 def test_without_validation_the_latest_are_kept(tmp_path) -> None:
   with checkpoint.open(tmp_path / 'c', keep_latest=2, keep_best=1) as manager:
     for step in range(1, 6):
