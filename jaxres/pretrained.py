@@ -1,0 +1,196 @@
+"""Networks with their weights, from wherever they come: torch files, published ones, directories and runs of jaxres."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxres import config as config_lib
+from jaxres import models, weights
+from jaxres.data.archive import complete, file_errors
+from jaxres.errors import InputError
+from jaxres.models import ResNet
+from jaxres.weights import published, safetensors
+from jaxres.weights.names import Dialect
+
+FORMAT = 1  # of model.json
+SOURCES = ('torchvision', 'jaxres')
+
+
+class Pretrained(NamedTuple):
+  """A network and its weights.
+
+  Attributes:
+    variables: ``{'params': ..., 'batch_stats': ...}`` of float32 NumPy arrays.
+    options: the arguments of ``models.create``, but for ``dtype``.
+    channels: of the images.
+    dialect: how torch names them.
+    batches: ``num_batches_tracked`` by torch's name, or of every BatchNorm.
+    class_names: in the order of the logits; None where the source does not say.
+    origin: what was read, for a person.
+  """
+
+  variables: dict[str, Any]
+  options: dict[str, Any]
+  channels: int
+  dialect: Dialect
+  batches: dict[str, int] | int
+  class_names: tuple[str, ...] | None
+  origin: str
+
+  def model(self, dtype: str = 'float32') -> ResNet:
+    """Return the network, computing in ``dtype``."""
+    return models.create(**self.options, dtype=dtype)
+
+  def state_dict(self) -> dict[str, np.ndarray]:
+    """Return the weights by torch's names and in torch's layout."""
+    return weights.from_variables(self.variables, self.model(), self.dialect, batches=self.batches)
+
+
+def read(source: str, step: str = 'latest') -> Pretrained:
+  """Return the network at ``source``.
+
+  Args:
+    source: ``'torchvision:NAME'`` (published weights, downloaded once), ``'torchvision:PATH'`` or ``'PATH'`` (a file
+      of any torch ResNet), ``'jaxres:DIR'`` or ``'DIR'`` (of ``write``, or the workdir of a run).
+    step: of a run with several checkpoints: ``'latest'``, ``'best'`` or a number.
+
+  Raises:
+    InputError: there is nothing there, or nothing that can be read.
+  """
+  kind, colon, rest = source.partition(':')
+  if not colon or kind not in SOURCES:
+    kind, rest = ('jaxres' if pathlib.Path(source).expanduser().is_dir() else 'torchvision'), source
+  if kind == 'torchvision':
+    return _read_torch(rest)
+  directory = pathlib.Path(rest).expanduser()
+  if (directory / 'model.json').is_file():
+    return _read_written(directory)
+  if (directory / 'config.json').is_file():
+    return _read_run(directory, step)
+  raise InputError(f'{directory}: no weights of jaxres: expected model.json, or config.json and checkpoints/ of a run')
+
+
+def write(directory: str | pathlib.Path, found: Pretrained) -> None:
+  """Write ``weights.safetensors`` and ``model.json`` to ``directory``, the latter last.
+
+  Raises:
+    InputError: they cannot be written.
+  """
+  directory = pathlib.Path(directory).expanduser()
+  tensors = {
+    path: np.asarray(value) for path, value in flax.traverse_util.flatten_dict(found.variables, sep='/').items()
+  }
+  with file_errors(directory):
+    with complete(directory / 'weights.safetensors') as part:
+      safetensors.write(pathlib.Path(part.name), tensors, {'format': 'jaxres'})
+      digest = hashlib.sha256(pathlib.Path(part.name).read_bytes()).hexdigest()
+    description = {
+      'format': FORMAT,
+      'model': found.options,
+      'channels': found.channels,
+      'names': found.dialect._asdict(),
+      'num_batches_tracked': found.batches,
+      'class_names': found.class_names,
+      'origin': found.origin,
+      'sha256': digest,
+    }
+    with complete(directory / 'model.json') as part:
+      part.write((json.dumps(description, indent=2) + '\n').encode())
+
+
+def _read_torch(rest: str) -> Pretrained:
+  path = published.find(rest) if rest in published.DIGITS else pathlib.Path(rest).expanduser()
+  if not path.exists() and not path.suffix and '/' not in rest:
+    published.find(rest)  # explains
+  state_dict = weights.read(path)
+  found = weights.recognise(state_dict, str(path))
+  options = {'name': found.name, **found.options}
+  dialect = weights.dialect_of(state_dict)
+  variables = weights.to_variables(state_dict, models.create(**options, dtype='float32'), where=str(path))
+  return Pretrained(variables, options, found.channels, dialect, weights.batches(state_dict), None, rest)
+
+
+def _read_written(directory: pathlib.Path) -> Pretrained:
+  path = directory / 'weights.safetensors'
+  try:
+    given = json.loads((directory / 'model.json').read_text())
+    data = path.read_bytes()
+  except (OSError, ValueError) as error:
+    raise InputError(f'{directory}: cannot be read: {error}') from None
+  if given.get('format') != FORMAT:
+    raise InputError(f'{directory}/model.json: format {given.get("format")!r:.20}; this jaxres reads {FORMAT}')
+  if hashlib.sha256(data).hexdigest() != given['sha256']:
+    raise InputError(f'{path}: damaged, or of another model.json: its sha256 is not that in {directory}/model.json')
+  tensors = safetensors.read(data, str(path))
+  variables = flax.traverse_util.unflatten_dict(tensors, sep='/')
+  names = given['class_names']
+  return Pretrained(
+    variables,
+    given['model'],
+    given['channels'],
+    Dialect(**given['names']),
+    given['num_batches_tracked'],
+    None if names is None else tuple(names),
+    given['origin'],
+  )
+
+
+def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
+  """Read the weights of a run: their moving average where it keeps one."""
+  config = config_lib.complete(json.loads((directory / 'config.json').read_text()))
+  options = {key: value for key, value in config_lib.to_dict(config)['model'].items() if value is not None}
+  options.pop('dtype')
+  number, saved = _restore(directory, step)
+  variables = saved.get('ema') or {key: saved[key] for key in ('params', 'batch_stats')}
+  variables = jax.tree.map(np.asarray, variables)
+  options['num_classes'] = variables['params']['head']['fc']['kernel'].shape[1]
+  stem = variables['params']['stem']
+  channels = (stem.get('conv') or stem['conv1'])['kernel'].shape[2]
+  dialect = Dialect.of_model(models.create(**options).shortcut)
+  origin = f'{directory}, step {number}' + (', moving average' if 'ema' in saved else '')
+  return Pretrained(variables, options, channels, dialect, number, None, origin)
+
+
+def _restore(directory: pathlib.Path, step: str) -> tuple[int, Mapping[str, Any]]:
+  """Return the number of a checkpoint and its state as it was saved."""
+  where = directory / 'checkpoints'
+  if not where.is_dir():
+    raise InputError(f'{directory}: a run without checkpoints/')
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  with ocp.CheckpointManager(where.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    number = _choose(manager, where, step)
+    tree = manager.item_metadata(number)['state'].tree
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree)
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+    return number, manager.restore(number, args=items)['state']
+
+
+def _choose(manager: ocp.CheckpointManager, where: pathlib.Path, step: str) -> int:
+  known = manager.all_steps()
+  if not known:
+    raise InputError(f'{where}: no checkpoint there')
+  if step == 'latest':
+    return manager.latest_step()
+  if step == 'best':
+    scored = {number: _score(manager, number) for number in known}
+    best = max(known, key=lambda number: (scored[number], -number))
+    if scored[best] < 0:
+      raise InputError(
+        f'{where}: no checkpoint has a validation score; expected --step latest or one of {sorted(known)}'
+      )
+    return best
+  if not step.isdecimal() or int(step) not in known:
+    raise InputError(f'{where}: no step {step}; there are {sorted(known)}')
+  return int(step)
+
+
+def _score(manager: ocp.CheckpointManager, step: int) -> float:
+  metrics = manager.metrics(step)
+  return metrics['val/top1'] if metrics else -1.0
