@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,8 +32,8 @@ def check(found: Pretrained, seed: int = 0) -> dict[str, float]:
   expected = torch_activations(found.state_dict(), found.model(), found.dialect, images)
   model = found.model()
 
-  def run(variables: object) -> dict[str, jax.Array]:
-    stages = model.apply(variables, images, train=False, method='features')
+  def run(variables: Any) -> dict[str, jax.Array]:
+    stages: Any = model.apply(variables, images, train=False, method='features')
     return {**stages, 'logits': model.apply(variables, stages, method='head')}
 
   with jax.default_matmul_precision('highest'):
@@ -70,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('source', metavar='SOURCE', help='a torch file, torchvision:NAME, a run, or what this tool wrote')
   parser.add_argument('target', metavar='TARGET', help=f'a directory, or a file ending in {", ".join(SUFFIXES)}')
   parser.add_argument('--step', default='latest', metavar='N', help="of a run: a number, 'latest' (default) or 'best'")
+  parser.add_argument(
+    '--skip', action='append', default=[], metavar='REGEX', help='of a torch file: tensors to leave out, such as aux.*'
+  )
   parser.add_argument('--class_names', metavar='FILE', help='text: a class name a line, in the order of the logits')
   parser.add_argument('--check', action='store_true', help='compare the activations of jaxres with those of torch')
 
@@ -79,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
   target = pathlib.Path(args.target).expanduser()
   to_file = target.suffix in SUFFIXES
   _check_target(target, to_file)
-  found = pretrained.read(args.source, args.step)
+  found = pretrained.read(args.source, args.step, args.skip)
   if args.class_names:
     found = found._replace(class_names=_class_names(args.class_names, found))
   leaves = jax.tree.leaves(found.variables['params'])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -44,37 +44,56 @@ class Pretrained(NamedTuple):
   class_names: tuple[str, ...] | None
   origin: str
 
-  def model(self, dtype: str = 'float32') -> ResNet:
-    """Return the network, computing in ``dtype``."""
-    return models.create(**self.options, dtype=dtype)
+  def model(self) -> ResNet:
+    """Return the network, computing in float32."""
+    return models.create(**self.options, dtype='float32')
 
   def state_dict(self) -> dict[str, np.ndarray]:
     """Return the weights by torch's names and in torch's layout."""
     return weights.from_variables(self.variables, self.model(), self.dialect, batches=self.batches)
 
 
-def read(source: str, step: str = 'latest') -> Pretrained:
+def read(source: str, step: str = 'latest', skip: Sequence[str] = ()) -> Pretrained:
   """Return the network at ``source``.
 
   Args:
     source: ``'torchvision:NAME'`` (published weights, downloaded once), ``'torchvision:PATH'`` or ``'PATH'`` (a file
       of any torch ResNet), ``'jaxres:DIR'`` or ``'DIR'`` (of ``write``, or the workdir of a run).
     step: of a run with several checkpoints: ``'latest'``, ``'best'`` or a number.
+    skip: regular expressions of what in a torch file is not part of the network, such as ``'aux.*'``.
 
   Raises:
     InputError: there is nothing there, or nothing that can be read.
   """
-  kind, colon, rest = source.partition(':')
-  if not colon or kind not in SOURCES:
-    kind, rest = ('jaxres' if pathlib.Path(source).expanduser().is_dir() else 'torchvision'), source
+  kind, place = _parse(source)
   if kind == 'torchvision':
-    return _read_torch(rest)
-  directory = pathlib.Path(rest).expanduser()
+    path = _file(place)
+    return _of_torch(weights.read(path), path, skip)
+  directory = pathlib.Path(place).expanduser()
   if (directory / 'model.json').is_file():
     return _read_written(directory)
   if (directory / 'config.json').is_file():
     return _read_run(directory, step)
   raise InputError(f'{directory}: no weights of jaxres: expected model.json, or config.json and checkpoints/ of a run')
+
+
+def load(source: str, model: ResNet, variables: Mapping[str, Any], skip: Sequence[str] = ()) -> dict[str, Any]:
+  """Return ``variables`` of ``model`` with the weights at ``source`` in place of all that ``skip`` does not match.
+
+  Args:
+    source: as of ``read``; the network there may have another head, and whatever else ``skip`` matches.
+    model: the network that is to have them.
+    variables: of ``model``; the skipped leaves stay as they are.
+    skip: regular expressions of paths, such as ``'head/.*'``, or of names in the file.
+
+  Raises:
+    InputError: there is nothing that can be read, or it does not fit: nothing is loaded in part.
+  """
+  kind, place = _parse(source)
+  if kind == 'torchvision':
+    path = _file(place)
+    return weights.to_variables(weights.read(path), model, variables, skip=skip, where=str(path))
+  return weights.to_variables(read(source).state_dict(), model, variables, skip=skip, where=place)
 
 
 def write(directory: str | pathlib.Path, found: Pretrained) -> None:
@@ -105,16 +124,28 @@ def write(directory: str | pathlib.Path, found: Pretrained) -> None:
       part.write((json.dumps(description, indent=2) + '\n').encode())
 
 
-def _read_torch(rest: str) -> Pretrained:
-  path = published.find(rest) if rest in published.DIGITS else pathlib.Path(rest).expanduser()
-  if not path.exists() and not path.suffix and '/' not in rest:
-    published.find(rest)  # explains
-  state_dict = weights.read(path)
+def _parse(source: str) -> tuple[str, str]:
+  """Return the kind of a source and where it is."""
+  kind, colon, place = source.partition(':')
+  if colon and kind in SOURCES:
+    return kind, place
+  return ('jaxres' if pathlib.Path(source).expanduser().is_dir() else 'torchvision'), source
+
+
+def _file(place: str) -> pathlib.Path:
+  """Return the path of a file, or of the published weights of that name."""
+  path = pathlib.Path(place).expanduser()
+  is_name = place in published.DIGITS or not (path.exists() or path.suffix or '/' in place)
+  return published.find(place) if is_name else path
+
+
+def _of_torch(state_dict: weights.StateDict, path: pathlib.Path, skip: Sequence[str]) -> Pretrained:
   found = weights.recognise(state_dict, str(path))
   options = {'name': found.name, **found.options}
   dialect = weights.dialect_of(state_dict)
-  variables = weights.to_variables(state_dict, models.create(**options, dtype='float32'), where=str(path))
-  return Pretrained(variables, options, found.channels, dialect, weights.batches(state_dict), None, rest)
+  model = models.create(**options, dtype='float32')
+  variables = weights.to_variables(state_dict, model, skip=skip, where=str(path))
+  return Pretrained(variables, options, found.channels, dialect, weights.batches(state_dict), None, str(path))
 
 
 def _read_written(directory: pathlib.Path) -> Pretrained:

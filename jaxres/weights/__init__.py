@@ -50,7 +50,7 @@ def to_variables(
   Args:
     state_dict: float32 arrays by torch's names, as ``read`` returns them.
     model: the network.
-    variables: what the skipped leaves keep; needed only with ``skip``.
+    variables: what the skipped leaves keep; needed only where ``skip`` matches leaves.
     skip: regular expressions. Leaves whose path, such as ``head/fc/kernel``, matches one whole are not loaded, and
       tensors of ``state_dict`` whose name matches are not missed.
     where: the file, for the error.
@@ -62,14 +62,13 @@ def to_variables(
     InputError: names are missing, unexpected or of another shape; or a pattern of ``skip`` is no regular expression
       or matches nothing.
   """
-  if variables is None:
-    if skip:
-      raise InputError(f'{where}: skip needs variables that the skipped parts keep')
-    variables = abstract(model, recognise(state_dict, where).channels)
-  leaves = flax.traverse_util.flatten_dict({key: variables[key] for key in ('params', 'batch_stats')}, sep='/')
+  whole = variables or abstract(model, recognise(state_dict, where).channels)
+  leaves = flax.traverse_util.flatten_dict({key: whole[key] for key in ('params', 'batch_stats')}, sep='/')
   dialect = dialect_of(state_dict)._replace(average=model.shortcut == 'average')
   known = names.torch_names([*leaves, *names.counters(leaves)], dialect)
   skipped = _skipped(skip, known, state_dict, where)
+  if variables is None and (bare := [path for path in leaves if path in skipped]):
+    raise InputError(f'{where}: skip: nothing would give {_listed(bare)} their values')
   wanted = {path: name for path, name in known.items() if path in leaves and path not in skipped}
   allowed = {known.get(name, name) for name in skipped} | set(known.values())
   missing = [name for name in wanted.values() if name not in state_dict]
@@ -89,7 +88,7 @@ def to_variables(
   }
   if any(complaints.values()):
     found = '; '.join(f'{kind}: {_listed(listed)}' for kind, listed in complaints.items() if listed)
-    raise InputError(f'{where} does not fit the model: {found}')
+    raise InputError(f'{where}{_described(state_dict)} does not fit the model: {found}')
   loaded = {path: names.to_jaxres(state_dict[name]) for path, name in wanted.items()}
   return flax.traverse_util.unflatten_dict(leaves | loaded, sep='/')
 
@@ -162,6 +161,14 @@ def _skipped(skip: Sequence[str], known: Mapping[str, str], given: Iterable[str]
       raise InputError(f'{where}: skip: {pattern!r} matches nothing; names read like "head/fc/kernel" or "fc.weight"')
     result |= found
   return result | {path for path, name in known.items() if name in result}
+
+
+def _described(state_dict: StateDict) -> str:
+  try:
+    name, options, channels = recognise(state_dict)
+  except InputError:
+    return ''
+  return f' ({", ".join([name, *(f"{key}={value}" for key, value in options.items())])}, {channels} channels)'
 
 
 def _listed(found: Sequence[str]) -> str:

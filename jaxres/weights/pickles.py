@@ -92,6 +92,7 @@ KNOWN = {key: _Global('.'.join(key), make=make) for key, make in MAKERS.items()}
   for module in ('torch', 'torch.cuda')
 }
 
+NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 _CONSTANTS: dict[int, Callable[[], Any]] = {
   ord('N'): lambda: None,
   0x88: lambda: True,
@@ -245,10 +246,10 @@ class _Machine:
         self.named(self.line(), self.line())
         raise self.refused('opcode INST')
       case other:
-        known = pickletools.code2op.get(other)
+        known = NAMES.get(other)
         if known is None:
           raise ValueError('no pickle')
-        raise self.refused(f'opcode {known.name}')
+        raise self.refused(f'opcode {known}')
 
   def top(self, kind: type) -> Any:
     """Return the top of the stack, which must be of ``kind``."""
@@ -284,6 +285,7 @@ class _Machine:
     return Storage(kind.dtype, key, size)
 
   def refused(self, what: str) -> InputError:
+    what = ''.join(c if c.isprintable() else '?' for c in what)
     return InputError(
       f'{self.where}: refused: its pickle asks for {what}, and only tensors and plain containers are read; nothing of '
       'it was run. Where you trust the file, save its state dict alone'
