@@ -149,33 +149,31 @@ def _of_torch(state_dict: weights.StateDict, path: pathlib.Path, skip: Sequence[
 
 
 def _read_written(directory: pathlib.Path) -> Pretrained:
-  path = directory / 'weights.safetensors'
+  path, described = directory / 'weights.safetensors', directory / 'model.json'
   try:
-    given = json.loads((directory / 'model.json').read_text())
+    given = json.loads(described.read_text())
     data = path.read_bytes()
   except (OSError, ValueError) as error:
     raise InputError(f'{directory}: cannot be read: {error}') from None
-  if given.get('format') != FORMAT:
-    raise InputError(f'{directory}/model.json: format {given.get("format")!r:.20}; this jaxres reads {FORMAT}')
-  if hashlib.sha256(data).hexdigest() != given['sha256']:
-    raise InputError(f'{path}: damaged, or of another model.json: its sha256 is not that in {directory}/model.json')
-  tensors = safetensors.read(data, str(path))
-  variables = flax.traverse_util.unflatten_dict(tensors, sep='/')
-  names = given['class_names']
-  return Pretrained(
-    variables,
-    given['model'],
-    given['channels'],
-    Dialect(**given['names']),
-    given['num_batches_tracked'],
-    None if names is None else tuple(names),
-    given['origin'],
-  )
+  if isinstance(given, dict) and given.get('format', FORMAT) != FORMAT:
+    raise InputError(f'{described}: format {given["format"]!r:.20}; this jaxres reads {FORMAT}')
+  try:
+    options, dialect, names = given['model'], Dialect(**given['names']), given['class_names']
+    channels, batches, origin, digest = (given[key] for key in ('channels', 'num_batches_tracked', 'origin', 'sha256'))
+  except (TypeError, LookupError) as error:
+    raise InputError(f'{described}: damaged: {error}') from None
+  if hashlib.sha256(data).hexdigest() != digest:
+    raise InputError(f'{path}: damaged, or of another model.json: its sha256 is not that in {described}')
+  variables = flax.traverse_util.unflatten_dict(safetensors.read(data, str(path)), sep='/')
+  return Pretrained(variables, options, channels, dialect, batches, names and tuple(names), origin)
 
 
 def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
   """Read the weights of a run: their moving average where it keeps one."""
-  config = config_lib.complete(json.loads((directory / 'config.json').read_text()))
+  try:
+    config = config_lib.complete(json.loads((directory / 'config.json').read_text()))
+  except (OSError, json.JSONDecodeError) as error:
+    raise InputError(f'{directory}/config.json: cannot be read: {error}') from None
   options = {key: value for key, value in config_lib.to_dict(config)['model'].items() if value is not None}
   options.pop('dtype')
   number, saved = _restore(directory, step)

@@ -29,7 +29,7 @@ from jaxres.weights.reader import read
 from jaxres.weights.writer import write
 
 __all__ = [
-  'Dialect', 'Recognised', 'batches', 'dialect_of', 'digest', 'from_variables', 'read', 'recognise', 'to_variables',
+  'Dialect', 'Recognised', 'abstract', 'batches', 'dialect_of', 'digest', 'from_variables', 'read', 'recognise', 'to_variables',
   'write',
 ]  # fmt: skip
 

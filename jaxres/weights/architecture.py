@@ -60,9 +60,10 @@ def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict') -
     raise InputError(
       f'{where}: no ResNet that jaxres knows; expected conv1.weight, layer1.0.conv1.weight ..., found {found} ...'
     ) from None
-  for name in models.list():
-    if _of_model(name) == seen:
-      return Recognised(name, _differing(name, options), channels)
+  alike = {name: _differing(name, options) for name in models.list() if _of_model(name) == seen}
+  if alike:  # resnet50 and resnet50d differ in options alone
+    name = min(alike, key=lambda name: len(alike[name]))
+    return Recognised(name, alike[name], channels)
   kind = 'bottlenecks' if seen.expansion == 4 else 'basic blocks'
   more = ', SE' * seen.se + ', pre-activation' * seen.preact
   raise InputError(
