@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Add the arguments of `jaxres convert`."""
   parser.add_argument('source', metavar='SOURCE', help='a torch file, torchvision:NAME, a run, or what this tool wrote')
   parser.add_argument('target', metavar='TARGET', help=f'a directory, or a file ending in {", ".join(SUFFIXES)}')
-  parser.add_argument('--step', default='latest', metavar='N', help="of a run: a number, 'latest' (default) or 'best'")
+  parser.add_argument(
+    '--step', default='latest', metavar='N', help="of a run: the checkpoint, a number or 'latest' (default)"
+  )
   parser.add_argument(
     '--skip', action='append', default=[], metavar='REGEX', help='of a torch file: tensors to leave out, such as aux.*'
   )

@@ -1,9 +1,11 @@
 """Networks with their weights, from wherever they come: torch files, published ones, directories and runs of jaxres."""
 
+import contextlib
 import hashlib
 import json
+import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -59,7 +61,7 @@ def read(source: str, step: str = 'latest', skip: Sequence[str] = ()) -> Pretrai
   Args:
     source: ``'torchvision:NAME'`` (published weights, downloaded once), ``'torchvision:PATH'`` or ``'PATH'`` (a file
       of any torch ResNet), ``'jaxres:DIR'`` or ``'DIR'`` (of ``write``, or the workdir of a run).
-    step: of a run with several checkpoints: ``'latest'``, ``'best'`` or a number.
+    step: of a run with several checkpoints: ``'latest'`` or a number.
     skip: regular expressions of what in a torch file is not part of the network, such as ``'aux.*'``.
 
   Raises:
@@ -188,38 +190,36 @@ def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
 
 
 def _restore(directory: pathlib.Path, step: str) -> tuple[int, Mapping[str, Any]]:
-  """Return the number of a checkpoint and its state as it was saved."""
-  where = directory / 'checkpoints'
-  if not where.is_dir():
-    raise InputError(f'{directory}: a run without checkpoints/')
+  """Return the number of a checkpoint and its state as it was saved; the run is not touched."""
+  where = directory.absolute() / 'checkpoints'
+  number = _choose(where, step)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  with ocp.CheckpointManager(where.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-    number = _choose(manager, where, step)
-    tree = manager.item_metadata(number)['state'].tree
+  with _quiet(), ocp.StandardCheckpointer() as reader:
+    path = where / str(number) / 'state'
+    tree = reader.metadata(path).item_metadata.tree
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree)
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
-    return number, manager.restore(number, args=items)['state']
+    return number, reader.restore(path, template)
 
 
-def _choose(manager: ocp.CheckpointManager, where: pathlib.Path, step: str) -> int:
-  known = manager.all_steps()
+def _choose(where: pathlib.Path, step: str) -> int:
+  """Return the step that is asked for, of those that are whole."""
+  known = sorted(int(path.parts[-3]) for path in where.glob('*/state/_METADATA') if path.parts[-3].isdecimal())
   if not known:
-    raise InputError(f'{where}: no checkpoint there')
+    raise InputError(f'{where}: no checkpoint there; expected the workdir of a run that has saved one')
   if step == 'latest':
-    return manager.latest_step()
-  if step == 'best':
-    scored = {number: _score(manager, number) for number in known}
-    best = max(known, key=lambda number: (scored[number], -number))
-    if scored[best] < 0:
-      raise InputError(
-        f'{where}: no checkpoint has a validation score; expected --step latest or one of {sorted(known)}'
-      )
-    return best
+    return known[-1]
   if not step.isdecimal() or int(step) not in known:
-    raise InputError(f'{where}: no step {step}; there are {sorted(known)}')
+    raise InputError(f'{where}: no step {step}; there are {known}')
   return int(step)
 
 
-def _score(manager: ocp.CheckpointManager, step: int) -> float:
-  metrics = manager.metrics(step)
-  return metrics['val/top1'] if metrics else -1.0
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keep Orbax from warning that one item, read alone, has no file that describes all items."""
+  logger = logging.getLogger('absl')
+  before = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(before)

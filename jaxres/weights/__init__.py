@@ -29,8 +29,8 @@ from jaxres.weights.reader import read
 from jaxres.weights.writer import write
 
 __all__ = [
-  'Dialect', 'Recognised', 'abstract', 'batches', 'dialect_of', 'digest', 'from_variables', 'read', 'recognise', 'to_variables',
-  'write',
+  'Dialect', 'Recognised', 'abstract', 'batches', 'dialect_of', 'digest', 'from_variables', 'read', 'recognise',
+  'to_variables', 'write',
 ]  # fmt: skip
 
 SHOWN = 5  # names of each kind in an error
