@@ -1,5 +1,5 @@
-import importlib.util
 import json
+import sys
 
 import flax.traverse_util
 import numpy as np
@@ -115,7 +115,7 @@ def test_check_reports_what_is_wrong(file, tmp_path, capsys, monkeypatch):
 
 
 def test_check_without_torch(file, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setitem(sys.modules, 'torch', None)
   assert cli.main(['convert', file, str(tmp_path / 'x'), '--check']) == 0
   out = capsys.readouterr().out
   assert 'torch is not installed' in out
