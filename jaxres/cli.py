@@ -19,6 +19,7 @@ class Tool(NamedTuple):
 
 TOOLS = {
   'show-data': Tool('jaxres.show_data', 'draw what the model sees: images beside their augmentations'),
+  'convert': Tool('jaxres.convert', 'torch weights to jaxres, and jaxres weights to torch'),
   'prepare': Tool(
     'jaxres.data.prepare', 'make a data set ready to read: CIFAR-10 or -100, an image folder, a TFDS set in tfrecord'
   ),

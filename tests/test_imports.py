@@ -14,10 +14,10 @@ LAYERS = [
   {'errors'},
   {'trees', 'config', 'losses', 'metrics', 'backend'},
   {'models', 'data', 'optim', 'sharding'},
-  {'state'},
-  {'checkpoint', 'evaluate', 'log', 'plan', 'step'},
+  {'state', 'weights'},
+  {'checkpoint', 'evaluate', 'log', 'plan', 'pretrained', 'step'},
   {'train'},
-  {'cli', 'seeds', 'show_data'},
+  {'cli', 'convert', 'seeds', 'show_data'},
   {'__main__'},
 ]
 
@@ -55,6 +55,7 @@ def test_imports_go_down(path: pathlib.Path) -> None:
   [
     ('import jaxres.models', ['tensorflow', 'torch', 'tensorflow_datasets', 'sklearn', 'matplotlib']),
     ('import jaxres.train', ['tensorflow', 'torch', 'tensorflow_datasets', 'sklearn', 'matplotlib']),
+    ('import jaxres.convert', ['tensorflow', 'torch', 'tensorflow_datasets', 'sklearn', 'matplotlib']),
     ('import jaxres', ['jax', 'numpy']),
   ],
 )

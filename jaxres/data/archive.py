@@ -22,6 +22,7 @@ TIMEOUT_S = 8.0  # for connecting and for each read: with no network it must end
 SIDE = 32
 _PIXELS = 3 * SIDE * SIDE
 _CHUNK = 1 << 20
+MAX_BYTES = 2 << 30  # of a download whose size is not known
 
 
 class Published(NamedTuple):
@@ -82,32 +83,49 @@ def find(published: Published, root: pathlib.Path, given: str | None) -> pathlib
     path = pathlib.Path(given).expanduser()
     if not path.is_file():
       raise InputError(f'--archive {given}: no such file')
-    found = _sha256(path)
+    found = sha256_of(path)
     if found != published.sha256:
       raise InputError(f'--archive {given} is not {published.url}: expected sha256 {published.sha256}, found {found}')
     return path
   path = root / 'downloads' / published.url.rpartition('/')[2]
-  if not (path.is_file() and _sha256(path) == published.sha256):
+  if not (path.is_file() and sha256_of(path) == published.sha256):
     _download(published, path)
   return path
 
 
-def _sha256(path: pathlib.Path) -> str:
+def sha256_of(path: pathlib.Path) -> str:
+  """Return the SHA-256 of a file."""
   with file_errors(path, 'read'), path.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _download(published: Published, path: pathlib.Path) -> None:
   """Download the archive to ``path``, which appears only when its SHA-256 is right."""
-  url = published.url
   fix = 'or fetch it by hand and pass it with `jaxres prepare ... --archive FILE`'
+  download(published.url, path, published.sha256, published.size, fix)
+
+
+def download(url: str, path: pathlib.Path, sha256: str, size: int | None, fix: str) -> None:
+  """Download ``url`` to ``path``, which appears only when its SHA-256 is right.
+
+  Args:
+    url: of the file.
+    path: where it goes.
+    sha256: the digest, or the digits it begins with.
+    size: bytes; None takes the server's word for it.
+    fix: what the user can do where it fails; the error ends with it.
+
+  Raises:
+    InputError: it cannot be downloaded, or is another file.
+  """
   try:
     with complete(path) as part:
       with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-        found = _copy(response, part, published.size, f'downloading {url}')
-      if found != published.sha256:
+        expected = size or min(int(response.headers.get('Content-Length') or MAX_BYTES), MAX_BYTES)
+        found = _copy(response, part, expected, f'downloading {url}')
+      if not found.startswith(sha256):
         raise InputError(
-          f'{url}: expected {published.size} bytes with sha256 {published.sha256}, found '
+          f'{url}: expected {expected} bytes with sha256 {sha256}, found '
           f'{part.tell()} bytes with {found}; try again, {fix}'
         )
   except (OSError, http.client.HTTPException) as error:

@@ -1,0 +1,122 @@
+"""`jaxres convert`: weights of a torch ResNet to a directory of jaxres, and back from there or from a run."""
+
+import argparse
+import importlib.util
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxres import pretrained, weights
+from jaxres.errors import InputError
+from jaxres.pretrained import Pretrained
+from jaxres.weights.parity import torch_activations
+from jaxres.weights.writer import SUFFIXES
+
+TOLERANCE = 1e-4  # of the largest value of a stage, in float32
+SIZE = 64  # of the images that --check compares on
+
+
+def check(found: Pretrained, seed: int = 0) -> dict[str, float]:
+  """Return how far jaxres is from torch at the stem, after each stage and in the logits.
+
+  Args:
+    found: a network; ``torch`` must be installed.
+    seed: of two random images.
+
+  Returns:
+    The largest difference as a fraction of the largest value of torch, by stage.
+  """
+  images = np.random.default_rng(seed).standard_normal((2, SIZE, SIZE, found.channels), np.float32)
+  expected = torch_activations(found.state_dict(), found.model(), found.dialect, images)
+  model = found.model()
+
+  def run(variables: Any) -> dict[str, jax.Array]:
+    stages: Any = model.apply(variables, images, train=False, method='features')
+    return {**stages, 'logits': model.apply(variables, stages, method='head')}
+
+  with jax.default_matmul_precision('highest'):
+    ours = jax.jit(run)(found.variables)
+  return {
+    name: float(np.abs(np.asarray(ours[name]) - value).max() / max(np.abs(value).max(), 1e-30))
+    for name, value in expected.items()
+  }
+
+
+def report(found: Pretrained) -> bool:
+  """Print the parity report and return whether all is well.
+
+  With torch, it is the differences of activations; without, the names, the shapes and a checksum of the state dict.
+  """
+  if importlib.util.find_spec('torch'):
+    errors = check(found)
+    print(f'jaxres and torch on 2 random images of {SIZE}x{SIZE}: largest difference, of the largest value')
+    for name, error in errors.items():
+      print(f'  {name:8} {error:.1e}')
+    worst = max(errors.values())
+    well = bool(worst < TOLERANCE)  # not where it is no number
+    print(f'{"equal" if well else "NOT equal"} within {TOLERANCE:.0e}')
+    return well
+  state_dict = found.state_dict()
+  print('torch is not installed: names, shapes and a checksum only')
+  for name, value in state_dict.items():
+    print(f'  {name} {list(value.shape)}')
+  print(f'sha256 of names, shapes and values: {weights.digest(state_dict)}')
+  return True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Add the arguments of `jaxres convert`."""
+  parser.add_argument('source', metavar='SOURCE', help='a torch file, torchvision:NAME, a run, or what this tool wrote')
+  parser.add_argument('target', metavar='TARGET', help=f'a directory, or a file ending in {", ".join(SUFFIXES)}')
+  parser.add_argument(
+    '--step', default='latest', metavar='N', help="of a run: the checkpoint, a number or 'latest' (default)"
+  )
+  parser.add_argument(
+    '--skip', action='append', default=[], metavar='REGEX', help='of a torch file: tensors to leave out, such as aux.*'
+  )
+  parser.add_argument('--class_names', metavar='FILE', help='text: a class name a line, in the order of the logits')
+  parser.add_argument('--check', action='store_true', help='compare the activations of jaxres with those of torch')
+
+
+def run(args: argparse.Namespace) -> int:
+  """Convert, say what was found, and return 1 where the parity report is bad."""
+  target = pathlib.Path(args.target).expanduser()
+  to_file = target.suffix in SUFFIXES
+  _check_target(target, to_file)
+  found = pretrained.read(args.source, args.step, args.skip)
+  if args.class_names:
+    found = found._replace(class_names=_class_names(args.class_names, found))
+  leaves = jax.tree.leaves(found.variables['params'])
+  options = ', '.join(f'{key}={value!r}' for key, value in found.options.items() if key != 'name')
+  print(f'{found.options["name"]} ({options}), {found.channels} channels, {sum(x.size for x in leaves):,} parameters')
+  well = report(found) if args.check else True
+  if to_file:
+    weights.write(target, found.state_dict())
+  else:
+    pretrained.write(target, found)
+  print(f'{target}: from {found.origin}')
+  return 0 if well else 1
+
+
+def _check_target(target: pathlib.Path, to_file: bool) -> None:
+  """Raise InputError where nothing can be written to ``target``, before anything is read."""
+  if to_file and target.is_dir():
+    raise InputError(f'{target}: a directory; expected a file to write')
+  if not to_file and (target.is_file() or (target / 'config.json').exists()):
+    found = 'a file' if target.is_file() else 'the workdir of a run'
+    raise InputError(f'{target}: {found}; expected a directory to write to, or a file ending in {", ".join(SUFFIXES)}')
+
+
+def _class_names(path: str, found: Pretrained) -> tuple[str, ...]:
+  try:
+    names = tuple(pathlib.Path(path).read_text(encoding='utf-8').split('\n'))
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f'--class_names {path}: cannot be read: {error}') from None
+  names = names[:-1] if names[-1] == '' else names
+  if len(names) != found.options['num_classes']:
+    raise InputError(
+      f'--class_names {path}: {len(names)} names, but the network has {found.options["num_classes"]} classes'
+    )
+  return names

@@ -1,0 +1,225 @@
+"""Networks with their weights, from wherever they come: torch files, published ones, directories and runs of jaxres."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxres import config as config_lib
+from jaxres import models, weights
+from jaxres.data.files import complete, file_errors
+from jaxres.errors import InputError
+from jaxres.models import ResNet
+from jaxres.weights import published, safetensors
+from jaxres.weights.names import Dialect
+
+FORMAT = 1  # of model.json
+SOURCES = ('torchvision', 'jaxres')
+
+
+class Pretrained(NamedTuple):
+  """A network and its weights.
+
+  Attributes:
+    variables: ``{'params': ..., 'batch_stats': ...}`` of float32 NumPy arrays.
+    options: the arguments of ``models.create``, but for ``dtype``.
+    channels: of the images.
+    dialect: how torch names them.
+    batches: ``num_batches_tracked`` by torch's name, or of every BatchNorm.
+    class_names: in the order of the logits; None where the source does not say.
+    origin: what was read, for a person.
+  """
+
+  variables: dict[str, Any]
+  options: dict[str, Any]
+  channels: int
+  dialect: Dialect
+  batches: dict[str, int] | int
+  class_names: tuple[str, ...] | None
+  origin: str
+
+  def model(self) -> ResNet:
+    """Return the network, computing in float32."""
+    return models.create(**self.options, dtype='float32')
+
+  def state_dict(self) -> dict[str, np.ndarray]:
+    """Return the weights by torch's names and in torch's layout."""
+    return weights.from_variables(self.variables, self.model(), self.dialect, batches=self.batches)
+
+
+def read(source: str, step: str = 'latest', skip: Sequence[str] = ()) -> Pretrained:
+  """Return the network at ``source``.
+
+  Args:
+    source: ``'torchvision:NAME'`` (published weights, downloaded once), ``'torchvision:PATH'`` or ``'PATH'`` (a file
+      of any torch ResNet), ``'jaxres:DIR'`` or ``'DIR'`` (of ``write``, or the workdir of a run).
+    step: of a run with several checkpoints: ``'latest'`` or a number.
+    skip: regular expressions of what in a torch file is not part of the network, such as ``'aux.*'``.
+
+  Raises:
+    InputError: there is nothing there, or nothing that can be read.
+  """
+  kind, place = _parse(source)
+  if kind == 'torchvision':
+    path = _file(place)
+    return _of_torch(weights.read(path), path, skip)
+  directory = pathlib.Path(place).expanduser()
+  if (directory / 'model.json').is_file():
+    return _read_written(directory)
+  if (directory / 'config.json').is_file():
+    return _read_run(directory, step)
+  raise InputError(f'{directory}: no weights of jaxres: expected model.json, or config.json and checkpoints/ of a run')
+
+
+def load(source: str, model: ResNet, variables: Mapping[str, Any], skip: Sequence[str] = ()) -> dict[str, Any]:
+  """Return ``variables`` of ``model`` with the weights at ``source`` in place of all that ``skip`` does not match.
+
+  Args:
+    source: as of ``read``; the network there may have another head, and whatever else ``skip`` matches.
+    model: the network that is to have them.
+    variables: of ``model``; the skipped leaves stay as they are.
+    skip: regular expressions of paths, such as ``'head/.*'``, or of names in the file.
+
+  Raises:
+    InputError: there is nothing that can be read, or it does not fit: nothing is loaded in part.
+  """
+  kind, place = _parse(source)
+  if kind == 'torchvision':
+    path = _file(place)
+    return weights.to_variables(weights.read(path), model, variables, skip=skip, where=str(path))
+  return weights.to_variables(read(source).state_dict(), model, variables, skip=skip, where=place)
+
+
+def write(directory: str | pathlib.Path, found: Pretrained) -> None:
+  """Write ``weights.safetensors`` and ``model.json`` to ``directory``, the latter last.
+
+  Raises:
+    InputError: they cannot be written.
+  """
+  directory = pathlib.Path(directory).expanduser()
+  tensors = {
+    path: np.asarray(value) for path, value in flax.traverse_util.flatten_dict(found.variables, sep='/').items()
+  }
+  with file_errors(directory):
+    with complete(directory / 'weights.safetensors') as part:
+      safetensors.write(pathlib.Path(part.name), tensors, {'format': 'jaxres'})
+      digest = hashlib.sha256(pathlib.Path(part.name).read_bytes()).hexdigest()
+    description = {
+      'format': FORMAT,
+      'model': found.options,
+      'channels': found.channels,
+      'names': found.dialect._asdict(),
+      'num_batches_tracked': found.batches,
+      'class_names': found.class_names,
+      'origin': found.origin,
+      'sha256': digest,
+    }
+    with complete(directory / 'model.json') as part:
+      part.write((json.dumps(description, indent=2) + '\n').encode())
+
+
+def _parse(source: str) -> tuple[str, str]:
+  """Return the kind of a source and where it is."""
+  kind, colon, place = source.partition(':')
+  if colon and kind in SOURCES:
+    return kind, place
+  return ('jaxres' if pathlib.Path(source).expanduser().is_dir() else 'torchvision'), source
+
+
+def _file(place: str) -> pathlib.Path:
+  """Return the path of a file, or of the published weights of that name."""
+  path = pathlib.Path(place).expanduser()
+  is_name = place in published.DIGITS or not (path.exists() or path.suffix or '/' in place)
+  return published.find(place) if is_name else path
+
+
+def _of_torch(state_dict: weights.StateDict, path: pathlib.Path, skip: Sequence[str]) -> Pretrained:
+  found = weights.recognise(state_dict, str(path))
+  options = {'name': found.name, **found.options}
+  dialect = weights.dialect_of(state_dict)
+  model = models.create(**options, dtype='float32')
+  variables = weights.to_variables(state_dict, model, skip=skip, where=str(path))
+  return Pretrained(variables, options, found.channels, dialect, weights.batches(state_dict), None, str(path))
+
+
+def _read_written(directory: pathlib.Path) -> Pretrained:
+  path, described = directory / 'weights.safetensors', directory / 'model.json'
+  try:
+    given = json.loads(described.read_text())
+    data = path.read_bytes()
+  except (OSError, ValueError) as error:
+    raise InputError(f'{directory}: cannot be read: {error}') from None
+  if isinstance(given, dict) and given.get('format', FORMAT) != FORMAT:
+    raise InputError(f'{described}: format {given["format"]!r:.20}; this jaxres reads {FORMAT}')
+  try:
+    options, dialect, names = given['model'], Dialect(**given['names']), given['class_names']
+    channels, batches, origin, digest = (given[key] for key in ('channels', 'num_batches_tracked', 'origin', 'sha256'))
+  except (TypeError, LookupError) as error:
+    raise InputError(f'{described}: damaged: {error}') from None
+  if hashlib.sha256(data).hexdigest() != digest:
+    raise InputError(f'{path}: damaged, or of another model.json: its sha256 is not that in {described}')
+  variables = flax.traverse_util.unflatten_dict(safetensors.read(data, str(path)), sep='/')
+  return Pretrained(variables, options, channels, dialect, batches, names and tuple(names), origin)
+
+
+def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
+  """Read the weights of a run: their moving average where it keeps one."""
+  try:
+    config = config_lib.complete(json.loads((directory / 'config.json').read_text()))
+  except (OSError, json.JSONDecodeError) as error:
+    raise InputError(f'{directory}/config.json: cannot be read: {error}') from None
+  options = {key: value for key, value in config_lib.to_dict(config)['model'].items() if value is not None}
+  options.pop('dtype')
+  number, saved = _restore(directory, step)
+  variables = saved.get('ema') or {key: saved[key] for key in ('params', 'batch_stats')}
+  variables = jax.tree.map(np.asarray, variables)
+  options['num_classes'] = variables['params']['head']['fc']['kernel'].shape[1]
+  stem = variables['params']['stem']
+  channels = (stem.get('conv') or stem['conv1'])['kernel'].shape[2]
+  dialect = Dialect.of_model(models.create(**options).shortcut)
+  origin = f'{directory}, step {number}' + (', moving average' if 'ema' in saved else '')
+  return Pretrained(variables, options, channels, dialect, number, None, origin)
+
+
+def _restore(directory: pathlib.Path, step: str) -> tuple[int, Mapping[str, Any]]:
+  """Return the number of a checkpoint and its state as it was saved; the run is not touched."""
+  where = directory.absolute() / 'checkpoints'
+  number = _choose(where, step)
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  with _quiet(), ocp.StandardCheckpointer() as reader:
+    path = where / str(number) / 'state'
+    tree = reader.metadata(path).item_metadata.tree
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree)
+    return number, reader.restore(path, template)
+
+
+def _choose(where: pathlib.Path, step: str) -> int:
+  """Return the step that is asked for, of those that are whole."""
+  known = sorted(int(path.parts[-3]) for path in where.glob('*/state/_METADATA') if path.parts[-3].isdecimal())
+  if not known:
+    raise InputError(f'{where}: no checkpoint there; expected the workdir of a run that has saved one')
+  if step == 'latest':
+    return known[-1]
+  if not step.isdecimal() or int(step) not in known:
+    raise InputError(f'{where}: no step {step}; there are {known}')
+  return int(step)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keep Orbax from warning that one item, read alone, has no file that describes all items."""
+  logger = logging.getLogger('absl')
+  before = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(before)

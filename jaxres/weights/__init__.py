@@ -1,0 +1,176 @@
+"""Weights of torch networks in, weights of jaxres out; torch itself is never imported.
+
+from jaxres import models, weights
+
+state_dict = weights.read('resnet50.pth')
+found = weights.recognise(state_dict)
+model = models.create(found.name, **found.options)
+variables = weights.to_variables(state_dict, model)
+weights.write('again.pth', weights.from_variables(variables, model, batches=weights.batches(state_dict)))
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxres.errors import InputError
+from jaxres.models import ResNet
+from jaxres.weights import names
+from jaxres.weights.architecture import Recognised, recognise
+from jaxres.weights.dtypes import COUNTER
+from jaxres.weights.names import Dialect
+from jaxres.weights.reader import read
+from jaxres.weights.writer import write
+
+__all__ = [
+  'Dialect', 'Recognised', 'abstract', 'batches', 'dialect_of', 'digest', 'from_variables', 'read', 'recognise',
+  'to_variables', 'write',
+]  # fmt: skip
+
+SHOWN = 5  # names of each kind in an error
+StateDict = Mapping[str, np.ndarray]
+
+
+def to_variables(
+  state_dict: StateDict,
+  model: ResNet,
+  variables: Mapping[str, Any] | None = None,
+  *,
+  skip: Sequence[str] = (),
+  where: str = 'state_dict',
+) -> dict[str, Any]:
+  """Return the variables of ``model`` that ``state_dict`` holds: all of them, or what ``skip`` leaves.
+
+  Args:
+    state_dict: float32 arrays by torch's names, as ``read`` returns them.
+    model: the network.
+    variables: what the skipped leaves keep; needed only where ``skip`` matches leaves.
+    skip: regular expressions. Leaves whose path, such as ``head/fc/kernel``, matches one whole are not loaded, and
+      tensors of ``state_dict`` whose name matches are not missed.
+    where: the file, for the error.
+
+  Returns:
+    ``{'params': ..., 'batch_stats': ...}`` of float32 NumPy arrays, contiguous and of their own.
+
+  Raises:
+    InputError: names are missing, unexpected or of another shape; or a pattern of ``skip`` is no regular expression
+      or matches nothing.
+  """
+  whole = variables or abstract(model, recognise(state_dict, where).channels)
+  leaves = flax.traverse_util.flatten_dict({key: whole[key] for key in ('params', 'batch_stats')}, sep='/')
+  dialect = dialect_of(state_dict)._replace(average=model.shortcut == 'average')
+  known = names.torch_names([*leaves, *names.counters(leaves)], dialect)
+  skipped = _skipped(skip, known, state_dict, where)
+  if variables is None and (bare := [path for path in leaves if path in skipped]):
+    raise InputError(f'{where}: skip: nothing would give {_listed(bare)} their values')
+  wanted = {path: name for path, name in known.items() if path in leaves and path not in skipped}
+  allowed = {known.get(name, name) for name in skipped} | set(known.values())
+  missing = [name for name in wanted.values() if name not in state_dict]
+  unexpected = [name for name in state_dict if name not in allowed]
+  shapes = {name: names.torch_shape(leaves[path].shape) for path, name in wanted.items()}
+  shapes |= {name: () for path, name in known.items() if path not in leaves and path not in skipped}
+  given = {name: state_dict[name] for name in shapes if name in state_dict}
+  complaints = {
+    'missing': missing,
+    'unexpected': unexpected,
+    'of another shape': [
+      f'{name} {list(value.shape)} instead of {list(shapes[name])}'
+      for name, value in given.items()
+      if value.shape != shapes[name]
+    ],
+    'not float32': [name for name in wanted.values() if name in given and given[name].dtype != np.float32],
+  }
+  if any(complaints.values()):
+    found = '; '.join(f'{kind}: {_listed(listed)}' for kind, listed in complaints.items() if listed)
+    raise InputError(f'{where}{_described(state_dict)} does not fit the model: {found}')
+  loaded = {path: names.to_jaxres(state_dict[name]) for path, name in wanted.items()}
+  return flax.traverse_util.unflatten_dict(leaves | loaded, sep='/')
+
+
+def from_variables(
+  variables: Mapping[str, Any],
+  model: ResNet,
+  dialect: Dialect | None = None,
+  *,
+  batches: Mapping[str, int] | int = 0,
+) -> dict[str, np.ndarray]:
+  """Return ``variables`` as a torch state dict, in torch's order; the inverse of ``to_variables``.
+
+  Args:
+    variables: of ``model``, float32.
+    model: the network.
+    dialect: of the names; None is torchvision's, or akamaster's where the shortcuts have no parameters.
+    batches: ``num_batches_tracked``, by name as ``batches`` returns it; a number is that of every BatchNorm.
+
+  Returns:
+    float32 arrays and int64 scalars.
+  """
+  leaves = flax.traverse_util.flatten_dict({key: variables[key] for key in ('params', 'batch_stats')}, sep='/')
+  average = model.shortcut == 'average'
+  dialect = Dialect.of_model(model.shortcut) if dialect is None else dialect._replace(average=average)
+  result = {}
+  for path, name in names.torch_names([*leaves, *names.counters(leaves)], dialect).items():
+    if path in leaves:
+      result[name] = names.to_torch(np.asarray(leaves[path], np.float32))
+    elif isinstance(batches, int) or name in batches:
+      result[name] = np.array(batches if isinstance(batches, int) else batches[name], np.int64)
+  return result
+
+
+def batches(state_dict: StateDict) -> dict[str, int]:
+  """Return every ``num_batches_tracked`` of ``state_dict`` by its name."""
+  return {name: int(value) for name, value in state_dict.items() if name.endswith(COUNTER)}
+
+
+def dialect_of(state_dict: StateDict) -> Dialect:
+  """Return how the names of ``state_dict`` are spelt."""
+  return Dialect.of_names({name: value.shape for name, value in state_dict.items()})
+
+
+def abstract(model: ResNet, channels: int) -> dict[str, Any]:
+  """Return the shapes and dtypes of the variables of ``model`` for images of so many ``channels``."""
+  images = jnp.zeros((1, 32, 32, channels))
+  return dict(jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0)))
+
+
+def digest(state_dict: StateDict) -> str:
+  """Return the SHA-256 of names, shapes, dtypes and values, whatever the order and the file format."""
+  found = hashlib.sha256()
+  for name, value in sorted(state_dict.items()):
+    found.update(f'{name} {value.dtype.name} {list(value.shape)}\n'.encode())
+    found.update(value.tobytes())
+  return found.hexdigest()
+
+
+def _skipped(skip: Sequence[str], known: Mapping[str, str], given: Iterable[str], where: str) -> set[str]:
+  """Return the paths, and the names in the file, that a pattern of ``skip`` matches."""
+  candidates = {path: path.partition('/')[2] for path in known} | {name: name for name in given}
+  result = set()
+  for pattern in skip:
+    try:
+      found = {key for key, name in candidates.items() if re.fullmatch(pattern, name)}
+    except re.error as error:
+      raise InputError(f'{where}: skip: {pattern!r} is no regular expression: {error}') from None
+    if not found:
+      raise InputError(f'{where}: skip: {pattern!r} matches nothing; names read like "head/fc/kernel" or "fc.weight"')
+    result |= found
+  return result | {path for path, name in known.items() if name in result}
+
+
+def _described(state_dict: StateDict) -> str:
+  try:
+    name, options, channels = recognise(state_dict)
+  except InputError:
+    return ''
+  return f' ({", ".join([name, *(f"{key}={value}" for key, value in options.items())])}, {channels} channels)'
+
+
+def _listed(found: Sequence[str]) -> str:
+  rest = len(found) - SHOWN
+  return ', '.join(f'{name:.120}' for name in found[:SHOWN]) + (f' and {rest} more' if rest > 0 else '')

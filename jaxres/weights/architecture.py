@@ -1,0 +1,122 @@
+"""The architecture of a state dict, from the names and shapes of its tensors."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxres import models
+from jaxres.errors import InputError
+from jaxres.models.resnet import MODELS
+from jaxres.weights.names import Dialect
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Recognised(NamedTuple):
+  """A network of ``jaxres.models``."""
+
+  name: str
+  options: dict[str, Any]  # what models.create takes besides, where it is not the default
+  channels: int  # of the images
+
+
+class _Seen(NamedTuple):
+  """What the tensors say of a network, as attributes of ``ResNet``."""
+
+  stage_sizes: tuple[int, ...]
+  widths: tuple[int, ...]
+  stem_width: int
+  expansion: int
+  preact: bool
+  groups: int
+  width_per_group: int
+  se: bool
+
+
+def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict') -> Recognised:
+  """Return which network of ``models.list()`` has these tensors.
+
+  What has no tensor cannot be seen: the activation is taken for ReLU, the stride of a 3x3 stem for 1, that of a
+  bottleneck to be on its 3x3.
+
+  Args:
+    state_dict: by torch's names, as ``reader.read`` returns it.
+    where: the file, for the error.
+
+  Raises:
+    InputError: it is no ResNet, or none of the table.
+  """
+  shapes = {name: value.shape for name, value in state_dict.items()}
+  dialect = Dialect.of_names(shapes)
+  try:
+    seen = _look(shapes)
+    options = _options(shapes, dialect, seen)
+    stem = shapes['conv1.0.weight'] if 'conv1.0.weight' in shapes else shapes['conv1.weight']
+    channels = stem[1]
+  except (LookupError, ValueError, ZeroDivisionError):
+    found = ', '.join(f'{name:.60}' for name in [*shapes][:4]) or 'nothing'
+    raise InputError(
+      f'{where}: no ResNet that jaxres knows; expected conv1.weight, layer1.0.conv1.weight ..., found {found} ...'
+    ) from None
+  alike = {name: _differing(name, options) for name in models.list() if _of_model(name) == seen}
+  if alike:  # resnet50 and resnet50d differ in options alone
+    name = min(alike, key=lambda name: len(alike[name]))
+    return Recognised(name, alike[name], channels)
+  kind = 'bottlenecks' if seen.expansion == 4 else 'basic blocks'
+  more = ', SE' * seen.se + ', pre-activation' * seen.preact
+  raise InputError(
+    f'{where}: a ResNet of {list(seen.stage_sizes)} {kind} of {list(seen.widths)} channels, stem {seen.stem_width}, '
+    f'groups {seen.groups}, width per group {seen.width_per_group}{more}; '
+    'no network of jaxres.models.list() is like it'
+  )
+
+
+def _look(shapes: Shapes) -> _Seen:
+  blocks = [re.fullmatch(r'layer(\d+)\.(\d+)\.conv1\.weight', name) for name in shapes]
+  numbers = sorted((int(found[1]), int(found[2])) for found in blocks if found)
+  sizes = tuple(sum(stage == i for stage, _ in numbers) for i in range(1, numbers[-1][0] + 1))
+  if numbers != [(i + 1, j) for i, size in enumerate(sizes) for j in range(size)]:
+    raise ValueError('blocks are missing')
+  expansion = 4 if 'layer1.0.conv3.weight' in shapes else 1
+  last = 'conv3' if expansion == 4 else 'conv2'
+  widths = tuple(shapes[f'layer{i + 1}.0.{last}.weight'][0] // expansion for i in range(len(sizes)))
+  inner, second = shapes['layer1.0.conv1.weight'][0], shapes['layer1.0.conv2.weight']
+  groups = inner // second[1]
+  stem = shapes.get('conv1.6.weight') or shapes['conv1.weight']
+  preact = 'bn1.weight' not in shapes
+  se = 'layer1.0.se.fc1.weight' in shapes
+  return _Seen(sizes, widths, stem[0], expansion, preact, groups, inner * 64 // (groups * widths[0]), se)
+
+
+def _options(shapes: Shapes, dialect: Dialect, seen: _Seen) -> dict[str, Any]:
+  """Return the arguments of ``models.create`` that tensors show."""
+  stem = 'deep' if 'conv1.0.weight' in shapes else {3: 'cifar', 7: 'imagenet'}[shapes['conv1.weight'][2]]
+  reshapes = len(seen.widths) > 1
+  shortcut = 'average' if dialect.average else 'projection'
+  if reshapes and not any(f'.{dialect.shortcut}.' in name for name in shapes):
+    shortcut = 'pad'
+  head = shapes.get(f'{dialect.head}.weight')
+  return {'num_classes': head[0] if head else None, 'stem': stem, 'shortcut': shortcut if reshapes else None}
+
+
+def _of_model(name: str) -> _Seen:
+  model = MODELS[name]()
+  return _Seen(
+    model.stage_sizes,
+    model.widths,
+    model.stem_width or model.widths[0],
+    model.block.expansion,
+    model.block.preact,
+    model.groups,
+    model.width_per_group,
+    model.se,
+  )
+
+
+def _differing(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the ``options`` that are not the published ones of the network called ``name``."""
+  model = MODELS[name]()
+  published = {'stem': model.stem_type, 'shortcut': model.shortcut}
+  return {key: value for key, value in options.items() if value is not None and published.get(key) != value}

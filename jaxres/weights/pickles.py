@@ -1,0 +1,292 @@
+"""The part of pickle that torch.save writes for tensors, interpreted here; Python's own unpickler is never used.
+
+A pickle is a program. This interpreter knows the opcodes that build numbers, strings, lists, tuples and dicts, and the
+four functions and ten storage types below; it makes plain values of them and nothing else. Any other global is refused
+by its name where it is named, before anything could be made of it, and any other opcode by the opcode's name.
+"""
+
+import pickletools
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxres.errors import InputError
+
+MAX_BYTES = 16 << 20  # of one pickle; that of a ResNet-50 has 40 kB
+MAX_TENSORS = 100_000
+
+
+class Storage(NamedTuple):
+  """A run of numbers in the file."""
+
+  dtype: str
+  key: str
+  size: int  # elements
+
+
+class Tensor(NamedTuple):
+  """A view of a storage; nothing of it has been checked against the storage yet."""
+
+  storage: Storage
+  offset: int  # elements, as the strides
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]
+
+
+class _Global(NamedTuple):
+  """A global that may be named: a storage's dtype, or a function of the arguments of REDUCE."""
+
+  name: str
+  dtype: str = ''
+  make: Callable[..., Any] | None = None
+
+
+def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+  result: dict[Any, Any] = {}
+  for key, value in pairs:
+    result[_key(key)] = value
+  return result
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+  numbers = [offset, *shape, *strides]
+  if not isinstance(storage, Storage) or any(type(number) is not int for number in numbers):
+    raise ValueError('the arguments of a tensor')
+  return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _parameter(data: Any, *_: Any) -> Tensor:
+  if not isinstance(data, Tensor):
+    raise ValueError('a parameter without a tensor')
+  return data
+
+
+def _key(key: Any) -> Any:
+  """Return ``key`` where a dict may have it; a deeply nested tuple would overflow the stack when it is hashed."""
+  if type(key) not in (str, int, float, bool, bytes):
+    raise ValueError(f'a dict key of type {type(key).__name__}')
+  return key
+
+
+STORAGES = {
+  'FloatStorage': 'float32',
+  'HalfStorage': 'float16',
+  'BFloat16Storage': 'bfloat16',
+  'DoubleStorage': 'float64',
+  'LongStorage': 'int64',
+  'IntStorage': 'int32',
+  'ShortStorage': 'int16',
+  'CharStorage': 'int8',
+  'ByteStorage': 'uint8',
+  'BoolStorage': 'bool',
+}
+MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
+  ('collections', 'OrderedDict'): _ordered_dict,
+  ('torch._utils', '_rebuild_tensor'): _tensor,
+  ('torch._utils', '_rebuild_tensor_v2'): _tensor,
+  ('torch._utils', '_rebuild_parameter'): _parameter,
+}
+KNOWN = {key: _Global('.'.join(key), make=make) for key, make in MAKERS.items()} | {
+  (module, name): _Global(f'{module}.{name}', dtype)
+  for name, dtype in STORAGES.items()
+  for module in ('torch', 'torch.cuda')
+}
+
+NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
+_CONSTANTS: dict[int, Callable[[], Any]] = {
+  ord('N'): lambda: None,
+  0x88: lambda: True,
+  0x89: lambda: False,
+  ord('}'): dict,
+  ord(']'): list,
+  ord(')'): tuple,
+}
+_NUMBERS = {ord('J'): '<i', ord('K'): '<B', ord('M'): '<H', ord('G'): '>d'}
+_STRINGS = {  # opcode: how its length is written, encoding
+  ord('X'): ('<I', 'utf-8'),
+  0x8C: ('<B', 'utf-8'),
+  0x8D: ('<Q', 'utf-8'),
+  ord('T'): ('<i', 'latin-1'),  # the str of Python 2
+  ord('U'): ('<B', 'latin-1'),
+  ord('B'): ('<I', None),
+  ord('C'): ('<B', None),
+}
+_PUTS = {ord('q'): '<B', ord('r'): '<I'}
+_GETS = {ord('h'): '<B', ord('j'): '<I'}
+
+
+def load(data: Any, where: str, start: int = 0) -> tuple[Any, int]:
+  """Return what the pickle at ``data[start:]`` describes, and where it ends.
+
+  Args:
+    data: bytes, or what slices like them.
+    where: the file, for the error.
+    start: of the pickle.
+
+  Returns:
+    Numbers, strings, bytes, None, lists, tuples, dicts (an ``OrderedDict`` too becomes one) and ``Tensor``s.
+
+  Raises:
+    InputError: it names anything else, is damaged, or is too large.
+  """
+  machine = _Machine(data, where, start)
+  try:
+    return machine.run(), machine.at
+  except InputError:
+    raise
+  except (ValueError, TypeError, LookupError, struct.error, OverflowError) as error:
+    reason = str(error) if isinstance(error, ValueError) else 'the pickle breaks off or is damaged'
+    raise InputError(f'{where}: it cannot be read as a file of torch.save: {reason} (byte {machine.at})') from None
+
+
+class _Machine:
+  """The stack machine of a pickle."""
+
+  def __init__(self, data: Any, where: str, start: int) -> None:
+    self.data, self.where, self.at = data, where, start
+    self.end = min(len(data), start + MAX_BYTES)
+    self.stack: list[Any] = []
+    self.marks: list[int] = []
+    self.memo: dict[int, Any] = {}
+    self.tensors = 0
+
+  def run(self) -> Any:
+    """Return what is on the stack at the opcode STOP."""
+    while (code := self.number('<B')) != ord('.'):
+      if code in _CONSTANTS:
+        self.stack.append(_CONSTANTS[code]())
+      elif code in _NUMBERS:
+        self.stack.append(self.number(_NUMBERS[code]))
+      elif code in _STRINGS:
+        self.stack.append(self.string(*_STRINGS[code]))
+      elif code in _PUTS:
+        self.memo[self.number(_PUTS[code])] = self.stack[-1]
+      elif code in _GETS:
+        self.stack.append(self.memo[self.number(_GETS[code])])
+      else:
+        self.build(code)
+    return self.stack.pop()
+
+  def take(self, size: int) -> bytes:
+    """Return the next ``size`` bytes."""
+    if size < 0 or self.at + size > self.end:
+      raise ValueError(
+        'the pickle breaks off' if self.end == len(self.data) else f'the pickle exceeds {MAX_BYTES} bytes'
+      )
+    self.at += size
+    return bytes(self.data[self.at - size : self.at])
+
+  def number(self, form: str) -> Any:
+    return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+  def string(self, form: str, encoding: str | None) -> str | bytes:
+    raw = self.take(self.number(form))
+    return raw.decode(encoding) if encoding else raw
+
+  def line(self) -> str:
+    """Return the text up to the next line end."""
+    text = b''
+    while not text.endswith(b'\n') and len(text) < 1000:
+      text += self.take(1)
+    return text[:-1].decode('utf-8')
+
+  def items(self) -> list[Any]:
+    """Pop and return what lies above the last mark."""
+    mark = self.marks.pop()
+    found = self.stack[mark:]
+    del self.stack[mark:]
+    return found
+
+  def build(self, code: int) -> None:
+    """Run an opcode that combines what is on the stack."""
+    match chr(code):
+      case '\x80':  # PROTO
+        self.take(1)
+      case '\x95':  # FRAME
+        self.take(8)
+      case '\x8a':  # LONG1
+        self.stack.append(int.from_bytes(self.take(self.number('<B')), 'little', signed=True))
+      case '(':
+        self.marks.append(len(self.stack))
+      case '0':
+        self.stack.pop()
+      case 't':
+        self.stack.append(tuple(self.items()))
+      case '\x85' | '\x86' | '\x87':  # TUPLE1, 2, 3
+        self.marks.append(len(self.stack) - (code - 0x84))
+        self.stack.append(tuple(self.items()))
+      case 's':
+        value, key = self.stack.pop(), self.stack.pop()
+        self.top(dict)[_key(key)] = value
+      case 'u':
+        items = self.items()
+        self.top(dict).update({_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
+      case 'a':
+        value = self.stack.pop()
+        self.top(list).append(value)
+      case 'e':
+        items = self.items()
+        self.top(list).extend(items)
+      case '\x94':  # MEMOIZE
+        self.memo[len(self.memo)] = self.stack[-1]
+      case 'c':
+        self.stack.append(self.named(self.line(), self.line()))
+      case '\x93':  # STACK_GLOBAL
+        name, module = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.named(module, name))
+      case 'R':
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.call(function, arguments))
+      case 'Q':
+        self.stack.append(self.storage(self.stack.pop()))
+      case 'b':  # BUILD: an OrderedDict's _metadata is not needed
+        self.stack.pop()
+        self.top(dict)
+      case 'i':  # INST
+        self.named(self.line(), self.line())
+        raise self.refused('opcode INST')
+      case other:
+        known = NAMES.get(other)
+        if known is None:
+          raise ValueError('no pickle')
+        raise self.refused(f'opcode {known}')
+
+  def top(self, kind: type) -> Any:
+    """Return the top of the stack, which must be of ``kind``."""
+    if type(self.stack[-1]) is not kind:
+      raise ValueError(f'expected a {kind.__name__}, found a {type(self.stack[-1]).__name__}')
+    return self.stack[-1]
+
+  def named(self, module: Any, name: Any) -> _Global:
+    """Return the global of this name where it is one of the few that are known."""
+    found = KNOWN.get((module, name)) if type(module) is type(name) is str else None
+    if found is None:
+      raise self.refused(f'{module!s:.80}.{name!s:.80}')
+    return found
+
+  def call(self, function: Any, arguments: Any) -> Any:
+    if not isinstance(function, _Global) or function.make is None or type(arguments) is not tuple:
+      raise ValueError('a call of what is no function')
+    made = function.make(*arguments)
+    self.tensors += isinstance(made, Tensor)
+    if self.tensors > MAX_TENSORS:
+      raise ValueError(f'more than {MAX_TENSORS} tensors')
+    return made
+
+  def storage(self, given: Any) -> Storage:
+    """Return the storage that a persistent id describes."""
+    if type(given) is not tuple or not 5 <= len(given) <= 6 or given[0] != 'storage':
+      raise ValueError('an unknown persistent id')
+    _, kind, key, _, size, *view = given
+    if not isinstance(kind, _Global) or not kind.dtype or type(key) is not str or type(size) is not int or size < 0:
+      raise ValueError('the persistent id of a storage')
+    if view and view[0] is not None:
+      raise ValueError('a view of a storage, which torch has not written since 0.3')
+    return Storage(kind.dtype, key, size)
+
+  def refused(self, what: str) -> InputError:
+    what = ''.join(c if c.isprintable() else '?' for c in what)
+    return InputError(
+      f'{self.where}: refused: its pickle asks for {what}, and only tensors and plain containers are read; nothing of '
+      'it was run. Where you trust the file, save its state dict alone'
+    )

@@ -1,0 +1,55 @@
+"""torchvision's published weights by name: downloaded once, checked each time.
+
+URLs: torchvision/models/resnet.py. The eight digits in a file's name begin its SHA-256.
+"""
+
+import os
+import pathlib
+
+from jaxres.data.archive import download, sha256_of
+from jaxres.errors import InputError, nearest
+
+URL = 'https://download.pytorch.org/models/'
+# By name: IMAGENET1K_V1, the recipe of the papers; by name and '-v2': IMAGENET1K_V2, torchvision's newer recipe.
+DIGITS = {
+  'resnet18': 'f37072fd',
+  'resnet34': 'b627a593',
+  'resnet50': '0676ba61',
+  'resnet50-v2': '11ad3fa6',
+  'resnet101': '63fe2227',
+  'resnet101-v2': 'cd907fc2',
+  'resnet152': '394f9c45',
+  'resnet152-v2': 'f82ba261',
+  'resnext50_32x4d': '7cdf4587',
+  'resnext50_32x4d-v2': '1a0047aa',
+  'resnext101_32x8d': '8ba56ff5',
+  'resnext101_32x8d-v2': '110c445d',
+  'wide_resnet50_2': '95faca4d',
+  'wide_resnet50_2-v2': '9ba9bcbe',
+  'wide_resnet101_2': '32ee1156',
+  'wide_resnet101_2-v2': 'd733dc28',
+}
+
+
+def cache() -> pathlib.Path:
+  """Return where downloads are kept: ``$XDG_CACHE_HOME/jaxres/weights``, ``~/.cache`` where it is not set."""
+  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'jaxres' / 'weights'
+
+
+def find(name: str) -> pathlib.Path:
+  """Return the path of the published weights called ``name``, downloaded where they are not in the cache.
+
+  Args:
+    name: a key of ``DIGITS``.
+
+  Raises:
+    InputError: the name is unknown, or the download fails or is another file.
+  """
+  if name not in DIGITS:
+    raise InputError(f'torchvision:{name}: no such file and no published weights{nearest(name, DIGITS)}')
+  digits = DIGITS[name]
+  path = cache() / f'{name.removesuffix("-v2")}-{digits}.pth'
+  if not (path.is_file() and sha256_of(path).startswith(digits)):
+    fix = 'or fetch it by hand and give its path: torchvision:PATH'
+    download(URL + path.name, path, digits, None, fix)
+  return path

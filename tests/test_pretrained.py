@@ -1,0 +1,142 @@
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxres import checkpoint, models, pretrained, state, weights
+from jaxres import config as config_lib
+from jaxres.errors import InputError
+from tests.weights.conftest import assert_same, make_state
+
+
+@pytest.fixture
+def file(tmp_path, tiny):
+  """A file of a network `tiny` with 4 classes."""
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  return str(tmp_path / 'tiny.pth')
+
+
+def variables_of(classes: int, seed: int):
+  return weights.to_variables(make_state(classes, seed=seed), models.create('tiny', num_classes=classes))
+
+
+@pytest.fixture
+def workdir(tmp_path, tiny):
+  """A run of `tiny` on images of 4 classes: checkpoints at steps 5, 7 and 9, of seeds 5, 7 and 9."""
+  return make_run(tmp_path / 'run', ema=False)
+
+
+def make_run(path, ema: bool):
+  path.mkdir()
+  (path / 'config.json').write_text(config_lib.to_json(config_lib.make(model=dict(name='tiny'))))
+  with checkpoint.open(path / 'checkpoints', keep_latest=3) as manager:
+    for step in (5, 7, 9):
+      whole = state.create(variables_of(4, step), optax.sgd(0.1, momentum=0.9), ema=ema)
+      whole = whole.replace(step=whole.step + step)
+      if ema:
+        whole = whole.replace(ema=variables_of(4, step + 100))
+      checkpoint.save(manager, jax.tree.map(jax.numpy.asarray, whole), {}, {})
+  return path
+
+
+def same(found, expected) -> bool:
+  return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b) and a.dtype == b.dtype, found, expected))
+
+
+def refused(call, *args, **options) -> str:
+  with pytest.raises(InputError) as caught:
+    call(*args, **options)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_a_torch_file_and_back(file):
+  for source in (file, f'torchvision:{file}'):
+    found = pretrained.read(source)
+    assert found.options == {'name': 'tiny', 'num_classes': 4}
+    assert found.channels == 3
+    assert_same(found.state_dict(), make_state(4))
+
+
+def test_what_is_written_is_read(file, tmp_path):
+  found = pretrained.read(file)._replace(class_names=('a', 'b', 'c', 'd'))
+  pretrained.write(tmp_path / 'out', found)
+  for source in (str(tmp_path / 'out'), f'jaxres:{tmp_path / "out"}'):
+    again = pretrained.read(source)
+    assert again._replace(variables=None) == found._replace(variables=None)
+    assert same(again.variables, found.variables)
+    assert_same(again.state_dict(), make_state(4))
+
+
+@pytest.mark.parametrize(('step', 'seed'), [('latest', 9), ('7', 7)])
+def test_a_run(workdir, step, seed):
+  found = pretrained.read(str(workdir), step)
+  assert same(found.variables, variables_of(4, seed))
+  assert found.options['name'] == 'tiny'
+  assert found.options['num_classes'] == 4
+  counters = {int(value) for name, value in found.state_dict().items() if name.endswith('tracked')}
+  assert counters == {seed}
+  assert found.model().apply(found.variables, np.zeros((1, 8, 8, 3), np.float32), train=False).shape == (1, 4)
+
+
+def test_a_run_with_a_moving_average_gives_that(tmp_path, tiny):
+  found = pretrained.read(f'jaxres:{make_run(tmp_path / "run", ema=True)}')
+  assert same(found.variables, variables_of(4, 109))
+  assert 'moving average' in found.origin
+
+
+def test_loading_into_another_head(file, workdir, tiny):
+  model = models.create('tiny', num_classes=9)
+  fresh = variables_of(9, 1)
+  for source, seed in ((file, 0), (f'torchvision:{file}', 0), (f'jaxres:{workdir}', 9)):
+    line = refused(pretrained.load, source, model, fresh)
+    assert 'of another shape: fc.weight [4, 8] instead of [9, 8]' in line
+    found = pretrained.load(source, model, fresh, skip=('head/.*',))
+    expected = variables_of(4, seed)
+    assert same(found['params']['head'], fresh['params']['head'])
+    assert same(found['params']['stage1'], expected['params']['stage1'])
+    assert same(found['batch_stats'], expected['batch_stats'])
+
+
+def test_bad_sources_are_one_line(tmp_path, workdir, file):
+  assert 'no such file and no published weights' in refused(pretrained.read, 'torchvision:resnet_50')
+  assert 'No such file' in refused(pretrained.read, 'torchvision:nothing.pth')
+  (tmp_path / 'empty').mkdir()
+  assert 'expected model.json, or config.json' in refused(pretrained.read, str(tmp_path / 'empty'))
+  assert 'expected model.json, or config.json' in refused(pretrained.read, 'jaxres:nothing')
+  assert 'no step 8; there are [5, 7, 9]' in refused(pretrained.read, str(workdir), '8')
+  assert 'no step x' in refused(pretrained.read, str(workdir), 'x')
+  (tmp_path / 'bare').mkdir()
+  (tmp_path / 'bare/config.json').write_text('{}')
+  assert 'no checkpoint there' in refused(pretrained.read, str(tmp_path / 'bare'))
+  (tmp_path / 'bare/checkpoints/7').mkdir(parents=True)  # cut off
+  assert 'no checkpoint there' in refused(pretrained.read, str(tmp_path / 'bare'))
+
+
+def test_a_damaged_directory_is_one_line(file, tmp_path):
+  pretrained.write(tmp_path / 'out', pretrained.read(file))
+  stored = tmp_path / 'out/weights.safetensors'
+  raw = stored.read_bytes()
+  stored.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+  assert 'its sha256 is not that' in refused(pretrained.read, str(tmp_path / 'out'))
+  stored.unlink()
+  assert 'cannot be read' in refused(pretrained.read, str(tmp_path / 'out'))
+  for text, expected in (
+    ('{', 'cannot be read'),
+    ('[]', 'damaged'),
+    ('{"format": 2}', 'format 2'),
+    ('{"format": 1}', 'damaged'),
+  ):
+    stored.write_bytes(raw)
+    (tmp_path / 'out/model.json').write_text(text)
+    assert expected in refused(pretrained.read, str(tmp_path / 'out'))
+
+
+def test_model_json_says_what_a_person_wants_to_know(file, tmp_path):
+  pretrained.write(tmp_path / 'out', pretrained.read(file))
+  given = json.loads((tmp_path / 'out/model.json').read_text())
+  assert given['model'] == {'name': 'tiny', 'num_classes': 4}
+  assert given['origin'] == file
+  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['model.json', 'weights.safetensors']
