@@ -34,7 +34,7 @@ def run(arguments: list[str], cwd: pathlib.Path) -> subprocess.CompletedProcess:
 
 def test_every_command_is_of_a_kind_that_is_run() -> None:
   lines = [line for _, code in blocks('bash') for line in code.splitlines() if line]
-  known = ('python main.py ', 'jaxres ', 'python3 -m venv ')
+  known = ('python main.py ', 'python benchmarks/', 'jaxres ', 'python3 -m venv ')
   assert [line for line in lines if not line.startswith(known)] == []
   assert commands('python main.py ')
   assert commands('jaxres ')
@@ -52,6 +52,24 @@ def test_training_commands_run(line: str, tmp_path) -> None:
   done = run([sys.executable, *arguments, *workdir, *little, *dry, '--config.train.eval_batch_size=10'], ROOT)
   assert done.returncode == 0, done.stderr
   assert 'test/top1' in done.stdout
+
+
+LITTLE = {
+  'benchmarks/train_step.py': '--model resnet20 --batch_size 8 --image_size 8 --rounds 1 --seconds 0.1',
+  'benchmarks/input.py': '--images 10 --batch_size 2 --image_size 32 --rounds 1 --seconds 0.1',
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize('line', commands('python benchmarks/'))
+def test_benchmarks_run(line: str) -> None:
+  pytest.importorskip('torch')
+  _, script, *words = shlex.split(line)
+  done = run([sys.executable, script, *words, *LITTLE[script].split()], ROOT)
+  assert done.returncode == 0, done.stderr
+  rows = [json.loads(row) for row in done.stdout.splitlines() if row.startswith('{')]
+  assert len(rows) >= 3
+  assert all(row['images_per_s'] > 0 and row['versions']['jax'] for row in rows)
 
 
 @pytest.mark.parametrize('line', commands('jaxres '))

@@ -17,7 +17,7 @@ LAYERS = [
   {'state'},
   {'checkpoint', 'evaluate', 'log', 'plan', 'step'},
   {'train'},
-  {'cli', 'seeds', 'show_data'},
+  {'cli', 'profile', 'seeds', 'show_data'},
   {'__main__'},
 ]
 
