@@ -5,7 +5,7 @@ import pathlib
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
 
 class Operation(NamedTuple):
-  """What one instruction of the program cost, over all traced steps and threads."""
+  """What one instruction of the program cost, over all traced steps."""
 
   name: str
   source: str  # where in the model it comes from
@@ -79,24 +79,34 @@ def trace(step: Step, steps: int, directory: pathlib.Path) -> pathlib.Path:
 def operations(path: pathlib.Path, sources: Mapping[str, str]) -> list[Operation]:
   """Return the instructions in a trace, the costliest first.
 
+  An instruction lasts from its start to its end. XLA:CPU marks the end by an event of its own, as its threads go on
+  with something else meanwhile: what runs side by side counts twice.
+
   Args:
     path: an ``.xplane.pb`` file.
     sources: where instructions come from, by name: of ``instruction_sources``.
   """
-  seconds: dict[str, float] = {}
-  calls: dict[str, int] = {}
+  spans: dict[str, list[tuple[float, float]]] = {}  # of start and end, in nanoseconds
+  ends: dict[str, list[float]] = {}
+  for event in device_events(path):
+    if event.name.startswith('end: '):
+      ends.setdefault(event.name.removeprefix('end: '), []).append(event.start_ns)
+    elif (name := dict(event.stats).get('hlo_op')) is not None:
+      spans.setdefault(name, []).append((event.start_ns, event.start_ns + event.duration_ns))
+  found = []
+  for name, own in spans.items():
+    starts, marked = sorted(start for start, _ in own), sorted(ends.get(name, []))
+    last = marked if len(marked) == len(own) else sorted(end for _, end in own)
+    found.append(Operation(name, sources.get(name, ''), (sum(last) - sum(starts)) / 1e9, len(own)))
+  return sorted(found, key=lambda operation: -operation.seconds)
+
+
+def device_events(path: pathlib.Path) -> Iterator[Any]:
+  """Yield the events of a trace, of devices those of the streams alone: other lines have them again, by module."""
   for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
     for line in plane.lines:
-      if plane.name.startswith('/device') and not line.name.startswith('Stream'):
-        continue  # the same events once more, by module, by step ...
-      for event in line.events:
-        name = dict(event.stats).get('hlo_op')
-        if name is None or event.name.startswith('end: '):
-          continue
-        seconds[name] = seconds.get(name, 0.0) + event.duration_ns / 1e9
-        calls[name] = calls.get(name, 0) + 1
-  found = [Operation(name, sources.get(name, ''), seconds[name], calls[name]) for name in seconds]
-  return sorted(found, key=lambda operation: -operation.seconds)
+      if not plane.name.startswith('/device') or line.name.startswith('Stream'):
+        yield from line.events
 
 
 def instruction_sources(program: str) -> dict[str, str]:
@@ -177,7 +187,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def print_operations(found: Iterable[Operation], top: int, steps: int) -> None:
-  """Print the costliest operations: time is summed over the threads of a device."""
+  """Print the costliest operations."""
   found = list(found)
   total = sum(operation.seconds for operation in found) or 1.0
   table = Table('operation', 'comes from', 'ms a step', 'share', 'calls a step')
