@@ -29,8 +29,7 @@ def open(
   Raises:
     InputError: a number is out of range.
   """
-  if keep_latest < 1 or keep_best < 0:
-    raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
+  check(keep_latest=keep_latest, keep_best=keep_best)
   rank = lambda metrics: (metrics[BEST_METRIC], -metrics['step'])  # of equals the earliest
   best = BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
@@ -40,6 +39,12 @@ def open(
   )
   with ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options) as manager:
     yield manager
+
+
+def check(*, keep_latest: int, keep_best: int) -> None:
+  """Raise InputError where ``open`` would."""
+  if keep_latest < 1 or keep_best < 0:
+    raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
 
 
 def save(

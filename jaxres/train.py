@@ -3,10 +3,8 @@
 import contextlib
 import functools
 import itertools
-import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ from jax.sharding import Mesh
 
 from jaxres import checkpoint, data, evaluate, log, losses, models, optim, sharding, state
 from jaxres import config as config_lib
+from jaxres import workdir as workdir_lib
 from jaxres.backend import keep_freed_memory
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
@@ -28,14 +27,6 @@ from jaxres.step import TrainStep, make_loss, make_train_step
 MakeTx = Callable[[Any, int, float], tuple[optax.GradientTransformation, optax.Schedule]]
 Feeds = Callable[[int, int], Iterator[Any]]
 BeginRun = Callable[[], contextlib.AbstractContextManager[ocp.CheckpointManager]]
-
-# What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
-MAY_CHANGE = {
-  'train.epochs', 'train.patience', 'train.log_every_steps', 'train.eval_batch_size',
-  'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
-  'tta.flip', 'tta.crop', 'tta.pad',
-  'data.workers', 'data.max_bad',
-}  # fmt: skip
 
 
 def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[str, float]:
@@ -56,9 +47,12 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   keep_freed_memory()
   config = config_lib.complete(config)
   options = config_lib.to_dict(config)
-  workdir = check_workdir(pathlib.Path(workdir), config)
-  begin = lambda: open_workdir(workdir, config, **options['checkpoint'])
-  return fit(make_parts(options), begin, workdir, **options['train'])
+  workdir = workdir_lib.check_config(pathlib.Path(workdir).expanduser(), config)
+  checkpoint.check(**options['checkpoint'])
+  parts = make_parts(options)
+  workdir_lib.check_data(workdir, parts.dataset.info)
+  begin = lambda: workdir_lib.open(workdir, config, parts.dataset.info, **options['checkpoint'])
+  return fit(parts, begin, workdir, **options['train'])
 
 
 class Parts(NamedTuple):
@@ -85,6 +79,7 @@ def make_parts(options: Mapping[str, Mapping[str, Any]]) -> Parts:
   sharding.check_batch_size(options['data']['batch_size'], mesh)
   dataset = data.load(**options['data'])
   evaluate.check_views(views, dataset.test.image_shape)
+  augment_lib.check(augment, dataset.info.image_shape)
   model = fit_classes(model, options['model']['num_classes'], dataset.info)
   make_tx = lambda *args: optim.make(*args, **options['optim'])
   return Parts(model, dataset, augment, views, make_tx, mesh)
@@ -140,6 +135,8 @@ def fit(
   dataset, mesh = parts.dataset, parts.mesh
   _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, ema, dataset.val)
   check_accumulate(accumulate, dataset.train.batch_size, mesh)
+  if not 0 <= seed < 2**63:
+    raise InputError(f'train.seed: expected 0 to 2**63 - 1, found {seed}')
   plan = make_plan(dataset.train, epochs, eval_every_epochs, dry_run, overfit_one_batch)
   feeds: Feeds = dataset.train.train_feeds
   if overfit_one_batch:
@@ -232,52 +229,6 @@ def fit_classes(model: ResNet, num_classes: int | None, info: data.Info) -> ResN
   if num_classes not in (None, found):
     raise InputError(f'model.num_classes: {num_classes}, but the data has {found} classes; leave it out')
   return model.clone(num_classes=found)
-
-
-def check_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
-  """Return where the run goes: ``workdir``, or a fresh directory in it for a dry run.
-
-  Raises:
-    InputError: ``workdir`` is a file, or holds checkpoints of another config.
-  """
-  if config['train']['dry_run']:
-    workdir = workdir / 'dry_run'
-    shutil.rmtree(workdir, ignore_errors=True)
-  if workdir.exists() and not workdir.is_dir():
-    raise InputError(f'--workdir: {workdir} is a file; expected a directory')
-  stored = workdir / 'config.json'
-  if not stored.exists() or not any((workdir / 'checkpoints').glob('*')):
-    return workdir
-  written = config_lib.complete(json.loads(stored.read_text()))  # by an older jaxres: a new field is at its default
-  changed = config_lib.differences(written, config)
-  for path, (old, new) in changed.items():
-    if path not in MAY_CHANGE:
-      found = f'{path} was {json.dumps(old)} there and is {json.dumps(new)} now'
-      raise InputError(f'--workdir: {workdir} holds a run of another config: {found}; use another --workdir')
-  return workdir
-
-
-@contextlib.contextmanager
-def open_workdir(workdir: pathlib.Path, config: Mapping[str, Any], **options: Any) -> Iterator[ocp.CheckpointManager]:
-  """Make ``workdir``, write the config there and open its checkpoints with ``options``.
-
-  Raises:
-    InputError: it cannot be made or written.
-  """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
-  with checkpoint.open(workdir / 'checkpoints', **options) as manager:
-    write_config(workdir, config)
-    yield manager
-
-
-def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Write the resolved config to ``<workdir>/config.json``, whole or not at all."""
-  partial = workdir / 'config.json.tmp'
-  partial.write_text(config_lib.to_json(config))
-  os.replace(partial, workdir / 'config.json')
 
 
 def _check_fields(

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxres import cli
 from tests.conftest import ROOT, make_arrays
@@ -70,6 +71,7 @@ def test_benchmarks_run(line: str) -> None:
   rows = [json.loads(row) for row in done.stdout.splitlines() if row.startswith('{')]
   assert len(rows) >= 3
   assert all(row['images_per_s'] > 0 and row['versions']['jax'] for row in rows)
+  assert all(60_000 < row.get('mean_jpeg_bytes', 70_000) < 80_000 for row in rows)
 
 
 @pytest.mark.parametrize('line', commands('jaxres '))
@@ -108,3 +110,19 @@ def test_the_quick_figure_is_that_of_its_log() -> None:
   top1 = rows[-1]['test/top1']
   assert rows[-1]['epoch'] == pytest.approx(5, abs=0.01)
   assert f'{top1:.2%}'.replace('%', ' %') in (ROOT / 'README.md').read_text()
+
+
+def test_the_ablation_is_that_of_its_runs() -> None:
+  runs = json.loads((ROOT / 'docs/ablation.json').read_text())
+  table = (ROOT / 'docs/results.md').read_text()
+  for name, label in (
+    ('none', 'none'),
+    ('crop_flip', 'crop + flip'),
+    ('cutout', 'crop + flip + cutout'),
+    ('mixup', 'crop + flip + mixup'),
+  ):
+    top1 = np.array(runs[name]['test/top1'])
+    assert len(set(top1)) == 3
+    low, high = stats.t.interval(0.95, 2, top1.mean(), stats.sem(top1))
+    shown = f'{top1.mean():.2%} ± {top1.std(ddof=1):.2%} | {low:.2%} to {high:.2%}'.replace('%', ' %')
+    assert any(row.startswith(f'| {label} |') and shown in row for row in table.splitlines()), shown

@@ -16,6 +16,7 @@ LAYERS = [
   {'models', 'data', 'optim', 'sharding'},
   {'state'},
   {'checkpoint', 'evaluate', 'log', 'plan', 'step'},
+  {'workdir'},
   {'train'},
   {'cli', 'profile', 'seeds', 'show_data'},
   {'__main__'},
