@@ -144,7 +144,9 @@ def test_wrong_input_is_explained(tmp_path, monkeypatch) -> None:
   assert 'no such folder: /none' in complaint('/none', 'x', str(tmp_path))
   assert '--max_bad: expected 0 or more, found -1' in complaint(str(root), 'x', str(tmp_path), -1)
   (tmp_path / 'empty').mkdir()
-  assert 'no images: expected a sub-folder per class' in complaint(str(tmp_path / 'empty'), 'x', str(tmp_path))
+  assert 'expected a sub-folder of images per class, found none' in complaint(
+    str(tmp_path / 'empty'), 'x', str(tmp_path)
+  )
   assert 'at least two classes, found 1: dog' in complaint(_only(tmp_path, root), 'x', str(tmp_path))
   for path in (root / 'train/dog').iterdir():
     path.write_bytes(b'')
