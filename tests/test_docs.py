@@ -1,5 +1,6 @@
 """Every command and every piece of Python in the README and in docs/ is run, on little data."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxres import cli
+from jaxres import cli, config, seeds, train
 from tests.conftest import ROOT, make_arrays
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -42,17 +43,26 @@ def test_every_command_is_of_a_kind_that_is_run() -> None:
   assert blocks('python')
 
 
+@pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:DeprecationWarning')
 @pytest.mark.parametrize('line', commands('python main.py '))
-def test_training_commands_run(line: str, tmp_path) -> None:
-  arguments = shlex.split(line)[1:]
+def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> None:
+  monkeypatch.chdir(ROOT)
+  flags = argparse.ArgumentParser(allow_abbrev=False)
+  for name, kind in (('--config', str), ('--workdir', str), ('--seeds', int)):
+    flags.add_argument(name, type=kind, default=1)
+  args, fields = flags.parse_known_args(shlex.split(line)[2:])
+  assert all(field.startswith('--config.') for field in fields)
+  assert args.workdir.startswith('runs/')
   data = tmp_path / 'data.npz'
-  np.savez(data, **make_arrays((160, 20), shape=(32, 32, 3), classes=10))
-  workdir = ['--workdir', str(tmp_path / 'run')]
-  little = ['--config.data.name=arrays', f'--config.data.path={data}', '--config.data.batch_size=8']
-  dry = ['--config.train.dry_run=True'] if 'overfit' not in line else []
-  done = run([sys.executable, *arguments, *workdir, *little, *dry, '--config.train.eval_batch_size=10'], ROOT)
-  assert done.returncode == 0, done.stderr
-  assert 'test/top1' in done.stdout
+  np.savez(data, **make_arrays((160, 24), shape=(32, 32, 3), classes=10))
+  little = ['--config.data.name=arrays', f'--config.data.path={data}', '--config.data.batch_size=16']
+  little += ['--config.train.eval_batch_size=16', f'--config.model.name={tiny}']
+  little += [] if 'overfit' in line else ['--config.train.dry_run=True']
+  options = config.load(args.config, [*fields, *little])
+  if args.seeds == 1:
+    assert 'test/top1' in train.train_and_evaluate(options, tmp_path / 'run')
+  else:
+    assert len(seeds.train_and_evaluate(options, tmp_path / 'run', args.seeds)['test/top1'].values) == args.seeds
 
 
 LITTLE = {
