@@ -68,7 +68,7 @@ class Side:
   def close(self) -> None:
     """End the process."""
     self.process.kill()
-    self.process.wait()
+    self.process.communicate()
 
   def _read(self) -> dict[str, Any]:
     assert self.process.stdout
@@ -77,7 +77,8 @@ class Side:
         fields = json.loads(line)
         if isinstance(fields, dict):
           return fields
-    raise SystemExit(f'benchmark: the side {self.name!r} ended with status {self.process.wait()}')
+    self.process.communicate()
+    raise SystemExit(f'benchmark: the side {self.name!r} ended with status {self.process.returncode}')
 
 
 @contextlib.contextmanager

@@ -29,17 +29,21 @@ def open(
   Raises:
     InputError: a number is out of range.
   """
-  if keep_latest < 1 or keep_best < 0:
-    raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
-  rank = lambda metrics: (metrics[BEST_METRIC], -metrics['step'])  # of equals the earliest
-  best = BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
+  check(keep_latest=keep_latest, keep_best=keep_best)
+  best = BestN(get_metric_fn=_rank, n=keep_best, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
-    best_fn=rank,  # or the metrics are not stored, and a manager that is opened again knows of no best
+    best_fn=_rank,  # or the metrics are not stored, and a manager that is opened again knows of no best
     preservation_policy=AnyPreservationPolicy([LatestN(keep_latest), best]),
     cleanup_tmp_directories=True,
   )
   with ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options) as manager:
     yield manager
+
+
+def check(*, keep_latest: int, keep_best: int) -> None:
+  """Raise InputError where ``open`` would."""
+  if keep_latest < 1 or keep_best < 0:
+    raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
 
 
 def save(
@@ -58,8 +62,14 @@ def save(
   """
   items = ocp.args.Composite(state=ocp.args.StandardSave(state.present), progress=ocp.args.JsonSave(dict(progress)))
   step = int(state.step)
-  rank = {BEST_METRIC: scores[BEST_METRIC], 'step': step} if BEST_METRIC in scores else None
-  manager.save(step, args=items, metrics=rank)
+  kept = {name: scores[name] for name in (BEST_METRIC,) if name in scores}
+  manager.save(step, args=items, metrics=kept | {'step': step})
+
+
+def _rank(metrics: Mapping[str, float]) -> tuple[float, float]:
+  """Return what the best checkpoint has most of: of equals it is the earliest, and without validation the latest."""
+  top1 = metrics.get(BEST_METRIC)
+  return (-1.0, metrics['step']) if top1 is None else (top1, -metrics['step'])
 
 
 def restore(

@@ -18,6 +18,7 @@ class Tool(NamedTuple):
 
 
 TOOLS = {
+  'profile': Tool('jaxres.profile', 'where the time of a training step goes'),
   'show-data': Tool('jaxres.show_data', 'draw what the model sees: images beside their augmentations'),
   'convert': Tool('jaxres.convert', 'torch weights to jaxres, and jaxres weights to torch'),
   'prepare': Tool(

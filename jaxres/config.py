@@ -138,6 +138,11 @@ def _explain(error: BaseException) -> InputError:
     return InputError(
       f'--config.{override[1]}: expected {describe(schema(section)[field].hint)}, found {override[2]!r}'
     )
+  if isinstance(chain[-1], AttributeError) and "'get_config'" in str(chain[-1]):
+    return InputError('--config: the file has no function get_config(); it returns jaxres.config.make(...)')
+  if isinstance(chain[-1], KeyError) and chain[-1].args[0] in SECTIONS:
+    found = f'get_config() returns a dict without the section {chain[-1].args[0]!r}'
+    return InputError(f'--config: {found}, which cannot be overridden then; return jaxres.config.make(...)')
   if isinstance(error, flags.Error) and 'parsing config file' not in str(error):
     return InputError(str(error))
   return InputError(f'--config: the file fails to load: {type(chain[-1]).__name__}: {chain[-1]}')

@@ -50,6 +50,12 @@ def make_views(*, flip: bool = False, crop: int = 0, pad: int = 0) -> Views | No
   return views
 
 
+def check_views(views: Views | None, image_shape: tuple[int, int, int]) -> None:
+  """Raise InputError where ``views`` cannot be taken of images ``[H, W, C]``."""
+  if views:
+    jax.eval_shape(views, jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8))
+
+
 def five_crops(images: jax.Array, crop: int, pad: int) -> jax.Array:
   """Return the corners and the centre of ``images``, ``[B, H, W, C]``, as ``[5, B, h, w, C]``; see ``make_views``.
 

@@ -138,11 +138,15 @@ class Meter:
 
 def cut_rows(path: pathlib.Path, last_step: int) -> pathlib.Path:
   """Drop the rows of ``path`` behind ``last_step``, and a line that a kill left unfinished; return ``path``."""
-  rows = [line for line in read_lines(path) if json.loads(line)['step'] <= last_step]
-  partial = path.with_suffix('.tmp')
-  partial.write_text(''.join(rows))
-  os.replace(partial, path)
+  write_whole(path, ''.join(line for line in read_lines(path) if json.loads(line)['step'] <= last_step))
   return path
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+  """Write ``text`` to ``path``, whole or not at all."""
+  partial = path.with_name(f'{path.name}.tmp')
+  partial.write_text(text)
+  os.replace(partial, path)
 
 
 def read_lines(path: pathlib.Path) -> list[str]:
@@ -201,10 +205,11 @@ def draw_curves(workdir: pathlib.Path) -> pathlib.Path:
   rows = [json.loads(line) for line in read_lines(workdir / 'metrics.jsonl')]
   figure = matplotlib.figure.Figure(figsize=(12, 3.6), layout='constrained')
   for axes, quantity in zip(figure.subplots(1, 3), ('loss', 'top1', 'lr'), strict=True):
-    for split in ('train', 'val', 'test'):
-      points = [(row['epoch'], row[f'{split}/{quantity}']) for row in rows if f'{split}/{quantity}' in row]
-      if points:
-        axes.plot(*zip(*points, strict=True), label=split, marker='.' if len(points) < 60 else None)
+    names = dict.fromkeys(name for row in rows for name in row if name.endswith(f'/{quantity}'))
+    for name in names:  # of the splits, and of them as ema/... and tta/...
+      points = [(row['epoch'], row[name]) for row in rows if name in row]
+      label = name.removesuffix(f'/{quantity}')
+      axes.plot(*zip(*points, strict=True), label=label, marker='.' if len(points) < 60 else None)
     axes.set(title=quantity, xlabel='epoch')
     axes.grid(alpha=0.3)
     if axes.lines:

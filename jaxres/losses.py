@@ -80,7 +80,7 @@ def get(name: str, *, label_smoothing: float = 0.0, target_threshold: float = 0.
   if not 0.0 <= label_smoothing < 1.0:
     raise InputError(f'train.label_smoothing: expected a fraction in [0, 1), found {label_smoothing}')
   if not 0.0 <= target_threshold < 1.0:
-    raise InputError(f'train.target_threshold: expected 0 to 1, found {target_threshold}')
+    raise InputError(f'train.target_threshold: expected a fraction in [0, 1), found {target_threshold}')
   if target_threshold and name != 'sigmoid_xent':
     raise InputError(f"train.target_threshold: only train.loss='sigmoid_xent' has one, found {name!r}; leave it out")
   threshold = {'target_threshold': target_threshold} if target_threshold else {}

@@ -80,7 +80,10 @@ def make(
   _check_below_one(momentum=momentum, b1=b1, b2=b2)
   warmup_steps = round(warmup_epochs * steps_per_epoch)
   if warmup_steps and warmup_steps >= total_steps:
-    raise InputError(f'optim.warmup_epochs: {warmup_epochs} is not less than the whole training')
+    epochs = total_steps / steps_per_epoch
+    raise InputError(
+      f'optim.warmup_epochs: {warmup_epochs} is not less than the {epochs:.4g} of train.epochs; shorten it'
+    )
   steps = [round(epoch * steps_per_epoch) for epoch in milestones]
   if steps and not 0 < min(steps) <= max(steps) < total_steps:
     epochs = total_steps / steps_per_epoch

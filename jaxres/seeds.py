@@ -42,7 +42,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   Raises:
     InputError: as ``train.train_and_evaluate``.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(workdir).expanduser()
   found = []
   for k in range(seeds):
     options = config_lib.to_dict(config_lib.complete(config))
@@ -52,7 +52,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   names = [name for name in found[0] if all(name in metrics for metrics in found)]
   summaries = {name: summarize([metrics[name] for metrics in found]) for name in names}
   content = {name: summary._asdict() for name, summary in summaries.items()}
-  (workdir / 'seeds.json').write_text(json.dumps(content, indent=2) + '\n')
+  if not options['train']['dry_run']:
+    log.write_whole(workdir / 'seeds.json', json.dumps(content, indent=2) + '\n')
   print_summaries(summaries, workdir)
   return summaries
 

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     if getattr(args, name) < 1:
       raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
   out = pathlib.Path(args.out)
-  if out.suffix.lower() not in Image.registered_extensions():
+  if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
     raise InputError(f'--out {out}: expected a picture, such as grid.png')
   options = config_lib.to_dict(config_lib.load(args.config, args.overrides))
   augment = augment_lib.make(**options['augment'])

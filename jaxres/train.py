@@ -3,40 +3,30 @@
 import contextlib
 import functools
 import itertools
-import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from jaxres import checkpoint, data, evaluate, log, losses, models, optim, sharding, state
 from jaxres import config as config_lib
+from jaxres import workdir as workdir_lib
 from jaxres.backend import keep_freed_memory
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
 from jaxres.models import ResNet
-from jaxres.plan import DRY_RUN_STEPS, Progress, make_plan, watched
+from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, make_plan, watched
 from jaxres.state import TrainState
-from jaxres.step import make_loss, make_train_step
+from jaxres.step import TrainStep, make_loss, make_train_step
 
 MakeTx = Callable[[Any, int, float], tuple[optax.GradientTransformation, optax.Schedule]]
 Feeds = Callable[[int, int], Iterator[Any]]
 BeginRun = Callable[[], contextlib.AbstractContextManager[ocp.CheckpointManager]]
-
-# What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
-MAY_CHANGE = {
-  'train.epochs', 'train.patience', 'train.log_every_steps', 'train.eval_batch_size',
-  'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
-  'tta.flip', 'tta.crop', 'tta.pad',
-  'data.workers', 'data.max_bad',
-}  # fmt: skip
 
 
 def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[str, float]:
@@ -57,26 +47,46 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   keep_freed_memory()
   config = config_lib.complete(config)
   options = config_lib.to_dict(config)
-  workdir = check_workdir(pathlib.Path(workdir), config)
+  workdir = workdir_lib.check_config(pathlib.Path(workdir).expanduser(), config)
+  checkpoint.check(**options['checkpoint'])
+  parts = make_parts(options)
+  workdir_lib.check_data(workdir, parts.dataset.info)
+  begin = lambda: workdir_lib.open(workdir, config, parts.dataset.info, **options['checkpoint'])
+  return fit(parts, begin, workdir, **options['train'])
+
+
+class Parts(NamedTuple):
+  """What a config makes before anything is compiled."""
+
+  model: ResNet  # with the classes of the data
+  dataset: data.Dataset
+  augment: augment_lib.Augment
+  views: evaluate.Views | None  # each evaluation is also done over them, as ``tta/...``
+  make_tx: MakeTx  # (params, total_steps, steps_per_epoch) to the optimiser and its learning rate
+  mesh: Mesh
+
+
+def make_parts(options: Mapping[str, Mapping[str, Any]]) -> Parts:
+  """Return the parts that the sections of a config ask for; the data, which is slow to read, comes last.
+
+  Raises:
+    InputError: a section cannot be used.
+  """
   model = models.create(**options['model'])
   augment = augment_lib.make(**options['augment'])
   views = evaluate.make_views(**options['tta'])
   mesh = sharding.make_mesh()
   sharding.check_batch_size(options['data']['batch_size'], mesh)
   dataset = data.load(**options['data'])
+  evaluate.check_views(views, dataset.test.image_shape)
+  augment_lib.check(augment, dataset.info.image_shape)
   model = fit_classes(model, options['model']['num_classes'], dataset.info)
   make_tx = lambda *args: optim.make(*args, **options['optim'])
-  begin = lambda: open_workdir(workdir, config, **options['checkpoint'])
-  return fit(model, dataset, augment, views, make_tx, mesh, begin, workdir, **options['train'])
+  return Parts(model, dataset, augment, views, make_tx, mesh)
 
 
 def fit(
-  model: ResNet,
-  dataset: data.Dataset,
-  augment: augment_lib.Augment,
-  views: evaluate.Views | None,
-  make_tx: MakeTx,
-  mesh: Mesh,
+  parts: Parts,
   begin_run: BeginRun,
   workdir: pathlib.Path,
   /,
@@ -95,15 +105,10 @@ def fit(
   dry_run: bool = False,
   overfit_one_batch: bool = False,
 ) -> dict[str, float]:
-  """Train ``model``, evaluate and save it; ``train_and_evaluate`` says what is returned.
+  """Train the model, evaluate and save it; ``train_and_evaluate`` says what is returned.
 
   Args:
-    model: with the classes of ``dataset``.
-    dataset: of ``data.load``.
-    augment: of ``augment.make``.
-    views: of ``evaluate.make_views``: each evaluation is also done over them, as ``tta/...``.
-    make_tx: ``(params, total_steps, steps_per_epoch)`` to the optimiser and its learning rate.
-    mesh: of ``sharding.make_mesh``.
+    parts: of ``make_parts``.
     begin_run: opens the checkpoints; called when all else is known to be usable, so that bad input leaves no trace.
     workdir: where the logs go.
     epochs: passes over the training examples; may be fractional.
@@ -127,30 +132,24 @@ def fit(
   Raises:
     InputError: a value is out of range, or the loss is no longer a number.
   """
+  dataset, mesh = parts.dataset, parts.mesh
   _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, ema, dataset.val)
   check_accumulate(accumulate, dataset.train.batch_size, mesh)
-  if views:
-    jax.eval_shape(
-      views, jax.ShapeDtypeStruct((1, *dataset.test.image_shape), np.uint8)
-    )  # raises where they do not fit
+  if not 0 <= seed < 2**63:
+    raise InputError(f'train.seed: expected 0 to 2**63 - 1, found {seed}')
   plan = make_plan(dataset.train, epochs, eval_every_epochs, dry_run, overfit_one_batch)
   feeds: Feeds = dataset.train.train_feeds
   if overfit_one_batch:
-    augment, feeds = augment_lib.make(), repeat_first(feeds)
+    parts, feeds = parts._replace(augment=augment_lib.make()), repeat_first(feeds)
   loss_of = losses.get(loss, label_smoothing=label_smoothing, target_threshold=target_threshold)
-  loss_fn = make_loss(model, loss_of, augment, dataset.info)
-  init = lambda: state.init_variables(model, dataset.info.image_shape, seed)
-  tx, rate = make_tx(jax.eval_shape(init)['params'], plan.total_steps, plan.steps_per_epoch)
+  programs = make_programs(parts, plan, loss_of, seed, accumulate, ema)
   dataset.place(sharding.replicated(mesh))
-  train_step = make_train_step(loss_fn, tx, dataset.train.fetch, seed, mesh, accumulate=accumulate, ema=ema)
-  make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
-  eval_steps = {'': make_eval_step()} | ({'tta/': make_eval_step(views)} if views else {})
   eval_batch_size = sharding.round_up(eval_batch_size, mesh)
   limit = DRY_RUN_STEPS if dry_run else None
 
   stop = plan.eval_steps[-1]
   with begin_run() as manager:
-    train_state, progress = restore_or_init(manager, init, tx, mesh, ema > 0.0)
+    train_state, progress = restore_or_init(manager, programs.create, mesh)
     start = int(train_state.step)
     log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
     with log.RunLog(workdir, start, stop, plan.steps_per_epoch) as run_log:
@@ -158,11 +157,11 @@ def fit(
         if progress.stale >= patience > 0:
           log.console.print(f'stopped early: validation top-1 is no better since {progress.stale} evaluations')
           break
-        meter = log.Meter(run_log, rate, log_every_steps)
+        meter = log.Meter(run_log, programs.rate, log_every_steps)
         for step, feed in enumerate(feeds(begin, end), begin + 1):
-          train_state, sums = train_step(train_state, dataset.train.constants, feed)
+          train_state, sums = programs.train_step(train_state, dataset.train.constants, feed)
           meter.add(step, sums, last=step == end)
-        scores = meter.row | evaluate.evaluate_state(eval_steps, train_state, dataset, eval_batch_size, limit)
+        scores = meter.row | evaluate.evaluate_state(programs.eval_steps, train_state, dataset, eval_batch_size, limit)
         run_log.write(end, scores)
         progress = progress.advance(end, scores)
         checkpoint.save(manager, train_state, progress._asdict(), ranked(scores))
@@ -173,16 +172,36 @@ def fit(
   return progress.metrics()
 
 
+class Programs(NamedTuple):
+  """The jitted functions of a run."""
+
+  create: Callable[..., TrainState]  # () to the state at step 0
+  train_step: TrainStep
+  eval_steps: dict[str, evaluate.EvalStep]  # by the prefix of their metrics
+  rate: optax.Schedule  # the learning rate of a step
+
+
+def make_programs(parts: Parts, plan: Plan, loss: losses.Loss, seed: int, accumulate: int, ema: float) -> Programs:
+  """Return the programs of a run of ``parts``; they are compiled when they are first called."""
+  model, dataset, mesh = parts.model, parts.dataset, parts.mesh
+  init = lambda: state.init_variables(model, dataset.info.image_shape, seed)
+  tx, rate = parts.make_tx(jax.eval_shape(init)['params'], plan.total_steps, plan.steps_per_epoch)
+  create = lambda: state.create(init(), tx, ema=ema > 0.0)
+  loss_fn = make_loss(model, loss, parts.augment, dataset.info)
+  make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
+  return Programs(
+    create=jax.jit(create, out_shardings=sharding.replicated(mesh)),
+    train_step=make_train_step(loss_fn, tx, dataset.train.fetch, seed, mesh, accumulate=accumulate, ema=ema),
+    eval_steps={'': make_eval_step()} | ({'tta/': make_eval_step(parts.views)} if parts.views else {}),
+    rate=rate,
+  )
+
+
 def restore_or_init(
-  manager: ocp.CheckpointManager,
-  init: Callable[[], Any],
-  tx: optax.GradientTransformation,
-  mesh: Mesh,
-  ema: bool = False,
+  manager: ocp.CheckpointManager, create: Callable[..., TrainState], mesh: Mesh
 ) -> tuple[TrainState, Progress]:
   """Return the newest checkpoint's state and progress, or those of a training that begins."""
-  create = jax.jit(lambda: state.create(init(), tx, ema=ema), out_shardings=sharding.replicated(mesh))
-  restored = checkpoint.restore(manager, create.eval_shape(), sharding.replicated(mesh))
+  restored = checkpoint.restore(manager, jax.eval_shape(create), sharding.replicated(mesh))
   if restored is None:
     return create(), Progress({}, {}, 0)
   return restored[0], Progress(**restored[1])
@@ -210,52 +229,6 @@ def fit_classes(model: ResNet, num_classes: int | None, info: data.Info) -> ResN
   if num_classes not in (None, found):
     raise InputError(f'model.num_classes: {num_classes}, but the data has {found} classes; leave it out')
   return model.clone(num_classes=found)
-
-
-def check_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
-  """Return where the run goes: ``workdir``, or a fresh directory in it for a dry run.
-
-  Raises:
-    InputError: ``workdir`` is a file, or holds checkpoints of another config.
-  """
-  if config['train']['dry_run']:
-    workdir = workdir / 'dry_run'
-    shutil.rmtree(workdir, ignore_errors=True)
-  if workdir.exists() and not workdir.is_dir():
-    raise InputError(f'--workdir: {workdir} is a file; expected a directory')
-  stored = workdir / 'config.json'
-  if not stored.exists() or not any((workdir / 'checkpoints').glob('*')):
-    return workdir
-  written = config_lib.complete(json.loads(stored.read_text()))  # by an older jaxres: a new field is at its default
-  changed = config_lib.differences(written, config)
-  for path, (old, new) in changed.items():
-    if path not in MAY_CHANGE:
-      found = f'{path} was {json.dumps(old)} there and is {json.dumps(new)} now'
-      raise InputError(f'--workdir: {workdir} holds a run of another config: {found}; use another --workdir')
-  return workdir
-
-
-@contextlib.contextmanager
-def open_workdir(workdir: pathlib.Path, config: Mapping[str, Any], **options: Any) -> Iterator[ocp.CheckpointManager]:
-  """Make ``workdir``, write the config there and open its checkpoints with ``options``.
-
-  Raises:
-    InputError: it cannot be made or written.
-  """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
-  with checkpoint.open(workdir / 'checkpoints', **options) as manager:
-    write_config(workdir, config)
-    yield manager
-
-
-def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Write the resolved config to ``<workdir>/config.json``, whole or not at all."""
-  partial = workdir / 'config.json.tmp'
-  partial.write_text(config_lib.to_json(config))
-  os.replace(partial, workdir / 'config.json')
 
 
 def _check_fields(

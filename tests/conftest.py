@@ -7,7 +7,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -25,6 +25,15 @@ def make_arrays(sizes: tuple[int, int] = (96, 40), shape: tuple[int, ...] = (8, 
     images[np.arange(size), labels] += 150  # a bright row
     arrays |= {f'{split}_x': images.astype(np.uint8), f'{split}_y': labels}
   return arrays
+
+
+@pytest.fixture(autouse=True, scope='module')
+def few_programs_at_a_time() -> Iterator[None]:
+  """Forget what a module compiled: all of it together would take gigabytes."""
+  yield
+  import jax
+
+  jax.clear_caches()
 
 
 @pytest.fixture

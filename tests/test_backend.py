@@ -135,6 +135,14 @@ def test_materialize_changes_no_value_and_no_gradient() -> None:
   assert not of_anchor.any()
 
 
+def test_materialize_has_both_modes_of_differentiation() -> None:
+  x = jnp.arange(6.0).reshape(2, 3)
+  value, tangent = jax.jvp(lambda x: backend.materialize(x, x) ** 2, (x,), (jnp.ones_like(x),))
+  np.testing.assert_array_equal(value, x**2)
+  np.testing.assert_array_equal(tangent, 2 * x)
+  assert jax.hessian(lambda x: backend.materialize(x, x).sum() ** 2)(x).shape == (2, 3, 2, 3)
+
+
 def test_materialize_outlives_the_compiler() -> None:
   compiled = jax.jit(lambda x, k: jnp.exp(backend.materialize(x, k))).lower(jnp.ones((8, 8)), jnp.ones(3)).compile()
   assert 'divide(' in compiled.as_text()

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxres import checkpoint as checkpoint_lib
-from jaxres import config, data, models, optim, train
+from jaxres import config, data, evaluate, models, optim, train
 from jaxres.data import augment
 from jaxres.errors import InputError
 
@@ -18,6 +18,7 @@ FUNCTIONS = {
   'augment': augment.make,
   'optim': optim.make,
   'train': train.fit,
+  'tta': evaluate.make_views,
   'checkpoint': checkpoint_lib.open.__wrapped__,
 }
 

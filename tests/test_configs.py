@@ -1,5 +1,6 @@
 """Each config runs two steps, one evaluation and one save on tiny data."""
 
+import functools
 import importlib.util
 import pathlib
 import re
@@ -10,6 +11,7 @@ import pytest
 from jaxres import config as config_lib
 from jaxres import data, train
 from jaxres.data import arrays
+from jaxres.models import resnet
 from tests.conftest import ROOT, make_arrays
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -36,6 +38,14 @@ def test_the_configs_are_these() -> None:
   }
 
 
+def shrink(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Make the model called ``name`` compile in seconds: its kind of blocks, one a stage, of 8 channels."""
+  whole = resnet.MODELS[name]
+  stages, widths, block = whole.args
+  little = functools.partial(whole.func, (1,) * len(stages), (8,) * len(widths), block, **whole.keywords)
+  monkeypatch.setitem(resnet.MODELS, name, little)
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_a_config_runs(path: pathlib.Path, tmp_path, monkeypatch) -> None:
   content = make_arrays((640, 16), shape=(32, 32, 3), classes=10)
@@ -43,6 +53,7 @@ def test_a_config_runs(path: pathlib.Path, tmp_path, monkeypatch) -> None:
   source = arrays.Source(split('train'), split('test'), tuple('abcdefghij'))
   monkeypatch.setattr(data, '_read', lambda *_: source)
   config = load(path).get_config()
+  shrink(config.model.name, monkeypatch)
   config.train.dry_run = True
   config.data.batch_size = 16
   config.train.eval_batch_size = 8

@@ -1,5 +1,6 @@
 """Every command and every piece of Python in the README and in docs/ is run, on little data."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -10,8 +11,9 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from jaxres import cli
+from jaxres import cli, config, seeds, train
 from tests.conftest import ROOT, make_arrays
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -34,24 +36,52 @@ def run(arguments: list[str], cwd: pathlib.Path) -> subprocess.CompletedProcess:
 
 def test_every_command_is_of_a_kind_that_is_run() -> None:
   lines = [line for _, code in blocks('bash') for line in code.splitlines() if line]
-  known = ('python main.py ', 'jaxres ', 'python3 -m venv ')
+  known = ('python main.py ', 'python benchmarks/', 'jaxres ', 'python3 -m venv ')
   assert [line for line in lines if not line.startswith(known)] == []
   assert commands('python main.py ')
   assert commands('jaxres ')
   assert blocks('python')
 
 
+@pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:DeprecationWarning')
 @pytest.mark.parametrize('line', commands('python main.py '))
-def test_training_commands_run(line: str, tmp_path) -> None:
-  arguments = shlex.split(line)[1:]
+def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> None:
+  monkeypatch.chdir(ROOT)
+  flags = argparse.ArgumentParser(allow_abbrev=False)
+  for name, kind in (('--config', str), ('--workdir', str), ('--seeds', int)):
+    flags.add_argument(name, type=kind, default=1)
+  args, fields = flags.parse_known_args(shlex.split(line)[2:])
+  assert all(field.startswith('--config.') for field in fields)
+  assert args.workdir.startswith('runs/')
   data = tmp_path / 'data.npz'
-  np.savez(data, **make_arrays((160, 20), shape=(32, 32, 3), classes=10))
-  workdir = ['--workdir', str(tmp_path / 'run')]
-  little = ['--config.data.name=arrays', f'--config.data.path={data}', '--config.data.batch_size=8']
-  dry = ['--config.train.dry_run=True'] if 'overfit' not in line else []
-  done = run([sys.executable, *arguments, *workdir, *little, *dry, '--config.train.eval_batch_size=10'], ROOT)
+  np.savez(data, **make_arrays((160, 24), shape=(32, 32, 3), classes=10))
+  little = ['--config.data.name=arrays', f'--config.data.path={data}', '--config.data.batch_size=16']
+  little += ['--config.train.eval_batch_size=16', f'--config.model.name={tiny}']
+  little += [] if 'overfit' in line else ['--config.train.dry_run=True']
+  options = config.load(args.config, [*fields, *little])
+  if args.seeds == 1:
+    assert 'test/top1' in train.train_and_evaluate(options, tmp_path / 'run')
+  else:
+    assert len(seeds.train_and_evaluate(options, tmp_path / 'run', args.seeds)['test/top1'].values) == args.seeds
+
+
+LITTLE = {
+  'benchmarks/train_step.py': '--model resnet20 --batch_size 8 --image_size 8 --rounds 1 --seconds 0.1',
+  'benchmarks/input.py': '--images 10 --batch_size 2 --image_size 32 --rounds 1 --seconds 0.1',
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize('line', commands('python benchmarks/'))
+def test_benchmarks_run(line: str) -> None:
+  pytest.importorskip('torch')
+  _, script, *words = shlex.split(line)
+  done = run([sys.executable, script, *words, *LITTLE[script].split()], ROOT)
   assert done.returncode == 0, done.stderr
-  assert 'test/top1' in done.stdout
+  rows = [json.loads(row) for row in done.stdout.splitlines() if row.startswith('{')]
+  assert len(rows) >= 3
+  assert all(row['images_per_s'] > 0 and row['versions']['jax'] for row in rows)
+  assert all(60_000 < row.get('mean_jpeg_bytes', 70_000) < 80_000 for row in rows)
 
 
 @pytest.mark.parametrize('line', commands('jaxres '))
@@ -90,3 +120,19 @@ def test_the_quick_figure_is_that_of_its_log() -> None:
   top1 = rows[-1]['test/top1']
   assert rows[-1]['epoch'] == pytest.approx(5, abs=0.01)
   assert f'{top1:.2%}'.replace('%', ' %') in (ROOT / 'README.md').read_text()
+
+
+def test_the_ablation_is_that_of_its_runs() -> None:
+  runs = json.loads((ROOT / 'docs/ablation.json').read_text())
+  table = (ROOT / 'docs/results.md').read_text()
+  for name, label in (
+    ('none', 'none'),
+    ('crop_flip', 'crop + flip'),
+    ('cutout', 'crop + flip + cutout'),
+    ('mixup', 'crop + flip + mixup'),
+  ):
+    top1 = np.array(runs[name]['test/top1'])
+    assert len(set(top1)) == 3
+    low, high = stats.t.interval(0.95, 2, top1.mean(), stats.sem(top1))
+    shown = f'{top1.mean():.2%} ± {top1.std(ddof=1):.2%} | {low:.2%} to {high:.2%}'.replace('%', ' %')
+    assert any(row.startswith(f'| {label} |') and shown in row for row in table.splitlines()), shown

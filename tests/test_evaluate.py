@@ -131,4 +131,5 @@ def test_views_that_are_not_there_or_do_not_fit() -> None:
     evaluate.make_views(pad=-1)
   for options in ({'crop': 11, 'pad': 1}, {'pad': 8}):
     with pytest.raises(InputError, match='from images of 8x8 padded by'):
-      evaluate.make_views(**options)(np.zeros((1, 8, 8, 3), np.uint8))
+      evaluate.check_views(evaluate.make_views(**options), (8, 8, 3))
+  evaluate.check_views(evaluate.make_views(crop=10, pad=1), (8, 8, 3))

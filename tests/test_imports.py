@@ -16,8 +16,9 @@ LAYERS = [
   {'models', 'data', 'optim', 'sharding'},
   {'state', 'weights'},
   {'checkpoint', 'evaluate', 'log', 'plan', 'pretrained', 'step'},
+  {'workdir'},
   {'train'},
-  {'cli', 'convert', 'seeds', 'show_data'},
+  {'cli', 'convert', 'profile', 'seeds', 'show_data'},
   {'__main__'},
 ]
 

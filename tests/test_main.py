@@ -82,6 +82,7 @@ BAD = {
   'no config': ([], '--config is missing'),
   'unknown flag': ([*DIGITS, '--foo=1'], "Unknown command line flag 'foo'"),
   'stray word': ([*DIGITS, 'foo'], "unexpected argument 'foo'"),
+  'path of digits': ([*DIGITS, '--config.data.path=photos'], "data.name='digits' reads no file"),
   'batch size 0': ([*DIGITS, '--config.data.batch_size=0'], 'data.batch_size: expected 1 or more, found 0'),
   'missing data_dir': (
     ['--config', 'configs/resnet20_cifar_quick.py', '--config.data.download=False', '--config.data.data_dir=/no/such'],
@@ -110,6 +111,13 @@ def test_a_config_file_that_fails_to_load(tmp_path) -> None:
   broken.write_text('from jaxres import config\ndef get_config():\n  return config.make(optim=dict(lrr=1.0))\n')
   done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'))
   assert (done.returncode, done.stderr) == (2, "error: optim.lrr: unknown field; did you mean 'lr'?\n")
+  broken.write_text('def get_config():\n  return {"optim": {"lr": 0.1}}\n')
+  done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'), '--config.data.name=digits')
+  assert (done.returncode, done.stderr.count('\n')) == (2, 1)
+  assert "a dict without the section 'data', which cannot be overridden" in done.stderr
+  broken.write_text('x = 1\n')
+  done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'))
+  assert (done.returncode, 'the file has no function get_config()' in done.stderr) == (2, True)
   broken.write_text('def get_config():\n  return undefined\n')
   done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'))
   expected = "error: --config: the file fails to load: NameError: name 'undefined' is not defined\n"

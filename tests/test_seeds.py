@@ -34,6 +34,13 @@ def test_each_seed_is_a_run_of_its_own(config: dict, tmp_path, capsys) -> None:
   assert '95% interval' in shown
 
 
+def test_a_dry_run_leaves_the_summary_as_it_was(config: dict, tmp_path) -> None:
+  (tmp_path / 'seeds.json').write_text('kept')
+  seeds.train_and_evaluate(merged(config, train={'dry_run': True}), tmp_path, 2)
+  assert (tmp_path / 'seeds.json').read_text() == 'kept'
+  assert (tmp_path / 'seed1/dry_run/config.json').exists()
+
+
 def test_an_interrupted_series_continues(config: dict, tmp_path, monkeypatch) -> None:
   config = merged(config, train={'epochs': 1})
   real, calls = train.train_and_evaluate, []

@@ -7,7 +7,7 @@ import pytest
 
 from jaxres import checkpoint, evaluate, train
 from jaxres.errors import InputError
-from tests.conftest import merged
+from tests.conftest import make_arrays, merged
 
 
 def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -33,7 +33,7 @@ def test_a_run_learns_and_leaves_what_it_promises(config: dict, tmp_path) -> Non
   assert found['test/top1'] > 0.9
   assert found['train/loss'] < 0.5
   names = {path.name.split('.out')[0] for path in (tmp_path / 'run').iterdir()}
-  assert names == {'checkpoints', 'config.json', 'metrics.jsonl', 'events', 'curves.png', 'parameters.txt'}
+  assert names == {'checkpoints', 'config.json', 'data.json', 'metrics.jsonl', 'events', 'curves.png', 'parameters.txt'}
   assert json.loads((tmp_path / 'run/config.json').read_text())['optim']['momentum'] == 0.9
   assert rows(tmp_path / 'run')[-1]['test/top1'] == pytest.approx(found['test/top1'], rel=1e-6)
   assert 'stage1/block0/conv1/kernel' in (tmp_path / 'run/parameters.txt').read_text()
@@ -149,17 +149,29 @@ def test_one_batch_is_learnt_by_heart(config: dict, tmp_path) -> None:
     ({'train': {'patience': -1}}, 'train.patience: expected 0 or more'),
     ({'train': {'patience': 2}}, 'train.patience: early stopping looks at validation top-1; set data.val'),
     ({'train': {'ema': 1.0}}, r'train.ema: expected a decay in \[0, 1\), found 1.0'),
+    ({'train': {'seed': -1}}, r'train.seed: expected 0 to 2\*\*63 - 1, found -1'),
+    ({'checkpoint': {'keep_latest': 0}}, 'checkpoint: expected keep_latest >= 1'),
+    ({'tta': {'crop': 9}}, 'tta: crops of 9 from images of 8x8 padded by 0'),
+    ({'train': {'target_threshold': 0.2}}, "train.target_threshold: only train.loss='sigmoid_xent' has one"),
     ({'train': {'accumulate': 0}}, 'train.accumulate: expected 1 or more, found 0'),
     ({'train': {'accumulate': 3}}, 'train.accumulate: 3 parts of a batch of 16 are not equal on 8 devices; use a data'),
     ({'train': {'accumulate': 4}}, 'a data.batch_size that is a multiple of 32'),
     ({'train': {'loss': 'xent'}}, 'train.loss: unknown loss'),
-    ({'optim': {'warmup_epochs': 9}}, 'optim.warmup_epochs: 9.0 is not less than the whole training'),
+    ({'optim': {'warmup_epochs': 9}}, 'optim.warmup_epochs: 9.0 is not less than the '),
   ],
 )
 def test_bad_input_ends_before_anything_is_compiled(config: dict, tmp_path, monkeypatch, changes, message: str) -> None:
   monkeypatch.setattr(train, 'restore_or_init', lambda *_: pytest.fail('too late'))
   with pytest.raises(InputError, match=message):
     train.train_and_evaluate(merged(config, **changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_augmentation_that_the_images_cannot_have(config: dict, tmp_path, npz) -> None:
+  config = merged(config, augment={'policy': 'trivialaugment'}, data={'path': npz(**make_arrays(shape=(8, 8, 4)))})
+  with pytest.raises(InputError, match='channels'):
+    train.train_and_evaluate(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_workdir_of_another_config_is_left_alone(config: dict, tmp_path) -> None:
@@ -169,6 +181,35 @@ def test_a_workdir_of_another_config_is_left_alone(config: dict, tmp_path) -> No
     train.train_and_evaluate(merged(config, optim={'lr': 0.2}), tmp_path / 'run')
   after = final_state(tmp_path / 'run')
   assert all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'class_names': list('abcd')}, 'class_names was .* there and is '),
+    ({'train_x': 95, 'train_y': 95}, 'splits was .*96 examples.* there and is .*95 examples'),
+    ({'train_x': 'grey', 'test_x': 'grey'}, 'image_shape was .*8, 8, 3.* there and is .*8, 8, 1'),
+  ],
+)
+def test_a_workdir_of_other_data_is_left_alone(config: dict, tmp_path, npz, change: dict, message: str) -> None:
+  train.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / 'run')
+  written = {name: (tmp_path / 'run' / name).read_text() for name in ('config.json', 'data.json')}
+  content = make_arrays()
+  for name, value in change.items():
+    content[name] = (
+      content[name][..., :1] if value == 'grey' else content[name][:value] if name != 'class_names' else value
+    )
+  with pytest.raises(InputError, match=f'holds a run on other data: {message}'):
+    train.train_and_evaluate(merged(config, data={'path': npz(**content)}), tmp_path / 'run')
+  assert {name: (tmp_path / 'run' / name).read_text() for name in written} == written
+
+
+@pytest.mark.parametrize('name', ['config.json', 'data.json'])
+def test_a_damaged_file_of_the_run_is_named(config: dict, tmp_path, name: str) -> None:
+  (tmp_path / 'run/checkpoints/1').mkdir(parents=True)
+  (tmp_path / 'run' / name).write_text('{"mo')
+  with pytest.raises(InputError, match=f'{name}: cannot be read'):
+    train.train_and_evaluate(config, tmp_path / 'run')
 
 
 def test_a_workdir_of_before_a_field_was_there_continues(config: dict, tmp_path) -> None:
@@ -187,7 +228,7 @@ def test_a_refused_command_leaves_the_workdir_as_it_was(config: dict, tmp_path) 
   train.train_and_evaluate(config, tmp_path / 'run')
   before = (tmp_path / 'run/config.json').read_text()
   for name in ('run', 'other'):
-    with pytest.raises(InputError, match='optim.warmup_epochs: 2.0 is not less than the whole training'):
+    with pytest.raises(InputError, match='optim.warmup_epochs: 2.0 is not less than the '):
       train.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / name)
   assert (tmp_path / 'run/config.json').read_text() == before
   assert not (tmp_path / 'other').exists()

@@ -1,6 +1,7 @@
 """The data: ``load`` a data set by name, split and ready for a jitted step."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 from jaxres.data import arrays, decode, folder, order, prepare, tfds
 from jaxres.data.arrays import Arrays, Source, Split
-from jaxres.data.images import Images, decode_all
+from jaxres.data.images import Images, decode_all, without_bad
 from jaxres.data.resident import Batch, Resident
 from jaxres.data.splits import check_labels, hold_out, keep_classes
 from jaxres.data.stream import Examples, Stream
@@ -24,6 +25,7 @@ STATISTICS = {
   'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
   'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+PATHS = ('folder', 'csv', 'arrays')  # what reads data.path
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as torchvision's models are trained with
 
 
@@ -34,6 +36,7 @@ class Info(NamedTuple):
   image_shape: tuple[int, int, int]  # height, width, channels
   mean: tuple[float, ...]  # of each channel, on the scale 0..1
   std: tuple[float, ...]
+  splits: Mapping[str, str] = {}  # the fingerprint of each
 
 
 class Dataset(NamedTuple):
@@ -92,13 +95,14 @@ def load(
     crop_scale: the least and the largest share of an image's area in the random crop that ``'stream'`` trains on;
       ``()`` trains on the centre crop, as ``'resident'`` does.
     workers: threads that read images.
-    max_bad: replace as many training images that cannot be decoded, each by the next that can, before giving up.
+    max_bad: go on with as many encoded images in each split that cannot be decoded: of training each is replaced by
+      the next that can, of evaluation they are left out, which is found before the training begins.
     seed: of the validation split, of a test split that is held out, of ``limit``, of the sample order and of the crops.
 
   Raises:
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
-  _check_fields(batch_size, val, limit)
+  _check_fields(batch_size, val, limit, seed)
   _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
   source = check_labels(name, _read(name, data_dir, path, download, seed))
   if classes is not None:
@@ -107,11 +111,13 @@ def load(
   if limit is not None and limit < len(train.labels):
     train = train.take(order.stratified(train.labels, limit, seed))
 
-  def hold(data: Split, size: int | None, max_bad: int = 0) -> Held:
+  def hold(data: Split, size: int | None, part: str = 'train') -> Held:
     if isinstance(data, Arrays):
       return data if size is None else resize(data, size, center_crop)
     if pipeline == 'stream' and size is None:
       raise InputError('data.image_size: data.pipeline=stream needs it for encoded images, such as 224')
+    if part != 'train':
+      data = without_bad(data, part, max_bad, workers)
     images = Images(data, size, center_crop=center_crop, crop_scale=crop_scale, max_bad=max_bad)
     return decode_all(images, workers) if pipeline == 'resident' else images
 
@@ -121,12 +127,19 @@ def load(
     return Stream(_examples(held), batch_size=batch_size, seed=seed, workers=workers)
 
   eval_size = eval_image_size or image_size
-  held, held_test = hold(train, image_size, max_bad), hold(source.test, eval_size)
-  held_val = hold(held_out, eval_size) if held_out else None
+  held, held_test = hold(train, image_size), hold(source.test, eval_size, 'test')
+  held_val = hold(held_out, eval_size, 'val') if held_out else None
   _check_shapes(held_test if eval_image_size else held, held_val, held_test)
-  mean, std = STATISTICS.get(name) or (channel_statistics(held.images) if isinstance(held, Arrays) else IMAGENET)
-  info = Info(source.class_names, _shape(held), mean, std)
+  mean, std = STATISTICS.get(name) or (channel_statistics(train.images) if isinstance(train, Arrays) else IMAGENET)
+  splits = {'train': train, 'val': held_out, 'test': source.test}
+  info = Info(source.class_names, _shape(held), mean, std, {k: fingerprint(v) for k, v in splits.items() if v})
   return Dataset(pipe(held), pipe(held_val) if held_val else None, pipe(held_test), info)
+
+
+def fingerprint(split: Split) -> str:
+  """Return the number of examples and a digest of their labels: what a run must find again to go on."""
+  digest = hashlib.sha256(np.ascontiguousarray(split.labels, '<i4').tobytes()).hexdigest()
+  return f'{len(split.labels):,} examples, labels {digest[:12]}'
 
 
 def resize(data: Arrays, size: int, center_crop: float) -> Arrays:
@@ -156,18 +169,22 @@ def _read(name: str, data_dir: str | None, path: str | None, download: bool, see
     'folder': lambda: folder.read_folder(path, seed),
     'csv': lambda: folder.read_csv(path, seed),
   }
+  if path and name not in PATHS:
+    raise InputError(f'data.path: {path}, but data.name={name!r} reads no file; set data.name to {" or ".join(PATHS)}')
   if name in readers:
     return readers[name]()
   known = tfds.known(data_dir)
   if name not in known:
-    place = f'{tfds.root(data_dir)} has no such set in TFDS format'
-    raise InputError(f'data.name: unknown data set {name!r}{nearest(name, {*readers, *known})}; {place}')
+    fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_anew(name, data_dir)}'
+    raise InputError(f'data.name: unknown data set {name!r}{nearest(name, {*readers, *known})}; {fix}')
   if download and name in prepare.PUBLISHED and not tfds.is_prepared(name, data_dir):
     prepare.prepare(name, data_dir)
   return tfds.read(name, data_dir, seed)
 
 
-def _check_fields(batch_size: int, val: float, limit: int | None) -> None:
+def _check_fields(batch_size: int, val: float, limit: int | None, seed: int) -> None:
+  if not 0 <= seed < 2**63:
+    raise InputError(f'data.seed: expected 0 to 2**63 - 1, found {seed}')
   if batch_size < 1:
     raise InputError(f'data.batch_size: expected 1 or more, found {batch_size}')
   if not 0.0 <= val < 1.0:

@@ -1,6 +1,6 @@
 """What a source is: splits in host memory or encoded. And the sources that need no download."""
 
-import pathlib
+import os
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -84,9 +84,12 @@ def read_npz(path: str | None) -> Source:
   Raises:
     InputError: the file is missing or unreadable, or an array is missing or has another shape or dtype.
   """
-  if path is None:
+  if not path:
     raise InputError("data.path: data.name='arrays' reads an .npz file; give its path")
-  if not pathlib.Path(path).is_file():
+  path = os.path.expanduser(path)
+  if os.path.isdir(path):
+    raise InputError(f'data.path: {path} is a folder; expected an .npz file, or set data.name=folder')
+  if not os.path.isfile(path):
     raise InputError(f'data.path: no such file: {path}')
   try:
     with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:  # np.load(path) leaks a damaged file
@@ -103,6 +106,10 @@ def read_npz(path: str | None) -> Source:
   if content.get('class_names', np.empty(1)).ndim != 1:
     raise InputError(f'{path}: class_names: expected a list of names, found {content["class_names"]!r}')
   names = content['class_names'] if 'class_names' in content else _numbered_classes(path, train)
+  if len(names) <= train.labels.max():
+    raise InputError(
+      f'{path}: class_names has {len(names)} names, and a training example has label {train.labels.max()}'
+    )
   return Source(train, test, tuple(map(str, names)), val)
 
 

@@ -3,6 +3,7 @@
 import csv
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,7 +49,13 @@ def find(path: str | None) -> tuple[dict[str, Encoded], tuple[str, ...]]:
   splits = {name: root / name for name in SPLITS if _folders(root / name)}
   if not splits:
     names, files = _classes(root)
+    if set(map(str.lower, names)) <= set(SPLITS):
+      layout = f'the sub-folders are {", ".join(names)}, with images directly in them'
+      raise InputError(f'{root}: {layout}; expected a sub-folder per class, in train, val and test or without them')
     return {'train': files}, names
+  flat = [name for name in SPLITS if name not in splits and (root / name).is_dir()]
+  if flat:
+    say(f'{root / flat[0]} has no sub-folder per class and is left out')
   odd = [folder.name for folder in _folders(root) if folder.name not in splits and _folders(folder)]
   odd = [name for name in odd if name.lower().startswith(SPLITS)]  # what else is there is not asked for
   if odd:
@@ -85,7 +92,7 @@ def read_csv(path: str | None, seed: int) -> Source:
   train = {label for _, _, label, split in rows if split == 'train'}
   if not train:
     raise InputError(f'{file}: it lists no training images')
-  integers = all(label.lstrip('-').isdecimal() for label in train)
+  integers = all(re.fullmatch(r'-?[0-9]+', label) for label in train)
   names = tuple(sorted(train, key=lambda label: (int(label), label) if integers else (0, label)))
   number = {label: k for k, label in enumerate(names)}
   paths: dict[str, list[str]] = {}
@@ -99,9 +106,11 @@ def read_csv(path: str | None, seed: int) -> Source:
 
 
 def _existing(path: str | None, name: str, what: str) -> pathlib.Path:
-  if path is None:
+  if not path:
     raise InputError(f'data.path: data.name={name!r} reads {what}; give its path')
   found = pathlib.Path(path).expanduser()
+  if name != 'folder' and found.is_dir():
+    raise InputError(f'data.path: {path} is a folder; expected {what}, or set data.name=folder')
   if not (found.is_dir() if name == 'folder' else found.is_file()):
     raise InputError(f'data.path: no such {"folder" if name == "folder" else "file"}: {path}; expected {what}')
   return found
@@ -118,7 +127,11 @@ def _classes(root: pathlib.Path) -> tuple[tuple[str, ...], Encoded]:
   """Return the names of the classes in ``root`` and their images, in the order of class and file name."""
   classes = _folders(root)
   if not classes:
-    raise InputError(f'{root}: no images: expected a sub-folder per class, found none')
+    files = sum(path.is_file() for path in root.iterdir())
+    raise InputError(f'{root}: expected a sub-folder of images per class, found none (and {files} files)')
+  if {name.name.lower() for name in classes} <= set(SPLITS) and not any(map(_holds_files, classes)):
+    found = ', '.join(name.name for name in classes)
+    raise InputError(f'{root}: the sub-folders are {found}; splits are called {", ".join(SPLITS)}, in lower case')
   paths: list[str] = []
   labels: list[int] = []
   others: list[str] = []
@@ -137,6 +150,10 @@ def _classes(root: pathlib.Path) -> tuple[tuple[str, ...], Encoded]:
   return tuple(folder.name for folder in classes), _files(paths, labels)
 
 
+def _holds_files(folder: pathlib.Path) -> bool:
+  return any(path.is_file() for path in folder.iterdir())
+
+
 def _files(paths: Sequence[str], labels: Sequence[int]) -> Encoded:
   def read(index: int) -> bytes:
     with open(paths[index], 'rb', buffering=0) as file:
@@ -150,13 +167,14 @@ def _rows(file: pathlib.Path) -> list[tuple[int, str, str, str]]:
   try:
     with file.open(encoding='utf-8-sig', newline='') as stream:
       reader = csv.DictReader(stream, strict=True)
-      header = reader.fieldnames or ()
+      reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
       rows = [(reader.line_num, row) for row in reader]
   except (OSError, ValueError, csv.Error) as error:
     raise InputError(f'{file}: not a readable CSV file: {error}') from None
   if not set(COLUMNS[:2]) <= set(header):
+    found = ', '.join(map(repr, header)) or 'none'
     raise InputError(
-      f'{file}: expected the columns path, label and optionally split, found {", ".join(header) or "none"}'
+      f'{file}: expected the columns path, label and optionally split, separated by commas; found {found}'
     )
   seen: dict[str, int] = {}
   return [_row(file, line, row, seen) for line, row in rows]

@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -77,10 +77,52 @@ class Images:
       if at in self._bad:
         return
       if len(self._bad) >= self.max_bad:
-        limit = f', and data.max_bad is {self.max_bad}' if self.max_bad else ''
-        raise InputError(f'{self.split.name_of(at)}: {reason}; repair or remove it{limit}')
+        raise InputError(f'{self.split.name_of(at)}: {reason}; repair or remove it; data.max_bad is {self.max_bad}')
       self._bad[at] = reason
       say(f'bad training example {len(self._bad)} of at most {self.max_bad}: {self.split.name_of(at)}: {reason}')
+
+
+def find_bad(split: Encoded, workers: int | None) -> Iterator[tuple[int, str]]:
+  """Yield place and reason of every example that cannot be decoded, in their order."""
+
+  def check(at: int) -> str | None:
+    try:
+      decode.check(split.read_at(at))
+    except decode.BadImageError as error:
+      return str(error)
+    except OSError as error:
+      return f'cannot read it: {error.strerror or error}'
+    return None
+
+  pool = concurrent.futures.ThreadPoolExecutor(workers, 'check')
+  try:
+    for at, reason in enumerate(pool.map(check, range(len(split.labels)))):
+      if reason is not None:
+        yield at, reason
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def without_bad(split: Encoded, part: str, max_bad: int, workers: int) -> Encoded:
+  """Return the examples of an evaluation split that can be decoded: a bad one is found before the training begins.
+
+  Args:
+    split: to be checked.
+    part: its name, for messages.
+    max_bad: leave out up to as many examples.
+    workers: threads.
+
+  Raises:
+    InputError: there are more bad ones; names the last of them.
+  """
+  good = np.ones(len(split.labels), bool)
+  for number, (at, reason) in enumerate(find_bad(split, workers), 1):
+    if number > max_bad:
+      limit = f'data.max_bad is {max_bad} a split'
+      raise InputError(f'{split.name_of(at)}, in the {part} split: {reason}; repair or remove it; {limit}')
+    good[at] = False
+    say(f'bad {part} example {number} of at most {max_bad}, left out: {split.name_of(at)}: {reason}')
+  return split.take(good) if not good.all() else split
 
 
 def decode_all(images: Images, workers: int) -> Arrays:

@@ -1,6 +1,5 @@
 """An image folder packed into a TFDS set, or into one .npz file."""
 
-import concurrent.futures
 import functools
 import os
 import pathlib
@@ -14,7 +13,7 @@ from jaxres.data import decode, folder
 from jaxres.data import tfds as prepared
 from jaxres.data.arrays import Encoded
 from jaxres.data.files import complete, file_errors
-from jaxres.data.images import Images, decode_all
+from jaxres.data.images import Images, decode_all, find_bad
 from jaxres.data.notes import say
 from jaxres.data.splits import with_test
 from jaxres.data.write import write
@@ -44,7 +43,8 @@ def pack(path: str, name: str, data_dir: str | None = None, max_bad: int = 0) ->
     InputError: a bad name, folder or image, the set is there, no array_record, or the place cannot be written.
   """
   if not _NAME.fullmatch(name) or name in _TAKEN:
-    raise InputError(f'--name {name}: expected lower-case letters, digits and _, and none of {", ".join(_TAKEN)}')
+    expected = f'another word than {", ".join(_TAKEN)}' if name in _TAKEN else 'lower-case letters, digits and _'
+    raise InputError(f'--name {name}: expected {expected}')
   target = prepared.root(data_dir) / name / VERSION
   if target.exists():
     raise InputError(f'{target} exists; move it away or choose another --name')
@@ -117,30 +117,14 @@ def _find(path: str, max_bad: int) -> tuple[dict[str, Encoded], tuple[str, ...]]
 
 def _good(data: Encoded, bad: list[str], max_bad: int) -> Encoded:
   """Return the examples that can be decoded; the others are added to ``bad``."""
-
-  def check(at: int) -> str | None:
-    try:
-      decode.whole(data.read_at(at), None)
-    except decode.BadImageError as error:
-      return str(error)
-    except OSError as error:
-      return f'cannot read it: {error.strerror}'
-    return None
-
   good = np.ones(len(data.labels), bool)
-  pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), 'check')
-  try:
-    for at, reason in enumerate(pool.map(check, range(len(good)))):
-      if reason is None:
-        continue
-      good[at] = False
-      bad.append(data.name_of(at))
-      if len(bad) > max_bad:
-        limit = f', and --max_bad is {max_bad}' if max_bad else ', or leave it out with --max_bad 1'
-        raise InputError(f'{bad[-1]}: {reason}; repair or remove it{limit}')
-      say(f'left out {len(bad)} of at most {max_bad}: {bad[-1]}: {reason}')
-  finally:
-    pool.shutdown(cancel_futures=True)
+  for at, reason in find_bad(data, os.cpu_count()):
+    good[at] = False
+    bad.append(data.name_of(at))
+    if len(bad) > max_bad:
+      limit = f', and --max_bad is {max_bad}' if max_bad else ', or leave such out with --max_bad N'
+      raise InputError(f'{bad[-1]}: {reason}; repair or remove it{limit}')
+    say(f'left out {len(bad)} of at most {max_bad}: {bad[-1]}: {reason}')
   return data.take(good)
 
 

@@ -107,8 +107,8 @@ def check_labels(name: str, source: Source) -> Source:
 
 
 def _class_number(given: int | str, names: Sequence[str]) -> int:
-  if isinstance(given, str) and given in names:
-    return names.index(given)
+  if str(given) in names:  # a name comes first, also one that is a number
+    return names.index(str(given))
   number = int(given) if str(given).isdecimal() else -1
   if isinstance(given, numbers.Integral | str) and 0 <= number < len(names):
     return number

@@ -71,7 +71,7 @@ def read(name: str, data_dir: str | None = None, seed: int = 0) -> Source:
   except Exception as error:  # TFDS and array_record raise nearly every type there is
     reason = ' '.join(str(error).split())
     raise InputError(
-      f'cannot read {folder}: {reason}; remove that folder and {_prepare_anew(name, data_dir)}'
+      f'cannot read {folder}: {reason}; remove that folder and {prepare_anew(name, data_dir)}'
     ) from error
   return with_test(_named(folder, splits), tuple(features['label'].names), str(folder), seed)
 
@@ -123,7 +123,7 @@ def _find(name: str, data_dir: str | None) -> pathlib.Path:
   readable = [folder for folder, form in versions.items() if form == _FORMAT]
   if readable:
     return readable[-1]
-  fix = _prepare_anew(name, data_dir)
+  fix = prepare_anew(name, data_dir)
   if versions:
     folder, form = list(versions.items())[-1]
     if form == 'tfrecord':
@@ -160,7 +160,7 @@ def _preparable() -> Sequence[str]:
   return tuple(prepare.PUBLISHED)
 
 
-def _prepare_anew(name: str, data_dir: str | None) -> str:
+def prepare_anew(name: str, data_dir: str | None) -> str:
   """Return the command that prepares ``name``, as the end of a sentence."""
   if name in _preparable():
     place = f' --data_dir {shlex.quote(str(data_dir))}' if data_dir else ''

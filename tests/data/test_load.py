@@ -123,12 +123,45 @@ def test_an_unknown_data_set() -> None:
     data.load('cifar11')
 
 
-@pytest.mark.parametrize('label', [-1, 4])
-def test_a_label_out_of_range(npz, label: int) -> None:
+@pytest.mark.parametrize(
+  ('label', 'message'),
+  [
+    (-1, 'train example 17 has label -1; expected 0 to 3'),
+    (4, 'class_names has 4 names, and a training example has label 4'),
+  ],
+)
+def test_a_label_out_of_range(npz, label: int, message: str) -> None:
   content = make_arrays() | {'class_names': np.array(list('abcd'))}
   content['train_y'][17] = label
-  with pytest.raises(InputError, match=f'train example 17 has label {label}; expected 0 to 3'):
+  with pytest.raises(InputError, match=message):
     load(npz(**content))
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'message'),
+  [
+    ('digits', {'path': 'photos'}, "data.name='digits' reads no file; set data.name to folder or csv or arrays"),
+    ('arrays', {'path': ''}, 'reads an .npz file; give its path'),
+    ('arrays', {'path': '/tmp'}, '/tmp is a folder; expected an .npz file, or set data.name=folder'),
+    ('folder', {'path': ''}, 'give its path'),
+    ('digits', {'seed': -1}, r'data.seed: expected 0 to 2\*\*63 - 1, found -1'),
+    ('mnist', {'data_dir': '/none'}, r"unknown data set 'mnist'.*tfds.builder\('mnist'\).download_and_prepare"),
+  ],
+)
+def test_what_a_name_cannot_do(name: str, options: dict, message: str) -> None:
+  with pytest.raises(InputError, match=message):
+    data.load(name, **options)
+
+
+def test_a_fingerprint_is_of_the_labels_in_their_order(npz) -> None:
+  content = make_arrays()
+  first = load(npz(**content)).info.splits
+  assert first.keys() == {'train', 'test'}
+  assert first['train'].startswith('96 examples, labels ')
+  content['train_y'][[0, 1]] = content['train_y'][[1, 0]]
+  second = load(npz(**content)).info.splits
+  assert second['test'] == first['test']
+  assert second['train'] != first['train']
 
 
 def test_missing_cifar10_is_explained(tmp_path) -> None:

@@ -1,8 +1,5 @@
 import itertools
-import json
 import pathlib
-import subprocess
-import sys
 import threading
 import time
 
@@ -14,7 +11,7 @@ from PIL import Image
 from jaxres import data, train
 from jaxres.data import decode, order, stream
 from jaxres.errors import InputError
-from tests.conftest import ROOT, make_arrays
+from tests.conftest import make_arrays
 
 
 @pytest.fixture
@@ -204,7 +201,7 @@ def test_a_bad_image_is_replaced_as_in_the_resident_pipeline(images, capsys) -> 
   assert_equal(batches(streamed, streamed.train_feeds(0, 8)), expected)
   assert capsys.readouterr().err.count('bad training example 2 of at most 2') == 2
   strict = load(images, 'stream', max_bad=1).train
-  with pytest.raises(InputError, match=r'0[46].jpg: cannot decode the image.* and data.max_bad is 1'):
+  with pytest.raises(InputError, match=r'0[46].jpg: cannot decode the image.*; data.max_bad is 1'):
     batches(strict, strict.train_feeds(0, 8))
 
 
@@ -217,8 +214,7 @@ def config(pipeline: str, path: str) -> dict:
   }
 
 
-def test_training_on_a_stream(images, tiny, tmp_path, monkeypatch) -> None:
-  monkeypatch.setattr(data, 'channel_statistics', lambda _: data.IMAGENET)  # else the two are normalised differently
+def test_training_on_a_stream(images, tiny, tmp_path) -> None:
   streamed, resident = (
     train.train_and_evaluate(config(pipeline, images), tmp_path / 'runs' / pipeline)
     for pipeline in ('stream', 'resident')
@@ -228,15 +224,3 @@ def test_training_on_a_stream(images, tiny, tmp_path, monkeypatch) -> None:
   assert {key: streamed[key] for key in same} == {key: resident[key] for key in same}
   assert threads() == []
   assert jax.device_count() == 8
-
-
-def test_the_benchmark_runs(tmp_path) -> None:
-  options = {'images': 12, 'batch_size': 4, 'seconds': 0.05, 'rounds': 1, 'image_size': 32}
-  little = ['--pillow', *(f'--{name}={value}' for name, value in options.items())]
-  command = [sys.executable, str(ROOT / 'benchmarks/input.py'), *little]
-  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-  assert done.returncode == 0, done.stderr
-  rows = [json.loads(line) for line in done.stdout.splitlines()]
-  assert [row['benchmark'] for row in rows] == ['input/train', 'input/eval'] * 2
-  assert all(row['images_per_s'] > 0 for row in rows)
-  assert all(60_000 < row['mean_jpeg_bytes'] < 80_000 for row in rows)

@@ -112,6 +112,12 @@ def make(
   return Augment(augment, mixing.make(mixup, cutmix, key_number=2 + len(steps)))
 
 
+def check(augment: Augment, image_shape: tuple[int, int, int]) -> None:
+  """Raise InputError where ``augment`` cannot be done to images ``[H, W, C]``, before anything is compiled."""
+  images = jax.ShapeDtypeStruct((2, *image_shape), jnp.uint8)
+  jax.eval_shape(augment.images, jax.eval_shape(lambda: jax.random.key(0)), images)
+
+
 def crop_offsets(rng: jax.Array, size: int, pad: int) -> jax.Array:
   """Return uniform offsets of the crop in the padded image, int32 ``[size, 2]`` (down, right), in ``[0, 2 * pad]``."""
   return jax.random.randint(rng, (size, 2), 0, 2 * pad + 1)

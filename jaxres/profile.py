@@ -1,0 +1,220 @@
+"""`jaxres profile`: where the time of a training step goes, and how far it is from what the device can do."""
+
+import argparse
+import pathlib
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+from jaxres import config as config_lib
+from jaxres import log, losses, sharding, train
+from jaxres.backend import keep_freed_memory
+from jaxres.errors import InputError
+from jaxres.plan import make_plan
+
+WARM_UP = 2  # steps that are not traced
+MATMUL, COPY_BYTES = {'cpu': 2048}, {'cpu': 1 << 28}  # what a device's limits are measured on; below, of others
+MATMUL_ELSEWHERE, COPY_BYTES_ELSEWHERE = 8192, 1 << 31
+_NO_PLACE = re.compile(r'[\w\-]+\(.*\)|[A-Z][\w.]*|while|body|closed_call')  # functions, the model, loops
+_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?metadata=\{[^}]*?op_name="([^"]*)"', re.MULTILINE)
+
+
+class Step(NamedTuple):
+  """A compiled training step, ready to be run."""
+
+  compiled: Any
+  run: Callable[[int], None]  # so many steps, until they are done
+  images: int
+
+
+class Operation(NamedTuple):
+  """What one instruction of the program cost, over all traced steps."""
+
+  name: str
+  source: str  # where in the model it comes from
+  seconds: float
+  calls: int
+
+
+def prepare(config: Mapping[str, Any]) -> Step:
+  """Return the compiled training step that ``config`` describes, with a state and feeds of its own."""
+  keep_freed_memory()
+  options = config_lib.to_dict(config_lib.complete(config))
+  parts, fields = train.make_parts(options), options['train']
+  dataset = parts.dataset
+  plan = make_plan(dataset.train, fields['epochs'], fields['eval_every_epochs'], False, False)
+  loss = losses.get(
+    fields['loss'], label_smoothing=fields['label_smoothing'], target_threshold=fields['target_threshold']
+  )
+  train.check_accumulate(fields['accumulate'], dataset.train.batch_size, parts.mesh)
+  programs = train.make_programs(parts, plan, loss, fields['seed'], fields['accumulate'], fields['ema'])
+  dataset.place(sharding.replicated(parts.mesh))
+  state, feeds = programs.create(), dataset.train.train_feeds(0, plan.total_steps)
+  feed = next(feeds)
+  compiled = programs.train_step.lower(state, dataset.train.constants, feed).compile()  # type: ignore[attr-defined]
+
+  def run(steps: int) -> None:
+    nonlocal state, feed, feeds
+    for _ in range(steps):
+      state, sums = compiled(state, dataset.train.constants, feed)
+      feed = next(feeds, feed)
+    jax.block_until_ready(sums)
+
+  return Step(compiled, run, dataset.train.batch_size)
+
+
+def trace(step: Step, steps: int, directory: pathlib.Path) -> pathlib.Path:
+  """Trace ``steps`` steps for the profiler's viewer; return the file of the newest trace in ``directory``."""
+  with jax.profiler.trace(str(directory)):
+    step.run(steps)
+  return max(directory.glob('**/*.xplane.pb'), key=lambda path: path.stat().st_mtime)
+
+
+def operations(path: pathlib.Path, sources: Mapping[str, str]) -> list[Operation]:
+  """Return the instructions in a trace, the costliest first.
+
+  An instruction lasts from its start to its end. XLA:CPU marks the end by an event of its own, as its threads go on
+  with something else meanwhile: what runs side by side counts twice.
+
+  Args:
+    path: an ``.xplane.pb`` file.
+    sources: where instructions come from, by name: of ``instruction_sources``.
+  """
+  spans: dict[str, list[tuple[float, float]]] = {}  # of start and end, in nanoseconds
+  ends: dict[str, list[float]] = {}
+  for event in device_events(path):
+    if event.name.startswith('end: '):
+      ends.setdefault(event.name.removeprefix('end: '), []).append(event.start_ns)
+    elif (name := dict(event.stats).get('hlo_op')) is not None:
+      spans.setdefault(name, []).append((event.start_ns, event.start_ns + event.duration_ns))
+  found = []
+  for name, own in spans.items():
+    starts, marked = sorted(start for start, _ in own), sorted(ends.get(name, []))
+    last = marked if len(marked) == len(own) else sorted(end for _, end in own)
+    found.append(Operation(name, sources.get(name, ''), (sum(last) - sum(starts)) / 1e9, len(own)))
+  return sorted(found, key=lambda operation: -operation.seconds)
+
+
+def device_events(path: pathlib.Path) -> Iterator[Any]:
+  """Yield the events of a trace, of devices those of the streams alone: other lines have them again, by module."""
+  for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+    for line in plane.lines:
+      if not plane.name.startswith('/device') or line.name.startswith('Stream'):
+        yield from line.events
+
+
+def instruction_sources(program: str) -> dict[str, str]:
+  """Return where the instructions of an HLO program come from: their ``op_name``, less the names of functions."""
+  return {name: short_source(source) for name, source in _INSTRUCTION.findall(program)}
+
+
+def short_source(source: str) -> str:
+  """Return ``stage1/block0/conv1/conv_general_dilated (gradient)`` of XLA's name of an operation."""
+  gradient = ' (gradient)' if 'transpose(' in source else ''
+  words = [word for word in source.split('/') if not _NO_PLACE.fullmatch(word)]
+  return '/'.join(words) + gradient
+
+
+def limits(platform: str, dtype: Any) -> tuple[float, float]:
+  """Return what the device does in a second, measured here: FLOPs of a matrix product, bytes of a copy.
+
+  The bytes are those read and those written.
+  """
+  side = MATMUL.get(platform, MATMUL_ELSEWHERE)
+  matrix = jnp.ones((side, side), dtype)
+  flops = 2 * side**3 / best_time(jax.jit(jnp.matmul), matrix, matrix)
+  size = COPY_BYTES.get(platform, COPY_BYTES_ELSEWHERE)
+  array = jnp.ones(size // 4, jnp.float32)
+  return flops, 2 * size / best_time(jax.jit(lambda x: x + 1.0), array)
+
+
+def best_time(function: Callable[..., jax.Array], *args: jax.Array, rounds: int = 5) -> float:
+  """Return the least seconds that a call takes."""
+  jax.block_until_ready(function(*args))
+  times = []
+  for _ in range(rounds):
+    start = time.perf_counter()
+    jax.block_until_ready(function(*args))
+    times.append(time.perf_counter() - start)
+  return min(times)
+
+
+def step_seconds(step: Step, steps: int, rounds: int = 5) -> float:
+  """Return the median seconds of a step, without the tracer."""
+  step.run(WARM_UP)
+  times = []
+  for _ in range(rounds):
+    start = time.perf_counter()
+    step.run(max(1, steps // rounds))
+    times.append((time.perf_counter() - start) / max(1, steps // rounds))
+  return statistics.median(times)
+
+
+def peak_memory(compiled: Any) -> int:
+  """Return the most bytes of memory in use: the device's own count, or where it has none the program's plan."""
+  counted = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+  planned = compiled.memory_analysis()
+  return counted or planned.argument_size_in_bytes + planned.temp_size_in_bytes + planned.output_size_in_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Add the arguments of `jaxres profile`."""
+  parser.add_argument('--config', metavar='FILE', required=True, help='as of main.py; --config.section.field=value too')
+  parser.add_argument('--out', metavar='DIR', default='runs/profile', help='where the trace goes (runs/profile)')
+  parser.add_argument('--steps', type=int, default=10, metavar='N', help='steps that are traced (10)')
+  parser.add_argument('--top', type=int, default=15, metavar='N', help='operations that are shown (15)')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Profile a training step, print what it costs and write the trace."""
+  for name in ('steps', 'top'):
+    if getattr(args, name) < 1:
+      raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
+  config = config_lib.load(args.config, args.overrides)
+  step = prepare(config)
+  seconds = step_seconds(step, args.steps)
+  path = trace(step, args.steps, pathlib.Path(args.out))
+  found = operations(path, instruction_sources(step.compiled.as_text()))
+  print_operations(found, args.top, args.steps)
+  print_summary(step, seconds, config.model.dtype)
+  log.console.print(f'trace: {path} (tensorboard --logdir {args.out}, or https://ui.perfetto.dev)')
+
+
+def print_operations(found: Iterable[Operation], top: int, steps: int) -> None:
+  """Print the costliest operations."""
+  found = list(found)
+  total = sum(operation.seconds for operation in found) or 1.0
+  table = Table('operation', 'comes from', 'ms a step', 'share', 'calls a step')
+  table.columns[0].no_wrap = True
+  for name, source, seconds, calls in found[:top]:
+    table.add_row(name, source, f'{1e3 * seconds / steps:.3g}', f'{seconds / total:.1%}', f'{calls / steps:.3g}')
+  rest = found[top:]
+  if rest:
+    seconds = sum(operation.seconds for operation in rest)
+    table.add_row(f'{len(rest)} others', '', f'{1e3 * seconds / steps:.3g}', f'{seconds / total:.1%}', '')
+  log.console.print(table)
+
+
+def print_summary(step: Step, seconds: float, dtype: str) -> None:
+  """Print speed, work, the share of the device's limit, and memory."""
+  device, cost = jax.devices()[0], step.compiled.cost_analysis()
+  flops, size = cost.get('flops', 0.0), cost.get('bytes accessed', 0.0)
+  bf16 = dtype == 'bfloat16' or (dtype == 'auto' and device.platform != 'cpu')
+  most_flops, most_bytes = limits(device.platform, jnp.bfloat16 if bf16 else jnp.float32)
+  least = max(flops / most_flops, size / most_bytes)
+  table = Table('one step', 'value')
+  table.add_row('images/s', f'{step.images / seconds:,.1f}')
+  table.add_row('ms', f'{1e3 * seconds:.4g}')
+  table.add_row('FLOPs, as XLA counts them', f'{flops / 1e9:,.4g} G')
+  table.add_row('bytes that operations read and write, as XLA counts them', f'{size / 1e9:,.4g} GB')
+  table.add_row('the device: matrix product, copy', f'{most_flops / 1e12:.3g} TFLOP/s, {most_bytes / 1e9:.4g} GB/s')
+  table.add_row('least ms, were it bound by these alone', f'{1e3 * least:.4g}')
+  table.add_row('share of that limit', f'{least / seconds:.1%}')
+  table.add_row('peak memory', f'{peak_memory(step.compiled) / 1e9:.3g} GB')
+  log.console.print(table)

@@ -1,0 +1,95 @@
+"""The workdir of a run: what is there already, and what is written before the training begins."""
+
+import contextlib
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from jaxres import checkpoint, data, log
+from jaxres import config as config_lib
+from jaxres.errors import InputError
+
+# What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
+MAY_CHANGE = {
+  'train.epochs', 'train.patience', 'train.log_every_steps', 'train.eval_batch_size',
+  'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
+  'tta.flip', 'tta.crop', 'tta.pad',
+  'data.workers', 'data.max_bad',
+}  # fmt: skip
+
+
+def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
+  """Return where the run goes: ``workdir``, or a fresh directory in it for a dry run.
+
+  Raises:
+    InputError: ``workdir`` is a file, or holds checkpoints of another config.
+  """
+  if config['train']['dry_run']:
+    workdir = workdir / 'dry_run'
+    shutil.rmtree(workdir, ignore_errors=True)
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f'--workdir: {workdir} is a file; expected a directory')
+  stored = read_json(workdir, 'config.json')
+  if stored is None:
+    return workdir
+  written = config_lib.complete(stored)  # by an older jaxres: a new field is at its default
+  changed = config_lib.differences(written, config)
+  for path, (old, new) in changed.items():
+    if path not in MAY_CHANGE:
+      found = f'{path} was {json.dumps(old)} there and is {json.dumps(new)} now'
+      raise InputError(f'--workdir: {workdir} holds a run of another config: {found}; use another --workdir')
+  return workdir
+
+
+def check_data(workdir: pathlib.Path, info: data.Info) -> None:
+  """Raise InputError where ``workdir`` holds checkpoints of a run on other data than that of ``info``."""
+  stored = read_json(workdir, 'data.json')
+  for name, found in describe(info).items() if stored else ():
+    if stored[name] != found:
+      was = f'{name} was {json.dumps(stored[name]):.200} there and is {json.dumps(found):.200} now'
+      raise InputError(f'--workdir: {workdir} holds a run on other data: {was}; use another --workdir')
+
+
+def describe(info: data.Info) -> dict[str, Any]:
+  """Return what identifies a data set, as JSON has it: classes, shape of the images, examples and labels by split."""
+  return json.loads(
+    json.dumps({'class_names': info.class_names, 'image_shape': info.image_shape, 'splits': dict(info.splits)})
+  )
+
+
+def read_json(workdir: pathlib.Path, name: str) -> Any:
+  """Return the content of a file of the run in ``workdir``; None where there is none, or no checkpoint.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  path = workdir / name
+  if not path.exists() or not any((workdir / 'checkpoints').glob('*')):
+    return None
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f'{path}: cannot be read: {error}; use another --workdir') from None
+
+
+@contextlib.contextmanager
+def open(
+  workdir: pathlib.Path, config: Mapping[str, Any], info: data.Info, **options: Any
+) -> Iterator[ocp.CheckpointManager]:
+  """Make ``workdir``, write config and data set's description there, and open its checkpoints with ``options``.
+
+  Raises:
+    InputError: it cannot be made or written.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
+  with checkpoint.open(workdir / 'checkpoints', **options) as manager:
+    log.write_whole(workdir / 'config.json', config_lib.to_json(config))
+    log.write_whole(workdir / 'data.json', json.dumps(describe(info), indent=2) + '\n')
+    yield manager
