@@ -2,6 +2,8 @@
 
 import ctypes
 import functools
+import os
+import pathlib
 import sys
 
 import jax
@@ -27,6 +29,11 @@ def resolve_dtype(name: str) -> jnp.dtype:
   if name not in DTYPES:
     raise InputError(f'model.dtype: unknown dtype {name!r}{nearest(name, [*DTYPES, "auto"])}')
   return jnp.dtype(DTYPES[name])
+
+
+def cache_dir(kind: str) -> pathlib.Path:
+  """Return where files that can be made again are kept: ``$XDG_CACHE_HOME/jaxres/KIND``, by default in ``~/.cache``."""
+  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'jaxres' / kind
 
 
 @functools.cache

@@ -93,7 +93,7 @@ def test_an_interrupt_is_one_line_and_status_130(capsys, tool):
     (['prepare', 'cifar10', 'photos'], '`jaxres prepare cifar10` takes no photos'),
     (['prepare', 'tfrecord', 'd', '--max_bad', '0'], '`jaxres prepare tfrecord` takes no --max_bad'),
     (['prepare', 'folder', '--name', 'x'], '`jaxres prepare folder` needs DIR'),
-    (['prepare', 'folder', 'photos'], 'needs --name NAME for a TFDS set, or --npz FILE'),
+    (['prepare', 'folder', 'p', '--name', 'x', '--npz', 'x.npz', '--image_size', '8'], 'give one of them'),
     (['prepare', 'folder', 'photos', '--npz', 'x.npz'], '--npz FILE and --image_size S go together'),
     (['prepare', 'folder', 'photos', '--name', 'x', '--image_size', '8'], 'go together'),
     (['prepare', 'tfrecord'], '`jaxres prepare tfrecord` needs DIR'),

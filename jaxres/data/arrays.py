@@ -1,13 +1,14 @@
 """What a source is: splits in host memory or encoded. And the sources that need no download."""
 
 import os
-import zipfile
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxres.data import order
+from jaxres.data.files import load_npz
 from jaxres.errors import InputError
 
 
@@ -92,11 +93,9 @@ def read_npz(path: str | None) -> Source:
   if not os.path.isfile(path):
     raise InputError(f'data.path: no such file: {path}')
   try:
-    with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:  # np.load(path) leaks a damaged file
-      content = {name: file[name] for name in file.files}
-  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-    reason = 'it holds Python objects, or is another kind of file' if 'pickle' in str(error) else error
-    raise InputError(f'{path}: not a readable .npz file: {reason}') from None
+    content = load_npz(pathlib.Path(path))
+  except ValueError as error:
+    raise InputError(f'{path}: not a readable .npz file: {error}') from None
   train, test = (_split(path, content, split) for split in ('train', 'test'))
   val = _split(path, content, 'val') if 'val_x' in content or 'val_y' in content else None
   for split, other in (('test', test), ('val', val)):

@@ -3,15 +3,14 @@
 import concurrent.futures
 import contextlib
 import hashlib
-import os
 import pathlib
-import zipfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxres.data.files import complete
+from jaxres.backend import cache_dir
+from jaxres.data.files import complete, load_npz
 from jaxres.data.notes import say
 
 _CHUNK = 256  # records that are read at a time
@@ -52,16 +51,14 @@ def cache_file(folder: pathlib.Path, split: str) -> pathlib.Path:
   """Return where the labels of a split are kept: the name changes with the set's metadata and the time of writing."""
   info = folder / 'dataset_info.json'
   key = (str(folder.resolve()), split, str(info.stat().st_mtime_ns), info.read_text('utf-8'))
-  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   digest = hashlib.sha256('\0'.join(key).encode()).hexdigest()
-  return pathlib.Path(home).expanduser() / 'jaxres' / 'labels' / f'{digest[:32]}.npz'
+  return cache_dir('labels') / f'{digest[:32]}.npz'
 
 
 def _kept(file: pathlib.Path, size: int) -> Labels | None:
   try:
-    with file.open('rb') as raw, np.load(raw, allow_pickle=False) as content:
-      labels, order = content['labels'], content['order']
-  except (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile):
+    labels, order = load_npz(file, 'labels', 'order').values()
+  except ValueError:
     return None
   if labels.dtype != np.int32 or labels.shape != (size,) or not np.array_equal(np.sort(order), np.arange(size)):
     return None

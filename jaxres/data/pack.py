@@ -24,6 +24,12 @@ _NAME = re.compile('[a-z][a-z0-9_]*')
 _TAKEN = ('digits', 'arrays', 'folder', 'csv', 'cifar10', 'cifar100')  # other words of data.name
 
 
+def name_of(path: str) -> str:
+  """Return what the set of a folder is called: as the folder, in the letters that TFDS takes."""
+  name = re.sub('[^a-z0-9]+', '_', pathlib.Path(path).expanduser().resolve().name.lower()).strip('_')
+  return name if name[:1].isalpha() else f'set_{name}'
+
+
 def pack(path: str, name: str, data_dir: str | None = None, max_bad: int = 0) -> pathlib.Path:
   """Write the images of a folder as a TFDS set, to be read as ``data.name=NAME``.
 

@@ -9,7 +9,6 @@ import functools
 import io
 import pathlib
 import shlex
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,7 @@ from jaxres.data import archive as archive_lib
 from jaxres.data import pack, tfrecord
 from jaxres.data import tfds as prepared
 from jaxres.data.archive import PUBLISHED, SIDE, Contents, Published, Split
-from jaxres.data.files import complete, file_errors
+from jaxres.data.files import complete, file_errors, load_npz
 from jaxres.data.notes import say
 from jaxres.data.write import write
 from jaxres.errors import InputError, nearest
@@ -117,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('what', metavar='{' + ','.join(_OPTIONS) + '}', help='a published set, or what DIR is')
   parser.add_argument('dir', metavar='DIR', nargs='?', help='a folder of images; a version of a TFDS set in tfrecord')
   parser.add_argument('--data_dir', metavar='DIR', help='where it goes; $TFDS_DATA_DIR, else ~/tensorflow_datasets')
-  parser.add_argument('--name', help='folder: what the set is called')
+  parser.add_argument('--name', help='folder: what the set is called; as DIR where it is not given')
   parser.add_argument('--max_bad', type=int, metavar='N', help='folder: leave out up to N images that are damaged')
   parser.add_argument('--archive', metavar='FILE', help='cifar: the published binary archive, not to download it')
   parser.add_argument('--npz', metavar='FILE', help='write one .npz file instead: needs no array_record (not on Linux)')
@@ -148,7 +147,7 @@ def _run_folder(args: argparse.Namespace) -> tuple[str, pathlib.Path, list[str]]
   """Return the set's name and place, and the words that train on it."""
   max_bad = args.max_bad or 0
   if not args.npz:
-    return _trains_on(args, pack.pack(args.dir, args.name, args.data_dir, max_bad))
+    return _trains_on(args, pack.pack(args.dir, args.name or pack.name_of(args.dir), args.data_dir, max_bad))
   place = pack.pack_npz(args.dir, args.npz, args.image_size, max_bad)
   return place.stem, place, [f'configs/digits.py --workdir {shlex.quote(f"runs/{place.stem}")}', *_npz_flags(place)]
 
@@ -187,8 +186,8 @@ def _check_options(args: argparse.Namespace) -> None:
     raise InputError(f'`jaxres prepare {args.what}` needs DIR; `jaxres prepare --help`')
   if args.what == 'folder' and bool(args.npz) != (args.image_size is not None):
     raise InputError('--npz FILE and --image_size S go together')
-  if args.what == 'folder' and bool(args.npz) == bool(args.name):
-    raise InputError('`jaxres prepare folder DIR` needs --name NAME for a TFDS set, or --npz FILE')
+  if args.npz and args.name:
+    raise InputError('--name NAME is of a TFDS set and --npz FILE another thing; give one of them')
 
 
 def _published(name: str) -> Published:
@@ -223,9 +222,8 @@ def _examples(split: str, arrays: Split) -> Iterator[tuple[int, dict[str, Any]]]
 def _check_npz(path: pathlib.Path, name: str) -> None:
   """Raise an InputError unless ``path`` is what ``prepare_npz`` writes for ``name``."""
   try:
-    with path.open('rb') as raw, np.load(raw, allow_pickle=False) as file:
-      found = str(file['name'])
-  except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    found = str(load_npz(path, 'name')['name'])
+  except ValueError as error:
     raise InputError(f'{path} exists and is not {name}: remove it or choose another name') from error
   if found != name:
     raise InputError(f'{path} exists and holds {found}, not {name}: choose another name')

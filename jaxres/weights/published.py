@@ -3,9 +3,9 @@
 URLs: torchvision/models/resnet.py. The eight digits in a file's name begin its SHA-256.
 """
 
-import os
 import pathlib
 
+from jaxres.backend import cache_dir
 from jaxres.data.archive import download, sha256_of
 from jaxres.errors import InputError, nearest
 
@@ -31,11 +31,6 @@ DIGITS = {
 }
 
 
-def cache() -> pathlib.Path:
-  """Return where downloads are kept: ``$XDG_CACHE_HOME/jaxres/weights``, ``~/.cache`` where it is not set."""
-  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'jaxres' / 'weights'
-
-
 def find(name: str) -> pathlib.Path:
   """Return the path of the published weights called ``name``, downloaded where they are not in the cache.
 
@@ -48,7 +43,7 @@ def find(name: str) -> pathlib.Path:
   if name not in DIGITS:
     raise InputError(f'torchvision:{name}: no such file and no published weights{nearest(name, DIGITS)}')
   digits = DIGITS[name]
-  path = cache() / f'{name.removesuffix("-v2")}-{digits}.pth'
+  path = cache_dir('weights') / f'{name.removesuffix("-v2")}-{digits}.pth'
   if not (path.is_file() and sha256_of(path).startswith(digits)):
     fix = 'or fetch it by hand and give its path: torchvision:PATH'
     download(URL + path.name, path, digits, None, fix)

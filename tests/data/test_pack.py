@@ -163,6 +163,13 @@ def _only(tmp_path: pathlib.Path, root: pathlib.Path) -> str:
   return str(tmp_path / 'one')
 
 
+@pytest.mark.parametrize(
+  ('folder', 'name'), [('My-Photos 2', 'my_photos_2'), ('pets/', 'pets'), ('2024', 'set_2024'), ('Ä', 'set_')]
+)
+def test_a_set_is_called_as_its_folder(tmp_path, folder, name) -> None:
+  assert pack.name_of(f'{tmp_path}/{folder}') == name
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path) -> None:
   root = photos(tmp_path / 'photos', train=2, test=1)
   (tmp_path / 'file').write_text('')
@@ -200,7 +207,8 @@ def test_npz_holds_the_resized_images(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:DeprecationWarning')
 @pytest.mark.parametrize(
-  'words', ['--name animals --data_dir "{0}/my sets"', '--npz "{0}/an imals.npz" --image_size 16']
+  'words',
+  ['--name animals --data_dir "{0}/my sets"', '--data_dir "{0}/sets"', '--npz "{0}/an imals.npz" --image_size 16'],
 )
 def test_the_printed_command_trains(tmp_path, capsys, tiny, words) -> None:
   root = photos(tmp_path / 'photos', train=4, test=2)
