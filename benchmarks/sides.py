@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--classes', type=int, default=10)
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
   parser.add_argument('--data', default='synthetic', help="'synthetic', or an .npz file as of data.name=arrays")
+  parser.add_argument('--scan_steps', type=int, default=1, help='steps of one call of jaxres')
   parser.add_argument('--torch_compile', action='store_true', help='compile the PyTorch model')
 
 
@@ -50,30 +51,31 @@ def jaxres_train(args: argparse.Namespace) -> Work:
   from jaxres.data import augment
   from jaxres.data.arrays import Arrays
   from jaxres.data.resident import Resident
+  from jaxres.plan import grouped
 
-  mesh = sharding.make_mesh()
+  mesh, key = sharding.make_mesh(), jax.random.key(0)
   pipeline = Resident(Arrays(*examples(args)), batch_size=args.batch_size, seed=0)
   pipeline.place(sharding.replicated(mesh))
   info = data.Info(tuple(map(str, range(args.classes))), pipeline.image_shape, MEAN, STD)
   model = models.create(args.model, num_classes=args.classes, stem=args.stem, dtype=args.dtype)
-  init = lambda: state.init_variables(model, info.image_shape, 0)
+  init = lambda: state.init_variables(model, info.image_shape, key)
   tx, _ = optim.make(jax.eval_shape(init)['params'], TOTAL_STEPS, 1.0, lr=LR, weight_decay=WEIGHT_DECAY)
   loss_fn = step.make_loss(model, losses.get('softmax_xent'), augment.make(), info)
-  train_step = step.make_train_step(loss_fn, tx, pipeline.fetch, 0, mesh)
+  train_steps = step.make_train_steps(loss_fn, tx, pipeline.fetch, mesh)
   current = jax.jit(lambda: state.create(init(), tx), out_shardings=sharding.replicated(mesh))()
   start = time.perf_counter()
-  feeds = pipeline.train_feeds(0, 1 << 40)
-  current, sums = train_step(current, pipeline.constants, next(feeds))
+  groups = grouped(pipeline.train_feeds(0, TOTAL_STEPS * 10), 0, TOTAL_STEPS * 10, args.scan_steps, args.scan_steps)
+  current, sums = train_steps(current, key, pipeline.constants, next(groups)[1])
   jax.block_until_ready(sums)
   facts = {'compile_s': time.perf_counter() - start}
 
   def run(steps: int) -> None:
     nonlocal current
     for _ in range(steps):
-      current, sums = train_step(current, pipeline.constants, next(feeds))
+      current, sums = train_steps(current, key, pipeline.constants, next(groups)[1])
     jax.block_until_ready(sums)
 
-  return Work(run, args.batch_size, facts)
+  return Work(run, args.batch_size * args.scan_steps, facts)
 
 
 def flax_train(args: argparse.Namespace) -> Work:
@@ -172,5 +174,5 @@ def normalized(image: Any) -> Any:
   return (image.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
 
 
-DESCRIBES = ('model', 'stem', 'batch_size', 'image_size', 'classes', 'dtype', 'data')
+DESCRIBES = ('model', 'stem', 'batch_size', 'image_size', 'classes', 'dtype', 'data', 'scan_steps')
 TRAIN = {'jaxres': jaxres_train, 'flax': flax_train, 'torch': torch_train}

@@ -1,9 +1,12 @@
 """What this machine and its compiler want: number formats, compiler options, what makes XLA:CPU fast."""
 
+import contextlib
 import ctypes
 import functools
+import hashlib
 import os
 import pathlib
+import platform
 import sys
 
 import jax
@@ -69,6 +72,29 @@ def materialize(x: jax.Array, anchor: jax.Array) -> jax.Array:
     return x
   one = 1.0 + 0.0 * jax.lax.stop_gradient(anchor).ravel()[0]
   return x / one.astype(x.dtype)  # its gradient is a division too
+
+
+def keep_programs() -> None:
+  """Make JAX keep what it compiles in the user's cache directory, for this run and later ones.
+
+  Nothing changes where JAX was told already where to keep it (``JAX_COMPILATION_CACHE_DIR``), or where the directory
+  cannot be written. A CPU's programs are of its very instructions: each kind of CPU has a directory of its own.
+  """
+  if jax.config.values['jax_compilation_cache_dir'] is not None:
+    return
+  directory = cache_dir('programs') / hashlib.sha256(_processor().encode()).hexdigest()[:16]
+  with contextlib.suppress(OSError):
+    directory.mkdir(parents=True, exist_ok=True)
+    if os.access(directory, os.W_OK):
+      jax.config.update('jax_compilation_cache_dir', str(directory))
+
+
+def _processor() -> str:
+  """Return what tells one kind of CPU from another."""
+  with contextlib.suppress(OSError):
+    flags = [line for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('flags')]
+    return flags[0] if flags else platform.processor()
+  return platform.processor()
 
 
 def keep_freed_memory() -> None:

@@ -1,8 +1,11 @@
 """When a run evaluates and saves, and what it remembers of its evaluations."""
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from jaxres import data
 from jaxres.errors import InputError
@@ -22,6 +25,24 @@ class Plan(NamedTuple):
   def segments(self, start: int) -> Iterator[tuple[int, int]]:
     """Yield ``(begin, end)`` of the steps between evaluations that are left behind step ``start``."""
     return itertools.pairwise([start, *(step for step in self.eval_steps if step > start)])
+
+
+def grouped(feeds: Iterable[Any], begin: int, end: int, size: int, every: int) -> Iterator[tuple[int, Any]]:
+  """Yield the feeds of steps ``begin`` to ``end - 1`` stacked, ``size`` at a time, each with the step that it leads to.
+
+  Where so many would pass ``end`` or a multiple of ``every`` they come one at a time, so that what is done there is
+  on time, and no more than two shapes, and programs, are needed.
+  """
+  feeds, step = iter(feeds), begin
+  while step < end:
+    due = min(end, (step // every + 1) * every)
+    count = size if step + size <= due else 1
+    step += count
+    yield step, jax.tree.map(_stack, *itertools.islice(feeds, count))
+
+
+def _stack(*arrays: np.ndarray) -> np.ndarray:
+  return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]  # a view: a streamed batch is large
 
 
 class Progress(NamedTuple):

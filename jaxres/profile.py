@@ -14,9 +14,9 @@ from rich.table import Table
 
 from jaxres import config as config_lib
 from jaxres import log, losses, sharding, train
-from jaxres.backend import keep_freed_memory
+from jaxres.backend import keep_freed_memory, keep_programs
 from jaxres.errors import InputError
-from jaxres.plan import make_plan
+from jaxres.plan import grouped, make_plan
 
 WARM_UP = 2  # steps that are not traced
 MATMUL, COPY_BYTES = {'cpu': 2048}, {'cpu': 1 << 28}  # what a device's limits are measured on; below, of others
@@ -45,6 +45,7 @@ class Operation(NamedTuple):
 def prepare(config: Mapping[str, Any]) -> Step:
   """Return the compiled training step that ``config`` describes, with a state and feeds of its own."""
   keep_freed_memory()
+  keep_programs()
   options = config_lib.to_dict(config_lib.complete(config))
   parts, fields = train.make_parts(options), options['train']
   dataset = parts.dataset
@@ -52,18 +53,20 @@ def prepare(config: Mapping[str, Any]) -> Step:
   loss = losses.get(
     fields['loss'], label_smoothing=fields['label_smoothing'], target_threshold=fields['target_threshold']
   )
-  train.check_accumulate(fields['accumulate'], dataset.train.batch_size, parts.mesh)
-  programs = train.make_programs(parts, plan, loss, fields['seed'], fields['accumulate'], fields['ema'])
+  programs = train.make_programs(parts, plan, loss, fields['accumulate'], fields['ema'])
   dataset.place(sharding.replicated(parts.mesh))
-  state, feeds = programs.create(), dataset.train.train_feeds(0, plan.total_steps)
-  feed = next(feeds)
-  compiled = programs.train_step.lower(state, dataset.train.constants, feed).compile()  # type: ignore[attr-defined]
+  key = jax.random.key(fields['seed'])
+  state, feeds = programs.create(key), dataset.train.train_feeds(0, plan.total_steps)
+  groups = (group for _, group in grouped(feeds, 0, plan.total_steps, 1, plan.total_steps))
+  group = next(groups)
+  step = programs.train_steps.lower(state, key, dataset.train.constants, group)  # type: ignore[attr-defined]
+  compiled = step.compile()
 
   def run(steps: int) -> None:
-    nonlocal state, feed, feeds
+    nonlocal state, group
     for _ in range(steps):
-      state, sums = compiled(state, dataset.train.constants, feed)
-      feed = next(feeds, feed)
+      state, sums = compiled(state, key, dataset.train.constants, group)
+      group = next(groups, group)
     jax.block_until_ready(sums)
 
   return Step(compiled, run, dataset.train.batch_size)

@@ -21,6 +21,11 @@ def over_batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec('data'))
 
 
+def over_steps(mesh: Mesh) -> NamedSharding:
+  """Return the sharding of arrays whose first axis is that of some steps, and whose second is the batch."""
+  return NamedSharding(mesh, PartitionSpec(None, 'data'))
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raise InputError where the devices do not divide ``batch_size``."""
   devices = mesh.size

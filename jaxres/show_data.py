@@ -14,6 +14,7 @@ from jaxres import config as config_lib
 from jaxres import data
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
+from jaxres.step import step_key
 
 CELL = 64  # pixels, at least, of an image in the picture
 GAP = 2  # white pixels between two images
@@ -37,9 +38,7 @@ def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, example
 
   @jax.jit
   def see(step: int, images: jax.Array, label: jax.Array) -> jax.Array:
-    rng = jax.random.fold_in(jax.random.key(seed), step)  # as in step.make_train_step
-    images = augment(rng, images)
-    return augment.mix(rng, images, jax.nn.one_hot(label, len(dataset.info.class_names)))[0] if augment.mix else images
+    return augment.batch(step_key(jax.random.key(seed), step), images, label, len(dataset.info.class_names))[0]
 
   columns = [batch['image'], *(see(step, batch['image'], batch['label']) for step in range(draws))]
   return np.asarray(jnp.stack(columns, axis=1)[:examples])

@@ -41,9 +41,9 @@ class TrainState:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def init_variables(model: ResNet, image_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
-  """Return fresh variables of ``model`` for images ``[H, W, C]``. Jit-able; a pure function of ``seed``."""
-  return dict(model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)), train=False))
+def init_variables(model: ResNet, image_shape: tuple[int, int, int], key: jax.Array) -> dict[str, Any]:
+  """Return fresh variables of ``model`` for images ``[H, W, C]``. Jit-able; a pure function of ``key``."""
+  return dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
 
 
 def create(variables: dict[str, Any], tx: optax.GradientTransformation, *, ema: bool = False) -> TrainState:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxres import data, losses, metrics, sharding, state
 from jaxres.backend import compiler_options
@@ -15,7 +15,7 @@ from jaxres.models import ResNet
 from jaxres.state import TrainState
 
 LossFn = Callable[[Any, Any, data.Batch, jax.Array], tuple[jax.Array, tuple[Any, metrics.Sums]]]
-TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, metrics.Sums]]
+TrainSteps = Callable[[TrainState, jax.Array, Any, Any], tuple[TrainState, metrics.Sums]]
 
 
 def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, info: data.Info) -> LossFn:
@@ -31,9 +31,7 @@ def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, in
   def loss_fn(
     params: Any, batch_stats: Any, batch: data.Batch, rng: jax.Array
   ) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
-    images, label = augment(rng, batch['image']), batch['label']
-    if augment.mix:
-      images, label = augment.mix(rng, images, jax.nn.one_hot(label, len(info.class_names)))
+    images, label = augment.batch(rng, batch['image'], batch['label'], len(info.class_names))
     images = augment_lib.normalize(images, info.mean, info.std)
     variables = {'params': params, 'batch_stats': batch_stats}
     logits, updates = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': rng})
@@ -43,48 +41,61 @@ def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, in
   return loss_fn
 
 
-def make_train_step(
+def make_train_steps(
   loss_fn: LossFn,
   tx: optax.GradientTransformation,
   fetch: Callable[..., data.Batch],
-  seed: int,
   mesh: Mesh,
   *,
   accumulate: int = 1,
   ema: float = 0.0,
-) -> TrainStep:
-  """Return the jitted step: ``(state, constants, feed)`` to the next state and the batch's metric sums.
+) -> TrainSteps:
+  """Return the jitted function that takes some steps: ``(state, key, constants, feeds)`` to the next state and sums.
 
-  The state is donated and held whole by every device; the feed is split over them. Under ``jit`` the BatchNorm
+  The first axis of ``feeds`` is that of the steps, K; more than one are a ``lax.scan``. The sums of metrics are those
+  over all of them. Each K is a program of its own; the key is an argument, so that every seed has the same.
+
+  The state is donated and held whole by every device; each feed is split over them. Under ``jit`` the BatchNorm
   statistics and the gradient are those of the whole batch, whatever the number of devices.
 
   Args:
     loss_fn: ``(params, batch_stats, batch, rng) -> (loss, (batch_stats, sums))``.
     tx: the optimiser.
     fetch: ``(constants, feed)`` to the batch: of a pipeline.
-    seed: of the augmentation; the step's own key is ``fold_in(seed, step)``.
     mesh: of ``sharding.make_mesh``.
     accumulate: parts that a batch is split into, see ``accumulated``.
     ema: decay of the moving average, where the state has one.
   """
   gradient = accumulated(loss_fn, fetch, accumulate, mesh)
 
-  def train_step(train_state: TrainState, constants: Any, feed: Any) -> tuple[TrainState, metrics.Sums]:
-    rng = jax.random.fold_in(jax.random.key(seed), train_state.step)
+  def train_step(train_state: TrainState, key: jax.Array, constants: Any, feed: Any) -> tuple[TrainState, metrics.Sums]:
+    rng = step_key(key, train_state.step)
     grads, (batch_stats, sums) = gradient(train_state.params, train_state.batch_stats, constants, feed, rng)
     updates, opt_state = tx.update(grads, train_state.opt_state, train_state.params)
     params = optax.apply_updates(train_state.params, updates)
     new = TrainState(train_state.step + 1, params, batch_stats, opt_state, train_state.ema)
     return state.average(new, ema), sums
 
-  whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)
+  def train_steps(train_state: TrainState, key: jax.Array, constants: Any, feeds: Any) -> tuple[TrainState, Any]:
+    one = lambda train_state, feed: train_step(train_state, key, constants, feed)
+    if len(jax.tree.leaves(feeds)[0]) == 1:
+      return one(train_state, jax.tree.map(lambda x: x[0], feeds))
+    train_state, sums = jax.lax.scan(one, train_state, feeds)
+    return train_state, jax.tree.map(lambda x: x.sum(0), sums)
+
+  whole = sharding.replicated(mesh)
   return jax.jit(
-    train_step,
-    in_shardings=(whole, whole, split),
+    train_steps,
+    in_shardings=(whole, whole, whole, sharding.over_steps(mesh)),
     out_shardings=whole,
     donate_argnums=0,
     compiler_options=compiler_options(),
   )
+
+
+def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
+  """Return the key of the augmentation and the dropout at ``step``, given that of the training: ``key(seed)``."""
+  return jax.random.fold_in(key, step)
 
 
 def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Callable[..., Any]:
@@ -96,11 +107,10 @@ def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, m
   gradient = jax.grad(loss_fn, has_aux=True)
   if parts == 1:
     return lambda params, stats, constants, feed, rng: gradient(params, stats, fetch(constants, feed), rng)
-  split = NamedSharding(mesh, PartitionSpec(None, *sharding.over_batch(mesh).spec))
 
   def whole(params: Any, batch_stats: Any, constants: Any, feed: Any, rng: jax.Array) -> tuple[Any, Any]:
     feeds = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), feed)
-    feeds = jax.lax.with_sharding_constraint(feeds, split)
+    feeds = jax.lax.with_sharding_constraint(feeds, sharding.over_steps(mesh))
 
     def add(carry: Any, part: Any) -> tuple[Any, metrics.Sums]:
       (stats, total), (i, feed) = carry, part

@@ -16,16 +16,17 @@ from jax.sharding import Mesh
 from jaxres import checkpoint, data, evaluate, log, losses, models, optim, sharding, state
 from jaxres import config as config_lib
 from jaxres import workdir as workdir_lib
-from jaxres.backend import keep_freed_memory
+from jaxres.backend import keep_freed_memory, keep_programs
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
 from jaxres.models import ResNet
-from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, make_plan, watched
+from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, grouped, make_plan, watched
 from jaxres.state import TrainState
-from jaxres.step import TrainStep, make_loss, make_train_step
+from jaxres.step import TrainSteps, make_loss, make_train_steps
 
 MakeTx = Callable[[Any, int, float], tuple[optax.GradientTransformation, optax.Schedule]]
 Feeds = Callable[[int, int], Iterator[Any]]
+SCAN_STEPS = 10  # of one call, where it pays
 BeginRun = Callable[[], contextlib.AbstractContextManager[ocp.CheckpointManager]]
 
 
@@ -45,6 +46,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
       the loss is no longer a number.
   """
   keep_freed_memory()
+  keep_programs()
   config = config_lib.complete(config)
   options = config_lib.to_dict(config)
   workdir = workdir_lib.check_config(pathlib.Path(workdir).expanduser(), config)
@@ -101,6 +103,7 @@ def fit(
   patience: int = 0,
   log_every_steps: int = 50,
   accumulate: int = 1,
+  scan_steps: int = 0,
   ema: float = 0.0,
   dry_run: bool = False,
   overfit_one_batch: bool = False,
@@ -124,6 +127,8 @@ def fit(
     log_every_steps: rows of training metrics between evaluations.
     accumulate: each batch goes through the model in this many equal parts, one after the other, for one update; that
       takes less memory. Each part has its own BatchNorm statistics.
+    scan_steps: steps of one call of the program, a ``lax.scan``; 0 is 1 on a CPU or with ``data.pipeline=stream``, else
+      10. The result is the same.
     ema: decay per step of a moving average of the weights, evaluated beside them; ``state.average`` says how it
       begins. 0 keeps none.
     dry_run: two steps, an evaluation of at most two batches, a save; in ``<workdir>/dry_run``.
@@ -133,8 +138,7 @@ def fit(
     InputError: a value is out of range, or the loss is no longer a number.
   """
   dataset, mesh = parts.dataset, parts.mesh
-  _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, ema, dataset.val)
-  check_accumulate(accumulate, dataset.train.batch_size, mesh)
+  _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, scan_steps, ema, dataset.val)
   if not 0 <= seed < 2**63:
     raise InputError(f'train.seed: expected 0 to 2**63 - 1, found {seed}')
   plan = make_plan(dataset.train, epochs, eval_every_epochs, dry_run, overfit_one_batch)
@@ -142,14 +146,16 @@ def fit(
   if overfit_one_batch:
     parts, feeds = parts._replace(augment=augment_lib.make()), repeat_first(feeds)
   loss_of = losses.get(loss, label_smoothing=label_smoothing, target_threshold=target_threshold)
-  programs = make_programs(parts, plan, loss_of, seed, accumulate, ema)
+  programs = make_programs(parts, plan, loss_of, accumulate, ema)
+  scan_steps = scan_steps or best_scan_steps(dataset.train)
+  key = jax.random.key(seed)
   dataset.place(sharding.replicated(mesh))
   eval_batch_size = sharding.round_up(eval_batch_size, mesh)
   limit = DRY_RUN_STEPS if dry_run else None
 
   stop = plan.eval_steps[-1]
   with begin_run() as manager:
-    train_state, progress = restore_or_init(manager, programs.create, mesh)
+    train_state, progress = restore_or_init(manager, lambda: programs.create(key), mesh)
     start = int(train_state.step)
     log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
     with log.RunLog(workdir, start, stop, plan.steps_per_epoch) as run_log:
@@ -158,8 +164,8 @@ def fit(
           log.console.print(f'stopped early: validation top-1 is no better since {progress.stale} evaluations')
           break
         meter = log.Meter(run_log, programs.rate, log_every_steps)
-        for step, feed in enumerate(feeds(begin, end), begin + 1):
-          train_state, sums = programs.train_step(train_state, dataset.train.constants, feed)
+        for step, group in grouped(feeds(begin, end), begin, end, scan_steps, log_every_steps):
+          train_state, sums = programs.train_steps(train_state, key, dataset.train.constants, group)
           meter.add(step, sums, last=step == end)
         scores = meter.row | evaluate.evaluate_state(programs.eval_steps, train_state, dataset, eval_batch_size, limit)
         run_log.write(end, scores)
@@ -175,23 +181,29 @@ def fit(
 class Programs(NamedTuple):
   """The jitted functions of a run."""
 
-  create: Callable[..., TrainState]  # () to the state at step 0
-  train_step: TrainStep
+  create: Callable[[jax.Array], TrainState]  # a key to the state at step 0
+  train_steps: TrainSteps
   eval_steps: dict[str, evaluate.EvalStep]  # by the prefix of their metrics
   rate: optax.Schedule  # the learning rate of a step
 
 
-def make_programs(parts: Parts, plan: Plan, loss: losses.Loss, seed: int, accumulate: int, ema: float) -> Programs:
-  """Return the programs of a run of ``parts``; they are compiled when they are first called."""
+def make_programs(parts: Parts, plan: Plan, loss: losses.Loss, accumulate: int, ema: float) -> Programs:
+  """Return the programs of a run of ``parts``; they are compiled when they are first called.
+
+  Raises:
+    InputError: the batch cannot be split into ``accumulate`` parts.
+  """
   model, dataset, mesh = parts.model, parts.dataset, parts.mesh
-  init = lambda: state.init_variables(model, dataset.info.image_shape, seed)
-  tx, rate = parts.make_tx(jax.eval_shape(init)['params'], plan.total_steps, plan.steps_per_epoch)
-  create = lambda: state.create(init(), tx, ema=ema > 0.0)
+  check_accumulate(accumulate, dataset.train.batch_size, mesh)
+  init = lambda key: state.init_variables(model, dataset.info.image_shape, key)
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  tx, rate = parts.make_tx(shapes['params'], plan.total_steps, plan.steps_per_epoch)
+  create = lambda key: state.create(init(key), tx, ema=ema > 0.0)
   loss_fn = make_loss(model, loss, parts.augment, dataset.info)
   make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
   return Programs(
     create=jax.jit(create, out_shardings=sharding.replicated(mesh)),
-    train_step=make_train_step(loss_fn, tx, dataset.train.fetch, seed, mesh, accumulate=accumulate, ema=ema),
+    train_steps=make_train_steps(loss_fn, tx, dataset.train.fetch, mesh, accumulate=accumulate, ema=ema),
     eval_steps={'': make_eval_step()} | ({'tta/': make_eval_step(parts.views)} if parts.views else {}),
     rate=rate,
   )
@@ -231,8 +243,23 @@ def fit_classes(model: ResNet, num_classes: int | None, info: data.Info) -> ResN
   return model.clone(num_classes=found)
 
 
+def best_scan_steps(train: data.Pipeline) -> int:
+  """Return how many steps are best taken at a time.
+
+  A CPU gains nothing by more than one: its steps are long. Nor does a stream: the program would wait for more batches.
+  """
+  return 1 if jax.default_backend() == 'cpu' or not train.constants else SCAN_STEPS
+
+
 def _check_fields(
-  epochs: float, eval_every: float, eval_batch_size: int, log_every: int, patience: int, ema: float, val: object
+  epochs: float,
+  eval_every: float,
+  eval_batch_size: int,
+  log_every: int,
+  patience: int,
+  scan_steps: int,
+  ema: float,
+  val: object,
 ) -> None:
   positive = {'epochs': epochs, 'eval_every_epochs': eval_every, 'eval_batch_size': eval_batch_size}
   for name, value in (positive | {'log_every_steps': log_every}).items():
@@ -240,6 +267,8 @@ def _check_fields(
       raise InputError(f'train.{name}: expected more than 0, found {value}')
   if not 0.0 <= ema < 1.0:
     raise InputError(f'train.ema: expected a decay in [0, 1), found {ema}')
+  if scan_steps < 0:
+    raise InputError(f'train.scan_steps: expected 0 or more, found {scan_steps}')
   if patience < 0:
     raise InputError(f'train.patience: expected 0 or more evaluations, found {patience}')
   if patience and val is None:

@@ -1,9 +1,11 @@
 """Eight virtual CPU devices for every test, so that sharding is tested with no GPU."""
 
 import os
+import tempfile
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='jaxres-cache-')  # nothing of the user's is read or written
 
 import functools
 import pathlib

@@ -14,7 +14,7 @@ def setup(npz):
   mesh = sharding.make_mesh()
   dataset.place(sharding.replicated(mesh))
   model = models.create('resnet20', num_classes=4)
-  variables = state.init_variables(model, dataset.info.image_shape, seed=0)
+  variables = state.init_variables(model, dataset.info.image_shape, jax.random.key(0))
   head = {'fc': {'kernel': np.random.default_rng(0).normal(size=(64, 4)), 'bias': np.zeros(4)}}
   variables['params'] = dict(variables['params']) | {'head': head}
   step = evaluate.make_eval_step(model, dataset.info, dataset.test.fetch, mesh)

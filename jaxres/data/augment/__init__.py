@@ -27,6 +27,11 @@ class Augment(NamedTuple):
     """Return ``images``, uint8 ``[B, H, W, C]``, augmented but not mixed."""
     return self.images(rng, images)
 
+  def batch(self, rng: jax.Array, images: jax.Array, label: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+    """Return images, uint8 ``[B, H, W, C]``, and labels as a step learns them; mixed ones are float32 ``[B, K]``."""
+    images = self(rng, images)
+    return self.mix(rng, images, jax.nn.one_hot(label, num_classes)) if self.mix else (images, label)
+
 
 def make(
   *,
