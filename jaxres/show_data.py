@@ -3,7 +3,6 @@
 import argparse
 import math
 import pathlib
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +32,7 @@ def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, example
   Returns:
     uint8 ``[examples, 1 + draws, H, W, C]``; the originals come first.
   """
-  fetch: Callable[..., data.Batch] = dataset.train.fetch
-  batch = fetch(dataset.train.constants, next(dataset.train.train_feeds(0, 1)))
+  batch = data.first_batch(dataset.train)
 
   @jax.jit
   def see(step: int, images: jax.Array, label: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from jaxres import workdir as workdir_lib
 from jaxres.backend import keep_freed_memory, keep_programs
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
-from jaxres.models import ResNet
+from jaxres.models import ResNet, whitening
 from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, grouped, make_plan, watched
 from jaxres.state import TrainState
 from jaxres.step import TrainSteps, make_loss, make_train_steps
@@ -195,10 +195,14 @@ def make_programs(parts: Parts, plan: Plan, loss: losses.Loss, accumulate: int, 
   """
   model, dataset, mesh = parts.model, parts.dataset, parts.mesh
   check_accumulate(accumulate, dataset.train.batch_size, mesh)
-  init = lambda key: state.init_variables(model, dataset.info.image_shape, key)
+  transform = first_transform(model, dataset)
+  init = lambda key: transform(state.init_variables(model, dataset.info.image_shape, key))
   shapes = jax.eval_shape(init, jax.random.key(0))
   tx, rate = parts.make_tx(shapes['params'], plan.total_steps, plan.steps_per_epoch)
-  create = lambda key: state.create(init(key), tx, ema=ema > 0.0)
+
+  def create(key: jax.Array) -> TrainState:
+    return state.create(init(key), tx, ema=ema > 0.0)
+
   loss_fn = make_loss(model, loss, parts.augment, dataset.info)
   make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
   return Programs(
@@ -207,6 +211,15 @@ def make_programs(parts: Parts, plan: Plan, loss: losses.Loss, accumulate: int, 
     eval_steps={'': make_eval_step()} | ({'tta/': make_eval_step(parts.views)} if parts.views else {}),
     rate=rate,
   )
+
+
+def first_transform(model: ResNet, dataset: data.Dataset) -> Callable[[Any], Any]:
+  """Return what fresh variables go through: a stem that whitens gets its kernel from the first batch."""
+  if model.stem_type != 'whitening':
+    return lambda variables: variables
+  images = data.first_batch(dataset.train)['image']
+  images = augment_lib.normalize(images, dataset.info.mean, dataset.info.std)
+  return functools.partial(whitening.whiten, images=jax.device_get(images))
 
 
 def restore_or_init(

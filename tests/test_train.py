@@ -4,6 +4,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxres import checkpoint, evaluate, train
 from jaxres.errors import InputError
@@ -113,6 +114,46 @@ def test_all_that_is_new_trains_together(config: dict, tmp_path) -> None:
   assert found['ema/test/top1'] > 0.9
   assert found['train/top1'] > 0.9
   assert found['ema/test/loss'] != found['test/loss']
+
+
+@pytest.mark.parametrize('scan_steps', [1, 3])
+def test_a_run_compiles_one_program_or_two_and_another_seed_none(
+  config: dict, tmp_path, monkeypatch, scan_steps
+) -> None:
+  made, programs = [], train.make_programs
+  monkeypatch.setattr(train, 'make_programs', lambda *args: made.append(programs(*args)) or made[-1])
+  fields = {'scan_steps': scan_steps, 'log_every_steps': 4, 'epochs': 2.5}  # 4 = 3 + 1 steps between rows of the log
+  metrics = train.train_and_evaluate(merged(config, train=fields), tmp_path / 'run')
+  assert made[0].train_steps._cache_size() == (1 if scan_steps == 1 else 2)
+  assert made[0].eval_steps['']._cache_size() == 1
+  plain = train.train_and_evaluate(merged(config, train=fields | {'scan_steps': 1}), tmp_path / 'plain')
+  assert metrics['test/loss'] == pytest.approx(plain['test/loss'], rel=1e-4)
+  assert [row['step'] for row in rows(tmp_path / 'run')] == [4, 6, 8, 12, 15]
+
+
+def test_programs_are_kept_for_the_next_run_and_every_seed(config: dict, tmp_path, monkeypatch) -> None:
+  kept = tmp_path / 'kept'
+  monkeypatch.setenv('XDG_CACHE_HOME', str(kept))
+  before = {
+    name: jax.config.values[name]
+    for name in ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+  }
+  jax.config.update('jax_compilation_cache_dir', None)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  programs = lambda: {p.name for p in kept.rglob('jit_*-cache') if 'train_steps' in p.name or 'create' in p.name}
+  try:
+    found = []
+    for seed in (0, 1):
+      compilation_cache.reset_cache()
+      jax.clear_caches()
+      train.train_and_evaluate(merged(config, train={'seed': seed, 'epochs': 1}), tmp_path / f'{seed}')
+      found.append(programs())
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+  assert len(found[0]) == 2
+  assert found[1] == found[0]
 
 
 def test_dry_run_takes_two_steps_aside(config: dict, tmp_path) -> None:

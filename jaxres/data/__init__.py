@@ -15,7 +15,7 @@ from jaxres.data.splits import check_labels, hold_out, keep_classes
 from jaxres.data.stream import Examples, Stream
 from jaxres.errors import InputError, nearest
 
-__all__ = ['Batch', 'Dataset', 'Info', 'Pipeline', 'load']
+__all__ = ['Batch', 'Dataset', 'Info', 'Pipeline', 'first_batch', 'load']
 
 Pipeline = Resident | Stream
 Held = Arrays | Images  # a split read, or ready to be
@@ -134,6 +134,12 @@ def load(
   splits = {'train': train, 'val': held_out, 'test': source.test}
   info = Info(source.class_names, _shape(held), mean, std, {k: fingerprint(v) for k, v in splits.items() if v})
   return Dataset(pipe(held), pipe(held_val) if held_val else None, pipe(held_test), info)
+
+
+def first_batch(pipeline: Pipeline) -> Batch:
+  """Return the batch that training begins with."""
+  fetch: Callable[..., Batch] = pipeline.fetch
+  return fetch(pipeline.constants, next(pipeline.train_feeds(0, 1)))
 
 
 def fingerprint(split: Split) -> str:

@@ -27,7 +27,7 @@ def create(
   stem: Literal['cifar', 'imagenet', 'deep'] | None = None,
   shortcut: Literal['projection', 'average', 'pad'] | None = None,
   zero_init_residual: bool = False,
-  act: Literal['relu', 'silu', 'gelu', 'leaky_relu'] = 'relu',
+  act: Literal['relu', 'silu', 'gelu', 'leaky_relu'] | None = None,
   dropout: float = 0.0,
   stochastic_depth: float = 0.0,
   remat: bool = False,
@@ -43,7 +43,7 @@ def create(
     shortcut: where the shape changes: ``'projection'``, ``'average'`` (average-pool, then projection) or ``'pad'``
       (option A); the published one where it is not given.
     zero_init_residual: start each block as the identity.
-    act: the activation.
+    act: the activation; the published one, mostly ReLU, where it is not given.
     dropout: rate, before the classifier; in wide networks (``wrn...``) inside each block instead, as published.
     stochastic_depth: rate at which examples skip the last block; it falls in proportion to depth towards the first.
     remat: compute blocks again for the gradient: less memory, more time.
@@ -56,17 +56,16 @@ def create(
     raise InputError(f'model.name: unknown model {name!r}{nearest(name, MODELS)}')
   _check_known('stem', stem, [None, *STEMS])
   _check_known('shortcut', shortcut, [None, *SHORTCUTS])
-  _check_known('act', act, ACTIVATIONS)
+  _check_known('act', act, [None, *ACTIVATIONS])
   _check_rate('dropout', dropout)
   _check_rate('stochastic_depth', stochastic_depth)
   if num_classes is not None and num_classes < 1:
     raise InputError(f'model.num_classes: expected 1 or more, found {num_classes}')
-  given = {'num_classes': num_classes, 'stem_type': stem, 'shortcut': shortcut}
+  given = {'num_classes': num_classes, 'stem_type': stem, 'shortcut': shortcut, 'act': act}
   options = {key: value for key, value in given.items() if value is not None}
   return MODELS[name](
     zero_init_residual=zero_init_residual,
     dtype=resolve_dtype(dtype),
-    act=act,
     dropout=dropout,
     stochastic_depth=stochastic_depth,
     remat=remat,

@@ -7,6 +7,7 @@ A block knows nothing of dtypes or modes: ``conv``, ``norm`` and ``drop`` come t
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,50 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxres.backend import materialize
+from jaxres.models.layers import DIMENSIONS, conv_init, torch_padding
 
 ModuleDef = Callable[..., Any]
 Activation = Callable[[jax.Array], jax.Array]
-
-conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # He et al. 2015; torchvision
-
-
-def torch_padding(kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
-  """Return the padding ``torch.nn.Conv2d(padding=kernel // 2)`` uses, as ``((top, bottom), (left, right))``."""
-  return ((kernel // 2, kernel // 2),) * 2
-
-
-class Conv(nn.Module):
-  """Convolution; its padding is torch's ``kernel_size // 2``.
-
-  Maps ``[B, H, W, C]`` to ``[B, ceil(H / strides), ceil(W / strides), channels]`` of dtype ``dtype``; its parameter
-  ``kernel`` is float32 ``[kernel_size, kernel_size, C / groups, channels]``, ``bias``, where there is one,
-  ``[channels]``.
-  """
-
-  channels: int
-  kernel_size: int
-  strides: int = 1
-  groups: int = 1
-  use_bias: bool = False
-  kernel_init: nn.initializers.Initializer = conv_init
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.channels)
-    kernel = self.param('kernel', self.kernel_init, shape).astype(self.dtype)
-    x = jax.lax.conv_general_dilated(
-      materialize(x.astype(self.dtype), kernel),
-      kernel,
-      window_strides=(self.strides, self.strides),
-      padding=torch_padding(self.kernel_size),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=self.groups,
-    )
-    if not self.use_bias:
-      return x
-    return x + self.param('bias', nn.initializers.zeros, (self.channels,)).astype(self.dtype)
 
 
 class Stem(nn.Module):
@@ -103,6 +64,32 @@ class ImageNetStem(Stem):
   def __call__(self, x: jax.Array) -> jax.Array:
     x = self.finish(self.conv(self.width, 7, 2, name='conv')(x), 'bn')
     return nn.max_pool(x, (3, 3), (2, 2), padding=torch_padding(3))
+
+
+class WhiteningStem(Stem):
+  """``FixedConv`` whose kernel decorrelates its inputs, and the activation (Page 2019; Jordan 2024, airbench).
+
+  Maps ``[B, H, W, C]`` to ``[B, H - 1, W - 1, width]``; ``width`` is ``8 * C``, the number of filters that
+  ``whitening.kernel`` computes from images. There is no norm.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.act(FixedConv(self.width, name='conv')(x))
+
+
+class FixedConv(nn.Module):
+  """2x2 convolution, not padded, with a bias; only the bias is trained."""
+
+  channels: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param('kernel', conv_init, (2, 2, x.shape[-1], self.channels))
+    bias = self.param('bias', nn.initializers.zeros, (self.channels,))
+    kernel = jax.lax.stop_gradient(kernel).astype(x.dtype)
+    x = jax.lax.conv_general_dilated(x, kernel, (1, 1), 'VALID', dimension_numbers=DIMENSIONS)
+    return x + bias.astype(x.dtype)
 
 
 class DeepStem(Stem):
@@ -263,6 +250,41 @@ def finish_branch(block: Block, y: jax.Array) -> jax.Array:
   if block.se:
     y = SqueezeExcitation(block.conv, name='se')(y)
   return block.drop(block.stochastic_depth, broadcast_dims=(1, 2, 3), name='stochastic_depth')(y)
+
+
+def partial_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+  """Return a kernel ``[K, K, C, C']`` whose first filters pass on the channels of the input.
+
+  The others are uniform in ``+-1 / sqrt(K * K * C)``, as of ``torch.nn.Conv2d`` (Jordan 2024, airbench, section 3.2).
+  """
+  limit, middle = math.prod(shape[:3]) ** -0.5, shape[0] // 2
+  kernel = jax.random.uniform(key, shape, dtype, -limit, limit)
+  same = jnp.arange(min(shape[2:]))
+  return kernel.at[..., same].set(0.0).at[middle, middle, same, same].set(1.0)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+  """Return the maxima of squares of 2 by 2, ``[B, H // 2, W // 2, C]``.
+
+  As ``nn.max_pool``, but that its gradient is a selection, which XLA:CPU does many times as fast as a scatter.
+  """
+  height, width = (size // 2 * 2 for size in x.shape[1:3])
+  rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
+  return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
+
+
+class PoolBlock(Block):
+  """3x3 convolution and max-pool, then a residual 3x3 convolution (Page 2019, with the widths of airbench).
+
+  Maps ``[B, H, W, C]`` to ``[B, H // 2, W // 2, width]``, in the first stage too.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = max_pool(self.conv(self.width, 3, kernel_init=partial_identity, name='conv1')(x))
+    x = self.act(self.norm(name='bn1')(x))
+    y = self.conv(self.width, 3, kernel_init=partial_identity, name='conv2')(x)
+    return self.act(finish_branch(self, self.norm(name='bn2')(y)) + x)
 
 
 class BasicBlock(Block):

@@ -9,9 +9,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxres.models import blocks
+from jaxres.models import blocks, layers
 
-STEMS = {'cifar': blocks.CifarStem, 'imagenet': blocks.ImageNetStem, 'deep': blocks.DeepStem}
+STEMS = {
+  'cifar': blocks.CifarStem,
+  'imagenet': blocks.ImageNetStem,
+  'deep': blocks.DeepStem,
+  'whitening': blocks.WhiteningStem,
+}
+POOLS: dict[str, Callable[..., jax.Array]] = {'mean': jnp.mean, 'max': jnp.max}
 SHORTCUTS = ('projection', 'average', 'pad')
 ACTIVATIONS: dict[str, blocks.Activation] = {
   'relu': nn.relu,
@@ -35,7 +41,7 @@ class ResNet(nn.Module):
     widths: channels of each stage before the block's expansion; every stage but the first halves the image.
     block: one of ``blocks``; after the last of a pre-activation network come a norm, ``norm``, and an activation.
     num_classes: width of the logits.
-    stem_type: ``'cifar'``, ``'imagenet'`` or ``'deep'``.
+    stem_type: ``'cifar'``, ``'imagenet'``, ``'deep'`` or ``'whitening'``.
     shortcut: where the shape changes: ``'projection'`` (1x1 convolution), ``'average'`` (the same after an
       average-pool) or ``'pad'`` (zero channels, option A).
     zero_init_residual: start each block as the identity: the scale of its last norm (Goyal et al. 2017, section 5.1),
@@ -49,6 +55,10 @@ class ResNet(nn.Module):
     dropout: rate.
     dropout_at: ``'head'`` (before the classifier) or ``'blocks'`` (before the last convolution of each).
     stochastic_depth: rate of the last block; that of the others is in proportion to their depth.
+    bn_momentum: of the running statistics: the share of the old value.
+    bn_scale: BatchNorm has a scale, not only a bias.
+    pool: before the classifier: ``'mean'`` or ``'max'``.
+    logit_scale: factor of the logits.
     remat: keep only the inputs of blocks for the gradient, and compute the blocks again: less memory, more time.
   """
 
@@ -68,6 +78,10 @@ class ResNet(nn.Module):
   dropout: float = 0.0
   dropout_at: str = 'head'
   stochastic_depth: float = 0.0
+  bn_momentum: float = 0.9
+  bn_scale: bool = True
+  pool: str = 'mean'
+  logit_scale: float = 1.0
   remat: bool = False
 
   @nn.compact
@@ -82,8 +96,10 @@ class ResNet(nn.Module):
       ``{'stem': ..., 'stage1': ..., ...}``: ``[B, h, w, c]`` of the model's dtype. The last stage of a
       pre-activation network has been through its final norm and activation, the others have not.
     """
-    conv = functools.partial(blocks.Conv, dtype=self.dtype)
-    norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+    conv = functools.partial(layers.Conv, dtype=self.dtype, train=train)
+    norm = functools.partial(
+      layers.BatchNorm, train=train, momentum=self.bn_momentum, use_scale=self.bn_scale, dtype=self.dtype
+    )
     act = ACTIVATIONS[self.act]
     block = functools.partial(
       self.block,
@@ -113,10 +129,10 @@ class ResNet(nn.Module):
   def head(self, stages: Mapping[str, jax.Array], *, train: bool = False) -> jax.Array:
     """Return the logits, float32 ``[B, num_classes]``, of what ``features`` returned; ``train`` drops."""
     x = stages[f'stage{len(self.stage_sizes)}']
-    x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    x = POOLS[self.pool](x.astype(jnp.float32), axis=(1, 2))
     rate = self.dropout if self.dropout_at == 'head' else 0.0
     x = nn.Dropout(rate, deterministic=not train, name='dropout')(x)
-    return nn.Dense(self.num_classes, kernel_init=dense_init, dtype=jnp.float32, name='fc')(x)
+    return self.logit_scale * nn.Dense(self.num_classes, kernel_init=dense_init, dtype=jnp.float32, name='fc')(x)
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Return the logits, float32 ``[B, num_classes]``, of normalised images ``[B, H, W, C]``."""
@@ -211,6 +227,19 @@ MODELS: dict[str, functools.partial[ResNet]] = {
   'preact_resnet56': thin(56, blocks.PreactBasicBlock),
   'preact_resnet110': thin(110, blocks.PreactBasicBlock),
   'preact_resnet164': thin(164, blocks.PreactBottleneckBlock, shortcut='projection'),
+  'resnet8_speedrun': functools.partial(
+    ResNet,
+    (1, 1, 1),
+    (64, 256, 256),
+    blocks.PoolBlock,
+    stem_type='whitening',
+    stem_width=24,
+    act='gelu',
+    bn_momentum=0.6,
+    bn_scale=False,
+    pool='max',
+    logit_scale=1 / 9,
+  ),
   'wrn16_8': wide(16, 8),
   'wrn28_10': wide(28, 10),
 }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxres.models import blocks
+from jaxres.models import blocks, layers
 
 # with mean 0, variance 1, scale 1, bias 0 and no epsilon: the identity
 NORM = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=0.0)
@@ -62,11 +62,11 @@ def run(module: nn.Module, x: np.ndarray, kernels: dict[str, np.ndarray]) -> np.
 
 
 def basic(width: int, strides: int, shortcut: str) -> blocks.BasicBlock:
-  return blocks.BasicBlock(width, strides, shortcut, blocks.Conv, NORM)
+  return blocks.BasicBlock(width, strides, shortcut, layers.Conv, NORM)
 
 
 def bottleneck(width: int, strides: int, shortcut: str) -> blocks.BottleneckBlock:
-  return blocks.BottleneckBlock(width, strides, shortcut, blocks.Conv, NORM)
+  return blocks.BottleneckBlock(width, strides, shortcut, layers.Conv, NORM)
 
 
 @pytest.mark.parametrize(('kernel', 'pad'), [(1, 0), (3, 1), (5, 2), (7, 3)])
@@ -97,7 +97,7 @@ def test_pad_shortcut_keeps_the_dtype() -> None:
 @pytest.mark.parametrize('size', [(32, 32), (33, 38), (1, 2)])
 def test_cifar_stem_keeps_the_size(size: tuple[int, int]) -> None:
   x = normal(2, *size, 3)
-  found = run(blocks.CifarStem(4, blocks.Conv, NORM), x, {'conv': tap(3, 0, 2, 3, 4)})
+  found = run(blocks.CifarStem(4, layers.Conv, NORM), x, {'conv': tap(3, 0, 2, 3, 4)})
   expected = np.zeros((2, *size, 4), np.float32)
   expected[..., :3] = relu(pick(x, 1, -1, 1))
   np.testing.assert_array_equal(found, expected)
@@ -106,7 +106,7 @@ def test_cifar_stem_keeps_the_size(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize('size', [(64, 64), (33, 38), (35, 31), (5, 4), (1, 2)])
 def test_imagenet_stem_divides_the_size_by_four(size: tuple[int, int]) -> None:
   x = normal(2, *size, 3)
-  found = run(blocks.ImageNetStem(4, blocks.Conv, NORM), x, {'conv': tap(7, 1, 5, 3, 4)})
+  found = run(blocks.ImageNetStem(4, layers.Conv, NORM), x, {'conv': tap(7, 1, 5, 3, 4)})
   assert found.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 4)
   np.testing.assert_allclose(found[..., :3], max_pool(relu(pick(x, 2, -2, 2))), atol=1e-6)
   assert not found[..., 3].any()
@@ -116,7 +116,7 @@ def test_imagenet_stem_divides_the_size_by_four(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize('strides', [1, 2])
 def test_projection_is_a_matrix_at_each_pixel(size: tuple[int, int], strides: int) -> None:
   x, kernel = normal(2, *size, 3), normal(1, 1, 3, 5)
-  found = run(blocks.Projection(5, strides, blocks.Conv, NORM), x, {'conv': kernel})
+  found = run(blocks.Projection(5, strides, layers.Conv, NORM), x, {'conv': kernel})
   expected = x[:, ::strides, ::strides].astype(np.float64) @ kernel[0, 0]
   np.testing.assert_allclose(found, expected, atol=1e-5)
 

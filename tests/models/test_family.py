@@ -14,7 +14,7 @@ import pytest
 
 from jaxres import models
 from jaxres.errors import InputError
-from jaxres.models import blocks, resnet
+from jaxres.models import blocks, layers, resnet
 from tests.models.parity import assert_alive, assert_near, drawn, flat, nchw, samples_per_channel
 
 BLOCKS = {
@@ -264,7 +264,7 @@ def test_stochastic_depth_drops_whole_branches_of_examples(block: Any) -> None:
   norm = functools.partial(nn.BatchNorm, use_running_average=True)
   channels = 4 * block.expansion
   # the activation is the identity; a gate that came after the scaling would change with it
-  make = functools.partial(block, 4, 1, 'projection', blocks.Conv, norm, act=lambda y: y, se=True)
+  make = functools.partial(block, 4, 1, 'projection', layers.Conv, norm, act=lambda y: y, se=True)
   x = np.random.default_rng(0).standard_normal((batch, 2, 2, channels), np.float32)
   variables = drawn(jax.eval_shape(make().init, jax.random.key(1), x))
   dropping = make(drop=functools.partial(nn.Dropout, deterministic=False), stochastic_depth=rate)
@@ -293,7 +293,7 @@ def test_dropout_before_the_classifier() -> None:
 def test_dropout_in_blocks_is_before_the_last_convolution() -> None:
   norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=0.0)
   x = jnp.ones((100, 1, 1, 4))
-  block = functools.partial(blocks.PreactBasicBlock, 4, 1, 'projection', blocks.Conv, norm)
+  block = functools.partial(blocks.PreactBasicBlock, 4, 1, 'projection', layers.Conv, norm)
   centre = jnp.zeros((3, 3, 4, 4)).at[1, 1].set(jnp.eye(4))
   identity = {'scale': jnp.ones(4), 'bias': jnp.zeros(4)}
   params = {'bn1': identity, 'conv1': {'kernel': centre}, 'bn2': identity, 'conv2': {'kernel': centre}}

@@ -33,6 +33,7 @@ CIFAR_COUNTS = {
   'wrn16_8': 10_961_370,
   'wrn28_10': 36_479_194,
 }
+SPEEDRUN_COUNT = (24 * 12 + 24) + 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256) + 2 * (64 + 256 + 256) + 2570
 # at 1000 classes
 IMAGENET_COUNTS = {
   'resnet18': 11_689_512,
@@ -175,8 +176,12 @@ def test_cifar_resnet18_parameter_count() -> None:
   assert count(init_shapes(small('resnet18', stem='cifar'))['params']) == 11_173_962
 
 
+def test_speedrun_parameter_count() -> None:
+  assert count(init_shapes(small('resnet8_speedrun'))['params']) == SPEEDRUN_COUNT
+
+
 def test_list_has_every_model() -> None:
-  assert sorted(models.list()) == sorted([*CIFAR_COUNTS, *IMAGENET_COUNTS])
+  assert sorted(models.list()) == sorted([*CIFAR_COUNTS, *IMAGENET_COUNTS, 'resnet8_speedrun'])
 
 
 @pytest.mark.parametrize(

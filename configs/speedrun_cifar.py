@@ -1,0 +1,32 @@
+"""CIFAR-10 in as few seconds as it can be: a ResNet of 8 layers with a whitening stem.
+
+python main.py --config configs/speedrun_cifar.py --workdir runs/speedrun
+
+After David Page's "How to train your ResNet" (2019) and Keller Jordan's airbench (2024, arXiv 2404.00498), which the
+stem, the widths, the first weights, the learning rate, momentum, weight decay and label smoothing come from; here are
+residual blocks, a smaller batch and no lookahead.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxres import config
+
+
+def get_config() -> ConfigDict:
+  """Return the config."""
+  return config.make(
+    model=dict(name='resnet8_speedrun'),
+    data=dict(name='cifar10', download=True, batch_size=512),
+    augment=dict(crop_pad=2, pad_mode='reflect', flip=True),
+    optim=dict(
+      name='nesterov',
+      lr=0.75,
+      momentum=0.85,
+      weight_decay=1.33e-3,
+      lr_mult=(('.*/bn./bias', 64.0), ('stem/conv/kernel', 0.0)),
+      schedule='polynomial',
+      warmup_epochs=1.25,
+    ),
+    train=dict(epochs=5.5, label_smoothing=0.2, eval_every_epochs=5.5),
+    tta=dict(flip=True),
+  )

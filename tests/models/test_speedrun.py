@@ -1,0 +1,110 @@
+"""The parts of the speedrun network: against torch, NumPy and the definition of whitening."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxres import models
+from jaxres.models import blocks, whitening
+
+
+def images(count: int, size: int) -> np.ndarray:
+  """Smooth noise: neighbours are correlated, as in photographs."""
+  noise = np.random.default_rng(0).normal(size=(count, size + 2, size + 2, 3))
+  return sum(noise[:, i : i + size, j : j + size] for i in range(3) for j in range(3)).astype(np.float32)
+
+
+def test_the_kernel_whitens() -> None:
+  x = images(64, 12)
+  kernel = whitening.kernel(x)
+  assert kernel.shape == (2, 2, 3, 24)
+  np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
+  features = jax.lax.conv_general_dilated(
+    x, kernel[..., :12], (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  rows = np.asarray(features, np.float64).reshape(-1, 12)
+  np.testing.assert_allclose(rows.T @ rows / len(rows), np.eye(12), atol=1e-2)  # less 1 by the epsilon
+
+
+def test_whitening_changes_the_stems_kernel_alone() -> None:
+  model = models.create('resnet8_speedrun', num_classes=10)
+  variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
+  changed = whitening.whiten(variables, images(8, 16))
+  kernel = changed['params']['stem']['conv'].pop('kernel')
+  assert not np.allclose(kernel, variables['params']['stem']['conv'].pop('kernel'), atol=0.1)
+  jax.tree.map(np.testing.assert_array_equal, changed, variables)
+
+
+def test_the_stems_kernel_has_no_gradient_and_its_bias_has() -> None:
+  model = models.create('resnet8_speedrun', num_classes=10)
+  x = images(8, 16)
+  variables = model.init(jax.random.key(0), x, train=False)
+
+  def loss(params):
+    logits, _ = model.apply(variables | {'params': params}, x, train=True, mutable=['batch_stats'])
+    return jnp.square(logits).sum()
+
+  gradient = jax.grad(loss)(variables['params'])
+  found = {jax.tree_util.keystr(path): np.abs(leaf).max() for path, leaf in jax.tree.leaves_with_path(gradient)}
+  assert found.pop("['stem']['conv']['kernel']") == 0
+  assert min(found.values()) > 0
+
+
+@pytest.mark.parametrize('shape', [(3, 3, 4, 6), (3, 3, 6, 4), (3, 3, 5, 5)])
+def test_the_first_filters_pass_the_input_on(shape) -> None:
+  kernel = np.asarray(blocks.partial_identity(jax.random.key(0), shape))
+  same = min(shape[2:])
+  expected = np.zeros((*shape[:3], same))
+  expected[1, 1, :same, :same] = np.eye(same)
+  np.testing.assert_array_equal(kernel[..., :same], expected)
+  rest = kernel[..., same:]
+  limit = (9 * shape[2]) ** -0.5
+  assert rest.size == 0 or 0.9 * limit < np.abs(rest).max() <= limit
+
+
+@pytest.mark.parametrize('size', [(6, 8), (7, 5)])
+def test_max_pool_and_its_gradient_are_flaxs(size: tuple[int, int]) -> None:
+  x = jnp.asarray(images(2, 8)[:, : size[0], : size[1]])
+  weight = jnp.arange(2.0 * (size[0] // 2) * (size[1] // 2) * 3).reshape(2, size[0] // 2, size[1] // 2, 3)
+  found, expected = (
+    jax.value_and_grad(lambda x, pool=pool: (pool(x) * weight).sum())(x)
+    for pool in (blocks.max_pool, lambda x: nn.max_pool(x, (2, 2), (2, 2)))
+  )
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+  np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.torch
+def test_the_network_is_torchs() -> None:
+  import torch
+  from torch.nn import functional
+
+  model = models.create('resnet8_speedrun', num_classes=10)
+  x = images(4, 32)
+  variables = model.init(jax.random.key(0), x, train=False)
+  rng = np.random.default_rng(1)
+  variables = jax.tree.map(lambda v: np.float32(v + 0.1 * np.abs(rng.normal(size=v.shape))), variables)
+  params, stats = variables['params'], variables['batch_stats']
+  weight = lambda module: torch.tensor(module['kernel'].transpose(3, 2, 0, 1))
+
+  def norm(y, block, name):
+    own = stats[block]['block0'][name]
+    return functional.batch_norm(
+      y, torch.tensor(own['mean']), torch.tensor(own['var']), None, torch.tensor(params[block]['block0'][name]['bias'])
+    )
+
+  conv = params['stem']['conv']
+  y = functional.gelu(
+    functional.conv2d(torch.tensor(x.transpose(0, 3, 1, 2)), weight(conv), torch.tensor(conv['bias']))
+  )
+  for name in ('stage1', 'stage2', 'stage3'):
+    block = params[name]['block0']
+    y = functional.max_pool2d(functional.conv2d(y, weight(block['conv1']), padding=1), 2)
+    y = functional.gelu(norm(y, name, 'bn1'))
+    y = functional.gelu(norm(functional.conv2d(y, weight(block['conv2']), padding=1), name, 'bn2') + y)
+  fc = params['head']['fc']
+  expected = functional.linear(y.amax((2, 3)), torch.tensor(fc['kernel'].T), torch.tensor(fc['bias'])) / 9
+  found = model.apply(variables, x, train=False)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
