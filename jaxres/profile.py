@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from jaxres import config as config_lib
-from jaxres import log, losses, sharding, train
+from jaxres import log, sharding, train
 from jaxres.backend import keep_freed_memory, keep_programs
 from jaxres.errors import InputError
 from jaxres.plan import grouped, make_plan
@@ -50,10 +50,8 @@ def prepare(config: Mapping[str, Any]) -> Step:
   parts, fields = train.make_parts(options), options['train']
   dataset = parts.dataset
   plan = make_plan(dataset.train, fields['epochs'], fields['eval_every_epochs'], False, False)
-  loss = losses.get(
-    fields['loss'], label_smoothing=fields['label_smoothing'], target_threshold=fields['target_threshold']
-  )
-  programs = train.make_programs(parts, plan, loss, fields['accumulate'], fields['ema'])
+  names = ('loss', 'label_smoothing', 'target_threshold', 'accumulate', 'ema')
+  programs = train.make_programs(parts, plan, **{name: fields[name] for name in names})
   dataset.place(sharding.replicated(parts.mesh))
   key = jax.random.key(fields['seed'])
   state, feeds = programs.create(key), dataset.train.train_feeds(0, plan.total_steps)

@@ -145,8 +145,7 @@ def fit(
   feeds: Feeds = dataset.train.train_feeds
   if overfit_one_batch:
     parts, feeds = parts._replace(augment=augment_lib.make()), repeat_first(feeds)
-  loss_of = losses.get(loss, label_smoothing=label_smoothing, target_threshold=target_threshold)
-  programs = make_programs(parts, plan, loss_of, accumulate, ema)
+  programs = make_programs(parts, plan, loss, label_smoothing, target_threshold, accumulate, ema)
   scan_steps = scan_steps or best_scan_steps(dataset.train)
   key = jax.random.key(seed)
   dataset.place(sharding.replicated(mesh))
@@ -187,11 +186,13 @@ class Programs(NamedTuple):
   rate: optax.Schedule  # the learning rate of a step
 
 
-def make_programs(parts: Parts, plan: Plan, loss: losses.Loss, accumulate: int, ema: float) -> Programs:
+def make_programs(
+  parts: Parts, plan: Plan, loss: str, label_smoothing: float, target_threshold: float, accumulate: int, ema: float
+) -> Programs:
   """Return the programs of a run of ``parts``; they are compiled when they are first called.
 
   Raises:
-    InputError: the batch cannot be split into ``accumulate`` parts.
+    InputError: the loss is unknown, or the batch cannot be split into ``accumulate`` parts.
   """
   model, dataset, mesh = parts.model, parts.dataset, parts.mesh
   check_accumulate(accumulate, dataset.train.batch_size, mesh)
@@ -203,7 +204,8 @@ def make_programs(parts: Parts, plan: Plan, loss: losses.Loss, accumulate: int, 
   def create(key: jax.Array) -> TrainState:
     return state.create(init(key), tx, ema=ema > 0.0)
 
-  loss_fn = make_loss(model, loss, parts.augment, dataset.info)
+  loss_of = losses.get(loss, label_smoothing=label_smoothing, target_threshold=target_threshold)
+  loss_fn = make_loss(model, loss_of, parts.augment, dataset.info)
   make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
   return Programs(
     create=jax.jit(create, out_shardings=sharding.replicated(mesh)),
