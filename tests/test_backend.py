@@ -1,5 +1,6 @@
 """Compute dtypes and compiler options, on this backend and on pretended ones."""
 
+import pathlib
 import resource
 import subprocess
 import sys
@@ -24,6 +25,37 @@ def fresh() -> Iterator[None]:
   backend.compiler_options.cache_clear()
   yield
   backend.compiler_options.cache_clear()
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A cache directory of the user's, and a JAX that was not told of any."""
+  before = jax.config.values['jax_compilation_cache_dir']
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  jax.config.update('jax_compilation_cache_dir', None)
+  yield tmp_path / 'cache'
+  jax.config.update('jax_compilation_cache_dir', before)
+
+
+def test_programs_are_kept_in_the_users_cache_for_each_kind_of_processor(cache: pathlib.Path, monkeypatch) -> None:
+  found = set()
+  for processor in ('flags: avx2', 'flags: avx2 avx512f'):
+    monkeypatch.setattr(backend, '_processor', lambda processor=processor: processor)
+    jax.config.update('jax_compilation_cache_dir', None)
+    backend.keep_programs()
+    found.add(jax.config.values['jax_compilation_cache_dir'])
+  assert len(found) == 2
+  assert {pathlib.Path(path).parent for path in found} == {cache / 'jaxres' / 'programs'}
+
+
+def test_a_directory_that_jax_was_told_is_kept_and_one_that_cannot_be_made_is_no_error(cache: pathlib.Path) -> None:
+  jax.config.update('jax_compilation_cache_dir', '/elsewhere')
+  backend.keep_programs()
+  assert jax.config.values['jax_compilation_cache_dir'] == '/elsewhere'
+  jax.config.update('jax_compilation_cache_dir', None)
+  cache.write_text('a file')
+  backend.keep_programs()
+  assert jax.config.values['jax_compilation_cache_dir'] is None
 
 
 def pretend(patch: pytest.MonkeyPatch, name: str) -> None:

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from jaxres import data, plan
 
@@ -13,6 +14,25 @@ def test_a_plan_evaluates_at_every_epoch_and_at_the_end() -> None:
   assert list(made.segments(7)) == [(7, 12), (12, 16)]
   assert list(made.segments(16)) == []
   assert plan.make_plan(pipeline, 1.0, 0.5, False, False).eval_steps == (3, 6)
+
+
+@pytest.mark.parametrize(
+  ('begin', 'end', 'size', 'every', 'expected'),
+  [
+    (0, 5, 1, 50, [1, 2, 3, 4, 5]),
+    (0, 25, 10, 10, [10, 20, 21, 22, 23, 24, 25]),
+    (7, 22, 4, 10, [8, 9, 10, 14, 18, 19, 20, 21, 22]),  # a row of the log at 10 and at 20
+    (3, 3, 4, 10, []),
+  ],
+)
+def test_groups_end_where_something_is_due(begin: int, end: int, size: int, every: int, expected: list[int]) -> None:
+  feeds = ({'index': np.array([step, -step])} for step in range(begin, end))
+  groups = list(plan.grouped(feeds, begin, end, size, every))
+  assert [step for step, _ in groups] == expected
+  assert {len(group['index']) for _, group in groups} <= {1, size}
+  if groups:
+    steps = np.concatenate([group['index'] for _, group in groups])
+    np.testing.assert_array_equal(steps, [[step, -step] for step in range(begin, end)])
 
 
 def test_progress_watches_the_moving_average_where_there_is_one() -> None:
