@@ -100,7 +100,7 @@ def summarize(side: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     values = [facts[name] for facts in rounds]
     row[name] = all(values) if isinstance(value, bool) else round(statistics.median(values), 3)
     if name in ('compile_s', 'total_s'):
-      row[f'{name[:-2]}_spread'] = [round(min(values), 3), round(max(values), 3)]
+      row[f'{name}_spread'] = [round(min(values), 3), round(max(values), 3)]
   return row | {'rounds': len(rounds)}
 
 

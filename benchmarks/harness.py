@@ -87,9 +87,10 @@ class Side:
 
   def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None):
     self.name = name
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), BEGAN: str(time.time()), **(environment or {})}
+    defaults = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # sides share a GPU's memory
+    own = {'PYTHONPATH': str(ROOT), BEGAN: str(time.time()), **(environment or {})}
     self.process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=defaults | os.environ | own
     )
     self.facts = self._read()
 

@@ -169,7 +169,7 @@ def seconds(row: Row, name: str) -> str:
   """Return seconds, with their spread where there is one."""
   if name not in row:
     return ''
-  found = row.get(f'{name}_spread') or row.get(f'{name.removesuffix("_s")}_spread')
+  found = row.get(f'{name}_spread')
   return f'{number(row[name])} {spread(found)}' if found and found[0] != found[1] else number(row[name])
 
 
