@@ -5,6 +5,7 @@ its work and then waits; the parent asks them to work in turn, round after round
 machine meets them all alike. A speed is the median of the rounds; a ratio is the median of the ratios within a round.
 """
 
+import argparse
 import contextlib
 import importlib.metadata
 import json
@@ -19,6 +20,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
+HIDDEN = (  # what a printed table leaves to the JSON lines
+  *(
+    'benchmark',
+    'model',
+    'stem',
+    'classes',
+    'image_size',
+    'dtype',
+    'data',
+    'torch_compile',
+    'gpus',
+    'config',
+    'overrides',
+  ),
+  *('images', 'device', 'cores', 'python', 'versions', 'commit', 'date'),
+)
+BEGAN = 'JAXRES_BENCHMARK_BEGAN'  # the environment variable that tells a side when it was started
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'numpy', 'pillow', 'simplejpeg')
 
 
@@ -28,6 +46,18 @@ class Work(NamedTuple):
   run: Callable[[int], None]
   images: int  # a step
   facts: dict[str, Any]  # such as compile_s
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Add how it is measured, and the name that tells a process which side it is."""
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--out', help='a file that the JSON lines are added to')
+  parser.add_argument('--side', help=argparse.SUPPRESS)
+
+
+def this_command(side: str) -> list[str]:
+  """Return the command of this process, told to be ``side``."""
+  return [sys.executable, *sys.argv, '--side', side]
 
 
 def serve(build: Callable[[], Work]) -> None:
@@ -47,14 +77,20 @@ def answer(**fields: Any) -> None:
   print(json.dumps(fields), file=sys.__stdout__, flush=True)
 
 
+def seconds_since_start() -> float:
+  """Return the seconds since the parent started this process; 0 where no parent did."""
+  return time.time() - float(os.environ.get(BEGAN, time.time()))
+
+
 class Side:
   """The parent's end of a side."""
 
   def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None):
     self.name = name
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), **(environment or {})}
+    defaults = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # sides share a GPU's memory
+    own = {'PYTHONPATH': str(ROOT), BEGAN: str(time.time()), **(environment or {})}
     self.process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=defaults | os.environ | own
     )
     self.facts = self._read()
 
@@ -81,13 +117,22 @@ class Side:
     raise SystemExit(f'benchmark: the side {self.name!r} ended with status {self.process.returncode}')
 
 
+def ask(name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+  """Return what a process answers that answers once, and end it."""
+  side = Side(name, command, environment)
+  side.close()
+  return side.facts
+
+
 @contextlib.contextmanager
-def opened(commands: Mapping[str, Sequence[str]]) -> Iterator[list[Side]]:
-  """Start a side for each command, one after the other, and end them all."""
+def opened(
+  commands: Mapping[str, Sequence[str]], environments: Mapping[str, Mapping[str, str]] | None = None
+) -> Iterator[list[Side]]:
+  """Start a side for each command, one after the other, in its environment, and end them all."""
   sides: list[Side] = []
   try:
     for name, command in commands.items():
-      sides.append(Side(name, command))
+      sides.append(Side(name, command, (environments or {}).get(name)))
     yield sides
   finally:
     for side in sides:
@@ -114,11 +159,13 @@ def interleave(sides: Sequence[Side], rounds: int, seconds: float) -> dict[str, 
 
 
 def summarize(found: Mapping[str, list[dict[str, float]]], first: str) -> list[dict[str, Any]]:
-  """Return a row for each side: medians, spreads, and ``ratio``: how many times as fast ``first`` is, by round."""
+  """Return a row for each side: medians, spreads, how many times as fast ``first`` is; ratios are by round."""
   rows = []
   for name, rounds in found.items():
     speeds = [row['images_per_s'] for row in rounds]
-    ratios = [ours['images_per_s'] / theirs for ours, theirs in zip(found[first], speeds, strict=True)]
+    pairs = list(zip(found[first], rounds, strict=True))
+    ratios = [ours['images_per_s'] / theirs['images_per_s'] for ours, theirs in pairs]
+    cpu_ratios = [theirs['cpu_ms_per_image'] / ours['cpu_ms_per_image'] for ours, theirs in pairs]
     rows.append(
       {
         'side': name,
@@ -127,10 +174,16 @@ def summarize(found: Mapping[str, list[dict[str, float]]], first: str) -> list[d
         'cpu_ms_per_image': round(statistics.median(row['cpu_ms_per_image'] for row in rounds), 4),
         f'{first}_is_times_as_fast': round(statistics.median(ratios), 3),
         'ratio_spread': [round(min(ratios), 3), round(max(ratios), 3)],
+        f'cpu_time_is_times_that_of_{first}': round(statistics.median(cpu_ratios), 3),
         'rounds': len(rounds),
       }
     )
   return rows
+
+
+def rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
+  """Return ``facts`` with floats of four significant digits."""
+  return {name: float(f'{value:.4g}') if isinstance(value, float) else value for name, value in facts.items()}
 
 
 def machine() -> dict[str, Any]:
@@ -154,6 +207,11 @@ def device_name() -> str:
     done = subprocess.run(query, capture_output=True, text=True, check=False)
     if done.returncode == 0 and done.stdout.strip():
       return done.stdout.splitlines()[0].strip()
+  return processor_name()
+
+
+def processor_name() -> str:
+  """Return the processor's name."""
   with contextlib.suppress(OSError):
     for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
       if line.startswith('model name'):
@@ -183,8 +241,7 @@ def report(rows: Sequence[Mapping[str, Any]], out: str | None) -> None:
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
   """Print the measured columns of ``rows``."""
-  hidden = ('versions', 'commit', 'date', 'python', 'device', 'cores')
-  columns = [key for key in rows[0] if key not in hidden]
+  columns = [key for key in rows[0] if key not in HIDDEN]
   cells = [[show(row.get(column)) for column in columns] for row in rows]
   widths = [max(map(len, [column, *[line[i] for line in cells]])) for i, column in enumerate(columns)]
   for line in [columns, *cells]:
@@ -195,4 +252,6 @@ def show(value: Any) -> str:
   """Return a cell of the table."""
   if isinstance(value, list):
     return '-'.join(map(show, value))
+  if isinstance(value, dict):
+    return ', '.join(f'{count} {name}' for name, count in value.items()) or 'none'
   return f'{value:g}' if isinstance(value, float) else str(value)

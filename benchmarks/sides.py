@@ -1,12 +1,15 @@
 """One training step, or one forward pass, done three ways: by jaxres, by PyTorch, by the obvious flax and optax loop.
 
 All get the same uint8 images and labels, on their device from the start, normalise them there, and train with the same
-batch, dtype and SGD (momentum 0.9, weight decay 5e-4, a cosine of the learning rate).
+batch, dtype and SGD (momentum 0.9, weight decay 5e-4, a cosine of the learning rate), or predict in evaluation mode.
 """
 
 import argparse
+import contextlib
+import itertools
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from benchmarks.harness import Work
 
 LR, MOMENTUM, WEIGHT_DECAY, TOTAL_STEPS, EXAMPLES = 0.1, 0.9, 5e-4, 10_000, 8
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+DESCRIBES = ('model', 'stem', 'batch_size', 'image_size', 'classes', 'dtype', 'data', 'torch_compile', 'scan_steps')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,23 +29,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--classes', type=int, default=10)
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
   parser.add_argument('--data', default='synthetic', help="'synthetic', or an .npz file as of data.name=arrays")
-  parser.add_argument('--scan_steps', type=int, default=1, help='steps of one call of jaxres')
+  parser.add_argument('--scan_steps', type=int, default=8, help="of one call, of the side 'scanned'")
   parser.add_argument('--torch_compile', action='store_true', help='compile the PyTorch model')
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+  """Return the arguments of the command line; the size and the classes of real images are those of the file."""
+  args = parser.parse_args()
+  if args.data != 'synthetic':
+    images, labels = examples(args)
+    args.image_size, args.classes = images.shape[1], int(labels.max()) + 1
+  return args
+
+
+def describe(args: argparse.Namespace) -> dict[str, Any]:
+  """Return what the work is, for its row."""
+  return {key: getattr(args, key) for key in DESCRIBES}
+
+
 def examples(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-  """Return uint8 images ``[N, H, W, 3]`` and int32 labels ``[N]``."""
+  """Return uint8 images ``[N, H, W, 3]`` and int32 labels ``[N]``, N a multiple of the batch size."""
   if args.data != 'synthetic':
     with np.load(args.data) as content:
-      return content['train_x'], content['train_y'].astype(np.int32)
+      images, labels = content['train_x'], content['train_y'].astype(np.int32)
+    count = len(images) // args.batch_size * args.batch_size
+    if not count:
+      raise SystemExit(f'--data: {args.data} has {len(images)} images, less than a batch of {args.batch_size}')
+    return images[:count], labels[:count]
   rng = np.random.default_rng(0)
   count = EXAMPLES * args.batch_size
   images = rng.integers(0, 256, (count, args.image_size, args.image_size, 3), np.uint8)
   return images, rng.integers(0, args.classes, count).astype(np.int32)
 
 
-def jaxres_train(args: argparse.Namespace) -> Work:
-  """Return the real training step of jaxres, fed as ``train.py`` feeds it."""
+def batches(args: argparse.Namespace, put: Callable[[np.ndarray], Any]) -> Iterator[tuple[Any, Any]]:
+  """Return images and labels, batch by batch without end; all are on the device, by ``put``, before the first."""
+  images, labels = examples(args)
+  cuts = range(args.batch_size, len(images), args.batch_size)
+  split = lambda array: [put(part) for part in np.split(array, cuts)]
+  return itertools.cycle(list(zip(split(images), split(labels), strict=True)))
+
+
+def begun(run: Callable[[int], None], images: int, **facts: Any) -> Work:
+  """Return ``run`` as work, with the seconds of its first step as ``compile_s``."""
+  start = time.perf_counter()
+  run(1)
+  return Work(run, images, {'compile_s': time.perf_counter() - start, **facts})
+
+
+class JaxresStep(NamedTuple):
+  """The real training step of jaxres, not compiled yet."""
+
+  call: Any  # jitted: (state, key, constants, feeds) to (state, sums)
+  state: Any
+  key: Any
+  constants: Any
+  groups: Iterator[Any]  # of feeds
+  size: int  # steps a group
+
+  def lower(self) -> Any:
+    """Return the call traced and lowered; once compiled, it is what later calls use."""
+    return self.call.lower(self.state, self.key, self.constants, next(self.groups))
+
+
+def jaxres_step(args: argparse.Namespace, scan_steps: int = 1, **augmentation: Any) -> JaxresStep:
+  """Return the training step, its state and what feeds it, made as ``train.py`` makes them.
+
+  Args:
+    args: of ``add_arguments``.
+    scan_steps: steps of one call.
+    **augmentation: of ``augment.make``.
+  """
   from jaxres import backend
 
   backend.keep_freed_memory()
@@ -60,22 +118,91 @@ def jaxres_train(args: argparse.Namespace) -> Work:
   model = models.create(args.model, num_classes=args.classes, stem=args.stem, dtype=args.dtype)
   init = lambda: state.init_variables(model, info.image_shape, key)
   tx, _ = optim.make(jax.eval_shape(init)['params'], TOTAL_STEPS, 1.0, lr=LR, weight_decay=WEIGHT_DECAY)
-  loss_fn = step.make_loss(model, losses.get('softmax_xent'), augment.make(), info)
+  loss_fn = step.make_loss(model, losses.get('softmax_xent'), augment.make(**augmentation), info)
   train_steps = step.make_train_steps(loss_fn, tx, pipeline.fetch, mesh)
-  current = jax.jit(lambda: state.create(init(), tx), out_shardings=sharding.replicated(mesh))()
-  start = time.perf_counter()
-  groups = grouped(pipeline.train_feeds(0, TOTAL_STEPS * 10), 0, TOTAL_STEPS * 10, args.scan_steps, args.scan_steps)
-  current, sums = train_steps(current, key, pipeline.constants, next(groups)[1])
-  jax.block_until_ready(sums)
-  facts = {'compile_s': time.perf_counter() - start}
+  begin = jax.jit(lambda: state.create(init(), tx), out_shardings=sharding.replicated(mesh))()
+  groups = grouped(pipeline.train_feeds(0, 1 << 40), 0, 1 << 40, scan_steps, scan_steps)
+  return JaxresStep(train_steps, begin, key, pipeline.constants, (group for _, group in groups), scan_steps)
+
+
+def jaxres_train(args: argparse.Namespace) -> Work:
+  """Return the work of the real training step of jaxres."""
+  return training(jaxres_step(args), args.batch_size)
+
+
+def plain_train(args: argparse.Namespace) -> Work:
+  """Return the training step of jaxres with the gradients that XLA makes, not those of ``models.layers``."""
+  from jaxres.models import layers
+
+  layers.wants_cpu_forms = lambda: False  # type: ignore[assignment]
+  return jaxres_train(args)
+
+
+def augmented_train(args: argparse.Namespace) -> Work:
+  """Return the training step of jaxres with crops and flips."""
+  return training(jaxres_step(args, crop_pad=4, pad_mode='reflect', flip=True), args.batch_size)
+
+
+def scanned_train(args: argparse.Namespace) -> Work:
+  """Return the training step of jaxres, ``--scan_steps`` of them in one call."""
+  return training(jaxres_step(args, args.scan_steps), args.batch_size)
+
+
+def training(made: JaxresStep, batch_size: int, **facts: Any) -> Work:
+  """Return the work of ``made``; its state is used up."""
+  import jax
+
+  current = made.state
 
   def run(steps: int) -> None:
     nonlocal current
     for _ in range(steps):
-      current, sums = train_steps(current, key, pipeline.constants, next(groups)[1])
+      current, sums = made.call(current, made.key, made.constants, next(made.groups))
     jax.block_until_ready(sums)
 
-  return Work(run, args.batch_size * args.scan_steps, facts)
+  return begun(run, batch_size * made.size, **facts)
+
+
+def jaxres_infer(args: argparse.Namespace) -> Work:
+  """Return the forward pass of jaxres, as an evaluation does it."""
+  from jaxres import backend
+
+  backend.keep_freed_memory()
+  import jax
+
+  from jaxres import models, state
+  from jaxres.data import augment
+
+  model = models.create(args.model, num_classes=args.classes, stem=args.stem, dtype=args.dtype)
+  predict = lambda variables, image: model.apply(variables, augment.normalize(image, MEAN, STD), train=False)
+  shape = (args.image_size, args.image_size, 3)
+  variables = jax.jit(lambda: state.init_variables(model, shape, jax.random.key(0)))()
+  return jax_inference(args, jax.jit(predict, compiler_options=backend.compiler_options()), variables)
+
+
+def jax_inference(args: argparse.Namespace, predict: Callable[..., Any], variables: Any) -> Work:
+  """Return the work of a jitted ``predict`` of variables and uint8 images."""
+  import jax
+  import jax.numpy as jnp
+
+  source = batches(args, jnp.asarray)
+
+  def run(steps: int) -> None:
+    jax.block_until_ready([predict(variables, next(source)[0]) for _ in range(steps)])
+
+  return begun(run, args.batch_size)
+
+
+def flax_network(args: argparse.Namespace) -> tuple[Any, Any]:
+  """Return the network of ``flax_resnet`` and its variables."""
+  import jax
+  import jax.numpy as jnp
+
+  from benchmarks import flax_resnet
+
+  model = flax_resnet.create(args.model, args.stem, args.classes, jnp.dtype(args.dtype))
+  image = jnp.zeros((1, args.image_size, args.image_size, 3))
+  return model, model.init(jax.random.key(0), image, train=False)
 
 
 def flax_train(args: argparse.Namespace) -> Work:
@@ -84,11 +211,8 @@ def flax_train(args: argparse.Namespace) -> Work:
   import jax.numpy as jnp
   import optax
 
-  from benchmarks import flax_resnet
-
-  images, labels = map(jnp.asarray, examples(args))
-  model = flax_resnet.create(args.model, args.stem, args.classes, jnp.dtype(args.dtype))
-  variables = model.init(jax.random.key(0), normalized(images[:1]), train=False)
+  model, variables = flax_network(args)
+  source = batches(args, jnp.asarray)
   rate = optax.cosine_decay_schedule(LR, TOTAL_STEPS)
   tx = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(rate, MOMENTUM))
   params, stats = variables['params'], variables['batch_stats']
@@ -105,66 +229,101 @@ def flax_train(args: argparse.Namespace) -> Work:
     updates, new_opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), new_stats, new_opt_state, loss
 
-  start, number = time.perf_counter(), 0
-  batch = lambda i: slice(i % EXAMPLES * args.batch_size, (i % EXAMPLES + 1) * args.batch_size)
-  jax.block_until_ready(train_step(params, stats, opt_state, images[batch(0)], labels[batch(0)]))
-  facts = {'compile_s': time.perf_counter() - start}
-
   def run(steps: int) -> None:
-    nonlocal params, stats, opt_state, number
+    nonlocal params, stats, opt_state
     for _ in range(steps):
-      where, number = batch(number), number + 1
-      params, stats, opt_state, loss = train_step(params, stats, opt_state, images[where], labels[where])
+      params, stats, opt_state, loss = train_step(params, stats, opt_state, *next(source))
     jax.block_until_ready(loss)
 
-  return Work(run, args.batch_size, facts)
+  return begun(run, args.batch_size)
+
+
+def flax_infer(args: argparse.Namespace) -> Work:
+  """Return the forward pass that people write with flax."""
+  import jax
+
+  model, variables = flax_network(args)
+  predict = jax.jit(lambda variables, image: model.apply(variables, normalized(image), train=False))
+  return jax_inference(args, predict, variables)
+
+
+class TorchParts(NamedTuple):
+  """What PyTorch's sides are made of."""
+
+  net: Any  # channels_last, on the device
+  predict: Callable[[Any], Any]  # uint8 images ``[B, 3, H, W]`` to logits; call it under ``autocast``
+  source: Iterator[tuple[Any, Any]]
+  autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+  wait: Callable[[], None]  # until the device is done
+
+
+def torch_parts(args: argparse.Namespace) -> TorchParts:
+  """Return the torch network of the same architecture, and its images, channels_last."""
+  import torch
+
+  from tests import torch_models
+
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  stem = {'stem': args.stem} if args.stem else {}
+  net = torch_models.create(args.model, num_classes=args.classes, **stem)
+  net = net.to(device, memory_format=torch.channels_last)
+  mean, std = (255 * torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+
+  def put(array: np.ndarray) -> Any:
+    if array.ndim == 4:
+      return torch.tensor(array.transpose(0, 3, 1, 2)).to(device, memory_format=torch.channels_last)
+    return torch.tensor(array.astype(np.int64), device=device)
+
+  return TorchParts(
+    net,
+    lambda image: net((image.float() - mean) / std),
+    batches(args, put),
+    lambda: torch.autocast(device, torch.bfloat16, enabled=args.dtype == 'bfloat16'),
+    torch.cuda.synchronize if device == 'cuda' else lambda: None,
+  )
 
 
 def torch_train(args: argparse.Namespace) -> Work:
   """Return PyTorch's step: channels_last, autocast for bfloat16, fused SGD where the device has it."""
   import torch
 
-  from tests import torch_models
-
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  images, labels = examples(args)
-  images = torch.tensor(images.transpose(0, 3, 1, 2)).to(device, memory_format=torch.channels_last)
-  labels = torch.tensor(labels.astype(np.int64), device=device)
-  net = torch_model(args, torch_models).to(device, memory_format=torch.channels_last).train()
-  optimizer = torch.optim.SGD(
-    net.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, **({'fused': True} if device == 'cuda' else {})
-  )
+  net, predict, source, autocast, wait = torch_parts(args)
+  fused = {'fused': True} if torch.cuda.is_available() else {}
+  optimizer = torch.optim.SGD(net.train().parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, **fused)
   schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL_STEPS)
-  mean, std = (255 * torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
-  autocast = lambda: torch.autocast(device, torch.bfloat16, enabled=args.dtype == 'bfloat16')
 
   def loss_of(image: Any, label: Any) -> Any:
     with autocast():
-      return torch.nn.functional.cross_entropy(net((image.float() - mean) / std), label)
+      return torch.nn.functional.cross_entropy(predict(image), label)
 
   compiled = torch.compile(loss_of) if args.torch_compile else loss_of
-  number = 0
 
   def run(steps: int) -> None:
-    nonlocal number
     for _ in range(steps):
-      at, number = number % EXAMPLES * args.batch_size, number + 1
       optimizer.zero_grad(set_to_none=True)
-      compiled(images[at : at + args.batch_size], labels[at : at + args.batch_size]).backward()
+      compiled(*next(source)).backward()
       optimizer.step()
       schedule.step()
-    if device == 'cuda':
-      torch.cuda.synchronize()
+    wait()
 
-  start = time.perf_counter()
-  run(1)
-  return Work(run, args.batch_size, {'compile_s': time.perf_counter() - start})
+  return begun(run, args.batch_size)
 
 
-def torch_model(args: argparse.Namespace, torch_models: Any) -> Any:
-  """Return the torch module of the same architecture."""
-  stem = {'stem': args.stem} if args.stem else {}
-  return torch_models.create(args.model, num_classes=args.classes, **stem)
+def torch_infer(args: argparse.Namespace) -> Work:
+  """Return PyTorch's forward pass: channels_last, inference mode, autocast for bfloat16."""
+  import torch
+
+  net, predict, source, autocast, wait = torch_parts(args)
+  net.eval()
+  compiled = torch.compile(predict) if args.torch_compile else predict
+
+  def run(steps: int) -> None:
+    with torch.inference_mode(), autocast():
+      for _ in range(steps):
+        compiled(next(source)[0])
+    wait()
+
+  return begun(run, args.batch_size)
 
 
 def normalized(image: Any) -> Any:
@@ -174,5 +333,12 @@ def normalized(image: Any) -> Any:
   return (image.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
 
 
-DESCRIBES = ('model', 'stem', 'batch_size', 'image_size', 'classes', 'dtype', 'data', 'scan_steps')
-TRAIN = {'jaxres': jaxres_train, 'flax': flax_train, 'torch': torch_train}
+TRAIN = {
+  'jaxres': jaxres_train,
+  'torch': torch_train,
+  'flax': flax_train,
+  'plain': plain_train,
+  'augmented': augmented_train,
+  'scanned': scanned_train,
+}
+INFER = {'jaxres': jaxres_infer, 'torch': torch_infer, 'flax': flax_infer}

@@ -65,10 +65,18 @@ def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> N
     assert len(seeds.train_and_evaluate(options, tmp_path / 'run', args.seeds)['test/top1'].values) == args.seeds
 
 
-LITTLE = {
-  'benchmarks/train_step.py': '--model resnet20 --batch_size 8 --image_size 8 --rounds 1 --seconds 0.1',
-  'benchmarks/input.py': '--images 10 --batch_size 2 --image_size 32 --rounds 1 --seconds 0.1',
-}
+LITTLE_WORK = '--model resnet20 --batch_size 8 --image_size 8'
+LITTLE = {  # words that make it so, how many rows, their figure
+  'benchmarks/train_step.py': (f'{LITTLE_WORK} --rounds 1 --seconds 0.1', 3, 'images_per_s'),
+  'benchmarks/inference.py': (f'{LITTLE_WORK} --rounds 1 --seconds 0.1', 3, 'images_per_s'),
+  'benchmarks/compile.py': (f'{LITTLE_WORK} --rounds 1', 2, 'compile_s'),
+  'benchmarks/scaling.py': (f'{LITTLE_WORK} --rounds 1 --seconds 0.1 --devices 2', 2, 'images_per_s'),
+  'benchmarks/limit.py': (LITTLE_WORK, 1, 'limit_images_per_s'),
+  'benchmarks/end_to_end.py': (
+    '--seeds 1 --config.train.epochs=1 --config.data.limit=128 --config.optim.warmup_epochs=0.5', 2, 'images_per_s'
+  ),
+  'benchmarks/input.py': ('--images 10 --batch_size 2 --image_size 32 --rounds 1 --seconds 0.1', 4, 'images_per_s'),
+}  # fmt: skip
 
 
 @pytest.mark.torch
@@ -76,11 +84,12 @@ LITTLE = {
 def test_benchmarks_run(line: str) -> None:
   pytest.importorskip('torch')
   _, script, *words = shlex.split(line)
-  done = run([sys.executable, script, *words, *LITTLE[script].split()], ROOT)
+  little, count, figure = LITTLE[script]
+  done = run([sys.executable, script, *words, *little.split()], ROOT)
   assert done.returncode == 0, done.stderr
   rows = [json.loads(row) for row in done.stdout.splitlines() if row.startswith('{')]
-  assert len(rows) >= 3
-  assert all(row['images_per_s'] > 0 and row['versions']['jax'] for row in rows)
+  assert len(rows) == count
+  assert all(row[figure] > 0 and row['versions']['jax'] for row in rows)
   assert all(60_000 < row.get('mean_jpeg_bytes', 70_000) < 80_000 for row in rows)
 
 

@@ -1,0 +1,87 @@
+"""What splitting a batch costs: the same global batch on one device and on several.
+
+python benchmarks/scaling.py --model resnet18 --stem cifar --batch_size 64 --devices 8
+
+The devices are virtual ones of this CPU, which share its cores, so that perfect scaling is a ratio of 1; or with
+``--gpus`` real ones, where it is one over their number. Prints one JSON line a side and a table: wall and CPU time an
+image, how many times those of one device they are, and the collectives in the compiled step.
+"""
+
+import argparse
+import collections
+import os
+import pathlib
+import re
+import sys
+import time
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from benchmarks import harness, sides
+
+_COLLECTIVE = re.compile(
+  r' (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(?:-start)?\('
+)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  sides.add_arguments(parser)
+  harness.add_arguments(parser)
+  parser.add_argument('--devices', type=int, default=8)
+  parser.add_argument('--gpus', action='store_true', help='of this machine, rather than virtual CPU devices')
+  parser.add_argument('--seconds', type=float, default=5.0, help='of a round of one side')
+  args = sides.parse(parser)
+  if args.batch_size % args.devices:
+    raise SystemExit(f'--batch_size: {args.batch_size} is not divided by {args.devices} devices')
+  if args.side:
+    harness.serve(lambda: build(args))
+  else:
+    harness.report(measure(args), args.out)
+
+
+def build(args: argparse.Namespace) -> harness.Work:
+  """Return the training step over the devices of this process."""
+  import jax
+
+  made = sides.jaxres_step(args)
+  start = time.perf_counter()
+  program = made.lower().compile().as_text()
+  facts = {'compile_s': time.perf_counter() - start, 'device_count': jax.device_count()}
+  return sides.training(made, args.batch_size, **facts, collectives=collectives(program))
+
+
+def collectives(program: str) -> dict[str, int]:
+  """Return how often an HLO program has each kind of collective."""
+  return dict(sorted(collections.Counter(_COLLECTIVE.findall(program)).items()))
+
+
+def environment(devices: int, gpus: bool) -> dict[str, str]:
+  """Return what makes a process see so many devices."""
+  if gpus:
+    return {'CUDA_VISIBLE_DEVICES': ','.join(map(str, range(devices)))}
+  others = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'host_platform_device_count' not in flag]
+  count = f'--xla_force_host_platform_device_count={devices}'
+  return {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join([*others, count])}
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+  """Return a row for one device and a row for all."""
+  context = {'benchmark': 'scaling', 'devices': args.devices, 'gpus': args.gpus}
+  context |= sides.describe(args) | harness.machine()
+  if not args.gpus:
+    context['device'] = harness.processor_name()
+  counts = {'single': 1, 'split': args.devices}
+  environments = {side: environment(count, args.gpus) for side, count in counts.items()}
+  with harness.opened({side: harness.this_command(side) for side in counts}, environments) as opened:
+    found = harness.interleave(opened, args.rounds, args.seconds)
+    facts = {side.name: side.facts for side in opened}
+  for side, count in counts.items():
+    if facts[side]['device_count'] != count:
+      raise SystemExit(f'--devices: asked for {count}, found {facts[side]["device_count"]}')
+  return [row | harness.rounded(facts[row['side']]) | context for row in harness.summarize(found, 'single')]
+
+
+if __name__ == '__main__':
+  main()

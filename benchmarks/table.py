@@ -1,0 +1,216 @@
+"""Write the tables of README.md and docs/performance.md from benchmarks/results/*.jsonl.
+
+python benchmarks/table.py --check
+
+Of every work, device and side the newest line counts. The tables go between ``<!-- benchmarks -->`` and
+``<!-- /benchmarks -->``. ``--check`` writes nothing and exits with 1 where a page is not what the results say.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / 'benchmarks' / 'results'
+MARKED = re.compile(r'(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)', re.DOTALL)
+WORK = (  # what two lines must share to be of the same work
+  *('benchmark', 'device', 'cores', 'model', 'stem', 'batch_size', 'image_size', 'classes', 'dtype', 'data'),
+  *('torch_compile', 'devices', 'gpus', 'workers', 'config', 'overrides', 'metric', 'target'),
+)
+Row = dict[str, Any]
+Series = dict[str, Row]  # by side
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Write the pages, or check them; return the exit code."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--check', action='store_true')
+  args = parser.parse_args(argv)
+  every = series(read(RESULTS))
+  stale = []
+  for name, kinds in PAGES.items():
+    page = ROOT / name
+    text = page.read_text()
+    filled = fill(text, '\n\n'.join(table for kind in kinds if (table := kind(every))))
+    if filled != text:
+      stale.append(name)
+      if not args.check:
+        page.write_text(filled)
+  if args.check and stale:
+    print(f'{", ".join(stale)}: not what {RESULTS.relative_to(ROOT)} says; run python benchmarks/table.py')
+    return 1
+  return 0
+
+
+def read(folder: pathlib.Path) -> list[Row]:
+  """Return the lines of all results, the oldest first."""
+  rows = [json.loads(line) for path in sorted(folder.glob('*.jsonl')) for line in path.read_text().splitlines()]
+  return sorted(rows, key=lambda row: row['date'])  # stable: in the order of their files
+
+
+def series(rows: Iterable[Row]) -> list[Series]:
+  """Return the newest row of each side, by work, in the order in which the works were first measured."""
+  found: dict[str, Series] = {}
+  for row in rows:
+    same = json.dumps([row.get(key) or None for key in WORK])  # older lines lack some
+    found.setdefault(same, {})[row['side']] = row
+  return list(found.values())
+
+
+def fill(text: str, tables: str) -> str:
+  """Return a page with ``tables`` between its markers."""
+  filled, count = MARKED.subn(lambda match: f'{match[1]}\n{tables}\n\n{match[2]}', text)
+  if count != 1:
+    raise SystemExit(f'expected one <!-- benchmarks --> ... <!-- /benchmarks -->, found {count}')
+  return filled
+
+
+def speeds(every: Sequence[Series]) -> str:
+  """Return the table of training steps and forward passes beside their peers."""
+  lines = []
+  for sides in of(every, 'train_step', 'inference'):
+    ours = sides['jaxres']
+    what = {'train_step': 'training step', 'inference': 'forward pass'}[ours['benchmark']]
+    peers = [ratio(sides, peer, 'jaxres') for peer in ('torch', 'flax')]
+    share = f'{ours["share_of_limit"]:.0%}'.replace('%', ' %') if 'share_of_limit' in ours else ''
+    lines.append([f'{what}, {work(ours)}', device(ours), speed(ours), *peers, share])
+  head = ['', 'device', 'jaxres, images/s', 'times as fast as PyTorch', 'as plain flax', 'share of the limit']
+  return table(head, lines)
+
+
+def variants(every: Sequence[Series]) -> str:
+  """Return the table of the training step beside itself, done otherwise."""
+  names = {
+    'plain': "with XLA's own gradients of convolution and BatchNorm",
+    'augmented': 'with crops and flips',
+    'scanned': 'in one `lax.scan` of {scan_steps}',
+  }
+  lines = [
+    [work(row), names[side].format(**row), device(row), ratio(sides, side, 'jaxres')]
+    for sides in of(every, 'train_step')
+    for side, row in sides.items()
+    if side in names
+  ]
+  return table(['training step', 'done', 'device', 'takes times as long'], lines)
+
+
+def inputs(every: Sequence[Series]) -> str:
+  """Return the table of the stream pipeline."""
+  names = {
+    'train': 'training crops, by simplejpeg and OpenCV',
+    'train, pillow': 'training crops, by Pillow',
+    'eval': 'evaluation: resize and centre crop, by Pillow',
+    'decode': 'threads that only decode the same files, by simplejpeg',
+  }
+  lines = [
+    [names[side], f'{row["workers"]}', device(row), speed(row), f'{row["cpu_ms_per_image"]:.3g}']
+    for sides in of(every, 'input')
+    for side in names
+    if (row := sides.get(side))
+  ]
+  return table(['stream, JPEGs of 500x375 to 224 px', 'workers', 'device', 'images/s', 'CPU ms an image'], lines)
+
+
+def compiles(every: Sequence[Series]) -> str:
+  """Return the table of compile times."""
+  lines = [
+    [side, work(row), device(row), *[seconds(row, name) for name in ('start_s', 'trace_s', 'compile_s', 'total_s')]]
+    for sides in of(every, 'compile')
+    for side, row in sides.items()
+  ]
+  return table(['compiling, seconds', '', 'device', 'start', 'trace', 'compile', 'to the end of step 1'], lines)
+
+
+def scalings(every: Sequence[Series]) -> str:
+  """Return the table of what splitting a batch costs."""
+  lines = []
+  for sides in of(every, 'scaling'):
+    row = sides['split']
+    kind = 'GPUs' if row['gpus'] else 'virtual CPU devices'
+    cpu = f'{row["cpu_time_is_times_that_of_single"]:.2f}'
+    counts = ', '.join(f'{count} {name}' for name, count in row['collectives'].items())
+    lines.append([f'{row["devices"]} {kind}, {work(row)}', device(row), ratio(sides, 'split', 'single'), cpu, counts])
+  head = ['a batch over', 'device', 'wall time, times that of one', 'CPU time, times', 'collectives a step']
+  return table(head, lines)
+
+
+def trainings(every: Sequence[Series]) -> str:
+  """Return the table of whole trainings."""
+  lines = []
+  for row in [sides['mean'] for sides in of(every, 'end_to_end') if 'mean' in sides]:
+    name = ' '.join([f'`{row["config"]}`', *[f'`{word}`' for word in row['overrides']]])
+    std = f' ± {row["accuracy_std"]:.2%}' if 'accuracy_std' in row else ''
+    score = f'{row["accuracy"]:.2%}{std}'.replace('%', ' %')
+    reached = f'{row["target"]:.1%} in {seconds(row, "reached_s")}'.replace('%', ' %') if 'reached_s' in row else ''
+    times = [seconds(row, name) for name in ('first_step_s', 'rest_s')]
+    lines.append([name, f'{row["seeds"]}', device(row), f'{score} {row["metric"]}', *times, reached])
+  head = ['training', 'seeds', 'device', 'score', 'seconds to the end of step 1', 'seconds after it', 'target, seconds']
+  return table(head, lines)
+
+
+def of(every: Sequence[Series], *benchmarks: str) -> list[Series]:
+  return [sides for sides in every if next(iter(sides.values()))['benchmark'] in benchmarks]
+
+
+def work(row: Row) -> str:
+  """Return what was computed, in words."""
+  stem = f', {row["stem"]} stem' if row['stem'] else ''
+  data = '' if row['data'] == 'synthetic' else f', {pathlib.Path(row["data"]).name}'
+  compiled = ', torch.compile' if row.get('torch_compile') else ''
+  return f'{row["model"]}{stem}, {row["image_size"]} px, batch {row["batch_size"]}, {row["dtype"]}{data}{compiled}'
+
+
+def device(row: Row) -> str:
+  return row['device'] if 'NVIDIA' in row['device'] else f'{row["device"]}, {row["cores"]} cores'
+
+
+def speed(row: Row) -> str:
+  return f'{number(row["images_per_s"])} {spread(row["spread"])}'
+
+
+def ratio(sides: Series, peer: str, first: str) -> str:
+  """Return how many times as fast as ``peer`` the side ``first`` is, with its spread; nothing where it was not run."""
+  if peer not in sides:
+    return ''
+  row = sides[peer]
+  low, high = row['ratio_spread']
+  return f'{row[f"{first}_is_times_as_fast"]:.2f} ({low:.2f} to {high:.2f})'
+
+
+def seconds(row: Row, name: str) -> str:
+  """Return seconds, with their spread where there is one."""
+  if name not in row:
+    return ''
+  found = row.get(f'{name}_spread')
+  return f'{number(row[name])} {spread(found)}' if found and found[0] != found[1] else number(row[name])
+
+
+def spread(values: Sequence[float]) -> str:
+  return f'({number(values[0])} to {number(values[1])})'
+
+
+def number(value: float) -> str:
+  return f'{value:,.0f}' if value >= 100 else f'{value:#.3g}'
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  """Return a table in Markdown, without its empty columns; nothing where there are no lines."""
+  if not lines:
+    return ''
+  kept = [i for i in range(len(head)) if any(line[i] for line in lines)]
+  rows = [head, ['---'] * len(head), *lines]
+  return '\n'.join(f'| {" | ".join(row[i] for i in kept)} |' for row in rows)
+
+
+PAGES: dict[str, list[Callable[[Sequence[Series]], str]]] = {
+  'README.md': [speeds],
+  'docs/performance.md': [speeds, variants, inputs, compiles, scalings, trainings],
+}
+
+
+if __name__ == '__main__':
+  sys.exit(main())
