@@ -115,6 +115,20 @@ def inputs(every: Sequence[Series]) -> str:
   return table(['stream, JPEGs of 500x375 to 224 px', 'workers', 'device', 'images/s', 'CPU ms an image'], lines)
 
 
+def waits(every: Sequence[Series]) -> str:
+  """Return the table of what streaming costs a training."""
+  lines = [
+    [
+      f'{row["model"]}, {row["image_size"]} px, batch {row["batch_size"]}',
+      device(row),
+      ratio(sides, 'streamed', 'one batch'),
+    ]
+    for sides in of(every, 'waiting')
+    if (row := sides.get('streamed'))
+  ]
+  return table(['training step, fed by the stream of JPEGs', 'device', 'takes times as long as on one batch'], lines)
+
+
 def compiles(every: Sequence[Series]) -> str:
   """Return the table of compile times."""
   lines = [
@@ -208,7 +222,7 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 PAGES: dict[str, list[Callable[[Sequence[Series]], str]]] = {
   'README.md': [speeds],
-  'docs/performance.md': [speeds, variants, inputs, compiles, scalings, trainings],
+  'docs/performance.md': [speeds, variants, inputs, waits, compiles, scalings, trainings],
 }
 
 

@@ -1,6 +1,7 @@
 """`jaxres profile`: where the time of a training step goes, and how far it is from what the device can do."""
 
 import argparse
+import itertools
 import pathlib
 import re
 import statistics
@@ -42,8 +43,13 @@ class Operation(NamedTuple):
   calls: int
 
 
-def prepare(config: Mapping[str, Any]) -> Step:
-  """Return the compiled training step that ``config`` describes, with a state and feeds of its own."""
+def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
+  """Return the compiled training step that ``config`` describes, with a state and feeds of its own.
+
+  Args:
+    config: of ``jaxres.config.make``.
+    one_batch: every step is fed with the first batch: nothing is waited for.
+  """
   keep_freed_memory()
   keep_programs()
   options = config_lib.to_dict(config_lib.complete(config))
@@ -55,8 +61,10 @@ def prepare(config: Mapping[str, Any]) -> Step:
   dataset.place(sharding.replicated(parts.mesh))
   key = jax.random.key(fields['seed'])
   state, feeds = programs.create(key), dataset.train.train_feeds(0, plan.total_steps)
-  groups = (group for _, group in grouped(feeds, 0, plan.total_steps, 1, plan.total_steps))
+  groups: Iterator[Any] = (group for _, group in grouped(feeds, 0, plan.total_steps, 1, plan.total_steps))
   group = next(groups)
+  if one_batch:
+    groups = itertools.repeat(group)
   step = programs.train_steps.lower(state, key, dataset.train.constants, group)  # type: ignore[attr-defined]
   compiled = step.compile()
 

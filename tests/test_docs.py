@@ -76,6 +76,9 @@ LITTLE = {  # words that make it so, how many rows, their figure
     '--seeds 1 --config.train.epochs=1 --config.data.limit=128 --config.optim.warmup_epochs=0.5', 2, 'images_per_s'
   ),
   'benchmarks/input.py': ('--images 10 --batch_size 2 --image_size 32 --rounds 1 --seconds 0.1', 4, 'images_per_s'),
+  'benchmarks/waiting.py': (
+    '--model resnet20 --images 16 --batch_size 8 --image_size 16 --rounds 1 --steps 1', 2, 'images_per_s'
+  ),
 }  # fmt: skip
 
 
