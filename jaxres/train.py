@@ -13,14 +13,16 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from jaxres import checkpoint, data, evaluate, log, losses, models, optim, sharding, state
+from jaxres import checkpoint, data, evaluate, freezing, log, losses, models, optim, pretrained, sharding, state
 from jaxres import config as config_lib
+from jaxres import weights as weights_lib
 from jaxres import workdir as workdir_lib
 from jaxres.backend import keep_freed_memory
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, make_plan, watched
+from jaxres.recalibrate import Recalibrate, make_recalibrate, recalibrated
 from jaxres.state import TrainState
 from jaxres.step import TrainStep, make_loss, make_train_step
 
@@ -51,6 +53,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   checkpoint.check(**options['checkpoint'])
   parts = make_parts(options)
   workdir_lib.check_data(workdir, parts.dataset.info)
+  if parts.init and not workdir_lib.has_checkpoint(workdir):  # bad weights are found now
+    parts.init(weights_lib.abstract(parts.model, parts.dataset.info.image_shape[2]))
   begin = lambda: workdir_lib.open(workdir, config, parts.dataset.info, **options['checkpoint'])
   return fit(parts, begin, workdir, **options['train'])
 
@@ -64,6 +68,8 @@ class Parts(NamedTuple):
   views: evaluate.Views | None  # each evaluation is also done over them, as ``tta/...``
   make_tx: MakeTx  # (params, total_steps, steps_per_epoch) to the optimiser and its learning rate
   mesh: Mesh
+  frozen_until: Callable[[Any, int, float], Any]  # of the same, to the step at which each parameter's training begins
+  init: pretrained.Init | None  # fresh variables to those that the training starts from
 
 
 def make_parts(options: Mapping[str, Mapping[str, Any]]) -> Parts:
@@ -82,7 +88,10 @@ def make_parts(options: Mapping[str, Mapping[str, Any]]) -> Parts:
   augment_lib.check(augment, dataset.info.image_shape)
   model = fit_classes(model, options['model']['num_classes'], dataset.info)
   make_tx = lambda *args: optim.make(*args, **options['optim'])
-  return Parts(model, dataset, augment, views, make_tx, mesh)
+  fields = {name: options['optim'][name] for name in ('frozen', 'unfreeze')}
+  frozen_until = lambda params, *args: freezing.until(params, *fields.values(), *args)
+  init = pretrained.make_init(model, dataset.info.class_names, **options['init'])
+  return Parts(model, dataset, augment, views, make_tx, mesh, frozen_until, init)
 
 
 def fit(
@@ -102,6 +111,7 @@ def fit(
   log_every_steps: int = 50,
   accumulate: int = 1,
   ema: float = 0.0,
+  recalibrate_bn: int = 0,
   dry_run: bool = False,
   overfit_one_batch: bool = False,
 ) -> dict[str, float]:
@@ -126,6 +136,8 @@ def fit(
       takes less memory. Each part has its own BatchNorm statistics.
     ema: decay per step of a moving average of the weights, evaluated beside them; ``state.average`` says how it
       begins. 0 keeps none.
+    recalibrate_bn: before every evaluation the running statistics of BatchNorm, of the moving average too, become the
+      averages over the first so many training batches, for where few steps or small batches left them far off.
     dry_run: two steps, an evaluation of at most two batches, a save; in ``<workdir>/dry_run``.
     overfit_one_batch: 200 steps on the first batch alone, without augmentation: what can learn reaches 100 %.
 
@@ -135,6 +147,8 @@ def fit(
   dataset, mesh = parts.dataset, parts.mesh
   _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, ema, dataset.val)
   check_accumulate(accumulate, dataset.train.batch_size, mesh)
+  if recalibrate_bn < 0:
+    raise InputError(f'train.recalibrate_bn: expected 0 or more batches, found {recalibrate_bn}')
   if not 0 <= seed < 2**63:
     raise InputError(f'train.seed: expected 0 to 2**63 - 1, found {seed}')
   plan = make_plan(dataset.train, epochs, eval_every_epochs, dry_run, overfit_one_batch)
@@ -149,7 +163,7 @@ def fit(
 
   stop = plan.eval_steps[-1]
   with begin_run() as manager:
-    train_state, progress = restore_or_init(manager, programs.create, mesh)
+    train_state, progress = restore_or_init(manager, programs.create, mesh, parts.init)
     start = int(train_state.step)
     log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
     with log.RunLog(workdir, start, stop, plan.steps_per_epoch) as run_log:
@@ -161,6 +175,8 @@ def fit(
         for step, feed in enumerate(feeds(begin, end), begin + 1):
           train_state, sums = programs.train_step(train_state, dataset.train.constants, feed)
           meter.add(step, sums, last=step == end)
+        if recalibrate_bn:
+          train_state = recalibrated(train_state, programs.recalibrate(end), dataset.train, recalibrate_bn)
         scores = meter.row | evaluate.evaluate_state(programs.eval_steps, train_state, dataset, eval_batch_size, limit)
         run_log.write(end, scores)
         progress = progress.advance(end, scores)
@@ -179,32 +195,46 @@ class Programs(NamedTuple):
   train_step: TrainStep
   eval_steps: dict[str, evaluate.EvalStep]  # by the prefix of their metrics
   rate: optax.Schedule  # the learning rate of a step
+  recalibrate: Callable[[int], Recalibrate]  # of the step after which it is done
 
 
 def make_programs(parts: Parts, plan: Plan, loss: losses.Loss, seed: int, accumulate: int, ema: float) -> Programs:
   """Return the programs of a run of ``parts``; they are compiled when they are first called."""
   model, dataset, mesh = parts.model, parts.dataset, parts.mesh
   init = lambda: state.init_variables(model, dataset.info.image_shape, seed)
-  tx, rate = parts.make_tx(jax.eval_shape(init)['params'], plan.total_steps, plan.steps_per_epoch)
+  shapes, length = jax.eval_shape(init), (plan.total_steps, plan.steps_per_epoch)
+  tx, rate = parts.make_tx(shapes['params'], *length)
+  stages = freezing.stages(parts.frozen_until(shapes['params'], *length), shapes['batch_stats'])
   create = lambda: state.create(init(), tx, ema=ema > 0.0)
-  loss_fn = make_loss(model, loss, parts.augment, dataset.info)
+  held, fetch = [freezing.freeze(model, stage) for stage in stages], dataset.train.fetch
+  losses_of = [
+    make_loss(model, loss, parts.augment, dataset.info, stage.frozen) for model, stage in zip(held, stages, strict=True)
+  ]
+  later = [(stage.begin, loss_fn) for stage, loss_fn in zip(stages, losses_of, strict=True)][1:]
   make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
+  recalibrates = [make_recalibrate(model, dataset.info, fetch, mesh) for model in held]
   return Programs(
     create=jax.jit(create, out_shardings=sharding.replicated(mesh)),
-    train_step=make_train_step(loss_fn, tx, dataset.train.fetch, seed, mesh, accumulate=accumulate, ema=ema),
+    train_step=make_train_step(losses_of[0], tx, fetch, seed, mesh, accumulate=accumulate, ema=ema, later=later),
     eval_steps={'': make_eval_step()} | ({'tta/': make_eval_step(parts.views)} if parts.views else {}),
     rate=rate,
+    recalibrate=lambda step: recalibrates[freezing.stage_before(stages, step)],
   )
 
 
 def restore_or_init(
-  manager: ocp.CheckpointManager, create: Callable[..., TrainState], mesh: Mesh
+  manager: ocp.CheckpointManager,
+  create: Callable[..., TrainState],
+  mesh: Mesh,
+  init: pretrained.Init | None = None,
 ) -> tuple[TrainState, Progress]:
-  """Return the newest checkpoint's state and progress, or those of a training that begins."""
-  restored = checkpoint.restore(manager, jax.eval_shape(create), sharding.replicated(mesh))
-  if restored is None:
-    return create(), Progress({}, {}, 0)
-  return restored[0], Progress(**restored[1])
+  """Return the newest checkpoint's state and progress, or those of a training that begins, where ``init`` says."""
+  whole = sharding.replicated(mesh)
+  restored = checkpoint.restore(manager, jax.eval_shape(create), whole)
+  if restored is not None:
+    return restored[0], Progress(**restored[1])
+  begin = create()
+  return state.start_from(begin, init(begin.variables), whole) if init else begin, Progress({}, {}, 0)
 
 
 def ranked(scores: Mapping[str, float]) -> dict[str, float]:

@@ -60,6 +60,22 @@ class Conv(nn.Module):
     return x + self.param('bias', nn.initializers.zeros, (self.channels,)).astype(self.dtype)
 
 
+class BatchNorm(nn.BatchNorm):
+  """``nn.BatchNorm`` that knows by its path whether it is frozen.
+
+  Attributes:
+    train: normalise by the batch and update the running statistics.
+    frozen: paths of those, such as ``stem/bn``, that normalise by their running statistics also in training, and
+      leave them as they are.
+  """
+
+  train: bool = False
+  frozen: tuple[str, ...] = ()
+
+  def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+    return super().__call__(x, use_running_average=not self.train or '/'.join(self.path) in self.frozen)
+
+
 class Stem(nn.Module):
   """What the stems have in common.
 

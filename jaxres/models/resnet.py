@@ -50,6 +50,8 @@ class ResNet(nn.Module):
     dropout_at: ``'head'`` (before the classifier) or ``'blocks'`` (before the last convolution of each).
     stochastic_depth: rate of the last block; that of the others is in proportion to their depth.
     remat: keep only the inputs of blocks for the gradient, and compute the blocks again: less memory, more time.
+    frozen_norms: BatchNorms, such as ``'stem/bn'``, that do also in training as they do in evaluation.
+    norm_momentum: the share of the running statistics that a step keeps.
   """
 
   stage_sizes: tuple[int, ...]
@@ -69,6 +71,8 @@ class ResNet(nn.Module):
   dropout_at: str = 'head'
   stochastic_depth: float = 0.0
   remat: bool = False
+  frozen_norms: tuple[str, ...] = ()
+  norm_momentum: float = 0.9
 
   @nn.compact
   def features(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -83,7 +87,14 @@ class ResNet(nn.Module):
       pre-activation network has been through its final norm and activation, the others have not.
     """
     conv = functools.partial(blocks.Conv, dtype=self.dtype)
-    norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+    norm = functools.partial(
+      blocks.BatchNorm,
+      train=train,
+      frozen=self.frozen_norms,
+      momentum=self.norm_momentum,
+      epsilon=1e-5,
+      dtype=self.dtype,
+    )
     act = ACTIVATIONS[self.act]
     block = functools.partial(
       self.block,
