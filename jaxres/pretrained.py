@@ -106,8 +106,6 @@ def make_init(
     new_head: the classifier keeps its fresh values.
   """
   if source is None:
-    if skip or new_head:
-      raise InputError('init.source: init.skip and init.new_head say what not to take from it; give it, such as a file')
     return None
 
   def init(variables: Mapping[str, Any]) -> dict[str, Any]:
