@@ -172,7 +172,7 @@ def adapt_channels(state_dict: weights.StateDict, channels: int) -> weights.Stat
   """Return ``state_dict`` for images of so many ``channels``, as timm's ``adapt_input_conv`` does.
 
   For one channel the kernels of the first convolution are summed over the channels; for others they are repeated in
-  turn, and scaled so that a grey image gives what it gave.
+  turn, and scaled by how many fewer there were.
   """
   name = 'conv1.0.weight' if 'conv1.0.weight' in state_dict else 'conv1.weight'
   kernel = state_dict[name]
