@@ -30,9 +30,9 @@ def open(
     InputError: a number is out of range.
   """
   check(keep_latest=keep_latest, keep_best=keep_best)
-  best = BestN(get_metric_fn=_rank, n=keep_best, keep_checkpoints_without_metrics=False)
+  best = BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
-    best_fn=_rank,  # or the metrics are not stored, and a manager that is opened again knows of no best
+    best_fn=rank,  # or the metrics are not stored, and a manager that is opened again knows of no best
     preservation_policy=AnyPreservationPolicy([LatestN(keep_latest), best]),
     cleanup_tmp_directories=True,
   )
@@ -66,7 +66,7 @@ def save(
   manager.save(step, args=items, metrics=kept | {'step': step})
 
 
-def _rank(metrics: Mapping[str, float]) -> tuple[float, float]:
+def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
   """Return what the best checkpoint has most of: of equals it is the earliest, and without validation the latest."""
   top1 = metrics.get(BEST_METRIC)
   return (-1.0, metrics['step']) if top1 is None else (top1, -metrics['step'])

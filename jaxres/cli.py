@@ -20,6 +20,7 @@ class Tool(NamedTuple):
 TOOLS = {
   'profile': Tool('jaxres.profile', 'where the time of a training step goes'),
   'show-data': Tool('jaxres.show_data', 'draw what the model sees: images beside their augmentations'),
+  'predict': Tool('jaxres.predict', 'the likeliest classes of image files, by a run or by weights'),
   'convert': Tool('jaxres.convert', 'torch weights to jaxres, and jaxres weights to torch'),
   'prepare': Tool(
     'jaxres.data.prepare', 'make a data set ready to read: CIFAR-10 or -100, an image folder, a TFDS set in tfrecord'

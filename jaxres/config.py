@@ -20,6 +20,7 @@ from jaxres.errors import InputError, nearest
 
 SECTIONS = {
   'model': ('models/__init__.py', 'create'),
+  'init': ('pretrained.py', 'make_init'),
   'data': ('data/__init__.py', 'load'),
   'augment': ('data/augment/__init__.py', 'make'),
   'optim': ('optim.py', 'make'),

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
   _check_target(target, to_file)
   found = pretrained.read(args.source, args.step, args.skip)
   if args.class_names:
-    found = found._replace(class_names=_class_names(args.class_names, found))
+    found = found._replace(class_names=pretrained.read_class_names(args.class_names, found))
   leaves = jax.tree.leaves(found.variables['params'])
   options = ', '.join(f'{key}={value!r}' for key, value in found.options.items() if key != 'name')
   print(f'{found.options["name"]} ({options}), {found.channels} channels, {sum(x.size for x in leaves):,} parameters')
@@ -107,16 +107,3 @@ def _check_target(target: pathlib.Path, to_file: bool) -> None:
   if not to_file and (target.is_file() or (target / 'config.json').exists()):
     found = 'a file' if target.is_file() else 'the workdir of a run'
     raise InputError(f'{target}: {found}; expected a directory to write to, or a file ending in {", ".join(SUFFIXES)}')
-
-
-def _class_names(path: str, found: Pretrained) -> tuple[str, ...]:
-  try:
-    names = tuple(pathlib.Path(path).read_text(encoding='utf-8').split('\n'))
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f'--class_names {path}: cannot be read: {error}') from None
-  names = names[:-1] if names[-1] == '' else names
-  if len(names) != found.options['num_classes']:
-    raise InputError(
-      f'--class_names {path}: {len(names)} names, but the network has {found.options["num_classes"]} classes'
-    )
-  return names

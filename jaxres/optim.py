@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxres import trees
+from jaxres import freezing, trees
 from jaxres.errors import InputError, nearest
 
 # torch's OneCycleLR: the share of the training that the rate rises, where it starts and where it ends.
@@ -34,6 +34,8 @@ def make(
   clip_norm: float = 0.0,
   lr_mult: tuple[tuple[str, float], ...] = (),
   layer_decay: float = 1.0,
+  frozen: tuple[str, ...] = (),
+  unfreeze: tuple[tuple[str, float], ...] = (),
   schedule: Literal['cosine', 'onecycle', 'exponential', 'polynomial', 'step', 'constant'] = 'cosine',
   warmup_epochs: float = 0.0,
   milestones: tuple[float | int, ...] = (),
@@ -64,6 +66,11 @@ def make(
       of a parameter counts, such as ``(('stem/.*', 0.0), ('stage.*', 0.1))``.
     layer_decay: the learning rate is multiplied by this once for every block between a parameter and the head: 1
       time in the last block, most often in the stem.
+    frozen: regular expressions of the parameters that stay as they are, whole names again, such as ``'stem/.*'``: no
+      gradient, decay or momentum; a BatchNorm whose parameters are all frozen normalises by its running statistics,
+      which stay as they are too. ``'(?!head/).*'`` is all but the head.
+    unfreeze: pairs of a regular expression and the epoch from which on what it matches of ``frozen`` is trained; the
+      first match counts, such as ``(('stage4/.*', 1.0), ('stage3/.*', 2.0))``. Its momentum begins there.
     schedule: ``'cosine'`` to zero, ``'onecycle'``, ``'exponential'`` (times ``gamma`` each epoch), ``'polynomial'``
       to zero, ``'step'`` (times ``gamma`` at each milestone) or ``'constant'``; ``make_schedule`` has the formulas.
     warmup_epochs: the rate rises linearly from 0 over this many epochs; the schedule starts behind it. Of
@@ -90,29 +97,35 @@ def make(
     raise InputError(f'optim.milestones: expected epochs between 0 and {epochs:.4g}, found {tuple(milestones)}')
   rate = make_schedule(schedule, lr, total_steps, warmup_steps, steps, gamma, steps_per_epoch, power)
   decays = _negate(trees.match(params, no_decay, 'optim.no_decay'))
-  decay = optax.add_decayed_weights(weight_decay, decays)
-  rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False)
-  optimizers = {
-    'sgd': lambda: optax.chain(decay, optax.sgd(rate, momentum)),
-    'nesterov': lambda: optax.chain(decay, optax.sgd(rate, momentum, nesterov=True)),
-    'adam': lambda: optax.chain(decay, optax.adam(rate, b1, b2, eps)),
-    'adamw': lambda: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays),
-    'lamb': lambda: optax.lamb(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays),
-    'rmsprop': lambda: optax.chain(decay, rms, optax.sgd(rate, momentum)),
-  }
-  if name not in optimizers:
-    raise InputError(f'optim.name: unknown optimiser {name!r}{nearest(name, optimizers)}')
-  before = [add_l1(l1, decays)] if l1 else []
+  begins = freezing.until(params, frozen, unfreeze, total_steps, steps_per_epoch)
+
+  def build(begin: int) -> optax.GradientTransformation:
+    shifted = (lambda count: rate(count + begin)) if begin else rate
+    decay = optax.add_decayed_weights(weight_decay, decays)
+    rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False)
+    optimizers = {
+      'sgd': lambda: optax.chain(decay, optax.sgd(shifted, momentum)),
+      'nesterov': lambda: optax.chain(decay, optax.sgd(shifted, momentum, nesterov=True)),
+      'adam': lambda: optax.chain(decay, optax.adam(shifted, b1, b2, eps)),
+      'adamw': lambda: optax.adamw(shifted, b1, b2, eps, weight_decay=weight_decay, mask=decays),
+      'lamb': lambda: optax.lamb(shifted, b1, b2, eps, weight_decay=weight_decay, mask=decays),
+      'rmsprop': lambda: optax.chain(decay, rms, optax.sgd(shifted, momentum)),
+    }
+    if name not in optimizers:
+      raise InputError(f'optim.name: unknown optimiser {name!r}{nearest(name, optimizers)}')
+    return optimizers[name]()
+
+  before = [freezing.held(begins, lambda _: add_l1(l1, decays))] if l1 else []
   before += [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   after = [scale_each(rate_factors(params, lr_mult, layer_decay))] if lr_mult or layer_decay != 1.0 else []
-  tx = optimizers[name]()  # alone where it can be: its state is what older checkpoints hold
+  tx = freezing.held(begins, build)  # alone where it can be: its state is what older checkpoints hold
   return optax.chain(*before, tx, *after) if before or after else tx, rate
 
 
 def add_l1(strength: float, mask: Any) -> optax.GradientTransformation:
   """Return the transform that adds the gradient of ``strength * sum(|w|)`` where ``mask`` is true; 0 at ``w = 0``."""
-  add = lambda update, param, chosen: update + strength * jnp.sign(param) if chosen else update
-  return optax.stateless(lambda updates, params: jax.tree.map(add, updates, params, mask))
+  add = lambda update, param: update + strength * jnp.sign(param)
+  return optax.masked(optax.stateless(lambda updates, params: jax.tree.map(add, updates, params)), mask)
 
 
 def scale_each(factors: Any) -> optax.GradientTransformation:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxres import checkpoint, models, weights
 from jaxres import config as config_lib
-from jaxres import models, weights
 from jaxres.data.files import complete, file_errors
 from jaxres.errors import InputError
 from jaxres.models import ResNet
@@ -23,6 +23,8 @@ from jaxres.weights.names import Dialect
 
 FORMAT = 1  # of model.json
 SOURCES = ('torchvision', 'jaxres')
+
+Init = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 class Pretrained(NamedTuple):
@@ -61,7 +63,7 @@ def read(source: str, step: str = 'latest', skip: Sequence[str] = ()) -> Pretrai
   Args:
     source: ``'torchvision:NAME'`` (published weights, downloaded once), ``'torchvision:PATH'`` or ``'PATH'`` (a file
       of any torch ResNet), ``'jaxres:DIR'`` or ``'DIR'`` (of ``write``, or the workdir of a run).
-    step: of a run with several checkpoints: ``'latest'`` or a number.
+    step: of a run with several checkpoints: ``'latest'``, ``'best'`` (by validation) or a number.
     skip: regular expressions of what in a torch file is not part of the network, such as ``'aux.*'``.
 
   Raises:
@@ -79,23 +81,124 @@ def read(source: str, step: str = 'latest', skip: Sequence[str] = ()) -> Pretrai
   raise InputError(f'{directory}: no weights of jaxres: expected model.json, or config.json and checkpoints/ of a run')
 
 
-def load(source: str, model: ResNet, variables: Mapping[str, Any], skip: Sequence[str] = ()) -> dict[str, Any]:
+def make_init(
+  model: ResNet,
+  class_names: Sequence[str],
+  /,
+  *,
+  source: str | None = None,
+  step: str = 'best',
+  skip: tuple[str, ...] = (),
+  new_head: bool = False,
+) -> Init | None:
+  """Return the function of fresh variables to those that a training starts from; None where there is no source.
+
+  It reads the source each time, and raises InputError where that cannot be read or does not fit.
+
+  Args:
+    model: the network to be trained.
+    class_names: of the data.
+    source: ``'torchvision:NAME'`` (published weights, downloaded once), the path of a file of any torch ResNet (timm's
+      too), or ``'jaxres:DIR'``: the workdir of another run, or what `jaxres convert` wrote.
+    step: of a run: ``'best'`` (by validation, or else the latest), ``'latest'`` or a number.
+    skip: regular expressions of paths, such as ``'stem/.*'``, that keep their fresh values, or of names in a torch
+      file that are left out.
+    new_head: the classifier keeps its fresh values.
+  """
+  if source is None:
+    return None
+
+  def init(variables: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+      return load(source, model, variables, skip, step=step, new_head=new_head, class_names=class_names)
+    except InputError as error:
+      raise InputError(f'init.source: {error}') from None
+
+  return init
+
+
+def load(
+  source: str,
+  model: ResNet,
+  variables: Mapping[str, Any],
+  skip: Sequence[str] = (),
+  *,
+  step: str = 'latest',
+  new_head: bool = False,
+  class_names: Sequence[str] = (),
+) -> dict[str, Any]:
   """Return ``variables`` of ``model`` with the weights at ``source`` in place of all that ``skip`` does not match.
+
+  Where the images of ``source`` have another number of channels, the kernel of the first convolution is adapted, see
+  ``adapt_channels``.
 
   Args:
     source: as of ``read``; the network there may have another head, and whatever else ``skip`` matches.
     model: the network that is to have them.
-    variables: of ``model``; the skipped leaves stay as they are.
+    variables: of ``model``, or their shapes; the skipped leaves stay as they are.
     skip: regular expressions of paths, such as ``'head/.*'``, or of names in the file.
+    step: as of ``make_init``.
+    new_head: skip the head too.
+    class_names: those of a head that is loaded must be the same, where the source knows them.
 
   Raises:
     InputError: there is nothing that can be read, or it does not fit: nothing is loaded in part.
   """
   kind, place = _parse(source)
   if kind == 'torchvision':
-    path = _file(place)
-    return weights.to_variables(weights.read(path), model, variables, skip=skip, where=str(path))
-  return weights.to_variables(read(source).state_dict(), model, variables, skip=skip, where=place)
+    where, theirs = str(_file(place)), None
+    state_dict: weights.StateDict = weights.read(where)
+  else:
+    found = read(source, step)
+    state_dict, where, theirs = found.state_dict(), place, found.class_names
+  name, _, _ = weights.recognise(state_dict, where)
+  if weights.name_of(models.create(name)) != weights.name_of(model):
+    raise InputError(f'{where}: it holds a {name}, and the model is a {weights.name_of(model)}; set model.name={name}')
+  skip = (*skip, 'head/.*') if new_head else skip
+  state_dict = adapt_channels(state_dict, _channels(variables))
+  try:
+    loaded = weights.to_variables(state_dict, model, variables, skip=skip, where=where)
+  except InputError as error:
+    fix = 'init.skip names what keeps its fresh values, init.new_head=True is for another head'
+    raise InputError(f'{error}; {fix}') from None
+  taken = loaded['params']['head']['fc']['kernel'] is not variables['params']['head']['fc']['kernel']
+  if taken and theirs and class_names and tuple(theirs) != tuple(class_names):
+    differ = f'its classes are {", ".join(theirs):.80}, and those of the data {", ".join(class_names):.80}'
+    raise InputError(f'{where}: {differ}; set init.new_head=True')
+  return loaded
+
+
+def adapt_channels(state_dict: weights.StateDict, channels: int) -> weights.StateDict:
+  """Return ``state_dict`` for images of so many ``channels``, as timm's ``adapt_input_conv`` does.
+
+  For one channel the kernels of the first convolution are summed over the channels; for others they are repeated in
+  turn, and scaled by how many fewer there were.
+  """
+  name = 'conv1.0.weight' if 'conv1.0.weight' in state_dict else 'conv1.weight'
+  kernel = state_dict[name]
+  have = kernel.shape[1]
+  if have == channels:
+    return state_dict
+  repeated = lambda: kernel[:, np.arange(channels) % have] * np.float32(have / channels)
+  return {**state_dict, name: kernel.sum(1, keepdims=True) if channels == 1 else repeated()}
+
+
+def read_class_names(path: str, found: Pretrained) -> tuple[str, ...]:
+  """Return the class names in a text file, one a line.
+
+  Raises:
+    InputError: it cannot be read, or has not as many as ``found`` has classes.
+  """
+  try:
+    names = tuple(pathlib.Path(path).read_text(encoding='utf-8').split('\n'))
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f'--class_names {path}: cannot be read: {error}') from None
+  names = names[:-1] if names[-1] == '' else names
+  if len(names) != found.options['num_classes']:
+    raise InputError(
+      f'--class_names {path}: {len(names)} names, but the network has {found.options["num_classes"]} classes'
+    )
+  return names
 
 
 def write(directory: str | pathlib.Path, found: Pretrained) -> None:
@@ -182,11 +285,24 @@ def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
   variables = saved.get('ema') or {key: saved[key] for key in ('params', 'batch_stats')}
   variables = jax.tree.map(np.asarray, variables)
   options['num_classes'] = variables['params']['head']['fc']['kernel'].shape[1]
-  stem = variables['params']['stem']
-  channels = (stem.get('conv') or stem['conv1'])['kernel'].shape[2]
   dialect = Dialect.of_model(models.create(**options).shortcut)
   origin = f'{directory}, step {number}' + (', moving average' if 'ema' in saved else '')
-  return Pretrained(variables, options, channels, dialect, number, None, origin)
+  return Pretrained(variables, options, _channels(variables), dialect, number, _class_names(directory), origin)
+
+
+def _channels(variables: Mapping[str, Any]) -> int:
+  stem = variables['params']['stem']
+  channels: int = (stem.get('conv') or stem['conv1'])['kernel'].shape[2]
+  return channels
+
+
+def _class_names(directory: pathlib.Path) -> tuple[str, ...] | None:
+  """Return the classes of a run; None where it was made by a jaxres that did not write them."""
+  path = directory / 'data.json'
+  try:
+    return tuple(json.loads(path.read_text())['class_names']) if path.exists() else None
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise InputError(f'{path}: cannot be read: {error}') from None
 
 
 def _restore(directory: pathlib.Path, step: str) -> tuple[int, Mapping[str, Any]]:
@@ -208,9 +324,19 @@ def _choose(where: pathlib.Path, step: str) -> int:
     raise InputError(f'{where}: no checkpoint there; expected the workdir of a run that has saved one')
   if step == 'latest':
     return known[-1]
+  if step == 'best':
+    return max(known, key=lambda number: checkpoint.rank(_scores(where / str(number), number)))
   if not step.isdecimal() or int(step) not in known:
     raise InputError(f'{where}: no step {step}; there are {known}')
   return int(step)
+
+
+def _scores(path: pathlib.Path, number: int) -> dict[str, float]:
+  """Return what ``checkpoint.save`` ranks a checkpoint by."""
+  try:
+    return {'step': number} | json.loads((path / 'metrics/metrics').read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f'{path}: damaged: its metrics cannot be read: {error}') from None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from jaxres import config as config_lib
-from jaxres import log, sharding, train
+from jaxres import log, sharding
+from jaxres import programs as programs_lib
 from jaxres.backend import keep_freed_memory, keep_programs
 from jaxres.errors import InputError
 from jaxres.plan import grouped, make_plan
@@ -53,11 +54,11 @@ def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
   keep_freed_memory()
   keep_programs()
   options = config_lib.to_dict(config_lib.complete(config))
-  parts, fields = train.make_parts(options), options['train']
+  parts, fields = programs_lib.make_parts(options), options['train']
   dataset = parts.dataset
   plan = make_plan(dataset.train, fields['epochs'], fields['eval_every_epochs'], False, False)
   names = ('loss', 'label_smoothing', 'target_threshold', 'accumulate', 'ema')
-  programs = train.make_programs(parts, plan, **{name: fields[name] for name in names})
+  programs = programs_lib.make_programs(parts, plan, **{name: fields[name] for name in names})
   dataset.place(sharding.replicated(parts.mesh))
   key = jax.random.key(fields['seed'])
   state, feeds = programs.create(key), dataset.train.train_feeds(0, plan.total_steps)

@@ -53,6 +53,13 @@ def create(variables: dict[str, Any], tx: optax.GradientTransformation, *, ema: 
   return dataclasses.replace(train_state, ema=jax.tree.map(jnp.copy, train_state.variables)) if ema else train_state
 
 
+def start_from(train_state: TrainState, variables: dict[str, Any], sharding: jax.sharding.Sharding) -> TrainState:
+  """Return a state at step 0 with other ``variables``, as many arrays of the same shapes, copied to ``sharding``."""
+  copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=sharding)
+  moved = copy({key: variables[key] for key in ('params', 'batch_stats')})
+  return dataclasses.replace(train_state, **moved, ema=None if train_state.ema is None else copy(moved))
+
+
 def average(train_state: TrainState, decay: float) -> TrainState:
   """Return the state with its moving average brought up to its step, ``t``: parameters and batch statistics alike.
 

@@ -1,6 +1,6 @@
 """The training step: one jitted function from a state and a feed to the next state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxres import data, losses, metrics, sharding, state
+from jaxres import data, freezing, losses, metrics, sharding, state
 from jaxres.backend import compiler_options
 from jaxres.data import augment as augment_lib
 from jaxres.models import ResNet
@@ -18,7 +18,9 @@ LossFn = Callable[[Any, Any, data.Batch, jax.Array], tuple[jax.Array, tuple[Any,
 TrainSteps = Callable[[TrainState, jax.Array, Any, Any], tuple[TrainState, metrics.Sums]]
 
 
-def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, info: data.Info) -> LossFn:
+def make_loss(
+  model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, info: data.Info, frozen: Any = None
+) -> LossFn:
   """Return ``(params, batch_stats, batch, rng) -> (loss, (batch_stats, sums))``: the mean loss of one batch.
 
   Args:
@@ -26,6 +28,7 @@ def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, in
     loss: logits float32 ``[B, K]`` and labels to float32 ``[B]``.
     augment: of ``augment.make``; where it mixes, labels become distributions, float32 ``[B, K]``.
     info: has the statistics that images are normalised with.
+    frozen: a tree of bools like the parameters: those that have no gradient; None where all have one.
   """
 
   def loss_fn(
@@ -33,6 +36,7 @@ def make_loss(model: ResNet, loss: losses.Loss, augment: augment_lib.Augment, in
   ) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
     images, label = augment.batch(rng, batch['image'], batch['label'], len(info.class_names))
     images = augment_lib.normalize(images, info.mean, info.std)
+    params = params if frozen is None else freezing.pinned(params, frozen)
     variables = {'params': params, 'batch_stats': batch_stats}
     logits, updates = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': rng})
     each = loss(logits, label)
@@ -49,6 +53,7 @@ def make_train_steps(
   *,
   accumulate: int = 1,
   ema: float = 0.0,
+  later: Sequence[tuple[int, LossFn]] = (),
 ) -> TrainSteps:
   """Return the jitted function that takes some steps: ``(state, key, constants, feeds)`` to the next state and sums.
 
@@ -65,12 +70,16 @@ def make_train_steps(
     mesh: of ``sharding.make_mesh``.
     accumulate: parts that a batch is split into, see ``accumulated``.
     ema: decay of the moving average, where the state has one.
+    later: other losses that take over, each with the step from which on it does.
   """
-  gradient = accumulated(loss_fn, fetch, accumulate, mesh)
+  losses_of = [loss_fn, *(loss_fn for _, loss_fn in later)]
+  gradient = by_step([accumulated(f, fetch, accumulate, mesh) for f in losses_of], [begin for begin, _ in later])
 
   def train_step(train_state: TrainState, key: jax.Array, constants: Any, feed: Any) -> tuple[TrainState, metrics.Sums]:
     rng = step_key(key, train_state.step)
-    grads, (batch_stats, sums) = gradient(train_state.params, train_state.batch_stats, constants, feed, rng)
+    grads, (batch_stats, sums) = gradient(
+      train_state.step, train_state.params, train_state.batch_stats, constants, feed, rng
+    )
     updates, opt_state = tx.update(grads, train_state.opt_state, train_state.params)
     params = optax.apply_updates(train_state.params, updates)
     new = TrainState(train_state.step + 1, params, batch_stats, opt_state, train_state.ema)
@@ -96,6 +105,18 @@ def make_train_steps(
 def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
   """Return the key of the augmentation and the dropout at ``step``, given that of the training: ``key(seed)``."""
   return jax.random.fold_in(key, step)
+
+
+def by_step(functions: Sequence[Callable[..., Any]], begins: Sequence[int]) -> Callable[..., Any]:
+  """Return ``(step, *args)`` to what the first of ``functions`` returns, or the last that begins at or before ``step``.
+
+  Args:
+    functions: of the same ``args``, with results alike.
+    begins: rising steps, at which the second and those after it begin.
+  """
+  if not begins:
+    return lambda step, *args: functions[0](*args)
+  return lambda step, *args: jax.lax.switch((step >= jnp.array(begins)).sum(), functions, *args)
 
 
 def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Callable[..., Any]:

@@ -1,32 +1,30 @@
 """Training: from a config and a workdir to checkpoints and metrics."""
 
 import contextlib
-import functools
 import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from jaxres import checkpoint, data, evaluate, log, losses, models, optim, sharding, state
+from jaxres import checkpoint, data, evaluate, log, pretrained, sharding, state
 from jaxres import config as config_lib
+from jaxres import weights as weights_lib
 from jaxres import workdir as workdir_lib
 from jaxres.backend import keep_freed_memory, keep_programs
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
-from jaxres.models import ResNet, whitening
-from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, grouped, make_plan, watched
+from jaxres.plan import DRY_RUN_STEPS, Progress, grouped, make_plan, watched
+from jaxres.programs import Parts, make_parts, make_programs
+from jaxres.recalibrate import recalibrated
 from jaxres.state import TrainState
-from jaxres.step import TrainSteps, make_loss, make_train_steps
 
-MakeTx = Callable[[Any, int, float], tuple[optax.GradientTransformation, optax.Schedule]]
-Feeds = Callable[[int, int], Iterator[Any]]
 SCAN_STEPS = 10  # of one call, where it pays
+Feeds = Callable[[int, int], Iterator[Any]]
 BeginRun = Callable[[], contextlib.AbstractContextManager[ocp.CheckpointManager]]
 
 
@@ -53,38 +51,10 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   checkpoint.check(**options['checkpoint'])
   parts = make_parts(options)
   workdir_lib.check_data(workdir, parts.dataset.info)
+  if parts.init and not workdir_lib.has_checkpoint(workdir):  # bad weights are found now
+    parts.init(weights_lib.abstract(parts.model, parts.dataset.info.image_shape[2]))
   begin = lambda: workdir_lib.open(workdir, config, parts.dataset.info, **options['checkpoint'])
   return fit(parts, begin, workdir, **options['train'])
-
-
-class Parts(NamedTuple):
-  """What a config makes before anything is compiled."""
-
-  model: ResNet  # with the classes of the data
-  dataset: data.Dataset
-  augment: augment_lib.Augment
-  views: evaluate.Views | None  # each evaluation is also done over them, as ``tta/...``
-  make_tx: MakeTx  # (params, total_steps, steps_per_epoch) to the optimiser and its learning rate
-  mesh: Mesh
-
-
-def make_parts(options: Mapping[str, Mapping[str, Any]]) -> Parts:
-  """Return the parts that the sections of a config ask for; the data, which is slow to read, comes last.
-
-  Raises:
-    InputError: a section cannot be used.
-  """
-  model = models.create(**options['model'])
-  augment = augment_lib.make(**options['augment'])
-  views = evaluate.make_views(**options['tta'])
-  mesh = sharding.make_mesh()
-  sharding.check_batch_size(options['data']['batch_size'], mesh)
-  dataset = data.load(**options['data'])
-  evaluate.check_views(views, dataset.test.image_shape)
-  augment_lib.check(augment, dataset.info.image_shape)
-  model = fit_classes(model, options['model']['num_classes'], dataset.info)
-  make_tx = lambda *args: optim.make(*args, **options['optim'])
-  return Parts(model, dataset, augment, views, make_tx, mesh)
 
 
 def fit(
@@ -105,6 +75,7 @@ def fit(
   accumulate: int = 1,
   scan_steps: int = 0,
   ema: float = 0.0,
+  recalibrate_bn: int = 0,
   dry_run: bool = False,
   overfit_one_batch: bool = False,
 ) -> dict[str, float]:
@@ -131,6 +102,8 @@ def fit(
       10. The result is the same.
     ema: decay per step of a moving average of the weights, evaluated beside them; ``state.average`` says how it
       begins. 0 keeps none.
+    recalibrate_bn: before every evaluation the running statistics of BatchNorm, of the moving average too, become the
+      averages over the first so many training batches, for where few steps or small batches left them far off.
     dry_run: two steps, an evaluation of at most two batches, a save; in ``<workdir>/dry_run``.
     overfit_one_batch: 200 steps on the first batch alone, without augmentation: what can learn reaches 100 %.
 
@@ -139,6 +112,8 @@ def fit(
   """
   dataset, mesh = parts.dataset, parts.mesh
   _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, scan_steps, ema, dataset.val)
+  if recalibrate_bn < 0:
+    raise InputError(f'train.recalibrate_bn: expected 0 or more batches, found {recalibrate_bn}')
   if not 0 <= seed < 2**63:
     raise InputError(f'train.seed: expected 0 to 2**63 - 1, found {seed}')
   plan = make_plan(dataset.train, epochs, eval_every_epochs, dry_run, overfit_one_batch)
@@ -154,7 +129,7 @@ def fit(
 
   stop = plan.eval_steps[-1]
   with begin_run() as manager:
-    train_state, progress = restore_or_init(manager, lambda: programs.create(key), mesh)
+    train_state, progress = restore_or_init(manager, lambda: programs.create(key), mesh, parts.init)
     start = int(train_state.step)
     log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
     with log.RunLog(workdir, start, stop, plan.steps_per_epoch) as run_log:
@@ -166,6 +141,8 @@ def fit(
         for step, group in grouped(feeds(begin, end), begin, end, scan_steps, log_every_steps):
           train_state, sums = programs.train_steps(train_state, key, dataset.train.constants, group)
           meter.add(step, sums, last=step == end)
+        if recalibrate_bn:
+          train_state = recalibrated(train_state, programs.recalibrate(end), dataset.train, recalibrate_bn)
         scores = meter.row | evaluate.evaluate_state(programs.eval_steps, train_state, dataset, eval_batch_size, limit)
         run_log.write(end, scores)
         progress = progress.advance(end, scores)
@@ -177,61 +154,19 @@ def fit(
   return progress.metrics()
 
 
-class Programs(NamedTuple):
-  """The jitted functions of a run."""
-
-  create: Callable[[jax.Array], TrainState]  # a key to the state at step 0
-  train_steps: TrainSteps
-  eval_steps: dict[str, evaluate.EvalStep]  # by the prefix of their metrics
-  rate: optax.Schedule  # the learning rate of a step
-
-
-def make_programs(
-  parts: Parts, plan: Plan, loss: str, label_smoothing: float, target_threshold: float, accumulate: int, ema: float
-) -> Programs:
-  """Return the programs of a run of ``parts``; they are compiled when they are first called.
-
-  Raises:
-    InputError: the loss is unknown, or the batch cannot be split into ``accumulate`` parts.
-  """
-  model, dataset, mesh = parts.model, parts.dataset, parts.mesh
-  check_accumulate(accumulate, dataset.train.batch_size, mesh)
-  transform = first_transform(model, dataset)
-  init = lambda key: transform(state.init_variables(model, dataset.info.image_shape, key))
-  shapes = jax.eval_shape(init, jax.random.key(0))
-  tx, rate = parts.make_tx(shapes['params'], plan.total_steps, plan.steps_per_epoch)
-
-  def create(key: jax.Array) -> TrainState:
-    return state.create(init(key), tx, ema=ema > 0.0)
-
-  loss_of = losses.get(loss, label_smoothing=label_smoothing, target_threshold=target_threshold)
-  loss_fn = make_loss(model, loss_of, parts.augment, dataset.info)
-  make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
-  return Programs(
-    create=jax.jit(create, out_shardings=sharding.replicated(mesh)),
-    train_steps=make_train_steps(loss_fn, tx, dataset.train.fetch, mesh, accumulate=accumulate, ema=ema),
-    eval_steps={'': make_eval_step()} | ({'tta/': make_eval_step(parts.views)} if parts.views else {}),
-    rate=rate,
-  )
-
-
-def first_transform(model: ResNet, dataset: data.Dataset) -> Callable[[Any], Any]:
-  """Return what fresh variables go through: a stem that whitens gets its kernel from the first batch."""
-  if model.stem_type != 'whitening':
-    return lambda variables: variables
-  images = data.first_batch(dataset.train)['image']
-  images = augment_lib.normalize(images, dataset.info.mean, dataset.info.std)
-  return functools.partial(whitening.whiten, images=jax.device_get(images))
-
-
 def restore_or_init(
-  manager: ocp.CheckpointManager, create: Callable[..., TrainState], mesh: Mesh
+  manager: ocp.CheckpointManager,
+  create: Callable[..., TrainState],
+  mesh: Mesh,
+  init: pretrained.Init | None = None,
 ) -> tuple[TrainState, Progress]:
-  """Return the newest checkpoint's state and progress, or those of a training that begins."""
-  restored = checkpoint.restore(manager, jax.eval_shape(create), sharding.replicated(mesh))
-  if restored is None:
-    return create(), Progress({}, {}, 0)
-  return restored[0], Progress(**restored[1])
+  """Return the newest checkpoint's state and progress, or those of a training that begins, where ``init`` says."""
+  whole = sharding.replicated(mesh)
+  restored = checkpoint.restore(manager, jax.eval_shape(create), whole)
+  if restored is not None:
+    return restored[0], Progress(**restored[1])
+  begin = create()
+  return state.start_from(begin, init(begin.variables), whole) if init else begin, Progress({}, {}, 0)
 
 
 def ranked(scores: Mapping[str, float]) -> dict[str, float]:
@@ -244,18 +179,6 @@ def repeat_first(feeds: Feeds) -> Feeds:
   """Return ``feeds`` with every step given the first feed."""
   first = next(feeds(0, 1))
   return lambda begin, end: itertools.repeat(first, end - begin)
-
-
-def fit_classes(model: ResNet, num_classes: int | None, info: data.Info) -> ResNet:
-  """Return ``model`` with as many classes as the data.
-
-  Raises:
-    InputError: the config asks for another number.
-  """
-  found = len(info.class_names)
-  if num_classes not in (None, found):
-    raise InputError(f'model.num_classes: {num_classes}, but the data has {found} classes; leave it out')
-  return model.clone(num_classes=found)
 
 
 def best_scan_steps(train: data.Pipeline) -> int:
@@ -288,13 +211,3 @@ def _check_fields(
     raise InputError(f'train.patience: expected 0 or more evaluations, found {patience}')
   if patience and val is None:
     raise InputError('train.patience: early stopping looks at validation top-1; set data.val, such as 0.1')
-
-
-def check_accumulate(accumulate: int, batch_size: int, mesh: Mesh) -> None:
-  """Raise InputError where a batch cannot be split into ``accumulate`` parts that the devices divide."""
-  if accumulate < 1:
-    raise InputError(f'train.accumulate: expected 1 or more, found {accumulate}')
-  if batch_size % (accumulate * mesh.size):
-    fix = f'use a data.batch_size that is a multiple of {accumulate * mesh.size}'
-    found = f'{accumulate} parts of a batch of {batch_size} are not equal on {mesh.size} devices'
-    raise InputError(f'train.accumulate: {found}; {fix}')

@@ -20,6 +20,7 @@ MAY_CHANGE = {
   'tta.flip', 'tta.crop', 'tta.pad',
   'data.workers', 'data.max_bad',
 }  # fmt: skip
+IDENTITY = ('class_names', 'image_shape', 'splits')  # what of data.json must be the same: mean and std are rounded
 
 
 def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
@@ -45,20 +46,24 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Pa
   return workdir
 
 
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+  """Return whether a run would go on in ``workdir``: one checkpoint there is whole."""
+  return any(path.name.isdecimal() for path in (workdir / 'checkpoints').glob('*'))
+
+
 def check_data(workdir: pathlib.Path, info: data.Info) -> None:
   """Raise InputError where ``workdir`` holds checkpoints of a run on other data than that of ``info``."""
   stored = read_json(workdir, 'data.json')
-  for name, found in describe(info).items() if stored else ():
-    if stored[name] != found:
-      was = f'{name} was {json.dumps(stored[name]):.200} there and is {json.dumps(found):.200} now'
+  found = describe(info)
+  for name in IDENTITY if stored else ():
+    if stored[name] != found[name]:
+      was = f'{name} was {json.dumps(stored[name]):.200} there and is {json.dumps(found[name]):.200} now'
       raise InputError(f'--workdir: {workdir} holds a run on other data: {was}; use another --workdir')
 
 
 def describe(info: data.Info) -> dict[str, Any]:
-  """Return what identifies a data set, as JSON has it: classes, shape of the images, examples and labels by split."""
-  return json.loads(
-    json.dumps({'class_names': info.class_names, 'image_shape': info.image_shape, 'splits': dict(info.splits)})
-  )
+  """Return ``info`` as JSON has it, the splits by their examples and labels."""
+  return json.loads(json.dumps(info._replace(splits=dict(info.splits))._asdict()))
 
 
 def read_json(workdir: pathlib.Path, name: str) -> Any:

@@ -70,6 +70,16 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> str:
+  """The name of a model of three stages, one block of 8 channels each."""
+  from jaxres.models import blocks, resnet
+
+  model = functools.partial(resnet.ResNet, (1,) * 3, (8,) * 3, blocks.BasicBlock, stem_type='cifar')
+  monkeypatch.setitem(resnet.MODELS, 'stages', model)
+  return 'stages'
+
+
+@pytest.fixture
 def config(npz, tiny: str) -> dict:
   return {
     'model': {'name': tiny},

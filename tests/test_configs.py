@@ -5,11 +5,12 @@ import importlib.util
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from jaxres import config as config_lib
-from jaxres import data, train
+from jaxres import data, models, train, weights
 from jaxres.data import arrays
 from jaxres.models import resnet
 from tests.conftest import ROOT, make_arrays
@@ -27,6 +28,8 @@ def load(path: pathlib.Path):
 def test_the_configs_are_these() -> None:
   assert {path.stem for path in CONFIGS} == {
     'digits',
+    'finetune_cifar',
+    'finetune_imagefolder',
     'resnet18_cifar',
     'resnet18_cifar100',
     'resnet18_imagefolder',
@@ -60,7 +63,12 @@ def test_a_config_runs(path: pathlib.Path, tmp_path, monkeypatch) -> None:
   for size in ('image_size', 'eval_image_size'):
     if config.data[size]:
       config.data[size] = 32
-  found = train.train_and_evaluate(config, tmp_path)
+  if config.init.source:
+    model = models.create(config.model.name, num_classes=7)
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), weights.abstract(model, 3))
+    weights.write(tmp_path / 'ones.pth', weights.from_variables(ones, model))
+    config.init.source = str(tmp_path / 'ones.pth')
+  found = train.train_and_evaluate(config, tmp_path / 'run')
   assert np.isfinite(found['train/loss'])
   assert 0 <= found['test/top1'] <= 1
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxres import cli, config, seeds, train
+from jaxres import cli, config, seeds, train, weights
 from tests.conftest import ROOT, make_arrays
+from tests.weights.conftest import make_state
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
@@ -59,6 +60,9 @@ def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> N
   little += ['--config.train.eval_batch_size=16', f'--config.model.name={tiny}']
   little += [] if 'overfit' in line else ['--config.train.dry_run=True']
   options = config.load(args.config, [*fields, *little])
+  if options.init.source:
+    weights.write(tmp_path / 'tiny.pth', make_state(10))
+    options.init.source = str(tmp_path / 'tiny.pth')
   if args.seeds == 1:
     assert 'test/top1' in train.train_and_evaluate(options, tmp_path / 'run')
   else:

@@ -13,12 +13,15 @@ PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
   {'errors'},
   {'trees', 'config', 'losses', 'metrics', 'backend'},
-  {'models', 'data', 'optim', 'sharding'},
+  {'models', 'data', 'sharding'},
+  {'freezing'},
+  {'optim'},
   {'state', 'weights'},
-  {'checkpoint', 'evaluate', 'log', 'plan', 'pretrained', 'step'},
-  {'workdir'},
+  {'checkpoint', 'evaluate', 'log', 'plan', 'recalibrate', 'step'},
+  {'pretrained', 'workdir'},
+  {'programs'},
   {'train'},
-  {'cli', 'convert', 'profile', 'seeds', 'show_data'},
+  {'cli', 'convert', 'predict', 'profile', 'seeds', 'show_data'},
   {'__main__'},
 ]
 

@@ -140,3 +140,90 @@ def test_model_json_says_what_a_person_wants_to_know(file, tmp_path):
   assert given['model'] == {'name': 'tiny', 'num_classes': 4}
   assert given['origin'] == file
   assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['model.json', 'weights.safetensors']
+
+
+def keep_run(path, scores, classes=None):
+  """Write the run `tiny` with a checkpoint for each of ``scores``: its validation top-1."""
+  path.mkdir()
+  (path / 'config.json').write_text(config_lib.to_json(config_lib.make(model=dict(name='tiny'))))
+  if classes:
+    (path / 'data.json').write_text(json.dumps({'class_names': classes}))
+  with checkpoint.open(path / 'checkpoints', keep_latest=9) as manager:
+    for step, top1 in enumerate(scores, 1):
+      whole = state.create(variables_of(4, step), optax.sgd(0.1))
+      whole = jax.tree.map(jax.numpy.asarray, whole.replace(step=whole.step + step))
+      checkpoint.save(manager, whole, {}, {} if top1 is None else {'val/top1': top1})
+  return str(path)
+
+
+@pytest.mark.parametrize(('scores', 'best'), [((0.1, 0.7, 0.7, 0.3), 2), ((None, None, None), 3)])
+def test_the_best_step_is_the_earliest_best_on_validation_or_the_latest(tmp_path, tiny, scores, best):
+  run = keep_run(tmp_path / 'run', scores)
+  assert same(pretrained.read(run, 'best').variables, variables_of(4, best))
+  assert same(pretrained.read(run).variables, variables_of(4, len(scores)))
+  (tmp_path / 'run/checkpoints/1/metrics/metrics').unlink()
+  assert 'its metrics cannot be read' in refused(pretrained.read, run, 'best')
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 7])
+def test_the_first_kernel_is_adapted_as_timm_does(file, tiny, channels):
+  kernel = make_state(4)['conv1.weight']
+  if channels == 1:
+    expected = kernel.sum(axis=1, keepdims=True)
+  else:  # timm/models/_manipulate.py, adapt_input_conv
+    expected = np.tile(kernel, (1, -(-channels // 3), 1, 1))[:, :channels] * np.float32(3 / channels)
+  model = models.create(tiny, num_classes=4)
+  fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), weights.abstract(model, channels))
+  found = pretrained.load(file, model, fresh)
+  np.testing.assert_array_equal(found['params']['stem']['conv']['kernel'], expected.transpose(2, 3, 1, 0))
+  grey = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype(np.float32)
+  if channels in (1,):  # what a grey image in three channels gives
+    ours = model.apply(found, grey, train=False)
+    theirs = model.apply(variables_of(4, 0), np.repeat(grey, 3, axis=3), train=False)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_another_stem_keeps_its_fresh_values_where_it_is_named(file, tiny):
+  model = models.create(tiny, num_classes=4, stem='imagenet')
+  fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, 7, np.float32), weights.abstract(model, 3))
+  line = refused(pretrained.load, file, model, fresh)
+  assert 'of another shape: conv1.weight [8, 3, 3, 3] instead of [8, 3, 7, 7]; init.skip names what keeps' in line
+  found = pretrained.load(file, model, fresh, skip=('stem/.*',))
+  assert all((leaf == 7).all() for leaf in jax.tree.leaves(found['params']['stem']))
+  assert same(found['params']['stage1'], variables_of(4, 0)['params']['stage1'])
+
+
+def test_another_network_is_named(file, tiny):
+  model = models.create('resnet20', num_classes=4)
+  line = refused(pretrained.load, file, model, weights.abstract(model, 3))
+  assert line == f'{file}: it holds a tiny, and the model is a resnet20; set model.name=tiny'
+
+
+def test_init_takes_the_head_only_of_the_same_classes(tmp_path, tiny):
+  run = keep_run(tmp_path / 'run', (None,), classes=['ant', 'bee', 'cat', 'dog'])
+  model, fresh = models.create(tiny, num_classes=4), variables_of(4, 50)
+  make = lambda names, **options: pretrained.make_init(model, names, source=f'jaxres:{run}', **options)
+  assert same(make(('ant', 'bee', 'cat', 'dog'))(fresh), variables_of(4, 1))
+  line = refused(make(('bee', 'ant', 'cat', 'dog')), fresh)
+  assert line.startswith('init.source: ')
+  assert line.endswith(
+    'its classes are ant, bee, cat, dog, and those of the data bee, ant, cat, dog; set init.new_head=True'
+  )
+  for options in ({'new_head': True}, {'skip': ('head/.*',)}):
+    found = make(('bee', 'ant', 'cat', 'dog'), **options)(fresh)
+    assert same(found['params']['head'], fresh['params']['head'])
+    assert same(found['params']['stem'], variables_of(4, 1)['params']['stem'])
+
+
+def test_a_backbone_without_a_head_needs_a_new_one(tmp_path, tiny):
+  bare = {name: value for name, value in make_state(4).items() if not name.startswith('fc')}
+  weights.write(tmp_path / 'bare.pth', bare)
+  model, fresh = models.create(tiny, num_classes=3), variables_of(3, 1)
+  assert 'missing: fc.weight, fc.bias' in refused(pretrained.load, str(tmp_path / 'bare.pth'), model, fresh)
+  found = pretrained.load(str(tmp_path / 'bare.pth'), model, fresh, new_head=True)
+  assert same(found['params']['head'], fresh['params']['head'])
+  assert same(found['batch_stats'], variables_of(4, 0)['batch_stats'])
+
+
+def test_init_without_a_source():
+  assert pretrained.make_init(None, (), new_head=True) is None

@@ -69,6 +69,8 @@ def load(
   eval_image_size: int | None = None,
   center_crop: float = 1.0,
   crop_scale: tuple[float, ...] = (0.08, 1.0),
+  mean: tuple[float, ...] | None = None,
+  std: tuple[float, ...] | None = None,
   workers: int = 2,
   max_bad: int = 0,
   seed: int = 0,
@@ -94,6 +96,9 @@ def load(
     center_crop: the share of the resized short side that the centre crop keeps; 0.875 is ImageNet's 224 of 256.
     crop_scale: the least and the largest share of an image's area in the random crop that ``'stream'`` trains on;
       ``()`` trains on the centre crop, as ``'resident'`` does.
+    mean: of each channel, on the scale 0..1, that images are normalised with: those that pretrained weights were
+      trained with. None takes the published one of CIFAR, ImageNet's of encoded images, or that of the training images.
+    std: the same, of the standard deviation.
     workers: threads that read images.
     max_bad: go on with as many encoded images in each split that cannot be decoded: of training each is replaced by
       the next that can, of evaluation they are left out, which is found before the training begins.
@@ -103,6 +108,8 @@ def load(
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
   _check_fields(batch_size, val, limit, seed)
+  if (mean is None) != (std is None):
+    raise InputError('data.mean: give data.mean and data.std, or neither')
   _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
   source = check_labels(name, _read(name, data_dir, path, download, seed))
   if classes is not None:
@@ -130,7 +137,9 @@ def load(
   held, held_test = hold(train, image_size), hold(source.test, eval_size, 'test')
   held_val = hold(held_out, eval_size, 'val') if held_out else None
   _check_shapes(held_test if eval_image_size else held, held_val, held_test)
-  mean, std = STATISTICS.get(name) or (channel_statistics(train.images) if isinstance(train, Arrays) else IMAGENET)
+  if not (mean and std):
+    mean, std = STATISTICS.get(name) or (channel_statistics(train.images) if isinstance(train, Arrays) else IMAGENET)
+  _check_statistics(mean, std, _shape(held))
   splits = {'train': train, 'val': held_out, 'test': source.test}
   info = Info(source.class_names, _shape(held), mean, std, {k: fingerprint(v) for k, v in splits.items() if v})
   return Dataset(pipe(held), pipe(held_val) if held_val else None, pipe(held_test), info)
@@ -224,6 +233,12 @@ def _check_shapes(first: Held, *others: Held | None) -> None:
   for other in others:
     if other is not None and _shape(other) != _shape(first):
       raise InputError(f'data.image_size: the splits differ: images of {_shape(first)} and of {_shape(other)}; set it')
+
+
+def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], shape: tuple[int, int, int]) -> None:
+  if not len(mean) == len(std) == shape[2] or min(std) <= 0:
+    expected = f'expected {shape[2]} numbers each, one a channel, and std above 0'
+    raise InputError(f'data.mean: {expected}; found mean {mean} and std {std}')
 
 
 def _shape(held: Held) -> tuple[int, int, int]:

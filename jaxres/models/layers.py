@@ -72,6 +72,7 @@ class BatchNorm(nn.Module):
 
   Attributes:
     train: normalise by the batch and move the running statistics, or normalise by these.
+    frozen: paths, such as ``stem/bn``, of those that normalise by them in training too, and leave them as they are.
     momentum: of the running statistics: the share of the old value.
     epsilon: added to the variance.
     dtype: of the result.
@@ -80,6 +81,7 @@ class BatchNorm(nn.Module):
   """
 
   train: bool
+  frozen: tuple[str, ...] = ()
   momentum: float = 0.9
   epsilon: float = 1e-5
   dtype: Any = jnp.float32
@@ -93,13 +95,13 @@ class BatchNorm(nn.Module):
     var = self.variable('batch_stats', 'var', jnp.ones, shape)
     scale = self.param('scale', self.scale_init, shape) if self.use_scale else jnp.ones(shape)
     bias = self.param('bias', nn.initializers.zeros, shape)
-    if not self.train:
+    if not self.train or '/'.join(self.path) in self.frozen:
       return normalize(x, mean.value, var.value, scale, bias, self.epsilon).astype(self.dtype)
     form = batch_norm_cpu if wants_cpu_forms() else batch_norm
     y, batch_mean, batch_var = form(x, scale, bias, self.epsilon)
     if not self.is_initializing():
-      mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
-      var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
+      mean.value = moved(mean.value, batch_mean, self.momentum)
+      var.value = moved(var.value, batch_var, self.momentum)
     return y.astype(self.dtype)
 
 
@@ -203,6 +205,11 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   axes = tuple(range(x.ndim - 1))
   mean = x.mean(axes)
   return mean, jnp.maximum(0.0, jnp.square(x).mean(axes) - jnp.square(mean))
+
+
+def moved(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
+  """Return ``momentum * old + (1 - momentum) * new``: ``new`` itself, whatever ``old`` is, where the momentum is 0."""
+  return momentum * old + (1 - momentum) * new if momentum else new
 
 
 def batch_norm(

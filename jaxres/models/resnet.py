@@ -60,6 +60,7 @@ class ResNet(nn.Module):
     pool: before the classifier: ``'mean'`` or ``'max'``.
     logit_scale: factor of the logits.
     remat: keep only the inputs of blocks for the gradient, and compute the blocks again: less memory, more time.
+    frozen_norms: BatchNorms, such as ``'stem/bn'``, that do also in training as they do in evaluation.
   """
 
   stage_sizes: tuple[int, ...]
@@ -83,6 +84,7 @@ class ResNet(nn.Module):
   pool: str = 'mean'
   logit_scale: float = 1.0
   remat: bool = False
+  frozen_norms: tuple[str, ...] = ()
 
   @nn.compact
   def features(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -98,7 +100,12 @@ class ResNet(nn.Module):
     """
     conv = functools.partial(layers.Conv, dtype=self.dtype, train=train)
     norm = functools.partial(
-      layers.BatchNorm, train=train, momentum=self.bn_momentum, use_scale=self.bn_scale, dtype=self.dtype
+      layers.BatchNorm,
+      train=train,
+      frozen=self.frozen_norms,
+      momentum=self.bn_momentum,
+      use_scale=self.bn_scale,
+      dtype=self.dtype,
     )
     act = ACTIVATIONS[self.act]
     block = functools.partial(

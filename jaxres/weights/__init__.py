@@ -22,15 +22,15 @@ import numpy as np
 from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.weights import names
-from jaxres.weights.architecture import Recognised, recognise
+from jaxres.weights.architecture import Recognised, name_of, recognise
 from jaxres.weights.dtypes import COUNTER
 from jaxres.weights.names import Dialect
 from jaxres.weights.reader import read
 from jaxres.weights.writer import write
 
 __all__ = [
-  'Dialect', 'Recognised', 'abstract', 'batches', 'dialect_of', 'digest', 'from_variables', 'read', 'recognise',
-  'to_variables', 'write',
+  'Dialect', 'Recognised', 'abstract', 'batches', 'dialect_of', 'digest', 'from_variables', 'name_of', 'read',
+  'recognise', 'to_variables', 'write',
 ]  # fmt: skip
 
 SHOWN = 5  # names of each kind in an error

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxres import models
 from jaxres.errors import InputError
+from jaxres.models import ResNet
 from jaxres.models.resnet import MODELS
 from jaxres.weights.names import Dialect
 
@@ -60,7 +61,7 @@ def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict') -
     raise InputError(
       f'{where}: no ResNet that jaxres knows; expected conv1.weight, layer1.0.conv1.weight ..., found {found} ...'
     ) from None
-  alike = {name: _differing(name, options) for name in models.list() if _of_model(name) == seen}
+  alike = {name: _differing(name, options) for name in models.list() if _of_model(MODELS[name]()) == seen}
   if alike:  # resnet50 and resnet50d differ in options alone
     name = min(alike, key=lambda name: len(alike[name]))
     return Recognised(name, alike[name], channels)
@@ -101,8 +102,12 @@ def _options(shapes: Shapes, dialect: Dialect, seen: _Seen) -> dict[str, Any]:
   return {'num_classes': head[0] if head else None, 'stem': stem, 'shortcut': shortcut if reshapes else None}
 
 
-def _of_model(name: str) -> _Seen:
-  model = MODELS[name]()
+def name_of(model: ResNet) -> str:
+  """Return the name of the first network of ``models.list()`` that differs from ``model`` in options alone."""
+  return next((name for name in models.list() if _of_model(MODELS[name]()) == _of_model(model)), 'another network')
+
+
+def _of_model(model: ResNet) -> _Seen:
   return _Seen(
     model.stage_sizes,
     model.widths,

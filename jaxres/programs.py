@@ -1,0 +1,133 @@
+"""What a config makes: the parts of a run, and the jitted programs of these."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jaxres import data, evaluate, freezing, losses, models, optim, pretrained, sharding, state
+from jaxres.data import augment as augment_lib
+from jaxres.errors import InputError
+from jaxres.models import ResNet, whitening
+from jaxres.plan import Plan
+from jaxres.recalibrate import Recalibrate, make_recalibrate
+from jaxres.state import TrainState
+from jaxres.step import TrainSteps, make_loss, make_train_steps
+
+MakeTx = Callable[[Any, int, float], tuple[optax.GradientTransformation, optax.Schedule]]
+
+
+class Parts(NamedTuple):
+  """What a config makes before anything is compiled."""
+
+  model: ResNet  # with the classes of the data
+  dataset: data.Dataset
+  augment: augment_lib.Augment
+  views: evaluate.Views | None  # each evaluation is also done over them, as ``tta/...``
+  make_tx: MakeTx  # (params, total_steps, steps_per_epoch) to the optimiser and its learning rate
+  mesh: Mesh
+  frozen_until: Callable[[Any, int, float], Any]  # of the same, to the step at which each parameter's training begins
+  init: pretrained.Init | None  # fresh variables to those that the training starts from
+
+
+def make_parts(options: Mapping[str, Mapping[str, Any]]) -> Parts:
+  """Return the parts that the sections of a config ask for; the data, which is slow to read, comes last.
+
+  Raises:
+    InputError: a section cannot be used.
+  """
+  model = models.create(**options['model'])
+  augment = augment_lib.make(**options['augment'])
+  views = evaluate.make_views(**options['tta'])
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(options['data']['batch_size'], mesh)
+  dataset = data.load(**options['data'])
+  evaluate.check_views(views, dataset.test.image_shape)
+  augment_lib.check(augment, dataset.info.image_shape)
+  model = fit_classes(model, options['model']['num_classes'], dataset.info)
+  make_tx = lambda *args: optim.make(*args, **options['optim'])
+  fields = {name: options['optim'][name] for name in ('frozen', 'unfreeze')}
+  frozen_until = lambda params, *args: freezing.until(params, *fields.values(), *args)
+  init = pretrained.make_init(model, dataset.info.class_names, **options['init'])
+  return Parts(model, dataset, augment, views, make_tx, mesh, frozen_until, init)
+
+
+def fit_classes(model: ResNet, num_classes: int | None, info: data.Info) -> ResNet:
+  """Return ``model`` with as many classes as the data.
+
+  Raises:
+    InputError: the config asks for another number.
+  """
+  found = len(info.class_names)
+  if num_classes not in (None, found):
+    raise InputError(f'model.num_classes: {num_classes}, but the data has {found} classes; leave it out')
+  return model.clone(num_classes=found)
+
+
+class Programs(NamedTuple):
+  """The jitted functions of a run."""
+
+  create: Callable[[jax.Array], TrainState]  # a key to the state at step 0
+  train_steps: TrainSteps
+  eval_steps: dict[str, evaluate.EvalStep]  # by the prefix of their metrics
+  rate: optax.Schedule  # the learning rate of a step
+  recalibrate: Callable[[int], Recalibrate]  # of the step after which it is done
+
+
+def make_programs(
+  parts: Parts, plan: Plan, loss: str, label_smoothing: float, target_threshold: float, accumulate: int, ema: float
+) -> Programs:
+  """Return the programs of a run of ``parts``; they are compiled when they are first called.
+
+  Raises:
+    InputError: the loss is unknown, or the batch cannot be split into ``accumulate`` parts.
+  """
+  model, dataset, mesh = parts.model, parts.dataset, parts.mesh
+  check_accumulate(accumulate, dataset.train.batch_size, mesh)
+  transform = first_transform(model, dataset)
+  init = lambda key: transform(state.init_variables(model, dataset.info.image_shape, key))
+  shapes, length = jax.eval_shape(init, jax.random.key(0)), (plan.total_steps, plan.steps_per_epoch)
+  tx, rate = parts.make_tx(shapes['params'], *length)
+
+  def create(key: jax.Array) -> TrainState:
+    return state.create(init(key), tx, ema=ema > 0.0)
+
+  stages = freezing.stages(parts.frozen_until(shapes['params'], *length), shapes['batch_stats'])
+  held, fetch = [freezing.freeze(model, stage) for stage in stages], dataset.train.fetch
+  loss_of = losses.get(loss, label_smoothing=label_smoothing, target_threshold=target_threshold)
+  losses_of = [
+    make_loss(model, loss_of, parts.augment, dataset.info, stage.frozen)
+    for model, stage in zip(held, stages, strict=True)
+  ]
+  later = [(stage.begin, loss_fn) for stage, loss_fn in zip(stages, losses_of, strict=True)][1:]
+  make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
+  recalibrates = [make_recalibrate(model, dataset.info, fetch, mesh) for model in held]
+  return Programs(
+    create=jax.jit(create, out_shardings=sharding.replicated(mesh)),
+    train_steps=make_train_steps(losses_of[0], tx, fetch, mesh, accumulate=accumulate, ema=ema, later=later),
+    eval_steps={'': make_eval_step()} | ({'tta/': make_eval_step(parts.views)} if parts.views else {}),
+    rate=rate,
+    recalibrate=lambda step: recalibrates[freezing.stage_before(stages, step)],
+  )
+
+
+def first_transform(model: ResNet, dataset: data.Dataset) -> Callable[[Any], Any]:
+  """Return what fresh variables go through: a stem that whitens gets its kernel from the first batch."""
+  if model.stem_type != 'whitening':
+    return lambda variables: variables
+  images = data.first_batch(dataset.train)['image']
+  images = augment_lib.normalize(images, dataset.info.mean, dataset.info.std)
+  return functools.partial(whitening.whiten, images=jax.device_get(images))
+
+
+def check_accumulate(accumulate: int, batch_size: int, mesh: Mesh) -> None:
+  """Raise InputError where a batch cannot be split into ``accumulate`` parts that the devices divide."""
+  if accumulate < 1:
+    raise InputError(f'train.accumulate: expected 1 or more, found {accumulate}')
+  if batch_size % (accumulate * mesh.size):
+    fix = f'use a data.batch_size that is a multiple of {accumulate * mesh.size}'
+    found = f'{accumulate} parts of a batch of {batch_size} are not equal on {mesh.size} devices'
+    raise InputError(f'train.accumulate: {found}; {fix}')

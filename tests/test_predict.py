@@ -1,0 +1,130 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxres import cli, data, models, predict, pretrained, train, weights
+from jaxres.data import augment
+from jaxres.errors import InputError
+from tests.conftest import make_arrays, merged
+from tests.weights.conftest import make_state
+
+NAMES = ['ant', 'bee', 'cat', 'dog']
+
+
+def make_run(config, tmp_path, npz, **changes) -> str:
+  """Train a little on arrays whose test images are files too: ``images/00.png`` ..."""
+  content = make_arrays(**changes)
+  train.train_and_evaluate(merged(config, data={'path': npz(**content, class_names=NAMES)}), tmp_path / 'run')
+  (tmp_path / 'images').mkdir()
+  for i, image in enumerate(content['test_x']):
+    Image.fromarray(image.squeeze()).save(tmp_path / f'images/{i:02}.png')
+  return str(tmp_path / 'run')
+
+
+@pytest.mark.parametrize('channels', [3, 1])
+def test_a_run_predicts_what_it_evaluates(config, tmp_path, npz, channels) -> None:
+  run = make_run(config, tmp_path, npz, shape=(8, 8, channels))
+  dataset = data.load(**merged(config)['data'])
+  found = pretrained.read(run, 'latest')
+  model = models.create('tiny', num_classes=4)
+  images = augment.normalize(dataset.test.constants['image'], dataset.info.mean, dataset.info.std)
+  expected = jax.jit(lambda v, x: model.apply(v, x, train=False))(found.variables, images)
+  paths = predict.find([str(tmp_path / 'images')])
+  assert len(paths) == 40
+  for batch_size in (7, 64):
+    rows = [*predict.predict(predict.load(run, 'latest'), paths, batch_size)]
+    np.testing.assert_allclose(np.stack([row.logits for row in rows]), expected, rtol=1e-5, atol=1e-5)
+  top1 = json.loads((tmp_path / 'run/metrics.jsonl').read_text().splitlines()[-1])['test/top1']
+  right = [row.logits.argmax() == label for row, label in zip(rows, dataset.test.constants['label'], strict=True)]
+  assert np.mean(right) == pytest.approx(top1)
+  assert top1 > 0.4
+
+
+def test_images_of_another_size_are_seen_as_evaluation_sees_them(config, tmp_path, npz) -> None:
+  """The data set resizes arrays, predict files: both to 12 pixels, the centre of 0.75 of the short side."""
+  config = merged(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
+  run = make_run(config, tmp_path, npz, shape=(20, 26, 3))
+  dataset = data.load(**config['data'])
+  predictor = predict.load(run)
+  paths = predict.find([str(tmp_path / 'images')])
+  pixels = np.stack([predict.read(path, predictor) for path in paths])
+  np.testing.assert_array_equal(pixels, dataset.test.constants['image'])
+  assert (predictor.mean, predictor.std) == (dataset.info.mean, dataset.info.std)
+
+
+def test_the_tool_on_a_run(config, tmp_path, npz, capsys) -> None:
+  run = make_run(config, tmp_path, npz)
+  capsys.readouterr()
+  (tmp_path / 'images/deep').mkdir()
+  (tmp_path / 'images/deep/bad.jpg').write_bytes(b'no image')
+  (tmp_path / 'images/notes.txt').write_text('left out')
+  gone = str(tmp_path / 'gone.png')
+  assert cli.main(['predict', run, str(tmp_path / 'images'), gone, '--json', '--top', '2']) == 2
+  done = capsys.readouterr()
+  rows = [json.loads(line) for line in done.out.splitlines()]
+  assert [row['image'] for row in rows] == [str(tmp_path / f'images/{i:02}.png') for i in range(40)]
+  for row in rows:
+    first, second = row['top']
+    assert {first['class'], second['class']} < set(NAMES)
+    assert 1 >= first['probability'] >= second['probability'] > 0
+  assert done.err.splitlines() == [
+    f'error: {tmp_path}/images/deep/bad.jpg: cannot decode the image: cannot identify image file',
+    f'error: {gone}: No such file or directory',
+  ]
+  assert cli.main(['predict', run, str(tmp_path / 'images/00.png')]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].endswith('00.png')
+  assert sorted(line.split()[-1] for line in lines[1:]) == NAMES
+  total = sum(float(line.split('%')[0]) for line in lines[1:])
+  assert total == pytest.approx(100, abs=0.03)
+
+
+def test_weights_alone_see_images_as_torchvision_does(tmp_path, tiny, capsys) -> None:
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  pixels = np.random.default_rng(0).integers(0, 256, (256, 300, 3)).astype(np.uint8)
+  Image.fromarray(pixels).save(tmp_path / 'noise.png')
+  predictor = predict.load(str(tmp_path / 'tiny.pth'))
+  assert (predictor.mean, predictor.std) == data.IMAGENET
+  seen = predict.read(tmp_path / 'noise.png', predictor)
+  np.testing.assert_array_equal(seen, pixels[16:240, 38:262])  # 224 of 256: nothing to resize
+  (row,) = predict.predict(predictor, [tmp_path / 'noise.png'])
+  images = (seen[None] / 255 - np.array(data.IMAGENET[0])) / np.array(data.IMAGENET[1])
+  variables = weights.to_variables(make_state(4), models.create(tiny, num_classes=4))
+  expected = jax.jit(lambda v, x: models.create(tiny, num_classes=4).apply(v, x, train=False))(variables, images)
+  np.testing.assert_allclose(row.logits, expected[0], rtol=1e-3, atol=1e-3)
+  assert predictor.class_names == ('0', '1', '2', '3')
+  (tmp_path / 'names.txt').write_text('\n'.join(NAMES))
+  words = [str(tmp_path / 'tiny.pth'), str(tmp_path / 'noise.png'), '--class_names', str(tmp_path / 'names.txt')]
+  assert cli.main(['predict', *words, '--top', '1', '--image_size', '16']) == 0
+  assert capsys.readouterr().out.split()[-1] in NAMES
+
+
+def test_bad_input_is_one_line(tmp_path, tiny) -> None:
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  good = str(tmp_path / 'tiny.pth')
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(InputError, match='no images there: expected files that end in .jpg'):
+    predict.find([str(tmp_path / 'empty')])
+  with pytest.raises(InputError, match='--image_size: expected pixels, 1 or more, found 0'):
+    predict.load(good, image_size=0)
+  (tmp_path / 'names.txt').write_text('one\n')
+  with pytest.raises(InputError, match='1 names, but the network has 4 classes'):
+    predict.load(good, class_names=str(tmp_path / 'names.txt'))
+  weights.write(tmp_path / 'four.pth', make_state(4, channels=4))
+  with pytest.raises(InputError, match='predict makes square ones of 1 or 3 channels'):
+    predict.load(str(tmp_path / 'four.pth'))
+  for words in (['--top', '0'], ['--batch_size', '0']):
+    with pytest.raises(SystemExit) as caught:
+      cli.main(['predict', good, good, *words])
+    assert caught.value.code == 2
+
+
+def test_a_run_of_before_the_statistics_were_written(config, tmp_path, npz) -> None:
+  run = make_run(config, tmp_path, npz)
+  info = json.loads((tmp_path / 'run/data.json').read_text())
+  (tmp_path / 'run/data.json').write_text(json.dumps({k: v for k, v in info.items() if k != 'mean'}))
+  with pytest.raises(InputError, match="no image_shape, mean and std there .'mean'.; the run must be newer"):
+    predict.load(run)
