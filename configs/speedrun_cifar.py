@@ -3,8 +3,9 @@
 python main.py --config configs/speedrun_cifar.py --workdir runs/speedrun
 
 After David Page's "How to train your ResNet" (2019) and Keller Jordan's airbench (2024, arXiv 2404.00498), which the
-stem, the widths, the first weights, the learning rate, momentum, weight decay and label smoothing come from; here are
-residual blocks, a smaller batch and no lookahead.
+stem, the first weights, the learning rate, momentum, weight decay, label smoothing and the views of the evaluation come
+from; here are residual blocks of 64, 128 and 256 channels, a smaller batch and no lookahead. ``tta/test/top1`` is the
+score that airbench reports: of the mean of several views of each image, here ten.
 """
 
 from ml_collections import ConfigDict
@@ -25,8 +26,8 @@ def get_config() -> ConfigDict:
       weight_decay=1.33e-3,
       lr_mult=(('.*/bn./bias', 64.0), ('stem/conv/kernel', 0.0)),
       schedule='polynomial',
-      warmup_epochs=1.25,
+      warmup_epochs=2.0,
     ),
-    train=dict(epochs=5.5, label_smoothing=0.2, eval_every_epochs=5.5),
-    tta=dict(flip=True),
+    train=dict(epochs=9.0, label_smoothing=0.2, eval_every_epochs=9.0),
+    tta=dict(flip=True, pad=1),
   )

@@ -274,7 +274,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 class PoolBlock(Block):
-  """3x3 convolution and max-pool, then a residual 3x3 convolution (Page 2019, with the widths of airbench).
+  """3x3 convolution and max-pool, then a residual 3x3 convolution (Page 2019).
 
   Maps ``[B, H, W, C]`` to ``[B, H // 2, W // 2, width]``, in the first stage too.
   """

@@ -237,7 +237,7 @@ MODELS: dict[str, functools.partial[ResNet]] = {
   'resnet8_speedrun': functools.partial(
     ResNet,
     (1, 1, 1),
-    (64, 256, 256),
+    (64, 128, 256),
     blocks.PoolBlock,
     stem_type='whitening',
     stem_width=24,
