@@ -4,6 +4,9 @@ python main.py --config configs/digits.py --workdir runs/digits
 
 Any field of the config is overridden as --config.section.field=value; the same command again continues the run. With
 --seeds 5 it trains five times, and says the mean and the spread of every metric.
+
+Several processes, on one machine or on many, train together: started by srun, mpirun or a Job of Kubernetes, or each
+told of the others as --coordinator=HOST:PORT --num_processes=N --process_id=I; see docs/distributed.md.
 """
 
 from collections.abc import Sequence
@@ -17,6 +20,9 @@ from jaxres import errors
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file, such as configs/digits.py.')
 WORKDIR = flags.DEFINE_string('workdir', '', 'The directory of the run, such as runs/digits.')
 SEEDS = flags.DEFINE_integer('seeds', 1, 'Train so many runs, of one seed each, in <workdir>/seed0, seed1, ...', 1)
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where there are several.')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are.', 1)
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.', 0)
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error.')
 
 NEXT = """\
@@ -34,16 +40,18 @@ def parse(argv: Sequence[str]) -> list[str]:
 def main(_: Sequence[str]) -> None:
   """Train."""
   logging.set_verbosity(logging.INFO if DEBUG.value else logging.WARNING)
-  with errors.one_line(debug=DEBUG.value, interrupted='interrupted; the same command continues the run'):
+  ends = {'debug': DEBUG.value, 'interrupted': 'interrupted; the same command continues the run'}
+  with errors.one_line(**ends):
     config = config_lib.complete(CONFIG.value)
-    from jaxres import seeds, train  # import JAX, which is slow
+    from jaxres import distributed, seeds, train  # import JAX, which is slow
 
-    if SEEDS.value == 1:
-      train.train_and_evaluate(config, WORKDIR.value)
-    else:
-      seeds.train_and_evaluate(config, WORKDIR.value, SEEDS.value)
-  if config.data.name == 'digits':
-    print(NEXT)
+    with distributed.joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, **ends):
+      if SEEDS.value == 1:
+        train.train_and_evaluate(config, WORKDIR.value)
+      else:
+        seeds.train_and_evaluate(config, WORKDIR.value, SEEDS.value)
+      if config.data.name == 'digits' and distributed.leads():
+        print(NEXT)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,11 @@
-"""What splitting a batch costs: the same global batch on one device and on several.
+"""What several devices cost and gain: the same training step on one device and on several.
 
-python benchmarks/scaling.py --model resnet18 --stem cifar --batch_size 64 --devices 8
+python benchmarks/scaling.py --model resnet18 --stem cifar --batch_size 64 --devices 1 2 4 8
 
-The devices are virtual ones of this CPU, which share its cores, so that perfect scaling is a ratio of 1; or with
-``--gpus`` real ones, where it is one over their number. Prints one JSON line a side and a table: wall and CPU time an
-image, how many times those of one device they are, and the collectives in the compiled step.
+The devices are virtual ones of this CPU, which share its cores, so that at best a step takes as long on all as on one;
+or with ``--gpus`` real ones. The batch is the same on any number of them, or with ``--weak`` so large on each. Prints
+one JSON line a side and a table: wall and CPU time an image, how many times those of one device they are, the share
+of perfect scaling that is reached, and the collectives in the compiled step.
 """
 
 import argparse
@@ -29,12 +30,15 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   sides.add_arguments(parser)
   harness.add_arguments(parser)
-  parser.add_argument('--devices', type=int, default=8)
+  parser.add_argument('--devices', type=int, nargs='+', default=[1, 2, 4, 8], help='the first is compared with')
+  parser.add_argument('--bn', default='global', choices=('global', 'per_device', 'frozen'))
+  parser.add_argument('--weak', action='store_true', help='--batch_size is that of each device')
   parser.add_argument('--gpus', action='store_true', help='of this machine, rather than virtual CPU devices')
   parser.add_argument('--seconds', type=float, default=5.0, help='of a round of one side')
   args = sides.parse(parser)
-  if args.batch_size % args.devices:
-    raise SystemExit(f'--batch_size: {args.batch_size} is not divided by {args.devices} devices')
+  for count in () if args.weak else args.devices:
+    if args.batch_size % count:
+      raise SystemExit(f'--batch_size: {args.batch_size} is not divided by {count} devices')
   if args.side:
     harness.serve(lambda: build(args))
   else:
@@ -45,7 +49,9 @@ def build(args: argparse.Namespace) -> harness.Work:
   """Return the training step over the devices of this process."""
   import jax
 
-  made = sides.jaxres_step(args)
+  if args.weak:
+    args.batch_size *= jax.device_count()
+  made = sides.jaxres_step(args, bn=args.bn)
   start = time.perf_counter()
   program = made.lower().compile().as_text()
   facts = {'compile_s': time.perf_counter() - start, 'device_count': jax.device_count()}
@@ -66,13 +72,21 @@ def environment(devices: int, gpus: bool) -> dict[str, str]:
   return {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join([*others, count])}
 
 
+def efficiency(row: dict[str, Any], count: int, first: int, gpus: bool) -> float:
+  """Return the share of perfect scaling from ``first`` devices to ``count`` that ``row`` reaches.
+
+  Virtual devices share the cores of one CPU: to be as fast as one is all that they can do.
+  """
+  return round((first / count if gpus else 1) / row['single_is_times_as_fast'], 3)
+
+
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-  """Return a row for one device and a row for all."""
-  context = {'benchmark': 'scaling', 'devices': args.devices, 'gpus': args.gpus}
+  """Return a row for each number of devices."""
+  context = {'benchmark': 'scaling', 'devices': args.devices, 'gpus': args.gpus, 'bn': args.bn, 'weak': args.weak}
   context |= sides.describe(args) | harness.machine()
   if not args.gpus:
     context['device'] = harness.processor_name()
-  counts = {'single': 1, 'split': args.devices}
+  counts = {f'over {count}' if i else 'single': count for i, count in enumerate(args.devices)}
   environments = {side: environment(count, args.gpus) for side, count in counts.items()}
   with harness.opened({side: harness.this_command(side) for side in counts}, environments) as opened:
     found = harness.interleave(opened, args.rounds, args.seconds)
@@ -80,7 +94,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
   for side, count in counts.items():
     if facts[side]['device_count'] != count:
       raise SystemExit(f'--devices: asked for {count}, found {facts[side]["device_count"]}')
-  return [row | harness.rounded(facts[row['side']]) | context for row in harness.summarize(found, 'single')]
+  rows = harness.summarize(found, 'single')
+  for row in rows:
+    row['efficiency'] = efficiency(row, counts[row['side']], args.devices[0], args.gpus)
+  return [row | harness.rounded(facts[row['side']]) | context for row in rows]
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ RESULTS = ROOT / 'benchmarks' / 'results'
 MARKED = re.compile(r'(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)', re.DOTALL)
 WORK = (  # what two lines must share to be of the same work
   *('benchmark', 'device', 'cores', 'model', 'stem', 'batch_size', 'image_size', 'classes', 'dtype', 'data'),
-  *('torch_compile', 'devices', 'gpus', 'workers', 'config', 'overrides', 'metric', 'target'),
+  *('torch_compile', 'devices', 'gpus', 'bn', 'weak', 'workers', 'config', 'overrides', 'metric', 'target'),
 )
 Row = dict[str, Any]
 Series = dict[str, Row]  # by side
@@ -140,16 +140,18 @@ def compiles(every: Sequence[Series]) -> str:
 
 
 def scalings(every: Sequence[Series]) -> str:
-  """Return the table of what splitting a batch costs."""
+  """Return the table of what several devices cost and gain."""
   lines = []
   for sides in of(every, 'scaling'):
-    row = sides['split']
-    kind = 'GPUs' if row['gpus'] else 'virtual CPU devices'
-    cpu = f'{row["cpu_time_is_times_that_of_single"]:.2f}'
-    counts = ', '.join(f'{count} {name}' for name, count in row['collectives'].items())
-    lines.append([f'{row["devices"]} {kind}, {work(row)}', device(row), ratio(sides, 'split', 'single'), cpu, counts])
-  head = ['a batch over', 'device', 'wall time, times that of one', 'CPU time, times', 'collectives a step']
-  return table(head, lines)
+    for side, row in sides.items():
+      kind = 'GPUs' if row['gpus'] else 'virtual CPU devices'
+      what = f'{row["device_count"]} {kind}, {work(row)}{" on each" if row["weak"] else ""}, bn={row["bn"]}'
+      cpu = f'{row["cpu_time_is_times_that_of_single"]:.2f}'
+      counts = ', '.join(f'{count} {name}' for name, count in row['collectives'].items()) or 'none'
+      share = f'{row["efficiency"]:.0%}'.replace('%', ' %')
+      lines.append([what, device(row), ratio(sides, side, 'single'), cpu, share, counts])
+  head = ['a step on', 'device', 'wall time an image, times that of one', 'CPU time, times', 'of perfect scaling']
+  return table([*head, 'collectives a step'], lines)
 
 
 def trainings(every: Sequence[Series]) -> str:

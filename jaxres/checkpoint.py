@@ -75,7 +75,7 @@ def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
 def restore(
   manager: ocp.CheckpointManager,
   template: TrainState,
-  sharding: jax.sharding.Sharding,
+  shardings: Any,
   step: int | None = None,
 ) -> tuple[TrainState, dict[str, Any]] | None:
   """Return the state and the progress saved at ``step``, the latest where it is None; None where nothing is saved.
@@ -83,13 +83,15 @@ def restore(
   Args:
     manager: of ``open``.
     template: a ``TrainState`` of the shapes and dtypes to restore.
-    sharding: where the arrays go.
+    shardings: where the arrays go: one for all, or a ``TrainState`` of them; they may lie on other devices, and as
+      many, as those that saved.
     step: of an existing checkpoint.
   """
   step = manager.latest_step() if step is None else step
   if step is None:
     return None
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template.present)
+  place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  abstract = jax.tree.map(place, template, jax.tree.broadcast(shardings, template)).present
   items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
   restored = manager.restore(step, args=items)
   return TrainState(**restored['state']), restored['progress']

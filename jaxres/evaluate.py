@@ -122,7 +122,8 @@ def evaluate(
     limit: stop after this many batches.
   """
   total = None
-  for feed in itertools.islice(pipeline.eval_feeds(batch_size), limit):
+  for own in itertools.islice(pipeline.eval_feeds(batch_size), limit):
+    feed = sharding.assembled(own, sharding.over_batch(pipeline.mesh)) if pipeline.mesh else own
     part = eval_step(variables, pipeline.constants, feed)
     total = part if total is None else metrics.merge(total, part)
   return metrics.compute(jax.device_get(total), prefix)
@@ -151,7 +152,7 @@ def evaluate_state(
   Each is done with every one of ``eval_steps``, whose names, such as ``''`` and ``'tta/'``, lead those of the metrics.
   """
   scores: dict[str, float] = {}
-  for weights, variables in (('', train_state.variables), ('ema/', train_state.ema)):
+  for weights, variables in (('', train_state.variables), ('ema/', sharding.gathered(train_state.ema))):
     for prefix, eval_step in eval_steps.items() if variables else ():
       found = evaluate_splits(eval_step, variables, dataset, batch_size, limit)
       scores |= {f'{weights}{prefix}{name}': value for name, value in found.items()}

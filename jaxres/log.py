@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import jaxres
-from jaxres import metrics, trees
+from jaxres import distributed, metrics, trees
 from jaxres.errors import InputError
 
 REFRESH_SECONDS = 0.25
@@ -23,15 +23,19 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class RunLog:
-  """The log of one run: a context that holds its open files and the progress bar."""
+  """The log of one run: a context that holds its open files and the progress bar.
+
+  Of several processes only the first has files.
+  """
 
   def __init__(self, workdir: pathlib.Path, start: int, total: int, steps_per_epoch: float):
     """Open the log of a run that is at step ``start`` of ``total``; later rows, of a run that was killed, go."""
     from tensorboardX import SummaryWriter
 
     self.steps_per_epoch = steps_per_epoch
-    self._rows = cut_rows(workdir / 'metrics.jsonl', start).open('a')
-    self._events = SummaryWriter(str(workdir), purge_step=start + 1 if start else None)
+    leads = distributed.leads()
+    self._rows = (cut_rows(workdir / 'metrics.jsonl', start) if leads else pathlib.Path(os.devnull)).open('a')
+    self._events = SummaryWriter(str(workdir), purge_step=start + 1 if start else None, write_to_disk=leads)
     columns = (
       TextColumn('{task.description}'),
       BarColumn(bar_width=None),
@@ -143,7 +147,9 @@ def cut_rows(path: pathlib.Path, last_step: int) -> pathlib.Path:
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-  """Write ``text`` to ``path``, whole or not at all."""
+  """Write ``text`` to ``path``, whole or not at all; of several processes the first does."""
+  if not distributed.leads():
+    return
   partial = path.with_name(f'{path.name}.tmp')
   partial.write_text(text)
   os.replace(partial, path)
@@ -176,21 +182,24 @@ def print_start(
   """Print what runs where, and how many parameters each part has; write all of them to ``parameters.txt``."""
   from clu import parameter_overview
 
-  (workdir / 'parameters.txt').write_text(parameter_overview.get_parameter_overview(params) + '\n')
+  write_whole(workdir / 'parameters.txt', parameter_overview.get_parameter_overview(params) + '\n')
   table = Table('part', 'arrays', 'parameters')
   for part, tree in sorted(params.items(), key=lambda item: {'stem': 0, 'head': 2}.get(item[0], 1)):
     table.add_row(part, f'{len(jax.tree.leaves(tree))}', f'{trees.count(tree):,}')
   table.add_section()
   table.add_row('total', f'{len(jax.tree.leaves(params))}', f'{trees.count(params):,}')
   console.print(table)
-  device = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+  processes = f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''
+  device = f'{jax.device_count()} x {jax.devices()[0].device_kind}{processes}'
   console.print(f'jaxres {jaxres.__version__}, jax {jax.__version__} on {device}')
   verb = 'continuing' if start else 'training'
   console.print(f'{verb} {workdir}: step {start:,} of {total:,}, {steps_per_epoch:,.4g} steps an epoch')
 
 
 def print_end(values: Mapping[str, float], workdir: pathlib.Path) -> None:
-  """Draw the curves, and print the metrics a run ended with and where everything is."""
+  """Draw the curves, and print the metrics a run ended with and where everything is; so does the first process."""
+  if not distributed.leads():
+    return
   table = Table('metric', 'value')
   for name, value in values.items():
     table.add_row(name, format_value(name, value))

@@ -71,6 +71,7 @@ class Programs(NamedTuple):
   """The jitted functions of a run."""
 
   create: Callable[[jax.Array], TrainState]  # a key to the state at step 0
+  shardings: TrainState  # where the arrays of a state go
   train_steps: TrainSteps
   eval_steps: dict[str, evaluate.EvalStep]  # by the prefix of their metrics
   rate: optax.Schedule  # the learning rate of a step
@@ -78,7 +79,14 @@ class Programs(NamedTuple):
 
 
 def make_programs(
-  parts: Parts, plan: Plan, loss: str, label_smoothing: float, target_threshold: float, accumulate: int, ema: float
+  parts: Parts,
+  plan: Plan,
+  loss: str,
+  label_smoothing: float,
+  target_threshold: float,
+  accumulate: int,
+  ema: float,
+  shard_optimizer: bool,
 ) -> Programs:
   """Return the programs of a run of ``parts``; they are compiled when they are first called.
 
@@ -95,6 +103,7 @@ def make_programs(
   def create(key: jax.Array) -> TrainState:
     return state.create(init(key), tx, ema=ema > 0.0)
 
+  shardings = state.shardings(jax.eval_shape(create, jax.random.key(0)), mesh, shard_optimizer=shard_optimizer)
   stages = freezing.stages(parts.frozen_until(shapes['params'], *length), shapes['batch_stats'])
   held, fetch = [freezing.freeze(model, stage) for stage in stages], dataset.train.fetch
   loss_of = losses.get(loss, label_smoothing=label_smoothing, target_threshold=target_threshold)
@@ -105,9 +114,11 @@ def make_programs(
   later = [(stage.begin, loss_fn) for stage, loss_fn in zip(stages, losses_of, strict=True)][1:]
   make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
   recalibrates = [make_recalibrate(model, dataset.info, fetch, mesh) for model in held]
+  fields = {'accumulate': accumulate, 'ema': ema, 'per_device_bn': model.bn == 'per_device', 'shardings': shardings}
   return Programs(
-    create=jax.jit(create, out_shardings=sharding.replicated(mesh)),
-    train_steps=make_train_steps(losses_of[0], tx, fetch, mesh, accumulate=accumulate, ema=ema, later=later),
+    create=jax.jit(create, out_shardings=shardings),
+    shardings=shardings,
+    train_steps=make_train_steps(losses_of[0], tx, fetch, mesh, later=later, **fields),
     eval_steps={'': make_eval_step()} | ({'tta/': make_eval_step(parts.views)} if parts.views else {}),
     rate=rate,
     recalibrate=lambda step: recalibrates[freezing.stage_before(stages, step)],

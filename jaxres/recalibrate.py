@@ -50,7 +50,8 @@ def make_recalibrate(model: ResNet, info: Info, fetch: Callable[..., Any], mesh:
 
   def recalibrate(variables: Any, constants: Any, feeds: Iterable[Any]) -> Any:
     batch_stats = variables['batch_stats']
-    for number, feed in enumerate(feeds, 1):
+    for number, own in enumerate(feeds, 1):
+      feed = sharding.assembled(own, split)
       batch_stats = add(variables['params'], batch_stats, 1.0 / number, constants, feed)
     return variables | {'batch_stats': batch_stats}
 
@@ -60,5 +61,7 @@ def make_recalibrate(model: ResNet, info: Info, fetch: Callable[..., Any], mesh:
 def recalibrated(train_state: TrainState, recalibrate: Recalibrate, pipeline: Pipeline, batches: int) -> TrainState:
   """Return the state with the statistics of its weights, and of their average, of the first ``batches`` batches."""
   again = lambda variables: recalibrate(variables, pipeline.constants, pipeline.train_feeds(0, batches))
-  stats = again(train_state.variables)['batch_stats']
-  return dataclasses.replace(train_state, batch_stats=stats, ema=again(train_state.ema) if train_state.ema else None)
+  stats, ema = again(train_state.variables)['batch_stats'], train_state.ema
+  if ema:
+    ema = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), again(sharding.gathered(ema)), ema)
+  return dataclasses.replace(train_state, batch_stats=stats, ema=ema)

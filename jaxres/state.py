@@ -7,7 +7,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from jaxres import sharding
 from jaxres.models import ResNet
 
 
@@ -53,11 +55,31 @@ def create(variables: dict[str, Any], tx: optax.GradientTransformation, *, ema: 
   return dataclasses.replace(train_state, ema=jax.tree.map(jnp.copy, train_state.variables)) if ema else train_state
 
 
-def start_from(train_state: TrainState, variables: dict[str, Any], sharding: jax.sharding.Sharding) -> TrainState:
-  """Return a state at step 0 with other ``variables``, as many arrays of the same shapes, copied to ``sharding``."""
-  copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=sharding)
-  moved = copy({key: variables[key] for key in ('params', 'batch_stats')})
-  return dataclasses.replace(train_state, **moved, ema=None if train_state.ema is None else copy(moved))
+def shardings(train_state: TrainState, mesh: Mesh, *, shard_optimizer: bool = False) -> TrainState:
+  """Return where the arrays of a state go, as a state of shardings: whole on every device.
+
+  Args:
+    train_state: the state, or its shapes.
+    mesh: of ``sharding.make_mesh``.
+    shard_optimizer: each device holds its part alone of the optimiser's state and of the moving average, and computes
+      the update of it (ZeRO stage 1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
+  """
+  whole = jax.tree.map(lambda _: sharding.replicated(mesh), train_state)
+  if not shard_optimizer:
+    return whole
+  split = lambda tree: jax.tree.map(lambda x: sharding.over_largest(x.shape, mesh), tree)
+  return dataclasses.replace(whole, opt_state=split(train_state.opt_state), ema=split(train_state.ema))
+
+
+def start_from(train_state: TrainState, variables: dict[str, Any]) -> TrainState:
+  """Return a state at step 0 with copies of other ``variables``, as many arrays of the same shapes."""
+
+  def copied(to: Any) -> Any:
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=jax.tree.map(lambda x: x.sharding, to))
+    return copy({key: variables[key] for key in to})
+
+  ema = None if train_state.ema is None else copied(train_state.ema)
+  return dataclasses.replace(train_state, **copied(train_state.variables), ema=ema)
 
 
 def average(train_state: TrainState, decay: float) -> TrainState:

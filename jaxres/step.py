@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxres import data, freezing, losses, metrics, sharding, state
 from jaxres.backend import compiler_options
@@ -54,14 +54,16 @@ def make_train_steps(
   accumulate: int = 1,
   ema: float = 0.0,
   later: Sequence[tuple[int, LossFn]] = (),
+  per_device_bn: bool = False,
+  shardings: Any = None,
 ) -> TrainSteps:
   """Return the jitted function that takes some steps: ``(state, key, constants, feeds)`` to the next state and sums.
 
   The first axis of ``feeds`` is that of the steps, K; more than one are a ``lax.scan``. The sums of metrics are those
   over all of them. Each K is a program of its own; the key is an argument, so that every seed has the same.
 
-  The state is donated and held whole by every device; each feed is split over them. Under ``jit`` the BatchNorm
-  statistics and the gradient are those of the whole batch, whatever the number of devices.
+  The state is donated; each feed is split over the devices. Under ``jit`` the BatchNorm statistics and the gradient are
+  those of the whole batch, whatever the number of devices.
 
   Args:
     loss_fn: ``(params, batch_stats, batch, rng) -> (loss, (batch_stats, sums))``.
@@ -71,9 +73,12 @@ def make_train_steps(
     accumulate: parts that a batch is split into, see ``accumulated``.
     ema: decay of the moving average, where the state has one.
     later: other losses that take over, each with the step from which on it does.
+    per_device_bn: see ``per_device``.
+    shardings: of the state, of ``state.shardings``; None holds it whole on every device.
   """
+  make_gradient = per_device if per_device_bn else accumulated
   losses_of = [loss_fn, *(loss_fn for _, loss_fn in later)]
-  gradient = by_step([accumulated(f, fetch, accumulate, mesh) for f in losses_of], [begin for begin, _ in later])
+  gradient = by_step([make_gradient(f, fetch, accumulate, mesh) for f in losses_of], [begin for begin, _ in later])
 
   def train_step(train_state: TrainState, key: jax.Array, constants: Any, feed: Any) -> tuple[TrainState, metrics.Sums]:
     rng = step_key(key, train_state.step)
@@ -93,10 +98,11 @@ def make_train_steps(
     return train_state, jax.tree.map(lambda x: x.sum(0), sums)
 
   whole = sharding.replicated(mesh)
+  shardings = shardings or whole
   return jax.jit(
     train_steps,
-    in_shardings=(whole, whole, whole, sharding.over_steps(mesh)),
-    out_shardings=whole,
+    in_shardings=(shardings, whole, whole, sharding.over_steps(mesh)),
+    out_shardings=(shardings, whole),
     donate_argnums=0,
     compiler_options=compiler_options(),
   )
@@ -119,11 +125,41 @@ def by_step(functions: Sequence[Callable[..., Any]], begins: Sequence[int]) -> C
   return lambda step, *args: jax.lax.switch((step >= jnp.array(begins)).sum(), functions, *args)
 
 
-def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Callable[..., Any]:
+def per_device(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Callable[..., Any]:
+  """Return ``accumulated`` done by each device alone, on its part of the batch: with BatchNorm statistics of its own.
+
+  The gradients and the running statistics are averaged, and the sums of metrics added up, in one all-reduce; there is
+  no other communication. The augmentation and the dropout of device ``d`` have the key ``fold_in(rng, d)``, and mixing
+  stays within a device.
+  """
+  gradient = accumulated(loss_fn, fetch, parts)
+
+  def own(params: Any, batch_stats: Any, constants: Any, feed: Any, rng: jax.Array) -> tuple[Any, Any]:
+    rng = jax.random.fold_in(rng, jax.lax.axis_index(sharding.AXIS))
+    grads, (stats, sums) = gradient(params, batch_stats, constants, feed, rng)
+    means = jax.tree.map(lambda x: x / mesh.size, (grads, stats))
+    (grads, stats), sums = jax.lax.psum((means, sums), sharding.AXIS)
+    return grads, (stats, sums)
+
+  whole, split = PartitionSpec(), PartitionSpec(sharding.AXIS)
+  return jax.shard_map(  # nothing varies that leaves it, which the check cannot see through hand-written gradients
+    own, mesh=mesh, in_specs=(whole, whole, whole, split, whole), out_specs=whole, check_vma=False
+  )
+
+
+def accumulated(
+  loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh | None = None
+) -> Callable[..., Any]:
   """Return ``(params, batch_stats, constants, feed, rng) -> (grads, (batch_stats, sums))`` over a batch in ``parts``.
 
   The gradient is the mean of those of the parts. The batch statistics pass from part to part, and part ``i``, which
   has examples ``i, i + parts, ...`` so that no example leaves its device, has the key ``fold_in(rng, i)``.
+
+  Args:
+    loss_fn: as of ``make_train_steps``.
+    fetch: the same.
+    parts: how many.
+    mesh: what the batch is split over; None where it is of one device.
   """
   gradient = jax.grad(loss_fn, has_aux=True)
   if parts == 1:
@@ -131,7 +167,8 @@ def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, m
 
   def whole(params: Any, batch_stats: Any, constants: Any, feed: Any, rng: jax.Array) -> tuple[Any, Any]:
     feeds = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), feed)
-    feeds = jax.lax.with_sharding_constraint(feeds, sharding.over_steps(mesh))
+    if mesh:
+      feeds = jax.lax.with_sharding_constraint(feeds, sharding.over_steps(mesh))
 
     def add(carry: Any, part: Any) -> tuple[Any, metrics.Sums]:
       (stats, total), (i, feed) = carry, part

@@ -9,9 +9,8 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
 
-from jaxres import checkpoint, data, evaluate, log, pretrained, sharding, state
+from jaxres import checkpoint, data, distributed, evaluate, log, pretrained, sharding, state
 from jaxres import config as config_lib
 from jaxres import weights as weights_lib
 from jaxres import workdir as workdir_lib
@@ -19,7 +18,7 @@ from jaxres.backend import keep_freed_memory, keep_programs
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
 from jaxres.plan import DRY_RUN_STEPS, Progress, grouped, make_plan, watched
-from jaxres.programs import Parts, make_parts, make_programs
+from jaxres.programs import Parts, Programs, make_parts, make_programs
 from jaxres.recalibrate import recalibrated
 from jaxres.state import TrainState
 
@@ -45,6 +44,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   """
   keep_freed_memory()
   keep_programs()
+  log.console.quiet = not distributed.leads()
   config = config_lib.complete(config)
   options = config_lib.to_dict(config)
   workdir = workdir_lib.check_config(pathlib.Path(workdir).expanduser(), config)
@@ -75,6 +75,7 @@ def fit(
   accumulate: int = 1,
   scan_steps: int = 0,
   ema: float = 0.0,
+  shard_optimizer: bool = False,
   recalibrate_bn: int = 0,
   dry_run: bool = False,
   overfit_one_batch: bool = False,
@@ -102,6 +103,8 @@ def fit(
       10. The result is the same.
     ema: decay per step of a moving average of the weights, evaluated beside them; ``state.average`` says how it
       begins. 0 keeps none.
+    shard_optimizer: each device holds a part of the optimiser's state and of the moving average, not all of it: less
+      memory, the same result.
     recalibrate_bn: before every evaluation the running statistics of BatchNorm, of the moving average too, become the
       averages over the first so many training batches, for where few steps or small batches left them far off.
     dry_run: two steps, an evaluation of at most two batches, a save; in ``<workdir>/dry_run``.
@@ -117,19 +120,20 @@ def fit(
   if not 0 <= seed < 2**63:
     raise InputError(f'train.seed: expected 0 to 2**63 - 1, found {seed}')
   plan = make_plan(dataset.train, epochs, eval_every_epochs, dry_run, overfit_one_batch)
-  feeds: Feeds = dataset.train.train_feeds
   if overfit_one_batch:
-    parts, feeds = parts._replace(augment=augment_lib.make()), repeat_first(feeds)
-  programs = make_programs(parts, plan, loss, label_smoothing, target_threshold, accumulate, ema)
+    parts = parts._replace(augment=augment_lib.make())
+  programs = make_programs(parts, plan, loss, label_smoothing, target_threshold, accumulate, ema, shard_optimizer)
   scan_steps = scan_steps or best_scan_steps(dataset.train)
   key = jax.random.key(seed)
   dataset.place(sharding.replicated(mesh))
+  feeds: Feeds = repeat_first(dataset.train.train_feeds) if overfit_one_batch else dataset.train.train_feeds
+  split = sharding.over_steps(mesh)
   eval_batch_size = sharding.round_up(eval_batch_size, mesh)
   limit = DRY_RUN_STEPS if dry_run else None
 
   stop = plan.eval_steps[-1]
-  with begin_run() as manager:
-    train_state, progress = restore_or_init(manager, lambda: programs.create(key), mesh, parts.init)
+  with begin_run() as manager, distributed.together():
+    train_state, progress = restore_or_init(manager, programs, key, parts.init)
     start = int(train_state.step)
     log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
     with log.RunLog(workdir, start, stop, plan.steps_per_epoch) as run_log:
@@ -138,7 +142,8 @@ def fit(
           log.console.print(f'stopped early: validation top-1 is no better since {progress.stale} evaluations')
           break
         meter = log.Meter(run_log, programs.rate, log_every_steps)
-        for step, group in grouped(feeds(begin, end), begin, end, scan_steps, log_every_steps):
+        for step, own in grouped(feeds(begin, end), begin, end, scan_steps, log_every_steps):
+          group = sharding.assembled(own, split)
           train_state, sums = programs.train_steps(train_state, key, dataset.train.constants, group)
           meter.add(step, sums, last=step == end)
         if recalibrate_bn:
@@ -155,18 +160,14 @@ def fit(
 
 
 def restore_or_init(
-  manager: ocp.CheckpointManager,
-  create: Callable[..., TrainState],
-  mesh: Mesh,
-  init: pretrained.Init | None = None,
+  manager: ocp.CheckpointManager, programs: Programs, key: jax.Array, init: pretrained.Init | None = None
 ) -> tuple[TrainState, Progress]:
   """Return the newest checkpoint's state and progress, or those of a training that begins, where ``init`` says."""
-  whole = sharding.replicated(mesh)
-  restored = checkpoint.restore(manager, jax.eval_shape(create), whole)
+  restored = checkpoint.restore(manager, jax.eval_shape(programs.create, key), programs.shardings)
   if restored is not None:
     return restored[0], Progress(**restored[1])
-  begin = create()
-  return state.start_from(begin, init(begin.variables), whole) if init else begin, Progress({}, {}, 0)
+  begin = programs.create(key)
+  return state.start_from(begin, init(begin.variables)) if init else begin, Progress({}, {}, 0)
 
 
 def ranked(scores: Mapping[str, float]) -> dict[str, float]:

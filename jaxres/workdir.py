@@ -9,7 +9,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from jaxres import checkpoint, data, log
+from jaxres import checkpoint, data, distributed, log
 from jaxres import config as config_lib
 from jaxres.errors import InputError
 
@@ -17,7 +17,7 @@ from jaxres.errors import InputError
 MAY_CHANGE = {
   'train.epochs', 'train.patience', 'train.log_every_steps', 'train.eval_batch_size',
   'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
-  'tta.flip', 'tta.crop', 'tta.pad',
+  'tta.flip', 'tta.crop', 'tta.pad', 'train.shard_optimizer',
   'data.workers', 'data.max_bad',
 }  # fmt: skip
 IDENTITY = ('class_names', 'image_shape', 'splits')  # what of data.json must be the same: mean and std are rounded
@@ -31,7 +31,8 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Pa
   """
   if config['train']['dry_run']:
     workdir = workdir / 'dry_run'
-    shutil.rmtree(workdir, ignore_errors=True)
+    if distributed.leads():
+      shutil.rmtree(workdir, ignore_errors=True)
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f'--workdir: {workdir} is a file; expected a directory')
   stored = read_json(workdir, 'config.json')

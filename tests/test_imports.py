@@ -12,8 +12,8 @@ import jaxres
 PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
   {'errors'},
-  {'trees', 'config', 'losses', 'metrics', 'backend'},
-  {'models', 'data', 'sharding'},
+  {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed'},
+  {'models', 'data'},
   {'freezing'},
   {'optim'},
   {'state', 'weights'},

@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxres.data import arrays, decode, folder, order, prepare, tfds
 from jaxres.data.arrays import Arrays, Source, Split
@@ -47,7 +47,7 @@ class Dataset(NamedTuple):
   test: Pipeline
   info: Info
 
-  def place(self, sharding: jax.sharding.Sharding) -> None:
+  def place(self, sharding: NamedSharding) -> None:
     """Move what the splits keep on the devices there."""
     for pipeline in (self.train, self.val, self.test):
       if pipeline is not None:

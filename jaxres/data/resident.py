@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
+from jaxres import sharding as sharding_lib
 from jaxres.data import order
 from jaxres.data.arrays import Arrays
 
@@ -18,12 +20,17 @@ class Resident:
   A pipeline is what a jitted step is given: ``constants``, the same at every step, and one *feed* a step. Inside the
   jit ``fetch(constants, feed)`` makes the batch of the two. Here the constants are the data and a feed is indices.
 
+  Where the run has several processes, a feed has the rows of this one alone, once the pipeline is placed.
+
   Attributes:
     constants: ``image`` uint8 ``[N, H, W, C]`` and ``label`` int32 ``[N]``. An argument of the jit, never closed over:
       a closed-over array loses its sharding.
     size: N, the number of examples.
     image_shape: H, W, C.
+    mesh: the devices that a batch is split over; None before ``place``.
   """
+
+  mesh: Mesh | None = None
 
   def __init__(self, arrays: Arrays, *, batch_size: int, seed: int):
     self.constants = {'image': arrays.images, 'label': arrays.labels}
@@ -32,19 +39,22 @@ class Resident:
     self.batch_size = batch_size
     self.seed = seed
 
-  def place(self, sharding: jax.sharding.Sharding) -> None:
+  def place(self, sharding: NamedSharding) -> None:
     """Move the constants to the devices."""
-    self.constants = jax.device_put(self.constants, sharding)
+    self.mesh = sharding.mesh
+    self.constants = sharding_lib.assembled(self.constants, sharding)
 
   def train_feeds(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield the feeds of steps ``start`` to ``stop - 1``: ``index`` int32 ``[B]``."""
+    rows = sharding_lib.own_rows(self.batch_size, self.mesh)
     for step in range(start, stop):
-      yield {'index': order.train_indices(self.seed, step, self.batch_size, self.size)}
+      yield {'index': order.train_indices(self.seed, step, self.batch_size, self.size)[rows]}
 
   def eval_feeds(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield feeds of every example once: ``index`` int32 ``[B]`` and ``mask`` bool ``[B]``."""
+    rows = sharding_lib.own_rows(batch_size, self.mesh)
     for index, mask in order.eval_indices(batch_size, self.size):
-      yield {'index': index, 'mask': mask}
+      yield {'index': index[rows], 'mask': mask[rows]}
 
   @staticmethod
   def fetch(constants: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:

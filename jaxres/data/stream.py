@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
+from jaxres import sharding as sharding_lib
 from jaxres.data import order
 from jaxres.data.resident import Batch
 
@@ -39,7 +41,10 @@ class Stream:
     constants: empty.
     size: N, the number of examples.
     image_shape: H, W, C.
+    mesh: the devices that a batch is split over; None before ``place``.
   """
+
+  mesh: Mesh | None = None
 
   def __init__(self, examples: Examples, *, batch_size: int, seed: int, workers: int):
     self.constants: dict[str, jax.Array] = {}
@@ -50,8 +55,9 @@ class Stream:
     self.seed = seed
     self.workers = workers
 
-  def place(self, sharding: jax.sharding.Sharding) -> None:
-    """Do nothing: no data stays on the devices."""
+  def place(self, sharding: NamedSharding) -> None:
+    """Read from now on only what the devices of this process need; no data stays on them."""
+    self.mesh = sharding.mesh
 
   def train_feeds(self, start: int, stop: int) -> Iterator[Feed]:
     """Yield the batches of steps ``start`` to ``stop - 1``.
@@ -59,10 +65,11 @@ class Stream:
     Yields:
       ``image`` uint8 ``[B, H, W, C]`` and ``label`` int32 ``[B]``.
     """
+    rows = sharding_lib.own_rows(self.batch_size, self.mesh)
     return self._ahead(
       (
-        order.train_indices(self.seed, step, self.batch_size, self.size),
-        crop_draws(self.seed, step, self.batch_size),
+        order.train_indices(self.seed, step, self.batch_size, self.size)[rows],
+        crop_draws(self.seed, step, self.batch_size)[rows],
         {},
       )
       for step in range(start, stop)
@@ -70,7 +77,9 @@ class Stream:
 
   def eval_feeds(self, batch_size: int) -> Iterator[Feed]:
     """Yield batches of every example once, with ``mask`` bool ``[B]``; the last is filled up with the last example."""
-    return self._ahead((index, None, {'mask': mask}) for index, mask in order.eval_indices(batch_size, self.size))
+    rows = sharding_lib.own_rows(batch_size, self.mesh)
+    tasks = order.eval_indices(batch_size, self.size)
+    return self._ahead((index[rows], None, {'mask': mask[rows]}) for index, mask in tasks)
 
   @staticmethod
   def fetch(constants: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:
@@ -118,10 +127,10 @@ def _count(feed: Feed) -> int:
 
 
 def _finished(feed: Feed, futures: list['concurrent.futures.Future[None]']) -> Feed:
-  """Wait for a batch, raise what its threads raised, and fill it up with its last example."""
+  """Wait for a batch, raise what its threads raised, and fill it up with its last example, or with zeros."""
   for future in futures:
     future.result()
   count = _count(feed)
   for array in (feed['image'], feed['label']):
-    array[count:] = array[count - 1]
+    array[count:] = array[count - 1] if count else 0  # no row of this process is an example
   return feed

@@ -15,7 +15,7 @@ from typing import Literal
 
 from jaxres.backend import resolve_dtype
 from jaxres.errors import InputError, nearest
-from jaxres.models.resnet import ACTIVATIONS, MODELS, SHORTCUTS, STEMS, ResNet
+from jaxres.models.resnet import ACTIVATIONS, BN_MODES, MODELS, SHORTCUTS, STEMS, ResNet
 
 __all__ = ['ResNet', 'create', 'list']
 
@@ -31,6 +31,7 @@ def create(
   dropout: float = 0.0,
   stochastic_depth: float = 0.0,
   remat: bool = False,
+  bn: Literal['global', 'per_device', 'frozen'] = 'global',
   dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto',
 ) -> ResNet:
   """Return the model called ``name``, without variables.
@@ -47,6 +48,9 @@ def create(
     dropout: rate, before the classifier; in wide networks (``wrn...``) inside each block instead, as published.
     stochastic_depth: rate at which examples skip the last block; it falls in proportion to depth towards the first.
     remat: compute blocks again for the gradient: less memory, more time.
+    bn: what BatchNorm normalises by in training: the statistics of the whole batch (``'global'``), of the part that a
+      device has (``'per_device'``: the devices wait for each other once a step), or its running ones, which then stay
+      as they are (``'frozen'``).
     dtype: of the arithmetic; ``'auto'`` is bfloat16 on GPU and TPU, float32 on CPU.
 
   Raises:
@@ -57,6 +61,7 @@ def create(
   _check_known('stem', stem, [None, *STEMS])
   _check_known('shortcut', shortcut, [None, *SHORTCUTS])
   _check_known('act', act, [None, *ACTIVATIONS])
+  _check_known('bn', bn, BN_MODES)
   _check_rate('dropout', dropout)
   _check_rate('stochastic_depth', stochastic_depth)
   if num_classes is not None and num_classes < 1:
@@ -69,6 +74,7 @@ def create(
     dropout=dropout,
     stochastic_depth=stochastic_depth,
     remat=remat,
+    bn=bn,
     **options,
   )
 

@@ -19,6 +19,7 @@ STEMS = {
 }
 POOLS: dict[str, Callable[..., jax.Array]] = {'mean': jnp.mean, 'max': jnp.max}
 SHORTCUTS = ('projection', 'average', 'pad')
+BN_MODES = ('global', 'per_device', 'frozen')
 ACTIVATIONS: dict[str, blocks.Activation] = {
   'relu': nn.relu,
   'silu': nn.silu,
@@ -60,6 +61,9 @@ class ResNet(nn.Module):
     pool: before the classifier: ``'mean'`` or ``'max'``.
     logit_scale: factor of the logits.
     remat: keep only the inputs of blocks for the gradient, and compute the blocks again: less memory, more time.
+    bn: what BatchNorm normalises by in training: ``'global'`` or ``'per_device'`` (the batch that it sees: the training
+      step decides whether that is all of it or the part of one device), or ``'frozen'`` (its running statistics, which
+      stay as they are).
     frozen_norms: BatchNorms, such as ``'stem/bn'``, that do also in training as they do in evaluation.
   """
 
@@ -84,6 +88,7 @@ class ResNet(nn.Module):
   pool: str = 'mean'
   logit_scale: float = 1.0
   remat: bool = False
+  bn: str = 'global'
   frozen_norms: tuple[str, ...] = ()
 
   @nn.compact
@@ -101,7 +106,7 @@ class ResNet(nn.Module):
     conv = functools.partial(layers.Conv, dtype=self.dtype, train=train)
     norm = functools.partial(
       layers.BatchNorm,
-      train=train,
+      train=train and self.bn != 'frozen',
       frozen=self.frozen_norms,
       momentum=self.bn_momentum,
       use_scale=self.bn_scale,

@@ -1,0 +1,59 @@
+"""One process of a training of the tiny model, as main.py is one: python tests/worker.py WORK.json PROCESS.
+
+WORK.json has the ``config``, the ``workdir``, the ``coordinator``, how many processes there are, and which one dies in
+which of its evaluations (``victim``, ``evaluation``). What the process read goes to ``read<i>.json`` beside it.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import signal
+import sys
+
+from jaxres import distributed, errors, evaluate, train
+from jaxres.data.stream import Stream
+from jaxres.models import blocks, resnet
+
+
+def main(path: pathlib.Path, process: int) -> None:
+  work = json.loads(path.read_text())
+  resnet.MODELS['tiny'] = functools.partial(resnet.ResNet, (1,), (8,), blocks.BasicBlock, stem_type='cifar')
+  read: dict[str, list[int]] = {'train': [], 'eval': []}
+  record_reads(read)
+  if process == work.get('victim'):
+    die_in_evaluation(work['evaluation'])
+  with errors.one_line(), distributed.joined(work['coordinator'], work['processes'], process):
+    train.train_and_evaluate(work['config'], work['workdir'])
+    path.with_name(f'read{process}.json').write_text(json.dumps(read))
+
+
+def record_reads(read: dict[str, list[int]]) -> None:
+  ahead = Stream._ahead
+
+  def recorded(self, tasks):
+    def seen():
+      for index, draws, extra in tasks:
+        rows = extra['mask'] if extra else slice(None)
+        read['eval' if extra else 'train'].append(index[rows].tolist())
+        yield index, draws, extra
+
+    return ahead(self, seen())
+
+  Stream._ahead = recorded
+
+
+def die_in_evaluation(number: int) -> None:
+  calls, real = [], evaluate.evaluate_state
+
+  def evaluate_state(*args):
+    calls.append(1)
+    if len(calls) == number:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args)
+
+  evaluate.evaluate_state = evaluate_state
+
+
+if __name__ == '__main__':
+  main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
