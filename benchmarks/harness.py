@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
 HIDDEN = (  # what a printed table leaves to the JSON lines
-  *('benchmark', 'model', 'stem', 'classes', 'image_size', 'dtype', 'data', 'scan_steps', 'torch_compile', 'gpus', 'weak'),
-  *('config', 'overrides', 'images', 'device', 'cores', 'python', 'versions', 'commit', 'date'),
+  *('benchmark', 'model', 'stem', 'classes', 'image_size', 'dtype', 'data', 'scan_steps', 'torch_compile', 'gpus'),
+  *('weak', 'config', 'overrides', 'images', 'device', 'cores', 'python', 'versions', 'commit', 'date'),
 )
 BEGAN = 'JAXRES_BENCHMARK_BEGAN'  # the environment variable that tells a side when it was started
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'numpy', 'pillow', 'simplejpeg')

@@ -43,7 +43,9 @@ def main() -> None:
   parser.add_argument('--out', help='a file that the JSON lines are added to')
   args = parser.parse_args()
   size, norms = describe(args.model)
-  context = {'benchmark': 'projection'} | {k: v for k, v in vars(args).items() if k not in ('gpus', 'out', 'images_per_s')}
+  context = {'benchmark': 'projection'} | {
+    k: v for k, v in vars(args).items() if k not in ('gpus', 'out', 'images_per_s')
+  }
   rows = [
     {'side': f'{gpus} GPUs, bn={bn}', **project(args, gpus, size, norms if bn == 'global' else 0)}
     for gpus in args.gpus

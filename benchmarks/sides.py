@@ -92,9 +92,7 @@ class JaxresStep(NamedTuple):
     return self.call.lower(self.state, self.key, self.constants, next(self.groups))
 
 
-def jaxres_step(
-  args: argparse.Namespace, scan_steps: int = 1, bn: str = 'global', **augmentation: Any
-) -> JaxresStep:
+def jaxres_step(args: argparse.Namespace, scan_steps: int = 1, bn: str = 'global', **augmentation: Any) -> JaxresStep:
   """Return the training step, its state and what feeds it, made as ``train.py`` makes them.
 
   Args:

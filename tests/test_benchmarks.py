@@ -11,7 +11,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import compile as compile_times
-from benchmarks import end_to_end, flax_resnet, harness, limit, scaling, sides, table
+from benchmarks import end_to_end, flax_resnet, harness, limit, projection, scaling, sides, table
 from jaxres import models, profile
 from tests.conftest import make_arrays
 
@@ -135,9 +135,12 @@ def test_rates_are_measured_where_they_are_not_known(monkeypatch) -> None:
 
 
 def test_collectives_are_counted(tiny: str) -> None:
-  work = scaling.build(arguments(model=tiny))
+  args = arguments(model=tiny)
+  args.bn, args.weak = 'per_device', True
+  work = scaling.build(args)
+  assert work.images == 8 * 8
   assert work.facts['device_count'] == jax.device_count() == 8
-  assert work.facts['collectives']['all-reduce'] >= 1
+  assert work.facts['collectives'] == {'all-reduce': 1}
   program = """
   %all-reduce.1 = f32[64]{0} all-reduce(%x), channel_id=1, metadata={op_name="all-reduce"}
   %s = (f32[8]{0}, f32[8]{0}) all-reduce-start(%all-reduce.1, %y)
@@ -145,6 +148,30 @@ def test_collectives_are_counted(tiny: str) -> None:
   ROOT %g = f32[8]{0} all-gather(%d), dimensions={0}
   """
   assert scaling.collectives(program) == {'all-gather': 1, 'all-reduce': 2}
+
+
+def test_the_share_of_perfect_scaling() -> None:
+  row = lambda times: {'single_is_times_as_fast': times}
+  assert scaling.efficiency(row(0.25), 8, 1, gpus=True) == 0.5  # an image takes a quarter of the time on 8 GPUs
+  assert scaling.efficiency(row(0.25), 8, 2, gpus=True) == 1.0
+  assert scaling.efficiency(row(1.25), 8, 1, gpus=False) == 0.8
+
+
+def test_a_projection_is_its_arithmetic() -> None:
+  args = argparse.Namespace(
+    batch_size=256, images_per_s=2560.0, nvlink=400.0, network=40.0, attained=0.5, latency_us=10.0, overlap=0.25
+  )
+  size = 10**9
+  within = 2 * 7 / 8 * size / 200e9
+  assert projection.all_reduce_s(args, 1, size) == 0
+  assert projection.all_reduce_s(args, 8, size) == pytest.approx(within + 20e-6)
+  between = 2 * 63 / 64 * size / 8 / 20e9
+  assert projection.all_reduce_s(args, 512, size) == pytest.approx(within + between + 80e-6)
+  row = projection.project(args, 512, size, 10)
+  assert row['efficiency'] == pytest.approx(0.1 / (0.1 + 0.75 * (within + between + 80e-6) + 20 * 80e-6), abs=1e-3)
+  assert row['images_per_s'] == pytest.approx(512 * 2560 * row['efficiency'], rel=1e-3)
+  assert row['images_per_s_a_host'] == pytest.approx(row['images_per_s'] / 64, abs=1)
+  assert projection.describe('resnet50') == (4 * 25_557_032, 53)
 
 
 def test_devices_are_asked_for_once(monkeypatch) -> None:

@@ -1,3 +1,5 @@
+import hashlib
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxres import checkpoint, sharding
+from jaxres import state as state_lib
 from jaxres.errors import InputError
 from jaxres.state import TrainState
 
@@ -123,3 +126,27 @@ def test_leaving_the_context_commits_even_on_an_error(tmp_path) -> None:
 def test_bad_input(tmp_path, options: dict) -> None:
   with pytest.raises(InputError, match='checkpoint: expected'), checkpoint.open(tmp_path, **options):
     pass
+
+
+def digest(state: TrainState) -> str:
+  content = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(sharding.gathered(state))]
+  return hashlib.sha256(b''.join(content)).hexdigest()
+
+
+@pytest.mark.parametrize('shard_optimizer', [False, True])
+def test_eight_devices_then_one_then_eight(tmp_path, shard_optimizer: bool) -> None:
+  counts, digests, found = (8, 1, 8), [], make_state(7).replace(ema={'params': jnp.arange(24.0).reshape(3, 8)})
+  for number, count in enumerate(counts):
+    mesh = jax.sharding.Mesh(jax.devices()[:count], ('data',))
+    places = state_lib.shardings(found, mesh, shard_optimizer=shard_optimizer)
+    if number == 0:
+      found = jax.device_put(found, places)
+    else:
+      with checkpoint.open(tmp_path / f'{number - 1}') as manager:
+        found, _ = checkpoint.restore(manager, jax.eval_shape(lambda tree: tree, found), places)
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(found)} == {count}
+    assert found.opt_state[0].sharding.is_fully_replicated == (count == 1 or not shard_optimizer)
+    digests.append(digest(found))
+    with checkpoint.open(tmp_path / f'{number}') as manager:
+      checkpoint.save(manager, found, {}, {})
+  assert len(set(digests)) == 1

@@ -49,7 +49,8 @@ def test_every_command_is_of_a_kind_that_is_run() -> None:
 def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> None:
   monkeypatch.chdir(ROOT)
   flags = argparse.ArgumentParser(allow_abbrev=False)
-  for name, kind in (('--config', str), ('--workdir', str), ('--seeds', int)):
+  others = [(f'--{name}', str) for name in ('coordinator', 'num_processes', 'process_id')]  # see test_distributed
+  for name, kind in (('--config', str), ('--workdir', str), ('--seeds', int), *others):
     flags.add_argument(name, type=kind, default=1)
   args, fields = flags.parse_known_args(shlex.split(line)[2:])
   assert all(field.startswith('--config.') for field in fields)
@@ -74,7 +75,8 @@ LITTLE = {  # words that make it so, how many rows, their figure
   'benchmarks/train_step.py': (f'{LITTLE_WORK} --rounds 1 --seconds 0.1', 3, 'images_per_s'),
   'benchmarks/inference.py': (f'{LITTLE_WORK} --rounds 1 --seconds 0.1', 3, 'images_per_s'),
   'benchmarks/compile.py': (f'{LITTLE_WORK} --rounds 1', 2, 'compile_s'),
-  'benchmarks/scaling.py': (f'{LITTLE_WORK} --rounds 1 --seconds 0.1 --devices 2', 2, 'images_per_s'),
+  'benchmarks/scaling.py': (f'{LITTLE_WORK} --rounds 1 --seconds 0.1 --devices 1 2', 2, 'images_per_s'),
+  'benchmarks/projection.py': ('--model resnet20', 6, 'images_per_s'),
   'benchmarks/limit.py': (LITTLE_WORK, 1, 'limit_images_per_s'),
   'benchmarks/end_to_end.py': (
     '--seeds 1 --config.train.epochs=1 --config.data.limit=128 --config.optim.warmup_epochs=0.5', 2, 'images_per_s'

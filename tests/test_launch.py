@@ -109,9 +109,9 @@ def test_the_ray_launcher(monkeypatch) -> None:
   groups = types.ModuleType('ray.util.placement_group')
   groups.placement_group = lambda bundles, strategy: types.SimpleNamespace(bundles=bundles, ready=lambda: None)
   strategies = types.ModuleType('ray.util.scheduling_strategies')
-  strategies.PlacementGroupSchedulingStrategy = lambda group, placement_group_bundle_index: (
-    group.bundles[placement_group_bundle_index]
-  )
+  strategies.PlacementGroupSchedulingStrategy = lambda group, placement_group_bundle_index: group.bundles[
+    placement_group_bundle_index
+  ]
   for module in (ray, types.ModuleType('ray.util'), groups, strategies):
     monkeypatch.setitem(sys.modules, module.__name__, module)
   text = (LAUNCH / 'ray_train.py').read_text()
