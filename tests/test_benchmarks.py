@@ -1,6 +1,7 @@
 """Facts of the benchmarks: what they compare is the same work, and their arithmetic. No test looks at a time."""
 
 import argparse
+import itertools
 import json
 import sys
 
@@ -286,3 +287,17 @@ after
 """
   )
   assert table.main(['--check']) == 0
+
+
+def test_the_projection_of_the_page_is_what_the_arithmetic_says() -> None:
+  args = argparse.Namespace(
+    batch_size=256, images_per_s=8980.0, nvlink=450.0, network=50.0, attained=0.8, latency_us=10.0, overlap=0.0
+  )
+  size, norms = projection.describe('resnet50')
+  page = (harness.ROOT / 'docs/distributed.md').read_text()
+  for gpus, bn in itertools.product((8, 64, 512), ('global', 'per_device')):
+    row = projection.project(args, gpus, size, norms if bn == 'global' else 0)
+    share = f'{row["efficiency"]:.1%}'.replace('%', ' %')
+    times = [f'{row[name]:.2f}' for name in ('step_ms', 'gradients_ms', 'statistics_ms')]
+    cells = [gpus, f'`{bn}`', f'{row["images_per_s"]:,}', share, *times, f'{row["images_per_s_a_host"]:,}']
+    assert f'| {" | ".join(map(str, cells))} |' in page
