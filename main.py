@@ -10,6 +10,7 @@ told of the others as --coordinator=HOST:PORT --num_processes=N --process_id=I; 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -40,7 +41,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 def main(_: Sequence[str]) -> None:
   """Train."""
   logging.set_verbosity(logging.INFO if DEBUG.value else logging.WARNING)
-  ends = {'debug': DEBUG.value, 'interrupted': 'interrupted; the same command continues the run'}
+  ends: dict[str, Any] = {'debug': DEBUG.value, 'interrupted': 'interrupted; the same command continues the run'}
   with errors.one_line(**ends):
     config = config_lib.complete(CONFIG.value)
     from jaxres import distributed, seeds, train  # import JAX, which is slow

@@ -114,11 +114,20 @@ def make_programs(
   later = [(stage.begin, loss_fn) for stage, loss_fn in zip(stages, losses_of, strict=True)][1:]
   make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
   recalibrates = [make_recalibrate(model, dataset.info, fetch, mesh) for model in held]
-  fields = {'accumulate': accumulate, 'ema': ema, 'per_device_bn': model.bn == 'per_device', 'shardings': shardings}
   return Programs(
     create=jax.jit(create, out_shardings=shardings),
     shardings=shardings,
-    train_steps=make_train_steps(losses_of[0], tx, fetch, mesh, later=later, **fields),
+    train_steps=make_train_steps(
+      losses_of[0],
+      tx,
+      fetch,
+      mesh,
+      accumulate=accumulate,
+      ema=ema,
+      later=later,
+      per_device_bn=model.bn == 'per_device',
+      shardings=shardings,
+    ),
     eval_steps={'': make_eval_step()} | ({'tta/': make_eval_step(parts.views)} if parts.views else {}),
     rate=rate,
     recalibrate=lambda step: recalibrates[freezing.stage_before(stages, step)],
