@@ -240,6 +240,7 @@ MODELS: dict[str, functools.partial[ResNet]] = {
     (64, 128, 256),
     blocks.PoolBlock,
     stem_type='whitening',
+    shortcut='pad',  # there are none
     stem_width=24,
     act='gelu',
     bn_momentum=0.6,
