@@ -29,7 +29,7 @@ class _Seen(NamedTuple):
 
   stage_sizes: tuple[int, ...]
   widths: tuple[int, ...]
-  stem_width: int
+  stem_width: int  # 0: as many as the images say
   expansion: int
   preact: bool
   groups: int
@@ -87,9 +87,10 @@ def _look(shapes: Shapes) -> _Seen:
   inner, second = shapes['layer1.0.conv1.weight'][0], shapes['layer1.0.conv2.weight']
   groups = inner // second[1]
   stem = shapes.get('conv1.6.weight') or shapes['conv1.weight']
+  stem_width = 0 if STEM_OF_SIZE.get(stem[2]) == 'whitening' else stem[0]
   preact = 'norm.weight' in shapes
   se = 'layer1.0.se.fc1.weight' in shapes
-  return _Seen(sizes, widths, stem[0], expansion, preact, groups, inner * 64 // (groups * widths[0]), se)
+  return _Seen(sizes, widths, stem_width, expansion, preact, groups, inner * 64 // (groups * widths[0]), se)
 
 
 def _options(shapes: Shapes, dialect: Dialect, seen: _Seen) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _of_model(model: ResNet) -> _Seen:
   return _Seen(
     model.stage_sizes,
     model.widths,
-    model.stem_width or model.widths[0],
+    0 if model.stem_type == 'whitening' else model.stem_width or model.widths[0],
     model.block.expansion,
     model.block.preact,
     model.groups,
