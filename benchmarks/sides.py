@@ -114,7 +114,7 @@ def jaxres_step(args: argparse.Namespace, scan_steps: int = 1, bn: str = 'global
 
   mesh, key = sharding.make_mesh(), jax.random.key(0)
   pipeline = Resident(Arrays(*examples(args)), batch_size=args.batch_size, seed=0)
-  pipeline.place(sharding.replicated(mesh))
+  pipeline.place(mesh)
   info = data.Info(tuple(map(str, range(args.classes))), pipeline.image_shape, MEAN, STD)
   model = models.create(args.model, num_classes=args.classes, stem=args.stem, bn=bn, dtype=args.dtype)
   init = lambda: state.init_variables(model, info.image_shape, key)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from jaxres import config as config_lib
-from jaxres import log, sharding
+from jaxres import log
 from jaxres import programs as programs_lib
 from jaxres.backend import keep_freed_memory, keep_programs
 from jaxres.errors import InputError
@@ -59,7 +59,7 @@ def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
   plan = make_plan(dataset.train, fields['epochs'], fields['eval_every_epochs'], False, False)
   names = ('loss', 'label_smoothing', 'target_threshold', 'accumulate', 'ema', 'shard_optimizer')
   programs = programs_lib.make_programs(parts, plan, **{name: fields[name] for name in names})
-  dataset.place(sharding.replicated(parts.mesh))
+  dataset.place(parts.mesh)
   key = jax.random.key(fields['seed'])
   state, feeds = programs.create(key), dataset.train.train_feeds(0, plan.total_steps)
   groups: Iterator[Any] = (group for _, group in grouped(feeds, 0, plan.total_steps, 1, plan.total_steps))

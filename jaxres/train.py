@@ -125,7 +125,7 @@ def fit(
   programs = make_programs(parts, plan, loss, label_smoothing, target_threshold, accumulate, ema, shard_optimizer)
   scan_steps = scan_steps or best_scan_steps(dataset.train)
   key = jax.random.key(seed)
-  dataset.place(sharding.replicated(mesh))
+  dataset.place(mesh)
   feeds: Feeds = repeat_first(dataset.train.train_feeds) if overfit_one_batch else dataset.train.train_feeds
   split = sharding.over_steps(mesh)
   eval_batch_size = sharding.round_up(eval_batch_size, mesh)

@@ -204,5 +204,5 @@ def test_one_process_has_all_rows() -> None:
   one = jax.sharding.Mesh(jax.devices()[:1], ('data',))
   assert sharding.own_rows(24, one) == slice(0, 24)
   pipeline = Resident(Arrays(np.zeros((30, 2, 2, 1), np.uint8), np.zeros(30, np.int32)), batch_size=8, seed=0)
-  pipeline.place(sharding.replicated(mesh))
+  pipeline.place(mesh)
   assert len(next(pipeline.train_feeds(0, 1))['index']) == 8

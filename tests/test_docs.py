@@ -44,7 +44,6 @@ def test_every_command_is_of_a_kind_that_is_run() -> None:
   assert blocks('python')
 
 
-@pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:DeprecationWarning')
 @pytest.mark.parametrize('line', commands('python main.py '))
 def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> None:
   monkeypatch.chdir(ROOT)

@@ -12,7 +12,7 @@ from tests.conftest import make_arrays
 def setup(npz):
   dataset = data.load('arrays', path=npz(**make_arrays((16, 45))), batch_size=8)
   mesh = sharding.make_mesh()
-  dataset.place(sharding.replicated(mesh))
+  dataset.place(mesh)
   model = models.create('resnet20', num_classes=4)
   variables = state.init_variables(model, dataset.info.image_shape, jax.random.key(0))
   head = {'fc': {'kernel': np.random.default_rng(0).normal(size=(64, 4)), 'bias': np.zeros(4)}}
@@ -77,7 +77,7 @@ def test_one_device_and_eight_agree(setup) -> None:
   one = jax.sharding.Mesh(jax.devices()[:1], ('data',))
   found = evaluate.evaluate(step, variables, dataset.test, 16, 'test')
   single = evaluate.make_eval_step(model, dataset.info, dataset.test.fetch, one)
-  dataset.place(sharding.replicated(one))
+  dataset.place(one)
   alone = evaluate.evaluate(single, variables, dataset.test, 16, 'test')
   assert found['test/top1'] == alone['test/top1']
   assert found['test/loss'] == pytest.approx(alone['test/loss'], rel=1e-5)

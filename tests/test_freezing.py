@@ -74,7 +74,7 @@ def trained(config: dict, stages: str, steps_: int, devices: int, **options):
   """Return the state before and after training ``stages`` a few steps as ``make_programs`` does, and the parts."""
   mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
   dataset = data.load(**config['data'])
-  dataset.place(sharding.replicated(mesh))
+  dataset.place(mesh)
   model = models.create(stages, num_classes=4)
   variables = jax.jit(lambda: state.init_variables(model, dataset.info.image_shape, jax.random.key(0)))()
   tx, _ = optim.make(variables['params'], 100, 6.0, lr=0.1, **options)

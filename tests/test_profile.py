@@ -62,7 +62,6 @@ def test_the_profiled_step_is_the_trained_one(config: dict) -> None:
   assert profile.peak_memory(step.compiled) > state
 
 
-@pytest.mark.filterwarnings('ignore:the load_module')  # of ml_collections
 def test_the_tool_prints_the_operations_and_leaves_the_trace(tmp_path, tiny: str, monkeypatch, capsys) -> None:
   monkeypatch.setattr(profile, 'limits', lambda *_: (1e12, 1e10))
   words = ['--config', str(ROOT / 'configs/digits.py'), f'--config.model.name={tiny}', '--config.data.batch_size=32']

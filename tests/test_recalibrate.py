@@ -11,7 +11,7 @@ from tests.test_train import final_state
 def make_parts(config, model):
   dataset = data.load(**config['data'])
   mesh = sharding.make_mesh()
-  dataset.place(sharding.replicated(mesh))
+  dataset.place(mesh)
   variables = jax.jit(lambda: state.init_variables(model, dataset.info.image_shape, jax.random.key(0)))()
   run = recalibrate.make_recalibrate(model, dataset.info, dataset.train.fetch, mesh)
   return (

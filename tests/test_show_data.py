@@ -11,9 +11,6 @@ from jaxres import cli, data, show_data
 from jaxres.data import augment
 from tests.conftest import ROOT
 
-# ml_collections loads a config file so.
-pytestmark = pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:DeprecationWarning')
-
 DIGITS = ['--config', str(ROOT / 'configs/digits.py'), '--config.data.limit=100']
 
 

@@ -24,7 +24,7 @@ def stacked(*feeds: dict) -> dict:
 def make_parts(config: dict, devices: int, transform: augment.Augment | None = None):
   mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
   dataset = data.load(**config['data'])
-  dataset.place(sharding.replicated(mesh))
+  dataset.place(mesh)
   model = models.create(**config['model'], num_classes=4)
   variables = jax.jit(lambda: state.init_variables(model, dataset.info.image_shape, jax.random.key(0)))()
   tx, _ = optim.make(variables['params'], 100, 6.0, lr=0.1)

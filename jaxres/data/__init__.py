@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 
 from jaxres.data import arrays, decode, folder, order, prepare, tfds
 from jaxres.data.arrays import Arrays, Source, Split
@@ -47,11 +47,11 @@ class Dataset(NamedTuple):
   test: Pipeline
   info: Info
 
-  def place(self, sharding: NamedSharding) -> None:
-    """Move what the splits keep on the devices there."""
+  def place(self, mesh: Mesh) -> None:
+    """Place every split on the devices of ``mesh``."""
     for pipeline in (self.train, self.val, self.test):
       if pipeline is not None:
-        pipeline.place(sharding)
+        pipeline.place(mesh)
 
 
 def load(

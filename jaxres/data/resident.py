@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxres import sharding as sharding_lib
 from jaxres.data import order
@@ -39,10 +39,10 @@ class Resident:
     self.batch_size = batch_size
     self.seed = seed
 
-  def place(self, sharding: NamedSharding) -> None:
-    """Move the constants to the devices."""
-    self.mesh = sharding.mesh
-    self.constants = sharding_lib.assembled(self.constants, sharding)
+  def place(self, mesh: Mesh) -> None:
+    """Put the constants whole on every device of ``mesh``."""
+    self.mesh = mesh
+    self.constants = sharding_lib.assembled(self.constants, sharding_lib.replicated(mesh))
 
   def train_feeds(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield the feeds of steps ``start`` to ``stop - 1``: ``index`` int32 ``[B]``."""

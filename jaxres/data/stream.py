@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxres import sharding as sharding_lib
 from jaxres.data import order
@@ -55,9 +55,9 @@ class Stream:
     self.seed = seed
     self.workers = workers
 
-  def place(self, sharding: NamedSharding) -> None:
+  def place(self, mesh: Mesh) -> None:
     """Read from now on only what the devices of this process need; no data stays on them."""
-    self.mesh = sharding.mesh
+    self.mesh = mesh
 
   def train_feeds(self, start: int, stop: int) -> Iterator[Feed]:
     """Yield the batches of steps ``start`` to ``stop - 1``.

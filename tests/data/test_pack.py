@@ -205,7 +205,6 @@ def test_npz_holds_the_resized_images(tmp_path, monkeypatch) -> None:
     }
 
 
-@pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:DeprecationWarning')
 @pytest.mark.parametrize(
   'words',
   ['--name animals --data_dir "{0}/my sets"', '--data_dir "{0}/sets"', '--npz "{0}/an imals.npz" --image_size 16'],

@@ -34,7 +34,7 @@ def test_evaluation_batches_hold_each_example_once() -> None:
 def test_the_gathered_batch_is_split_over_the_devices() -> None:
   _, pipeline = make()
   mesh = sharding.make_mesh()
-  pipeline.place(sharding.replicated(mesh))
+  pipeline.place(mesh)
   assert pipeline.constants['image'].sharding.is_fully_replicated
   fetch = jax.jit(pipeline.fetch, in_shardings=(sharding.replicated(mesh), sharding.over_batch(mesh)))
   batch = fetch(pipeline.constants, next(pipeline.train_feeds(0, 1)))
