@@ -9,6 +9,7 @@ import faulthandler
 import importlib.util
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ import jax
 from jaxres import errors
 from jaxres.errors import InputError
 
-JOIN_SECONDS = 300  # that processes wait for each other at the start
+JOIN_SECONDS = 300  # that processes wait for each other at the start, and then end
 HEARTBEAT_SECONDS = 60  # without a sign of life of one, and all end
 FLAGS = '--coordinator HOST:PORT --num_processes N --process_id I'
 
@@ -53,12 +54,13 @@ def joined(
     return
   if not debug:
     faulthandler.disable()  # where JAX ends a process it says why; what each thread did says nothing
-  try:
-    jax.distributed.initialize(
-      **options, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-    )
-  except (ValueError, RuntimeError) as error:
-    raise InputError(f'--coordinator: the processes cannot join: {error}') from error
+  with _patience(JOIN_SECONDS):
+    try:
+      jax.distributed.initialize(
+        **options, initialization_timeout=2 * JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+      )
+    except (ValueError, RuntimeError) as error:
+      raise InputError(f'--coordinator: the processes cannot join: {error}') from error
   try:
     with errors.one_line(debug=debug, interrupted=interrupted):
       yield
@@ -115,6 +117,23 @@ def launcher(environ: Mapping[str, str]) -> str | None:
     fix = f'install jaxres[k8s], or give {FLAGS}, or --num_processes=1'
     raise InputError(f'in an indexed Job of Kubernetes the other processes are found by the package kubernetes: {fix}')
   return None
+
+
+@contextlib.contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+  """End this process with one line where what is done here takes longer: JAX would abort it, with a stack of C++."""
+
+  def give_up() -> None:
+    fix = 'start every process with the same address, and each with its own number'
+    print(f'error: --coordinator: not all processes have come within {seconds:g} s; {fix}', file=sys.stderr)
+    leave(2)
+
+  timer = threading.Timer(seconds, give_up)
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 def leads() -> bool:
