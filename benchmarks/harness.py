@@ -85,8 +85,9 @@ class Side:
   def work(self, steps: int) -> dict[str, float]:
     """Return the seconds that ``steps`` steps took: ``wall``, and ``cpu`` over all threads."""
     assert self.process.stdin
-    self.process.stdin.write(f'{steps}\n')
-    self.process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # it ended since it last answered
+      self.process.stdin.write(f'{steps}\n')
+      self.process.stdin.flush()
     return self._read()
 
   def close(self) -> None:

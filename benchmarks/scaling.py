@@ -32,6 +32,7 @@ def main() -> None:
   harness.add_arguments(parser)
   parser.add_argument('--devices', type=int, nargs='+', default=[1, 2, 4, 8], help='the first is compared with')
   parser.add_argument('--bn', default='global', choices=('global', 'per_device', 'frozen'))
+  parser.add_argument('--shard_optimizer', action='store_true', help='each device holds its part alone')
   parser.add_argument('--weak', action='store_true', help='--batch_size is that of each device')
   parser.add_argument('--gpus', action='store_true', help='of this machine, rather than virtual CPU devices')
   parser.add_argument('--seconds', type=float, default=5.0, help='of a round of one side')
@@ -51,7 +52,7 @@ def build(args: argparse.Namespace) -> harness.Work:
 
   if args.weak:
     args.batch_size *= jax.device_count()
-  made = sides.jaxres_step(args, bn=args.bn)
+  made = sides.jaxres_step(args, bn=args.bn, shard_optimizer=args.shard_optimizer)
   start = time.perf_counter()
   program = made.lower().compile().as_text()
   facts = {'compile_s': time.perf_counter() - start, 'device_count': jax.device_count()}
@@ -83,6 +84,7 @@ def efficiency(row: dict[str, Any], count: int, first: int, gpus: bool) -> float
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
   """Return a row for each number of devices."""
   context = {'benchmark': 'scaling', 'devices': args.devices, 'gpus': args.gpus, 'bn': args.bn, 'weak': args.weak}
+  context |= {'shard_optimizer': args.shard_optimizer}
   context |= sides.describe(args) | harness.machine()
   if not args.gpus:
     context['device'] = harness.processor_name()

@@ -92,13 +92,20 @@ class JaxresStep(NamedTuple):
     return self.call.lower(self.state, self.key, self.constants, next(self.groups))
 
 
-def jaxres_step(args: argparse.Namespace, scan_steps: int = 1, bn: str = 'global', **augmentation: Any) -> JaxresStep:
+def jaxres_step(
+  args: argparse.Namespace,
+  scan_steps: int = 1,
+  bn: str = 'global',
+  shard_optimizer: bool = False,
+  **augmentation: Any,
+) -> JaxresStep:
   """Return the training step, its state and what feeds it, made as ``train.py`` makes them.
 
   Args:
     args: of ``add_arguments``.
     scan_steps: steps of one call.
     bn: of ``models.create``.
+    shard_optimizer: of ``state.shardings``.
     **augmentation: of ``augment.make``.
   """
   from jaxres import backend
@@ -120,8 +127,12 @@ def jaxres_step(args: argparse.Namespace, scan_steps: int = 1, bn: str = 'global
   init = lambda: state.init_variables(model, info.image_shape, key)
   tx, _ = optim.make(jax.eval_shape(init)['params'], TOTAL_STEPS, 1.0, lr=LR, weight_decay=WEIGHT_DECAY)
   loss_fn = step.make_loss(model, losses.get('softmax_xent'), augment.make(**augmentation), info)
-  train_steps = step.make_train_steps(loss_fn, tx, pipeline.fetch, mesh, per_device_bn=bn == 'per_device')
-  begin = jax.jit(lambda: state.create(init(), tx), out_shardings=sharding.replicated(mesh))()
+  create = lambda: state.create(init(), tx)
+  shardings = state.shardings(jax.eval_shape(create), mesh, shard_optimizer=shard_optimizer)
+  train_steps = step.make_train_steps(
+    loss_fn, tx, pipeline.fetch, mesh, per_device_bn=bn == 'per_device', shardings=shardings
+  )
+  begin = jax.jit(create, out_shardings=shardings)()
   groups = grouped(pipeline.train_feeds(0, 1 << 40), 0, 1 << 40, scan_steps, scan_steps)
   return JaxresStep(train_steps, begin, key, pipeline.constants, (group for _, group in groups), scan_steps)
 

@@ -19,7 +19,7 @@ RESULTS = ROOT / 'benchmarks' / 'results'
 MARKED = re.compile(r'(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)', re.DOTALL)
 WORK = (  # what two lines must share to be of the same work
   *('benchmark', 'device', 'cores', 'model', 'stem', 'batch_size', 'image_size', 'classes', 'dtype', 'data'),
-  *('torch_compile', 'devices', 'gpus', 'bn', 'weak', 'workers', 'config', 'overrides', 'metric', 'target'),
+  *('torch_compile', 'devices', 'gpus', 'bn', 'weak', 'shard_optimizer', 'workers', 'config', 'overrides', 'metric', 'target'),
 )
 Row = dict[str, Any]
 Series = dict[str, Row]  # by side
@@ -150,6 +150,7 @@ def scalings(every: Sequence[Series]) -> str:
     for side, row in sides.items():
       kind = 'GPUs' if row['gpus'] else 'virtual CPU devices'
       what = f'{row["device_count"]} {kind}, {work(row)}{" on each" if row["weak"] else ""}, bn={row["bn"]}'
+      what += ', sharded optimiser' * row['shard_optimizer']
       cpu = f'{row["cpu_time_is_times_that_of_single"]:.2f}'
       counts = ', '.join(f'{count} {name}' for name, count in row['collectives'].items()) or 'none'
       share = f'{row["efficiency"]:.0%}'.replace('%', ' %')

@@ -48,6 +48,10 @@ def test_a_ratio_is_the_median_over_rounds() -> None:
 def test_a_side_that_fails_ends_the_benchmark() -> None:
   with pytest.raises(SystemExit, match="the side 'x' ended with status 3"):
     harness.Side('x', [sys.executable, '-c', 'raise SystemExit(3)'])
+  side = harness.Side('x', [sys.executable, '-c', 'print("{}", flush=True); raise SystemExit(4)'])
+  side.process.wait()
+  with pytest.raises(SystemExit, match="the side 'x' ended with status 4"):
+    side.work(1)
 
 
 @pytest.mark.parametrize(('name', 'stem'), [('resnet18', 'cifar'), ('resnet50', 'imagenet'), ('resnet20', None)])
@@ -137,11 +141,13 @@ def test_rates_are_measured_where_they_are_not_known(monkeypatch) -> None:
 
 def test_collectives_are_counted(tiny: str) -> None:
   args = arguments(model=tiny)
-  args.bn, args.weak = 'per_device', True
+  args.bn, args.weak, args.shard_optimizer = 'per_device', True, False
   work = scaling.build(args)
   assert work.images == 8 * 8
   assert work.facts['device_count'] == jax.device_count() == 8
   assert work.facts['collectives'] == {'all-reduce': 1}
+  args.shard_optimizer = True
+  assert 'all-gather' in scaling.build(args).facts['collectives']  # of the parameters
   program = """
   %all-reduce.1 = f32[64]{0} all-reduce(%x), channel_id=1, metadata={op_name="all-reduce"}
   %s = (f32[8]{0}, f32[8]{0}) all-reduce-start(%all-reduce.1, %y)

@@ -90,24 +90,30 @@ def test_steps_at_a_time_are_single_steps(config: dict) -> None:
 
 
 @pytest.mark.parametrize(
-  ('drop', 'fields'),
+  ('drop', 'fields', 'steps'),
   [
-    ({}, {'crop_pad': 1, 'flip': True}),
-    ({'dropout': 0.3, 'stochastic_depth': 0.5}, {}),
-    ({}, {'policy': 'trivialaugment', 'resized_crop': (0.5, 1.0), 'mixup': 0.2, 'cutmix': 1.0}),
+    ({}, {'crop_pad': 1, 'flip': True}, 20),
+    ({'dropout': 0.3, 'stochastic_depth': 0.5}, {}, 6),
+    ({}, {'policy': 'trivialaugment', 'resized_crop': (0.5, 1.0), 'mixup': 0.2, 'cutmix': 1.0}, 6),
   ],
   ids=['crop-flip', 'dropping', 'mixing'],
 )
-def test_eight_devices_train_as_one_does(config: dict, drop: dict, fields: dict) -> None:
+def test_eight_devices_train_as_one_does(config: dict, drop: dict, fields: dict, steps: int) -> None:
+  """The same examples at each step, the same losses, and in the end the same leaves of the state."""
   config['model'] |= drop
-  found = {}
+  read, found = [], []
   for devices in (1, 8):
     dataset, *_, step, current = make_parts(config, devices, augment.make(**fields))
-    for feed in dataset.train.train_feeds(0, 6):
-      current, sums = step(current, KEY, dataset.train.constants, stacked(feed))
-    found[devices] = (current.params, current.batch_stats, sums)
+    feeds, sums = [*dataset.train.train_feeds(0, steps)], []
+    for feed in feeds:
+      current, of_step = step(current, KEY, dataset.train.constants, stacked(feed))
+      sums.append(jax.device_get(of_step))
     assert step._cache_size() == 1
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found.values())
+    assert len(current.step.sharding.device_set) == devices
+    read.append([feed['index'].tolist() for feed in feeds])
+    found.append((jax.device_get(current), sums))
+  assert read[0] == read[1]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found)
 
 
 def test_what_is_dropped_is_a_function_of_the_steps_key(tiny: str) -> None:
