@@ -19,7 +19,8 @@ RESULTS = ROOT / 'benchmarks' / 'results'
 MARKED = re.compile(r'(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)', re.DOTALL)
 WORK = (  # what two lines must share to be of the same work
   *('benchmark', 'device', 'cores', 'model', 'stem', 'batch_size', 'image_size', 'classes', 'dtype', 'data'),
-  *('torch_compile', 'devices', 'gpus', 'bn', 'weak', 'shard_optimizer', 'workers', 'config', 'overrides', 'metric', 'target'),
+  *('torch_compile', 'devices', 'gpus', 'bn', 'weak', 'shard_optimizer'),
+  *('workers', 'config', 'overrides', 'metric', 'target'),
 )
 Row = dict[str, Any]
 Series = dict[str, Row]  # by side
@@ -147,7 +148,7 @@ def scalings(every: Sequence[Series]) -> str:
   """Return the table of what several devices cost and gain."""
   lines = []
   for sides in of(every, 'scaling'):
-    for side, row in sides.items():
+    for side, row in [(side, row) for side, row in sides.items() if side != 'single']:
       kind = 'GPUs' if row['gpus'] else 'virtual CPU devices'
       what = f'{row["device_count"]} {kind}, {work(row)}{" on each" if row["weak"] else ""}, bn={row["bn"]}'
       what += ', sharded optimiser' * row['shard_optimizer']

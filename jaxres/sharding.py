@@ -65,9 +65,9 @@ def assembled(own: Any, sharding: NamedSharding) -> Any:
 
 
 def gathered(tree: Any) -> Any:
-  """Return ``tree`` with each array whole on every device."""
-  whole = lambda x: x if x.sharding.is_fully_replicated else jax.device_put(x, replicated(x.sharding.mesh))
-  return jax.tree.map(whole, tree)
+  """Return ``tree`` with each array whole on every device that has a part of it."""
+  split = lambda x: isinstance(x, jax.Array) and not x.is_fully_replicated
+  return jax.tree.map(lambda x: jax.device_put(x, replicated(x.sharding.mesh)) if split(x) else x, tree)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

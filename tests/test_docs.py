@@ -56,7 +56,8 @@ def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> N
   assert args.workdir.startswith('runs/')
   data = tmp_path / 'data.npz'
   np.savez(data, **make_arrays((160, 24), shape=(32, 32, 3), classes=10))
-  little = ['--config.data.name=arrays', f'--config.data.path={data}', '--config.data.batch_size=16']
+  size = 64 if 'accumulate=8' in line else 16  # so that the 8 devices divide each part
+  little = ['--config.data.name=arrays', f'--config.data.path={data}', f'--config.data.batch_size={size}']
   little += ['--config.train.eval_batch_size=16', f'--config.model.name={tiny}']
   little += [] if 'overfit' in line else ['--config.train.dry_run=True']
   options = config.load(args.config, [*fields, *little])
