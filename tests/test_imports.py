@@ -16,7 +16,7 @@ LAYERS = [
   {'models', 'data'},
   {'freezing'},
   {'optim'},
-  {'state', 'weights'},
+  {'integrity', 'state', 'weights'},
   {'checkpoint', 'evaluate', 'log', 'plan', 'recalibrate', 'step'},
   {'pretrained', 'workdir'},
   {'programs'},
