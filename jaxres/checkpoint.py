@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from jaxres import __version__, distributed, integrity
+from jaxres import __version__, distributed, integrity, trees
 from jaxres.errors import InputError
 from jaxres.state import TrainState
 
@@ -202,16 +202,17 @@ def restore(
   step = manager.latest_step() if step is None else step
   if step is None:
     return None
-  place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  abstract = jax.tree.map(place, template, jax.tree.broadcast(shardings, template)).present
   path = pathlib.Path(manager.directory) / str(step)
-  expected = integrity.saved_digests(path)
-  if expected is None:
+  try:
+    saved = integrity.read(path)
+  except integrity.DamagedError as error:
+    raise InputError(f'{path}: damaged: {error}') from None
+  if not saved.verified and distributed.leads():
     print(f'checkpoint {step}: an older jaxres saved it, without digests: it cannot be verified', file=sys.stderr)
-  integrity.check_like(integrity.described(path), integrity.kinds(abstract), f'{path}: it holds')
-  items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
-  restored = manager.restore(step, args=items)
-  for name, array in integrity.leaves(restored['state']):
-    if expected is not None and integrity.leaf_digest(array) != expected[name]:
-      raise InputError(f'{path}: leaf {name}: restored otherwise than it was saved')
-  return TrainState(**restored['state']), restored['progress']
+  wanted = template.present
+  integrity.check_like(saved.digests, integrity.kinds(wanted), str(path))
+  places = jax.tree.broadcast(shardings, template).present
+  put = lambda key, like, place: jax.make_array_from_callback(
+    like.shape, place, saved.state[trees.name(key)].__getitem__
+  )
+  return TrainState(**jax.tree_util.tree_map_with_path(put, wanted, places)), saved.progress

@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from jaxres import sharding, trees
 from jaxres.errors import InputError
@@ -27,8 +28,8 @@ class DamagedError(InputError):
 class Saved(NamedTuple):
   """A checkpoint as it lies on the disk."""
 
-  state: dict[str, Any]  # the arrays, as nested dicts and lists of NumPy arrays
-  digests: dict[str, str]  # of each leaf of the state, as ``leaf_digest`` makes them of what was read
+  state: dict[str, np.ndarray]  # the leaves by their names
+  digests: dict[str, str]  # of each, as ``leaf_digest`` makes them of what was read
   progress: dict[str, Any]
   about: dict[str, Any]  # the config and what else it was made by; empty where an older jaxres saved it
   verified: bool  # against the digests beside it, which an older jaxres did not write
@@ -84,20 +85,10 @@ def read(path: pathlib.Path) -> Saved:
       raise DamagedError(f'{item}: {"missing" if content is None else "not what was saved"}')
   if parts['metrics'] is not None and parts['metrics'].get('step') != int(path.name):
     raise DamagedError(f'metrics: of step {parts["metrics"].get("step")}')
+  if expected is not None and not isinstance(expected.get('state'), dict):
+    raise DamagedError('digests: not what was saved')
   state, digests = _read_state(path / 'state', None if expected is None else expected['state'])
   return Saved(state, digests, parts['progress'] or {}, parts['about'] or {}, expected is not None)
-
-
-def saved_digests(path: pathlib.Path) -> dict[str, str] | None:
-  """Return the digests of the leaves that were saved with a checkpoint; None where an older jaxres saved it."""
-  found = _read_json(path, 'digests')
-  return None if found is None else found['state']
-
-
-def described(path: pathlib.Path) -> dict[str, str]:
-  """Return ``kinds`` of the state in the directory of a checkpoint, by its metadata alone."""
-  with _quiet(), ocp.PyTreeCheckpointer() as reader:
-    return kinds(reader.metadata(path / 'state').item_metadata.tree)
 
 
 def damage(path: pathlib.Path) -> str | None:
@@ -123,11 +114,11 @@ def put_aside(path: pathlib.Path) -> pathlib.Path:
 
 
 def check_like(found: Mapping[str, str], wanted: Mapping[str, str], where: str) -> None:
-  """Raise DamagedError where names or ``dtype[shape]`` of leaves differ; both map names to texts that begin with it."""
+  """Raise InputError where names or ``dtype[shape]`` of leaves differ; both map names to texts that begin with it."""
   for name in sorted(found.keys() | wanted.keys()):
     one, other = (tree[name].split()[0] if name in tree else 'nothing' for tree in (found, wanted))
     if one != other:
-      raise DamagedError(f'{where} {one} as {name}, expected {other}')
+      raise InputError(f'{where}: it holds {one} as {name}, expected {other}')
 
 
 def kinds(tree: Any) -> dict[str, str]:
@@ -135,25 +126,48 @@ def kinds(tree: Any) -> dict[str, str]:
   return {trees.name(path): _kind(x.dtype, x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _read_state(path: pathlib.Path, expected: Mapping[str, str] | None) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_state(path: pathlib.Path, expected: Mapping[str, str] | None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Return the leaves and their digests, compared with those expected where these are known."""
+  state = _read_unknown(path) if expected is None else _read_arrays(path, list(expected))
+  digests = {name: leaf_digest(array) for name, array in state.items()}
+  for name, found in digests.items():
+    if expected is not None and found != expected[name]:
+      kinds = '' if found.split()[0] == expected[name].split()[0] else f' ({found.split()[0]})'
+      raise DamagedError(f'leaf {name}: it is not what was saved{kinds}')
+  return state, digests
+
+
+def _read_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+  """Return the arrays of these names, as Orbax lays them down: zarr in one OCDBT database.
+
+  TensorStore reads them without Orbax, which does not say which array is bad, leaves tracebacks of its threads, and
+  needs files that can be damaged too while all arrays are whole.
+  """
+  where = {'driver': 'ocdbt', 'base': f'file://{path}/'}
+  opened, read = {}, {}
+  for name in names:
+    opened[name] = ts.open({'driver': 'zarr', 'kvstore': where | {'path': name.replace('/', '.') + '/'}}, read=True)
+  for name, future in opened.items():
+    read[name] = _result(name, future).read()
+  return {name: np.asarray(_result(name, future)) for name, future in read.items()}
+
+
+def _result(name: str, future: Any) -> Any:
+  try:
+    return future.result()
+  except Exception as error:  # TensorStore has no error of its own
+    raise DamagedError(f'leaf {name}: cannot be read: {" ".join(str(error).split())[:160]}') from None
+
+
+def _read_unknown(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Return all arrays of a state whose names are not known: an older jaxres saved it."""
   try:
     with _quiet(), ocp.PyTreeCheckpointer() as reader:
       metadata = reader.metadata(path).item_metadata.tree
-      if expected is not None:  # before anything is allocated by a shape that may be wrong
-        check_like(kinds(metadata), expected, 'state: its metadata has')
       as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-      state = reader.restore(path, restore_args=as_numpy)
-  except DamagedError:
-    raise
-  except Exception as error:  # whatever Orbax and TensorStore raise: many kinds, and none of their own
-    raise DamagedError(
-      f'state: cannot be read: {type(error).__name__}: {" ".join(str(error).split())[:200]}'
-    ) from error
-  digests = {name: leaf_digest(array) for name, array in leaves(state)}
-  for name, found in digests.items():
-    if expected is not None and found != expected[name]:
-      raise DamagedError(f'leaf {name}: its bytes are not those that were saved')
-  return state, digests
+      return dict(leaves(reader.restore(path, restore_args=as_numpy)))
+  except Exception as error:  # of Orbax and TensorStore: many kinds
+    raise DamagedError(f'state: cannot be read: {" ".join(str(error).split())[:160]}') from None
 
 
 def _read_json(path: pathlib.Path, item: str) -> Any:

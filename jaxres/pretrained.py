@@ -315,7 +315,7 @@ def _restore(directory: pathlib.Path, step: str) -> tuple[int, Mapping[str, Any]
   where = directory.absolute() / 'checkpoints'
   number = _choose(where, step)
   try:
-    return number, integrity.read(where / str(number)).state
+    return number, flax.traverse_util.unflatten_dict(integrity.read(where / str(number)).state, sep='/')
   except integrity.DamagedError as error:
     raise InputError(f'{where / str(number)}: damaged: {error}') from None
 

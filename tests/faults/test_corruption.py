@@ -94,7 +94,7 @@ def test_another_value_is_named(copy, capfd) -> None:
   known['state']['params/a'] = known['state']['params/a'][:-1] + ('0' if known['state']['params/a'][-1] != '0' else '1')
   file.write_text(json.dumps(known))
   assert restore(copy)[0] == 2
-  assert 'checkpoint 3 is damaged: leaf params/a: its bytes are not those that were saved' in capfd.readouterr().err
+  assert 'checkpoint 3 is damaged: leaf params/a: it is not what was saved' in capfd.readouterr().err
 
 
 @pytest.mark.parametrize('item', ['progress', 'metrics', 'about'])
@@ -146,9 +146,9 @@ def test_what_is_not_finite_is_never_saved(copy, digests, field: str, value: flo
 
 def test_without_room_nothing_is_begun(copy, digests, monkeypatch) -> None:
   monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10, 10, 1000))
-  with pytest.raises(InputError, match=r'the disk is full: .*0.0 MB are free, and step 4 needs 1.1 MB; what was saved'):
-    with checkpoint.open(copy, keep_latest=3) as manager:
-      checkpoint.save(manager, make_state(4), PROGRESS, {})
+  message = r'the disk is full: .*0.0 MB are free, and step 4 needs 1.1 MB; what was saved'
+  with pytest.raises(InputError, match=message), checkpoint.open(copy, keep_latest=3) as manager:
+    checkpoint.save(manager, make_state(4), PROGRESS, {})
   assert restore(copy) == (3, digests[3])
 
 
