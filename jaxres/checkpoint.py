@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib.metadata
+import os
 import pathlib
 import platform
 import shutil
@@ -21,6 +22,7 @@ from jaxres.errors import InputError
 from jaxres.state import TrainState
 
 BEST_METRIC = 'val/top1'
+REPLACED = '.replaced'  # ends the name of a checkpoint that makes way for another of its step
 MARGIN_BYTES = 1 << 20  # of a save, beside the arrays: metadata, digests, the run's other files
 AGAIN = 'make room and give the same command again'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -45,6 +47,7 @@ def open(
   """
   check(keep_latest=keep_latest, keep_best=keep_best)
   directory = pathlib.Path(directory).absolute()
+  tidy(directory)
   put_damaged_aside(directory)
   best = BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
@@ -55,6 +58,7 @@ def open(
   with _full_disk_explained(directory), ocp.CheckpointManager(directory, options=options) as manager:
     yield manager
     manager.wait_until_finished()
+    tidy(directory)
 
 
 def check(*, keep_latest: int, keep_best: int) -> None:
@@ -96,6 +100,8 @@ def save(
   progress: Mapping[str, Any],
   scores: Mapping[str, float],
   config: Mapping[str, Any] | None = None,
+  *,
+  commit: bool = False,
 ) -> None:
   """Save ``state`` under its step, in the background, when the save before it is committed.
 
@@ -105,6 +111,7 @@ def save(
     progress: JSON; what else a resumed run must know.
     scores: metrics of this step; ``val/top1`` among them makes it a candidate for the best.
     config: of the run, to be kept beside the state.
+    commit: return when it is on the disk.
 
   Raises:
     InputError: the state has a NaN or an infinity, or there is no room for it; what was saved before stays.
@@ -116,6 +123,7 @@ def save(
     digests[name], size = integrity.leaf_digest(array), size + array.nbytes
   manager.wait_until_finished()  # which raises what went wrong with it, and makes room
   check_space(manager.directory, size, step)
+  _make_way(manager, step)
   metrics = {name: scores[name] for name in (BEST_METRIC,) if name in scores} | {'step': step}
   content = {'progress': dict(progress), 'metrics': metrics, 'about': describe(config or {}, step)}
   known = {'state': digests} | {name: integrity.json_digest(value) for name, value in content.items()}
@@ -126,6 +134,28 @@ def save(
     digests=ocp.args.JsonSave(known),
   )
   manager.save(step, args=items, metrics=metrics)
+  if commit:
+    manager.wait_until_finished()
+
+
+def _make_way(manager: ocp.CheckpointManager, step: int) -> None:
+  """Rename the checkpoint of ``step``, where there is one, until the new one of that step is committed."""
+  if step in manager.all_steps():
+    if distributed.leads():
+      old = pathlib.Path(manager.directory) / str(step)
+      os.rename(old, old.with_name(f'{step}{REPLACED}'))
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('jaxres: a checkpoint makes way')
+    manager.reload()
+
+
+def tidy(directory: pathlib.Path) -> None:
+  """Take a checkpoint back that made way for one that was never committed; delete it where that was."""
+  for old in directory.glob(f'*{REPLACED}') if distributed.leads() else ():
+    new = old.with_name(old.name.removesuffix(REPLACED))
+    shutil.rmtree(old) if new.exists() else os.rename(old, new)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('jaxres: checkpoints are tidy')
 
 
 def describe(config: Mapping[str, Any], step: int) -> dict[str, Any]:

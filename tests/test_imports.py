@@ -12,7 +12,7 @@ import jaxres
 PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
   {'errors'},
-  {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed'},
+  {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
   {'models', 'data'},
   {'freezing'},
   {'optim'},
@@ -20,6 +20,7 @@ LAYERS = [
   {'checkpoint', 'evaluate', 'log', 'plan', 'recalibrate', 'step'},
   {'pretrained', 'workdir'},
   {'programs'},
+  {'badstep'},
   {'train'},
   {'cli', 'convert', 'predict', 'profile', 'seeds', 'show_data'},
   {'__main__'},

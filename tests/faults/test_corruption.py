@@ -114,7 +114,7 @@ def test_an_empty_directory_is_no_checkpoint(copy, digests, capfd) -> None:
 def test_where_none_is_whole_nothing_is_touched(copy) -> None:
   for step in (1, 2, 3):
     shutil.rmtree(copy / str(step) / 'state')
-  with pytest.raises(InputError, match=r'none of 3 checkpoints is whole: step 3: state: .*move them away'):
+  with pytest.raises(InputError, match=r'none of 3 checkpoints is whole: step 3: leaf .*move them away'):
     restore(copy)
   assert integrity.numbered(copy) == [1, 2, 3]
 
