@@ -56,7 +56,7 @@ def json_digest(content: Any) -> str:
 
 def state_digest(digests: Mapping[str, str], progress: Mapping[str, Any]) -> str:
   """Return one SHA-256 of all leaves of a state, by name, and of its progress but for speeds (``.../images_per_s``)."""
-  return json_digest([sorted(digests.items()), _without_speeds(progress)])
+  return json_digest([sorted(digests.items()), without_speeds(progress)])
 
 
 def first_not_finite(tree: Any) -> str | None:
@@ -192,10 +192,11 @@ def _items(path: pathlib.Path) -> list[str]:
     return []
 
 
-def _without_speeds(content: Any) -> Any:
+def without_speeds(content: Any) -> Any:
+  """Return JSON without what is named ``..._per_s``, which no two runs share."""
   if not isinstance(content, dict):
     return content
-  return {name: _without_speeds(value) for name, value in content.items() if not name.endswith('_per_s')}
+  return {name: without_speeds(value) for name, value in content.items() if not name.endswith('_per_s')}
 
 
 def _kind(dtype: Any, shape: tuple[int, ...]) -> str:

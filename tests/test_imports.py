@@ -22,7 +22,7 @@ LAYERS = [
   {'programs'},
   {'badstep'},
   {'train'},
-  {'cli', 'convert', 'predict', 'profile', 'seeds', 'show_data'},
+  {'cli', 'convert', 'digest', 'doctor', 'predict', 'profile', 'seeds', 'show_data'},
   {'__main__'},
 ]
 
