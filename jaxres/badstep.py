@@ -1,6 +1,5 @@
 """A step that was not finite: what of it, on which examples, and a file by which it is run again."""
 
-import collections
 import dataclasses
 import json
 import pathlib
@@ -40,13 +39,14 @@ class Found(NamedTuple):
 def probe(probe_step: step.Probe, train_state: TrainState, key: jax.Array, constants: Any, feeds: Any) -> Found:
   """Return what the step behind ``train_state`` gives on the group ``feeds`` of one step."""
   loss, finite = jax.device_get(probe_step(train_state, key, constants, feeds))
-  names: dict[str, list[str]] = collections.defaultdict(list)
-  counts = {}
-  for part, tree in finite.items():
+  bad, counts = [], {}
+  for part in ('params', 'batch_stats', 'loss', 'gradients'):
+    tree = finite.get(part, {'': np.isfinite(loss)})
     found = {trees.name(path): bool(good) for path, good in jax.tree_util.tree_leaves_with_path(tree)}
-    names[part] = sorted((name for name, good in found.items() if not good), key=_depth)
-    counts[part] = f'{len(names[part])} of {len(found)}'
-  bad = [f'{part}/{name}' for part in finite for name in names[part]] + ['loss'] * (not np.isfinite(loss))
+    names = sorted((name for name, good in found.items() if not good), key=_depth)
+    bad += [f'{part}/{name}'.removesuffix('/') for name in names]
+    if part in finite:
+      counts[part] = f'{len(names)} of {len(found)}'
   return Found(int(train_state.step), float(loss), tuple(bad), counts)
 
 

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import os
 import pathlib
 import re
@@ -18,7 +19,7 @@ import jaxlib.version
 import numpy as np
 from rich.table import Table
 
-from jaxres import backend, badstep, data, integrity, log
+from jaxres import backend, badstep, data, integrity, log, plan, programs
 from jaxres import config as config_lib
 from jaxres.errors import InputError
 
@@ -159,14 +160,32 @@ def configured(path: str, overrides: list[str]) -> Checks:
   options = config_lib.to_dict(config_lib.load(path, overrides))
   yield Check('config', 'ok', f'{path}: every field is known and of its type')
   yield from odd(options)
-  dataset = data.load(**options['data'])
+  dataset, bad = load(options)
   info = dataset.info
+  if bad:
+    finding = f'{len(bad)} cannot be decoded, data.max_bad is {options["data"]["max_bad"]}: {"; ".join(bad):.2000}'
+    yield Check('images', 'problem' if len(bad) > options['data']['max_bad'] else 'warning', finding)
   yield Check('data', 'ok', f'images of {info.image_shape}; {"; ".join(f"{k}: {v}" for k, v in info.splits.items())}')
   splits = {'train': dataset.train, 'val': dataset.val, 'test': dataset.test}
   found = {name: look(pipeline) for name, pipeline in splits.items() if pipeline is not None}
   for name, (labels, _) in found.items():
     yield classes(name, labels, info.class_names)
   yield duplicates({name: digests for name, (_, digests) in found.items()})
+
+
+def load(options: Mapping[str, Mapping[str, Any]]) -> tuple[data.Dataset, list[str]]:
+  """Return the data of a config, all of which is checked, and a line for each image that cannot be decoded."""
+  fields = options['train']
+  patient = {**options, 'data': {**options['data'], 'max_bad': 1 << 40}}
+  with contextlib.redirect_stderr(io.StringIO()) as said:
+    parts = programs.make_parts(patient)
+    for pipeline in (parts.dataset.train, parts.dataset.val, parts.dataset.test):
+      for _ in pipeline.eval_feeds(256) if pipeline is not None else ():  # which reads every image
+        pass
+  lengths = (fields[name] for name in ('epochs', 'eval_every_epochs', 'dry_run', 'overfit_one_batch'))
+  spans = plan.make_plan(parts.dataset.train, *lengths)
+  programs.make_programs(parts, spans, **{name: fields[name] for name in programs.FIELDS})
+  return parts.dataset, [line for line in said.getvalue().splitlines() if line.startswith('bad ')]
 
 
 def odd(options: Mapping[str, Mapping[str, Any]]) -> Checks:
@@ -178,7 +197,7 @@ def odd(options: Mapping[str, Mapping[str, Any]]) -> Checks:
     'optim.momentum': optim['name'] in ('adam', 'adamw', 'lamb') and optim['momentum'] not in (0.0, 0.9)
     and f'{optim["name"]} does not use it',
     'optim.warmup_epochs': optim['warmup_epochs'] >= train['epochs'] and 'it is as long as the training',
-    'optim.lr': optim['name'] in ('adam', 'adamw') and optim['lr'] > 0.02 and f'high for {optim["name"]}: {optim["lr"]}',
+    'optim.lr': optim['name'] in ('adam', 'adamw') and optim['lr'] > 0.02 and 'it is high for this optimiser',
     'train.dry_run': train['dry_run'] and 'the run takes two steps, aside',
     'model.dtype': model['dtype'] == 'float16' and 'float16 has no loss scaling here; bfloat16 needs none',
   }  # fmt: skip
