@@ -47,7 +47,7 @@ def open(
   """
   check(keep_latest=keep_latest, keep_best=keep_best)
   directory = pathlib.Path(directory).absolute()
-  tidy(directory)
+  _take_back(directory)
   put_damaged_aside(directory)
   best = BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
@@ -57,8 +57,7 @@ def open(
   )
   with _full_disk_explained(directory), ocp.CheckpointManager(directory, options=options) as manager:
     yield manager
-    manager.wait_until_finished()
-    tidy(directory)
+    _finish(manager)
 
 
 def check(*, keep_latest: int, keep_best: int) -> None:
@@ -121,7 +120,7 @@ def save(
     if not integrity.is_finite(array):
       raise InputError(f'the state at step {step} is not saved: {name} is not finite; lower optim.lr')
     digests[name], size = integrity.leaf_digest(array), size + array.nbytes
-  manager.wait_until_finished()  # which raises what went wrong with it, and makes room
+  _finish(manager)  # which raises what went wrong with the save before
   check_space(manager.directory, size, step)
   _make_way(manager, step)
   metrics = {name: scores[name] for name in (BEST_METRIC,) if name in scores} | {'step': step}
@@ -135,7 +134,14 @@ def save(
   )
   manager.save(step, args=items, metrics=metrics)
   if commit:
-    manager.wait_until_finished()
+    _finish(manager)
+
+
+def _finish(manager: ocp.CheckpointManager) -> None:
+  """Wait until what is being saved is on the disk, and delete what made way for it."""
+  manager.wait_until_finished()
+  for old in pathlib.Path(manager.directory).glob(f'*{REPLACED}') if distributed.leads() else ():
+    shutil.rmtree(old)
 
 
 def _make_way(manager: ocp.CheckpointManager, step: int) -> None:
@@ -149,13 +155,13 @@ def _make_way(manager: ocp.CheckpointManager, step: int) -> None:
     manager.reload()
 
 
-def tidy(directory: pathlib.Path) -> None:
+def _take_back(directory: pathlib.Path) -> None:
   """Take a checkpoint back that made way for one that was never committed; delete it where that was."""
   for old in directory.glob(f'*{REPLACED}') if distributed.leads() else ():
     new = old.with_name(old.name.removesuffix(REPLACED))
     shutil.rmtree(old) if new.exists() else os.rename(old, new)
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('jaxres: checkpoints are tidy')
+    multihost_utils.sync_global_devices('jaxres: checkpoints are taken back')
 
 
 def describe(config: Mapping[str, Any], step: int) -> dict[str, Any]:

@@ -162,3 +162,15 @@ def test_a_checkpoint_of_an_older_jaxres_is_restored_with_a_word(copy, digests, 
   described.write_text(json.dumps(content))
   assert restore(copy) == (3, digests[3])
   assert 'checkpoint 3: an older jaxres saved it, without digests: it cannot be verified' in capfd.readouterr().err
+
+
+def test_a_checkpoint_makes_way_for_another_of_its_step_and_is_taken_back_after_a_kill(copy, digests) -> None:
+  with checkpoint.open(copy, keep_latest=3) as manager:
+    checkpoint.save(manager, make_state(3), PROGRESS | {'stale': 2}, {'val/top1': 0.3}, commit=True)
+    assert {path.name for path in copy.iterdir()} == {'1', '2', '3'}
+  assert integrity.read(copy / '3').progress['stale'] == 2
+  (copy / '3').rename(copy / '3.replaced')  # killed before the new one was there
+  assert restore(copy)[0] == 3
+  shutil.copytree(copy / '2', copy / '2.replaced')  # killed after that
+  assert restore(copy)[0] == 3
+  assert {path.name for path in copy.iterdir()} == {'1', '2', '3'}
