@@ -156,7 +156,7 @@ def _result(name: str, future: Any) -> Any:
   try:
     return future.result()
   except Exception as error:  # TensorStore has no error of its own
-    raise DamagedError(f'leaf {name}: cannot be read: {" ".join(str(error).split())[:160]}') from None
+    raise DamagedError(f'leaf {name}: cannot be read: {str(error).split(":")[0]:.60}') from None  # such as DATA_LOSS
 
 
 def _read_unknown(path: pathlib.Path) -> dict[str, np.ndarray]:

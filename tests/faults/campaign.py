@@ -225,7 +225,9 @@ def corrupted(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   shutil.copytree(source, copy)
   steps = integrity.numbered(source)
   true = {step: integrity.read(source / str(step)) for step in steps}
-  victim, kind = rng.choice(inject.files(copy / str(steps[-1]))), inject.KINDS[number % len(inject.KINDS)]
+  files, kind = inject.files(copy / str(steps[-1])), inject.KINDS[number % len(inject.KINDS)]
+  sizes = [path.stat().st_size for path in files]
+  victim = rng.choices(files, sizes if rng.random() < 0.5 else None)[0]
   inject.damage(victim, kind, rng)
   reason = integrity.damage(copy / str(steps[-1]))
   with contextlib.redirect_stderr(None), checkpoint.open(copy, keep_latest=2) as manager:
