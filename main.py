@@ -44,9 +44,9 @@ def main(_: Sequence[str]) -> None:
   ends: dict[str, Any] = {'debug': DEBUG.value, 'interrupted': 'interrupted; the same command continues the run'}
   with errors.one_line(**ends):
     config = config_lib.complete(CONFIG.value)
-    from jaxres import distributed, seeds, train  # import JAX, which is slow
+    from jaxres import distributed, seeds, signals, train  # import JAX, which is slow
 
-    with distributed.joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, **ends):
+    with distributed.joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, **ends), signals.exits():
       if SEEDS.value == 1:
         train.train_and_evaluate(config, WORKDIR.value)
       else:

@@ -40,9 +40,29 @@ def cache_dir(kind: str) -> pathlib.Path:
   return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'jaxres' / kind
 
 
+_deterministic = False  # of the process, as the cache directory is
+
+
+def be_deterministic(wanted: bool) -> None:
+  """Make what is compiled from now on give the same bits every time, at the cost of speed on a GPU."""
+  global _deterministic
+  _deterministic = wanted
+
+
+def compiler_options() -> dict[str, str | bool]:
+  """Return the options for ``jax.jit(..., compiler_options=...)`` that are wanted here: for speed, for determinism.
+
+  On a GPU sums by atomic additions, and the choice of an algorithm by how fast it was once, change the last bits from
+  run to run; ``be_deterministic`` leaves out both. Programs for CPUs have neither.
+  """
+  if jax.default_backend() in ('gpu', 'cuda', 'rocm') and _deterministic:
+    return {'xla_gpu_deterministic_ops': True}
+  return dict(_cpu_options())
+
+
 @functools.cache
-def compiler_options() -> dict[str, str]:
-  """Return the options for ``jax.jit(..., compiler_options=...)`` that make a training step fast here.
+def _cpu_options() -> dict[str, str]:
+  """Return the options that make a training step fast on a CPU.
 
   XLA:CPU hands convolutions to YNNPACK, which loses to Eigen on weight gradients; kept for reductions alone it makes
   a ResNet-18 step 25 to 59 % faster. Empty on other backends, and on a jaxlib that does not know the option.

@@ -22,6 +22,8 @@ TOOLS = {
   'show-data': Tool('jaxres.show_data', 'draw what the model sees: images beside their augmentations'),
   'predict': Tool('jaxres.predict', 'the likeliest classes of image files, by a run or by weights'),
   'convert': Tool('jaxres.convert', 'torch weights to jaxres, and jaxres weights to torch'),
+  'digest': Tool('jaxres.digest', 'one SHA-256 of all that a checkpoint holds'),
+  'doctor': Tool('jaxres.doctor', 'what is wrong here: devices, versions, the data, the checkpoints, the config'),
   'prepare': Tool(
     'jaxres.data.prepare', 'make a data set ready to read: CIFAR-10 or -100, an image folder, a TFDS set in tfrecord'
   ),

@@ -1,9 +1,10 @@
 """What a run leaves behind and what its user sees: metrics.jsonl, event files, the curves, a progress bar, tables."""
 
+import collections
 import json
-import math
 import os
 import pathlib
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -18,6 +19,7 @@ from jaxres import distributed, metrics, trees
 from jaxres.errors import InputError
 
 REFRESH_SECONDS = 0.25
+MEDIAN_ROWS, LEAST_ROWS = 21, 5  # of the log, that a loss is compared with
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -28,14 +30,20 @@ class RunLog:
   Of several processes only the first has files.
   """
 
-  def __init__(self, workdir: pathlib.Path, start: int, total: int, steps_per_epoch: float):
-    """Open the log of a run that is at step ``start`` of ``total``; later rows, of a run that was killed, go."""
+  def __init__(self, workdir: pathlib.Path, start: int, total: int, steps_per_epoch: float, spike_factor: float = 0.0):
+    """Open the log of a run that is at step ``start`` of ``total``; later rows, of a run that was killed, go.
+
+    A row whose training loss is more than ``spike_factor`` times the median of those before it is warned of; 0 is not.
+    """
     from tensorboardX import SummaryWriter
 
     self.steps_per_epoch = steps_per_epoch
     leads = distributed.leads()
     self._rows = (cut_rows(workdir / 'metrics.jsonl', start) if leads else pathlib.Path(os.devnull)).open('a')
     self._events = SummaryWriter(str(workdir), purge_step=start + 1 if start else None, write_to_disk=leads)
+    self._spike_factor = spike_factor
+    rows = [json.loads(line) for line in read_lines(workdir / 'metrics.jsonl')[-MEDIAN_ROWS:]] if leads else []
+    self._losses = collections.deque((row['train/loss'] for row in rows if 'train/loss' in row), MEDIAN_ROWS)
     columns = (
       TextColumn('{task.description}'),
       BarColumn(bar_width=None),
@@ -71,8 +79,24 @@ class RunLog:
     self._rows.flush()
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
+    self._warn_of_spike(step, values.get('train/loss'))
     if not console.is_terminal or any(name.startswith(('val/', 'test/')) for name in values):
       console.print(f'epoch {epoch:.2f} step {step}: {one_line(values)}')
+
+  def _warn_of_spike(self, step: int, loss: float | None) -> None:
+    if loss is None:
+      return
+    if self._spike_factor and len(self._losses) >= LEAST_ROWS:
+      median = statistics.median(self._losses)
+      if loss > self._spike_factor * median:
+        console.print(f'warning: the training loss is {loss:.4g} at step {step}, {loss / median:.1f} times its median')
+    self._losses.append(loss)
+
+
+class NotFiniteError(InputError):
+  """A step of the training was not taken, as it was not finite."""
+
+  rollbacks = 0  # how often the learning rate was halved before
 
 
 class Meter:
@@ -81,38 +105,48 @@ class Meter:
   Fetching waits for the device, so the newest step is left in flight until its number is needed.
   """
 
-  def __init__(self, run_log: RunLog, rate: Callable[[int], Any], every: int):
-    """Log to ``run_log`` every ``every`` steps, with the learning rate that ``rate`` gives for a step."""
-    self.row: dict[str, float] = {}  # of the steps since the row before
+  def __init__(
+    self, run_log: RunLog, rate: Callable[[int], Any], every: int, partial: Mapping[str, float] | None = None
+  ):
+    """Log to ``run_log`` every ``every`` steps, with the learning rate that ``rate`` gives for a step.
+
+    ``partial`` are the ``totals`` of a run that stopped between two rows.
+    """
     self._log, self._rate, self._every = run_log, rate, every
     self._pending: list[metrics.Sums] = []
-    self._total: dict[str, float] = {}
+    self._total = dict(partial or {})
     self._clock: float | None = None
-    self._uncounted = self._shown = 0.0
+    self._uncounted, self._shown = self._total.get('count', 0.0), 0.0
 
   def add(self, step: int, sums: metrics.Sums, *, last: bool) -> None:
     """Take the sums of the batch that ended step ``step``.
 
-    Every so many steps and at the ``last`` there is a new ``row``; all but the last are written here.
+    Every so many steps a row of their means is written; at the ``last`` the row is left to the caller.
 
     Raises:
-      InputError: the loss is no longer a number.
+      NotFiniteError: a step was not taken, see ``step.halt_unless``.
     """
     if self._clock is None:  # the first step compiles: the clock starts behind it
       jax.block_until_ready(sums)
-      self._restart_clock(uncounted=float(sums['count']))
+      self._restart_clock(uncounted=self._uncounted + float(sums['count']))
     self._pending.append(sums)
     due = last or step % self._every == 0
-    if due or time.monotonic() - self._shown > REFRESH_SECONDS:
+    if due or (time.monotonic() - self._shown > REFRESH_SECONDS and jax.process_count() == 1):  # all stop at one step
       self._drain(leave=0 if due else 1)
-      self._check_finite(step)
       self._log.show(step, self._means())
-    if due:
-      self.row = self._means() | {'train/lr': float(self._rate(step - 1))}
-      if not last:
-        self._log.write(step, self.row)
+    if due and not last:
+      self._log.write(step, self.row(step))
       self._total = {}
       self._restart_clock()
+
+  def row(self, step: int) -> dict[str, float]:
+    """Return the means of the steps since the last row."""
+    return self._means() | {'train/lr': float(self._rate(step - 1))}
+
+  def totals(self) -> dict[str, float]:
+    """Return the sums of the steps since the last row. Raises as ``add`` does."""
+    self._drain(leave=0)
+    return dict(self._total)
 
   def _restart_clock(self, uncounted: float = 0.0) -> None:
     self._clock, self._uncounted = time.monotonic(), uncounted
@@ -121,6 +155,8 @@ class Meter:
     ready = len(self._pending) - leave
     fetched, self._pending = jax.device_get(self._pending[:ready]), self._pending[ready:]
     for part in fetched:
+      if part.pop('bad', 0):
+        raise NotFiniteError('the training is no longer finite; lower optim.lr or lengthen optim.warmup_epochs')
       for name, value in part.items():
         self._total[name] = self._total.get(name, 0.0) + float(value)
     self._shown = time.monotonic()
@@ -133,11 +169,6 @@ class Meter:
     if images and self._clock is not None:
       means['train/images_per_s'] = images / (time.monotonic() - self._clock)
     return means
-
-  def _check_finite(self, step: int) -> None:
-    loss = self._total.get('loss', 0.0)
-    if not math.isfinite(loss):
-      raise InputError(f'the training loss is {loss} at step {step}; lower optim.lr or lengthen optim.warmup_epochs')
 
 
 def cut_rows(path: pathlib.Path, last_step: int) -> pathlib.Path:

@@ -22,9 +22,13 @@ class Plan(NamedTuple):
   steps_per_epoch: float
   eval_steps: tuple[int, ...]
 
-  def segments(self, start: int) -> Iterator[tuple[int, int]]:
-    """Yield ``(begin, end)`` of the steps between evaluations that are left behind step ``start``."""
-    return itertools.pairwise([start, *(step for step in self.eval_steps if step > start)])
+  def segments(self, start: int, *, pending: bool = False) -> Iterator[tuple[int, int]]:
+    """Yield ``(begin, end)`` of the steps between evaluations that are left behind step ``start``.
+
+    Where that step's own evaluation is ``pending``, it is left too: the first segment has no steps.
+    """
+    first = 0 if pending else 1
+    return itertools.pairwise([start, *(step for step in self.eval_steps if step >= start + first)])
 
 
 def grouped(feeds: Iterable[Any], begin: int, end: int, size: int, every: int) -> Iterator[tuple[int, Any]]:
@@ -51,15 +55,17 @@ class Progress(NamedTuple):
   last: dict[str, float]  # metrics of the last evaluation
   best: dict[str, float]  # metrics of the evaluation with the best ``watched`` top-1, and its step
   stale: int  # evaluations since then
+  partial: dict[str, float] | None = None  # sums of the training metrics since the last row, where a signal came
+  rollbacks: int = 0  # how often the learning rate was halved, see ``train.max_rollbacks``
 
   def advance(self, step: int, scores: dict[str, float]) -> 'Progress':
     """Return the progress after an evaluation at ``step`` that gave ``scores``."""
     top1, best = watched(scores), watched(self.best)
     if top1 is None:
-      return Progress(scores, {}, 0)
+      return self._replace(last=scores, best={}, stale=0, partial=None)
     if best is None or top1 > best:
-      return Progress(scores, {'step': step} | scores, 0)
-    return Progress(scores, self.best, self.stale + 1)
+      return self._replace(last=scores, best={'step': step} | scores, stale=0, partial=None)
+    return self._replace(last=scores, stale=self.stale + 1, partial=None)
 
   def metrics(self) -> dict[str, float]:
     """Return the last metrics, and the best as ``best/...``."""

@@ -1,19 +1,16 @@
 """Networks with their weights, from wherever they come: torch files, published ones, directories and runs of jaxres."""
 
-import contextlib
 import hashlib
 import json
-import logging
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from jaxres import checkpoint, models, weights
+from jaxres import checkpoint, integrity, models, weights
 from jaxres import config as config_lib
 from jaxres.data.files import complete, file_errors
 from jaxres.errors import InputError
@@ -317,12 +314,10 @@ def _restore(directory: pathlib.Path, step: str) -> tuple[int, Mapping[str, Any]
   """Return the number of a checkpoint and its state as it was saved; the run is not touched."""
   where = directory.absolute() / 'checkpoints'
   number = _choose(where, step)
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  with _quiet(), ocp.StandardCheckpointer() as reader:
-    path = where / str(number) / 'state'
-    tree = reader.metadata(path).item_metadata.tree
-    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree)
-    return number, reader.restore(path, template)
+  try:
+    return number, flax.traverse_util.unflatten_dict(integrity.read(where / str(number)).state, sep='/')
+  except integrity.DamagedError as error:
+    raise InputError(f'{where / str(number)}: damaged: {error}') from None
 
 
 def _choose(where: pathlib.Path, step: str) -> int:
@@ -345,15 +340,3 @@ def _scores(path: pathlib.Path, number: int) -> dict[str, float]:
     return {'step': number} | json.loads((path / 'metrics/metrics').read_text())
   except (OSError, ValueError) as error:
     raise InputError(f'{path}: damaged: its metrics cannot be read: {error}') from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Keep Orbax from warning that one item, read alone, has no file that describes all items."""
-  logger = logging.getLogger('absl')
-  before = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    yield
-  finally:
-    logger.setLevel(before)

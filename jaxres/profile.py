@@ -57,8 +57,7 @@ def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
   parts, fields = programs_lib.make_parts(options), options['train']
   dataset = parts.dataset
   plan = make_plan(dataset.train, fields['epochs'], fields['eval_every_epochs'], False, False)
-  names = ('loss', 'label_smoothing', 'target_threshold', 'accumulate', 'ema', 'shard_optimizer')
-  programs = programs_lib.make_programs(parts, plan, **{name: fields[name] for name in names})
+  programs = programs_lib.make_programs(parts, plan, **{name: fields[name] for name in programs_lib.FIELDS})
   dataset.place(parts.mesh)
   key = jax.random.key(fields['seed'])
   state, feeds = programs.create(key), dataset.train.train_feeds(0, plan.total_steps)

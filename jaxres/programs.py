@@ -15,8 +15,9 @@ from jaxres.models import ResNet, whitening
 from jaxres.plan import Plan
 from jaxres.recalibrate import Recalibrate, make_recalibrate
 from jaxres.state import TrainState
-from jaxres.step import TrainSteps, make_loss, make_train_steps
+from jaxres.step import Probe, TrainSteps, make_loss, make_probe, make_train_steps
 
+FIELDS = ('loss', 'label_smoothing', 'target_threshold', 'accumulate', 'ema', 'shard_optimizer')  # of make_programs
 MakeTx = Callable[[Any, int, float], tuple[optax.GradientTransformation, optax.Schedule]]
 
 
@@ -31,6 +32,25 @@ class Parts(NamedTuple):
   mesh: Mesh
   frozen_until: Callable[[Any, int, float], Any]  # of the same, to the step at which each parameter's training begins
   init: pretrained.Init | None  # fresh variables to those that the training starts from
+  config: Mapping[str, Mapping[str, Any]]  # what all this was made of
+
+  def without_augmentation(self) -> 'Parts':
+    """Return the parts of a training on the images as they are."""
+    return self._replace(augment=augment_lib.make())
+
+  def slowed(self, factor: float) -> 'Parts':
+    """Return the parts of a training whose learning rate is ``factor`` times that of the config at every step."""
+
+    def make_tx(*args: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+      tx, rate = self.make_tx(*args)
+
+      def update(grads: Any, opt_state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return jax.tree.map(lambda x: factor * x, updates), opt_state
+
+      return optax.GradientTransformation(tx.init, update), lambda step: factor * rate(step)
+
+    return self if factor == 1.0 else self._replace(make_tx=make_tx)
 
 
 def make_parts(options: Mapping[str, Mapping[str, Any]]) -> Parts:
@@ -52,7 +72,7 @@ def make_parts(options: Mapping[str, Mapping[str, Any]]) -> Parts:
   fields = {name: options['optim'][name] for name in ('frozen', 'unfreeze')}
   frozen_until = lambda params, *args: freezing.until(params, *fields.values(), *args)
   init = pretrained.make_init(model, dataset.info.class_names, **options['init'])
-  return Parts(model, dataset, augment, views, make_tx, mesh, frozen_until, init)
+  return Parts(model, dataset, augment, views, make_tx, mesh, frozen_until, init, options)
 
 
 def fit_classes(model: ResNet, num_classes: int | None, info: data.Info) -> ResNet:
@@ -73,6 +93,7 @@ class Programs(NamedTuple):
   create: Callable[[jax.Array], TrainState]  # a key to the state at step 0
   shardings: TrainState  # where the arrays of a state go
   train_steps: TrainSteps
+  probe: Probe  # looks at a step that is not finite
   eval_steps: dict[str, evaluate.EvalStep]  # by the prefix of their metrics
   rate: optax.Schedule  # the learning rate of a step
   recalibrate: Callable[[int], Recalibrate]  # of the step after which it is done
@@ -112,22 +133,19 @@ def make_programs(
     for model, stage in zip(held, stages, strict=True)
   ]
   later = [(stage.begin, loss_fn) for stage, loss_fn in zip(stages, losses_of, strict=True)][1:]
+  same: dict[str, Any] = {
+    'accumulate': accumulate,
+    'later': later,
+    'per_device_bn': model.bn == 'per_device',
+    'shardings': shardings,
+  }
   make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
   recalibrates = [make_recalibrate(model, dataset.info, fetch, mesh) for model in held]
   return Programs(
     create=jax.jit(create, out_shardings=shardings),
     shardings=shardings,
-    train_steps=make_train_steps(
-      losses_of[0],
-      tx,
-      fetch,
-      mesh,
-      accumulate=accumulate,
-      ema=ema,
-      later=later,
-      per_device_bn=model.bn == 'per_device',
-      shardings=shardings,
-    ),
+    train_steps=make_train_steps(losses_of[0], tx, fetch, mesh, ema=ema, **same),
+    probe=make_probe(losses_of[0], fetch, mesh, **same),
     eval_steps={'': make_eval_step()} | ({'tta/': make_eval_step(parts.views)} if parts.views else {}),
     rate=rate,
     recalibrate=lambda step: recalibrates[freezing.stage_before(stages, step)],

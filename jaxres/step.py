@@ -1,5 +1,6 @@
 """The training step: one jitted function from a state and a feed to the next state."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxres.state import TrainState
 
 LossFn = Callable[[Any, Any, data.Batch, jax.Array], tuple[jax.Array, tuple[Any, metrics.Sums]]]
 TrainSteps = Callable[[TrainState, jax.Array, Any, Any], tuple[TrainState, metrics.Sums]]
+Probe = Callable[[TrainState, jax.Array, Any, Any], tuple[jax.Array, dict[str, Any]]]
 
 
 def make_loss(
@@ -62,6 +64,8 @@ def make_train_steps(
   The first axis of ``feeds`` is that of the steps, K; more than one are a ``lax.scan``. The sums of metrics are those
   over all of them. Each K is a program of its own; the key is an argument, so that every seed has the same.
 
+  A step whose loss, gradient or batch statistics are not finite is not taken, nor is any after it: ``halt_unless``.
+
   The state is donated; each feed is split over the devices. Under ``jit`` the BatchNorm statistics and the gradient are
   those of the whole batch, whatever the number of devices.
 
@@ -76,19 +80,15 @@ def make_train_steps(
     per_device_bn: see ``per_device``.
     shardings: of the state, of ``state.shardings``; None holds it whole on every device.
   """
-  make_gradient = per_device if per_device_bn else accumulated
-  losses_of = [loss_fn, *(loss_fn for _, loss_fn in later)]
-  gradient = by_step([make_gradient(f, fetch, accumulate, mesh) for f in losses_of], [begin for begin, _ in later])
+  gradient = make_gradient(loss_fn, fetch, mesh, accumulate, later, per_device_bn)
 
-  def train_step(train_state: TrainState, key: jax.Array, constants: Any, feed: Any) -> tuple[TrainState, metrics.Sums]:
-    rng = step_key(key, train_state.step)
-    grads, (batch_stats, sums) = gradient(
-      train_state.step, train_state.params, train_state.batch_stats, constants, feed, rng
-    )
-    updates, opt_state = tx.update(grads, train_state.opt_state, train_state.params)
-    params = optax.apply_updates(train_state.params, updates)
-    new = TrainState(train_state.step + 1, params, batch_stats, opt_state, train_state.ema)
-    return state.average(new, ema), sums
+  def train_step(before: TrainState, key: jax.Array, constants: Any, feed: Any) -> tuple[TrainState, metrics.Sums]:
+    rng = step_key(key, before.step)
+    grads, (batch_stats, sums) = gradient(before.step, before.params, before.batch_stats, constants, feed, rng)
+    updates, opt_state = tx.update(grads, before.opt_state, before.params)
+    params = optax.apply_updates(before.params, updates)
+    after = TrainState(before.step + 1, params, batch_stats, opt_state, before.ema)
+    return halt_unless(all_finite((sums['loss'], grads, batch_stats)), before, state.average(after, ema), sums)
 
   def train_steps(train_state: TrainState, key: jax.Array, constants: Any, feeds: Any) -> tuple[TrainState, Any]:
     one = lambda train_state, feed: train_step(train_state, key, constants, feed)
@@ -106,6 +106,75 @@ def make_train_steps(
     donate_argnums=0,
     compiler_options=compiler_options(),
   )
+
+
+def make_gradient(
+  loss_fn: LossFn,
+  fetch: Callable[..., data.Batch],
+  mesh: Mesh,
+  accumulate: int,
+  later: Sequence[tuple[int, LossFn]],
+  per_device_bn: bool,
+) -> Callable[..., Any]:
+  """Return ``(step, params, batch_stats, constants, feed, rng) -> (grads, (batch_stats, sums))``; see the step."""
+  make = per_device if per_device_bn else accumulated
+  losses_of = [loss_fn, *(loss_fn for _, loss_fn in later)]
+  return by_step([make(f, fetch, accumulate, mesh) for f in losses_of], [begin for begin, _ in later])
+
+
+def make_probe(
+  loss_fn: LossFn,
+  fetch: Callable[..., data.Batch],
+  mesh: Mesh,
+  *,
+  accumulate: int = 1,
+  later: Sequence[tuple[int, LossFn]] = (),
+  per_device_bn: bool = False,
+  shardings: Any = None,
+) -> Probe:
+  """Return the jitted function that looks at a step and does not take it; the arguments are ``make_train_steps``'s.
+
+  It takes the same as that, for one step, to the mean loss and to trees of bools, which arrays are finite: those of the
+  state before the step, ``params``, then what the step makes, ``batch_stats`` and ``gradients``.
+  """
+  gradient = make_gradient(loss_fn, fetch, mesh, accumulate, later, per_device_bn)
+
+  def probe(train_state: TrainState, key: jax.Array, constants: Any, feeds: Any) -> Any:
+    number, params, batch_stats = train_state.step, train_state.params, train_state.batch_stats
+    feed = jax.tree.map(lambda x: x[0], feeds)
+    grads, (stats, sums) = gradient(number, params, batch_stats, constants, feed, step_key(key, number))
+    finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+    return sums['loss'] / sums['count'], {
+      name: finite(tree) for name, tree in (('params', params), ('batch_stats', stats), ('gradients', grads))
+    }
+
+  whole = sharding.replicated(mesh)
+  return jax.jit(
+    probe,
+    in_shardings=(shardings or whole, whole, whole, sharding.over_steps(mesh)),
+    out_shardings=whole,
+    compiler_options=compiler_options(),
+  )
+
+
+def all_finite(tree: Any) -> jax.Array:
+  """Return whether no array of ``tree`` has a NaN or an infinity, a bool scalar."""
+  return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def halt_unless(
+  good: jax.Array, before: TrainState, after: TrainState, sums: metrics.Sums
+) -> tuple[TrainState, metrics.Sums]:
+  """Return ``after`` and ``sums``, with ``bad`` of 0, where ``good``; else the state ``before``, halted, and no sums.
+
+  A halted state has the negative step ``-1 - step`` and no later step moves it, so that, whatever is in flight when
+  the host hears of it, all else is as it was before the bad step, to the bit. ``bad`` is 1 for each step not taken.
+  """
+  good &= before.step >= 0
+  kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+  halted = jnp.where(good, after.step, jnp.minimum(before.step, -1 - before.step))
+  sums = {name: jnp.where(good, value, 0.0) for name, value in sums.items()}
+  return dataclasses.replace(kept, step=halted), sums | {'bad': 1.0 - good}
 
 
 def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:

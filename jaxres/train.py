@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxres import checkpoint, data, distributed, evaluate, log, pretrained, sharding, state
+from jaxres import badstep, checkpoint, data, distributed, evaluate, log, pretrained, sharding, signals, state
 from jaxres import config as config_lib
 from jaxres import weights as weights_lib
 from jaxres import workdir as workdir_lib
-from jaxres.backend import keep_freed_memory, keep_programs
-from jaxres.data import augment as augment_lib
+from jaxres.backend import be_deterministic, keep_freed_memory, keep_programs
 from jaxres.errors import InputError
 from jaxres.plan import DRY_RUN_STEPS, Progress, grouped, make_plan, watched
 from jaxres.programs import Parts, Programs, make_parts, make_programs
@@ -23,6 +22,7 @@ from jaxres.recalibrate import recalibrated
 from jaxres.state import TrainState
 
 SCAN_STEPS = 10  # of one call, where it pays
+SLOWER = 0.5  # times the learning rate, after a rollback
 Feeds = Callable[[int, int], Iterator[Any]]
 BeginRun = Callable[[], contextlib.AbstractContextManager[ocp.CheckpointManager]]
 
@@ -40,13 +40,15 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
 
   Raises:
     InputError: the config, the data or the workdir cannot be used, which is found before anything is compiled; or
-      the loss is no longer a number.
+      a step is not finite.
+    StoppedError: a KeyboardInterrupt: SIGTERM or SIGINT came, and the run has saved.
   """
   keep_freed_memory()
   keep_programs()
   log.console.quiet = not distributed.leads()
   config = config_lib.complete(config)
   options = config_lib.to_dict(config)
+  be_deterministic(options['train']['deterministic'])
   workdir = workdir_lib.check_config(pathlib.Path(workdir).expanduser(), config)
   checkpoint.check(**options['checkpoint'])
   parts = make_parts(options)
@@ -77,6 +79,9 @@ def fit(
   ema: float = 0.0,
   shard_optimizer: bool = False,
   recalibrate_bn: int = 0,
+  max_rollbacks: int = 0,
+  spike_factor: float = 0.0,
+  deterministic: bool = False,
   dry_run: bool = False,
   overfit_one_batch: bool = False,
 ) -> dict[str, float]:
@@ -107,22 +112,35 @@ def fit(
       memory, the same result.
     recalibrate_bn: before every evaluation the running statistics of BatchNorm, of the moving average too, become the
       averages over the first so many training batches, for where few steps or small batches left them far off.
+    max_rollbacks: where a step is not finite, go back to the last checkpoint and on with half the learning rate, up to
+      so many times; 0 stops.
+    spike_factor: warn where a row's training loss is more than so many times the median of the rows before it; 0 never
+      does.
+    deterministic: on a GPU, use only operations that give the same bits every time; a CPU does so anyway. It is set for
+      the whole process before this is called.
     dry_run: two steps, an evaluation of at most two batches, a save; in ``<workdir>/dry_run``.
     overfit_one_batch: 200 steps on the first batch alone, without augmentation: what can learn reaches 100 %.
 
   Raises:
-    InputError: a value is out of range, or the loss is no longer a number.
+    InputError: a value is out of range, or a step is not finite.
+    StoppedError: a signal came, and the run has saved.
   """
   dataset, mesh = parts.dataset, parts.mesh
   _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, scan_steps, ema, dataset.val)
+  if max_rollbacks < 0:
+    raise InputError(f'train.max_rollbacks: expected 0 or more, found {max_rollbacks}')
+  if spike_factor and not 1.0 < spike_factor < float('inf'):
+    raise InputError(f'train.spike_factor: expected 0, or a factor above 1; found {spike_factor}')
   if recalibrate_bn < 0:
     raise InputError(f'train.recalibrate_bn: expected 0 or more batches, found {recalibrate_bn}')
   if not 0 <= seed < 2**63:
     raise InputError(f'train.seed: expected 0 to 2**63 - 1, found {seed}')
   plan = make_plan(dataset.train, epochs, eval_every_epochs, dry_run, overfit_one_batch)
   if overfit_one_batch:
-    parts = parts._replace(augment=augment_lib.make())
-  programs = make_programs(parts, plan, loss, label_smoothing, target_threshold, accumulate, ema, shard_optimizer)
+    parts = parts.without_augmentation()
+  fields = (loss, label_smoothing, target_threshold, accumulate, ema, shard_optimizer)
+  make = lambda factor: make_programs(parts.slowed(factor), plan, *fields)
+  make(1.0)  # what they cannot use is told before anything is written
   scan_steps = scan_steps or best_scan_steps(dataset.train)
   key = jax.random.key(seed)
   dataset.place(mesh)
@@ -132,31 +150,65 @@ def fit(
   limit = DRY_RUN_STEPS if dry_run else None
 
   stop = plan.eval_steps[-1]
-  with begin_run() as manager, distributed.together():
-    train_state, progress = restore_or_init(manager, programs, key, parts.init)
-    start = int(train_state.step)
-    log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
-    with log.RunLog(workdir, start, stop, plan.steps_per_epoch) as run_log:
-      for begin, end in plan.segments(start):
-        if progress.stale >= patience > 0:
-          log.console.print(f'stopped early: validation top-1 is no better since {progress.stale} evaluations')
-          break
-        meter = log.Meter(run_log, programs.rate, log_every_steps)
-        for step, own in grouped(feeds(begin, end), begin, end, scan_steps, log_every_steps):
-          group = sharding.assembled(own, split)
-          train_state, sums = programs.train_steps(train_state, key, dataset.train.constants, group)
-          meter.add(step, sums, last=step == end)
-        if recalibrate_bn:
-          train_state = recalibrated(train_state, programs.recalibrate(end), dataset.train, recalibrate_bn)
-        scores = meter.row | evaluate.evaluate_state(programs.eval_steps, train_state, dataset, eval_batch_size, limit)
-        run_log.write(end, scores)
-        progress = progress.advance(end, scores)
-        checkpoint.save(manager, train_state, progress._asdict(), ranked(scores))
-      manager.wait_until_finished()
-  if start >= stop:
-    log.console.print(f'{workdir} is finished; more train.epochs extend it')
+
+  def attempt(rollbacks: int) -> Progress:
+    """Train to the end, or to a step that is not finite: a NotFiniteError then."""
+    with begin_run() as manager, distributed.together(), signals.watched() as watch:
+      train_state, progress = restore_or_init(manager, make(1.0), key, parts.init)
+      progress = progress._replace(rollbacks=max(progress.rollbacks, rollbacks))
+      programs = make(SLOWER**progress.rollbacks)
+      start = int(train_state.step)
+      log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
+      with log.RunLog(workdir, start, stop, plan.steps_per_epoch, spike_factor) as run_log:
+        for begin, end in plan.segments(start, pending=bool(progress.partial)):
+          if progress.stale >= patience > 0:
+            log.console.print(f'stopped early: validation top-1 is no better since {progress.stale} evaluations')
+            break
+          meter = log.Meter(run_log, programs.rate, log_every_steps, progress.partial)
+          try:
+            for step, own in grouped(feeds(begin, end), begin, end, scan_steps, log_every_steps):
+              group = sharding.assembled(own, split)
+              train_state, sums = programs.train_steps(train_state, key, dataset.train.constants, group)
+              meter.add(step, sums, last=step == end)
+              watch.check(step, meter.totals)
+            with watch.at_once():
+              ready = train_state
+              if recalibrate_bn:
+                ready = recalibrated(train_state, programs.recalibrate(end), dataset.train, recalibrate_bn)
+              found = evaluate.evaluate_state(programs.eval_steps, ready, dataset, eval_batch_size, limit)
+          except signals.AskedError:
+            checkpoint.save(
+              manager, train_state, progress._replace(partial=meter.totals())._asdict(), {}, parts.config, commit=True
+            )
+            raise watch.stopped(int(train_state.step)) from None
+          except log.NotFiniteError:
+            error = badstep.explained(parts, programs.probe, train_state, key, workdir, overfit_one_batch)
+            error.rollbacks = progress.rollbacks
+            raise error from None
+          train_state, scores = ready, meter.row(end) | found
+          run_log.write(end, scores)
+          progress = progress.advance(end, scores)
+          checkpoint.save(manager, train_state, progress._asdict(), ranked(scores), parts.config)
+    if start >= stop:
+      log.console.print(f'{workdir} is finished; more train.epochs extend it')
+    return progress
+
+  progress = with_rollbacks(attempt, max_rollbacks)
   log.print_end(progress.metrics(), workdir)
   return progress.metrics()
+
+
+def with_rollbacks(attempt: Callable[[int], Progress], most: int) -> Progress:
+  """Return what ``attempt`` returns, given how often the learning rate was halved: up to ``most`` times."""
+  rollbacks = 0
+  while True:
+    try:
+      return attempt(rollbacks)
+    except log.NotFiniteError as error:
+      rollbacks = error.rollbacks + 1
+      if rollbacks > most:
+        raise
+      log.console.print(f'{error}\nback to the last checkpoint, with {SLOWER**rollbacks:g} times the learning rate')
 
 
 def restore_or_init(

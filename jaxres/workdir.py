@@ -18,7 +18,7 @@ MAY_CHANGE = {
   'train.epochs', 'train.patience', 'train.scan_steps', 'train.log_every_steps', 'train.eval_batch_size',
   'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
   'tta.flip', 'tta.crop', 'tta.pad', 'train.shard_optimizer',
-  'data.workers', 'data.max_bad',
+  'data.workers', 'data.max_bad', 'train.max_rollbacks', 'train.spike_factor',
 }  # fmt: skip
 IDENTITY = ('class_names', 'image_shape', 'splits')  # what of data.json must be the same: mean and std are rounded
 

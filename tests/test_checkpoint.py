@@ -74,11 +74,11 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path) -> None:
   state = jax.jit(make_state, static_argnums=0)(0)
   state = jax.tree.map(lambda x: jnp.broadcast_to(x, (1000, *x.shape)).copy(), state.replace(step=None))
   with checkpoint.open(tmp_path / 'c', keep_latest=1) as manager:
-    checkpoint.save(manager, state.replace(step=0), {}, {})
+    checkpoint.save(manager, state.replace(step=jnp.int32(0)), {}, {})
     for _ in range(20):
       state = step(state)
     manager.wait_until_finished()
-    template = jax.eval_shape(lambda: state.replace(step=0))
+    template = jax.eval_shape(lambda: state.replace(step=jnp.int32(0)))
     template = jax.tree.map(lambda x: x, template)
     found, _ = checkpoint.restore(manager, template, sharding.replicated(sharding.make_mesh()))
   np.testing.assert_array_equal(found.params['a'][3], make_state(0).params['a'])

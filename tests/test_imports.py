@@ -12,16 +12,17 @@ import jaxres
 PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
   {'errors'},
-  {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed'},
+  {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
   {'models', 'data'},
   {'freezing'},
   {'optim'},
-  {'state', 'weights'},
+  {'integrity', 'state', 'weights'},
   {'checkpoint', 'evaluate', 'log', 'plan', 'recalibrate', 'step'},
   {'pretrained', 'workdir'},
   {'programs'},
+  {'badstep'},
   {'train'},
-  {'cli', 'convert', 'predict', 'profile', 'seeds', 'show_data'},
+  {'cli', 'convert', 'digest', 'doctor', 'predict', 'profile', 'seeds', 'show_data'},
   {'__main__'},
 ]
 

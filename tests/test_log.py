@@ -1,6 +1,5 @@
 import io
 import json
-import math
 import re
 
 import jax.numpy as jnp
@@ -10,7 +9,6 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from jaxres import log
-from jaxres.errors import InputError
 
 
 def sums(loss: float, count: float = 8.0) -> dict:
@@ -44,7 +42,7 @@ def test_rows_are_means_of_the_steps_between_them(tmp_path) -> None:
     meter = log.Meter(run_log, lambda step: 0.1 * step, every=2)
     for step in range(1, 6):
       meter.add(step, sums(float(step)), last=step == 5)
-    run_log.write(5, meter.row | {'test/top1': 0.25})
+    run_log.write(5, meter.row(5) | {'test/top1': 0.25})
   found = rows(tmp_path)
   assert [row['step'] for row in found] == [2, 4, 5]
   assert [row['epoch'] for row in found] == [1.0, 2.0, 2.5]
@@ -69,12 +67,23 @@ def test_a_resumed_run_drops_the_rows_behind_its_checkpoint(tmp_path) -> None:
   assert [row['step'] for row in rows(tmp_path)] == [1, 2, 3]
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path) -> None:
+def test_a_step_that_was_not_taken_ends_the_run(tmp_path) -> None:
   with log.RunLog(tmp_path, 0, 9, 1.0) as run_log:
     meter = log.Meter(run_log, lambda _: 0.1, every=1)
-    meter.add(1, sums(1.0), last=False)
-    with pytest.raises(InputError, match='the training loss is nan at step 2; lower optim.lr'):
-      meter.add(2, sums(math.nan), last=False)
+    meter.add(1, sums(1.0) | {'bad': 0.0}, last=False)
+    with pytest.raises(log.NotFiniteError, match='no longer finite; lower optim.lr'):
+      meter.add(2, sums(1.0) | {'bad': 1.0}, last=False)
+
+
+def test_a_row_goes_on_where_a_run_stopped(tmp_path) -> None:
+  with log.RunLog(tmp_path, 0, 9, 1.0) as run_log:
+    first = log.Meter(run_log, lambda _: 0.1, every=4)
+    for step in (1, 2):
+      first.add(step, sums(float(step)), last=False)
+    second = log.Meter(run_log, lambda _: 0.1, every=4, partial=first.totals())
+    for step in (3, 4):
+      second.add(step, sums(float(step)), last=False)
+  assert [(row['step'], row['train/loss']) for row in rows(tmp_path)] == [(4, 2.5)]
 
 
 def test_curves_show_each_split(tmp_path) -> None:

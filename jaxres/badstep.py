@@ -1,0 +1,143 @@
+"""A step that was not finite: what of it, on which examples, and a file by which it is run again."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxres import config as config_lib
+from jaxres import distributed, integrity, log, plan, programs, sharding, step, trees
+from jaxres.data import order
+from jaxres.data.files import load_npz
+from jaxres.errors import InputError
+from jaxres.state import TrainState
+
+SHOWN_IDS = 8  # of a batch, in one line
+
+
+class Found(NamedTuple):
+  """What a step gives whose state is known."""
+
+  step: int
+  loss: float  # mean over the batch, nats
+  bad: tuple[str, ...]  # what is not finite, the stem first and the head last; where it begins, then where it leads
+  counts: Mapping[str, str]  # of parameters, gradients, ...: how many arrays are not finite, as '3 of 62'
+
+  def describe(self) -> str:
+    """Return it in words, as the end of a sentence."""
+    if not self.bad:
+      return f'step {self.step}: loss {self.loss:.4g}, and all is finite'
+    counts = ', '.join(f'{count} {name}' for name, count in self.counts.items())
+    return f'step {self.step} is not finite: loss {self.loss:.4g}, first {self.bad[0]}; not finite are {counts}'
+
+
+def probe(probe_step: step.Probe, train_state: TrainState, key: jax.Array, constants: Any, feeds: Any) -> Found:
+  """Return what the step behind ``train_state`` gives on the group ``feeds`` of one step."""
+  loss, finite = jax.device_get(probe_step(train_state, key, constants, feeds))
+  bad, counts = [], {}
+  for part in ('params', 'batch_stats', 'loss', 'gradients'):
+    tree = finite.get(part, {'': np.isfinite(loss)})
+    found = {trees.name(path): bool(good) for path, good in jax.tree_util.tree_leaves_with_path(tree)}
+    names = sorted((name for name, good in found.items() if not good), key=_depth)
+    bad += [f'{part}/{name}'.removesuffix('/') for name in names]
+    if part in finite:
+      counts[part] = f'{len(names)} of {len(found)}'
+  return Found(int(train_state.step), float(loss), tuple(bad), counts)
+
+
+def explained(
+  parts: programs.Parts,
+  probe_step: step.Probe,
+  halted: TrainState,
+  key: jax.Array,
+  workdir: pathlib.Path,
+  overfit_one_batch: bool,
+) -> log.NotFiniteError:
+  """Return the error that names the step at which a state was ``halted``, and write the file that repeats it."""
+  before = dataclasses.replace(halted, step=-1 - halted.step)
+  number = 0 if overfit_one_batch else int(before.step)
+  found = probe(probe_step, before, key, parts.dataset.train.constants, group_of(parts, number))
+  ids = ids_of(parts, number)
+  try:
+    again = f'jaxres doctor --replay {write(workdir, before, found, ids, parts.config)} runs it again'
+  except OSError as error:
+    again = f'no file of it could be written: {error.strerror}'
+  examples = ', '.join([*map(str, ids[:SHOWN_IDS]), *['...'] * (len(ids) > SHOWN_IDS)])
+  fix = f'lower optim.lr or lengthen optim.warmup_epochs; {again}'
+  return log.NotFiniteError(f'{found.describe()}; the batch is of training examples {examples}; {fix}')
+
+
+def write(
+  workdir: pathlib.Path, train_state: TrainState, found: Found, ids: np.ndarray, config: Mapping[str, Any]
+) -> pathlib.Path:
+  """Write what ``replay`` needs to ``<workdir>/bad_step_<N>.npz``; return the path. The first process writes.
+
+  Args:
+    workdir: of the run.
+    train_state: from before the step.
+    found: what is the matter with it.
+    ids: int ``[B]``: the examples of its batch, by their place in the training split.
+    config: of the run.
+  """
+  path = workdir / f'bad_step_{found.step}.npz'
+  arrays: dict[str, Any] = {f'state/{name}': array for name, array in integrity.leaves(train_state.present)}
+  if distributed.leads():
+    about = json.dumps({'config': config_lib.to_dict(config), 'found': found._asdict()})
+    with path.open('wb') as file:
+      np.savez(file, **arrays, ids=ids, about=np.array(about))
+  return path
+
+
+def replay(path: pathlib.Path) -> tuple[Found, Found, np.ndarray]:
+  """Return what was found when a file of ``write`` was written, what its step gives now, and the examples' ids.
+
+  Raises:
+    InputError: the file, or the data of its config, cannot be used.
+  """
+  if not path.is_file():
+    raise InputError(f'--replay: no such file: {path}; a run that stops at a step that is not finite writes one')
+  try:
+    content = load_npz(path)
+    about = json.loads(str(content['about']))
+    then = Found(**about['found'])
+  except (ValueError, KeyError, TypeError) as error:
+    raise InputError(f'--replay: {path}: not a file of a bad step: {error}') from None
+  config = config_lib.to_dict(config_lib.complete(about['config']))
+  parts, fields = programs.make_parts(config), config['train']
+  pipeline, key = parts.dataset.train, jax.random.key(fields['seed'])
+  spans = plan.make_plan(
+    pipeline, *(fields[name] for name in ('epochs', 'eval_every_epochs', 'dry_run', 'overfit_one_batch'))
+  )
+  parts = parts.without_augmentation() if fields['overfit_one_batch'] else parts
+  made = programs.make_programs(parts, spans, **{name: fields[name] for name in programs.FIELDS})
+  parts.dataset.place(parts.mesh)
+  template = jax.eval_shape(made.create, key).present
+  saved = {name.removeprefix('state/'): array for name, array in content.items() if name.startswith('state/')}
+  integrity.check_like(
+    {name: integrity.leaf_digest(array) for name, array in saved.items()}, integrity.kinds(template), str(path)
+  )
+  whole = jax.tree_util.tree_map_with_path(lambda name, _: jnp.asarray(saved[trees.name(name)]), template)
+  train_state = jax.device_put(TrainState(**whole), made.shardings)
+  group = group_of(parts, 0 if fields['overfit_one_batch'] else then.step)
+  return then, probe(made.probe, train_state, key, pipeline.constants, group), content['ids']
+
+
+def ids_of(parts: programs.Parts, number: int) -> np.ndarray:
+  """Return the examples of the batch of step ``number``, by their place in the training split."""
+  train = parts.dataset.train
+  return order.train_indices(train.seed, number, train.batch_size, train.size)
+
+
+def group_of(parts: programs.Parts, number: int) -> Any:
+  """Return the feed of step ``number`` as a group of one step."""
+  own = jax.tree.map(lambda x: x[None], next(parts.dataset.train.train_feeds(number, number + 1)))
+  return sharding.assembled(own, sharding.over_steps(parts.mesh))
+
+
+def _depth(name: str) -> tuple[int, str]:
+  return (0 if name.startswith('stem') else 2 if name.startswith('head') else 1, name)

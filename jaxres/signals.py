@@ -1,0 +1,115 @@
+"""SIGTERM and SIGINT: a run that is asked to stop saves first; asked twice, it ends at once."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxres import errors
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StoppedError(KeyboardInterrupt):
+  """The run was asked to stop; the message says what it saved."""
+
+  def __init__(self, message: str, status: int):
+    super().__init__(message)
+    self.status = status  # that the process exits with: 128 + the signal's number
+
+
+class AskedError(Exception):
+  """A signal has asked the run to stop."""
+
+
+class Watch:
+  """What is known of the signals that came; of ``watched``."""
+
+  number: int | None = None  # of the first signal
+  _at_once = False
+
+  def check(self, step: int, first: Callable[[], object]) -> None:
+    """Raise AskedError where the run is to stop behind ``step``; all its processes do so behind the same one.
+
+    ``first`` is called before: what it raises counts for more.
+    """
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+      self.number = signal.SIGTERM
+    if self.number is not None:
+      first()
+      raise AskedError
+
+  @contextlib.contextmanager
+  def at_once(self) -> Iterator[None]:
+    """Raise AskedError as soon as a signal comes, in the midst of what is done in this context."""
+    self._at_once = jax.process_count() == 1  # of several, the others would wait for this one
+    try:
+      if self._at_once and self.number is not None:
+        raise AskedError
+      yield
+    finally:
+      self._at_once = False
+
+  def stopped(self, step: int) -> StoppedError:
+    """Return what is to be raised when ``step`` is saved."""
+    number = signal.Signals(self.number or signal.SIGTERM)
+    return StoppedError(f'{number.name}: step {step} is saved; the same command continues the run', 128 + number)
+
+  def _handle(self, number: int, frame: Any) -> None:
+    self.number = self.number or number
+    if self._at_once:
+      self._at_once = False
+      raise AskedError
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Watch]:
+  """Note SIGTERM and SIGINT in a ``Watch``, and end the process at the second.
+
+  Only the main thread can; in another nothing is noted. Of several processes JAX notes SIGTERM, which can come to one
+  of them alone, and SIGINT stays as it is.
+  """
+  watch = Watch()
+  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+    yield watch
+    return
+  came, wake = socket.socketpair()
+  wake.setblocking(False)
+  fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+  threading.Thread(target=_end_at_the_second, args=(came,), name='signals', daemon=True).start()
+  before = {number: signal.signal(number, watch._handle) for number in SIGNALS}
+  try:
+    yield watch
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+    signal.set_wakeup_fd(fd)
+    wake.close()
+
+
+def _end_at_the_second(came: socket.socket) -> None:
+  """End the process at the second signal, even while its main thread compiles or waits for the device."""
+  count = 0
+  with came:
+    while byte := came.recv(1):
+      count += byte[0] in SIGNALS
+      if count == 2:
+        os.write(2, b'stopped at once, by a second signal; the same command continues from the last save\n')
+        os._exit(128 + byte[0])
+
+
+@contextlib.contextmanager
+def exits() -> Iterator[None]:
+  """End the program with one line on standard error and the status of the signal that stopped the run."""
+  try:
+    yield
+  except StoppedError as stopped:
+    if jax.process_count() > 1:
+      jax.distributed.shutdown()  # which waits for the others
+    errors.exit_with(str(stopped), stopped.status, prefix='')

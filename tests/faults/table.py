@@ -1,0 +1,109 @@
+"""Write the table of docs/reliability.md from tests/faults/results.jsonl.
+
+python tests/faults/table.py --check
+
+``--check`` writes nothing and exits with 1 where the page is not what the results say.
+"""
+
+import argparse
+import pathlib
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from tests.faults.campaign import RESULTS, ROOT, rows
+
+PAGE = ROOT / 'docs/reliability.md'
+MARKED = re.compile(r'(<!-- faults -->\n).*?(<!-- /faults -->)', re.DOTALL)
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Write the page, or check it; return the exit code."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--check', action='store_true')
+  args = parser.parse_args(argv)
+  text = PAGE.read_text()
+  filled, count = MARKED.subn(lambda match: f'{match[1]}\n{table(rows(RESULTS))}\n\n{match[2]}', text)
+  if count != 1:
+    raise SystemExit(f'{PAGE}: expected one <!-- faults --> ... <!-- /faults -->, found {count}')
+  if filled != text and args.check:
+    print(f'{PAGE}: not what {RESULTS.name} says; run python tests/faults/table.py')
+    return 1
+  if not args.check:
+    PAGE.write_text(filled)
+  return 0
+
+
+def table(every: Sequence[Row]) -> str:
+  """Return the table in Markdown."""
+  lines = [
+    '| fault | what must be | trials | failures | 95 % bound of the rate | seen |',
+    '| --- | --- | --- | --- | --- | --- |',
+  ]
+  for kind, (fault, must, seen) in KINDS.items():
+    found = [row for row in every if row['kind'] == kind]
+    if found:
+      failures = sum(not row['ok'] for row in found)
+      bound = f'{min(1.0, 3 / len(found)):.1%}'.replace('%', ' %') if not failures else ''
+      lines.append(f'| {fault} | {must} | {len(found)} | {failures} | {bound} | {seen(found)} |')
+  return '\n'.join(lines)
+
+
+def killed(found: Sequence[Row]) -> str:
+  ends = [row['ends_alike'] for row in found if 'ends_alike' in row]
+  return f'{sum(row["status"] == -9 for row in found)} killed; {sum(ends)} of {len(ends)} runs ended bit-identical'
+
+
+def stopped(found: Sequence[Row]) -> str:
+  asked = [row for row in found if row['status'] and not row['said'].startswith('stopped at once')]
+  if not asked:
+    return ''
+  grace = sorted(row['grace_s'] for row in asked)
+  p95 = grace[min(len(grace) - 1, round(0.95 * (len(grace) - 1)))]
+  at_once = sum(bool(row['status']) for row in found) - len(asked)
+  median = statistics.median(grace)
+  return (
+    f'{len(asked)} saved and said so; seconds to the exit: median {median:.1f}, p95 {p95:.1f}; {at_once} ended at once'
+  )
+
+
+def fell_back(found: Sequence[Row]) -> str:
+  count = sum(row['fell_back'] for row in found)
+  return f'{count} fell back and named the part; {len(found) - count} hit what no array needs'
+
+
+def filled_up(found: Sequence[Row]) -> str:
+  stopped = sum(row['status'] == 2 for row in found)
+  return f'{stopped} ended with one line, {len(found) - stopped} had room enough; all ended bit-identical with room'
+
+
+def slowest(found: Sequence[Row]) -> str:
+  return f'slowest answer {max(row["run_s"] for row in found):.1f} s'
+
+
+KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
+  'kills': ('`kill -9` at a random moment', 'what was committed restores; the end is bit-identical', killed),
+  'signals': ('SIGTERM, SIGINT, some twice', 'saved, told after the commit, exit 143 or 130', stopped),
+  'full_disks': ('the disk fills up', 'one line; no partial file; earlier saves restore', filled_up),
+  'corruptions': ('a bit flipped, a file cut off, emptied, deleted', 'only what was saved is restored', fell_back),
+  'nans': (
+    'a NaN or an overflow in the pixels, gradient, loss',
+    'stops at that step; nothing of it saved',
+    lambda _: '',
+  ),
+  'configs': ('a misspelt field, a wrong type', 'one line with the field and the nearest word', slowest),
+  'images': (
+    'a truncated, empty or foreign image file',
+    'one line with its name before anything is compiled',
+    lambda _: '',
+  ),
+}
+
+
+if __name__ == '__main__':
+  sys.exit(main())

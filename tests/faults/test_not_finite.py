@@ -1,0 +1,114 @@
+"""A step that is not finite is not taken: the state stays as it was before, is never saved, and the step is named."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from jaxres import badstep, cli, integrity, log, train
+from jaxres.data import order
+from jaxres.models import resnet
+from tests.conftest import make_arrays, merged
+
+WHITE = 41  # the example that poisons
+
+
+@pytest.fixture
+def poisoned(config: dict, npz, request, monkeypatch) -> dict:
+  """A config whose batch statistics, gradient or loss are not finite where a batch has the white image."""
+  from tests.faults import poisoned as module
+
+  monkeypatch.setenv('JAXRES_POISON', request.param)
+  monkeypatch.setitem(resnet.MODELS, 'poisoned', None)
+  monkeypatch.setitem(resnet.MODELS, 'tiny', resnet.MODELS['tiny'])
+  module.get_config()
+  arrays = make_arrays()
+  arrays['train_x'][WHITE] = 255
+  return merged(config, model={'name': 'poisoned'}, data={'path': npz(**arrays)}, augment={'crop_pad': 0})
+
+
+def first_step(size: int = 96) -> int:
+  return next(step for step in range(100) if WHITE in order.train_indices(0, step, 16, size))
+
+
+EXPECTED = {'pixel': 'batch_stats/stem/bn/mean', 'gradient': 'gradients/stem/bn/bias', 'overflow': 'loss'}
+
+
+@pytest.mark.parametrize(('poisoned', 'scan'), [('pixel', 1), ('gradient', 2), ('overflow', 1)], indirect=['poisoned'])
+def test_a_step_that_is_not_finite_is_named_and_run_again(poisoned, scan: int, tmp_path, request, capsys) -> None:
+  kind = request.node.callspec.params['poisoned']
+  config = merged(poisoned, train={'epochs': 1, 'scan_steps': scan, 'log_every_steps': 4, 'eval_every_epochs': 0.17})
+  bad = first_step()
+  with pytest.raises(log.NotFiniteError, match=f'step {bad} is not finite: loss .*, first {EXPECTED[kind]};') as error:
+    train.train_and_evaluate(config, tmp_path / 'run')
+  path = tmp_path / f'run/bad_step_{bad}.npz'
+  assert f'jaxres doctor --replay {path}' in str(error.value)
+  then, now, ids = badstep.replay(path)
+  assert WHITE in ids
+  assert then == now
+  for step in integrity.numbered(tmp_path / 'run/checkpoints'):
+    saved = integrity.read(tmp_path / f'run/checkpoints/{step}')
+    assert step <= bad
+    assert all(integrity.is_finite(array) for array in saved.state.values())
+  if kind == 'pixel':
+    assert cli.main(['doctor', '--replay', str(path)]) == 1
+    assert f'step {bad} is not finite' in ' '.join(capsys.readouterr().out.replace('│', '').split())
+
+
+@pytest.mark.parametrize('poisoned', ['pixel'], indirect=True)
+def test_the_state_stays_as_before_the_step_to_the_bit(poisoned, tmp_path, monkeypatch) -> None:
+  config = merged(poisoned, train={'epochs': 1, 'log_every_steps': 100, 'ema': 0.9})
+  states, probe = [], badstep.probe
+  monkeypatch.setattr(badstep, 'probe', lambda f, state, *args: states.append(state) or probe(f, state, *args))
+  with pytest.raises(log.NotFiniteError):
+    train.train_and_evaluate(config, tmp_path / 'run')
+  bad = first_step()
+  assert 0 < bad < 5  # others were in flight behind it
+  short = merged(config, train={'overfit_one_batch': False, 'epochs': 1, 'eval_every_epochs': bad / 6})
+  with pytest.raises(log.NotFiniteError):
+    train.train_and_evaluate(short, tmp_path / 'short')  # saves just before
+  saved = integrity.read(tmp_path / f'short/checkpoints/{bad}')
+  found = {name: integrity.leaf_digest(array) for name, array in integrity.leaves(states[0].present)}
+  assert found == saved.digests
+
+
+@pytest.mark.parametrize('poisoned', ['pixel'], indirect=True)
+def test_a_rollback_halves_the_rate_and_is_remembered(poisoned, tmp_path, capsys) -> None:
+  config = merged(poisoned, train={'epochs': 1, 'max_rollbacks': 2, 'eval_every_epochs': 0.17})
+  with pytest.raises(log.NotFiniteError):
+    train.train_and_evaluate(config, tmp_path / 'run')
+  said = capsys.readouterr().out
+  assert said.count('back to the last checkpoint, with 0.5 times the learning rate') == 1
+  assert said.count('with 0.25 times the learning rate') == 1
+
+
+def test_half_the_rate_moves_half_as_far(config: dict) -> None:
+  from jaxres import config as config_lib
+  from jaxres import programs
+
+  parts = programs.make_parts(config_lib.to_dict(config_lib.complete(config)))
+  params = {'w': np.float32([1.0, 2.0])}
+  moves = []
+  for factor in (1.0, 0.5):
+    tx, rate = parts.slowed(factor).make_tx(params, 100, 10.0)
+    updates, _ = tx.update({'w': np.float32([1.0, -1.0])}, tx.init(params), params)
+    moves.append((updates['w'], float(rate(3))))
+  np.testing.assert_allclose(moves[1][0], moves[0][0] / 2)
+  assert moves[1][1] == pytest.approx(moves[0][1] / 2)
+
+
+def test_a_spike_of_the_loss_is_warned_of(tmp_path: pathlib.Path, capsys) -> None:
+  with log.RunLog(tmp_path, 0, 9, 1.0, spike_factor=3.0) as run_log:
+    for step, loss in enumerate([1.0, 1.1, 0.9, 1.0, 1.0, 1.2, 3.5, 1.0], 1):
+      run_log.write(step, {'train/loss': loss})
+  said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('warning')]
+  assert said == ['warning: the training loss is 3.5 at step 7, 3.5 times its median']
+  assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 8
+
+
+def test_a_file_that_is_no_bad_step(tmp_path, capsys) -> None:
+  np.savez(tmp_path / 'x.npz', a=1)
+  assert cli.main(['doctor', '--replay', str(tmp_path / 'x.npz')]) == 1
+  assert 'not a file of a bad step' in ' '.join(capsys.readouterr().out.replace('│', '').split())
+  assert cli.main(['doctor', '--replay', str(tmp_path / 'none.npz')]) == 1
+  assert 'no such file' in ' '.join(capsys.readouterr().out.replace('│', '').split())

@@ -1,0 +1,106 @@
+"""A run that is stopped anywhere ends with the same digest as one that never was."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxres import digest, evaluate, integrity, log, signals, train
+from tests.conftest import merged
+from tests.test_train import rows
+
+
+def digest_of(workdir: pathlib.Path) -> str:
+  _, saved = digest.load(workdir, None)
+  assert saved.verified
+  return integrity.state_digest(saved.digests, saved.progress)
+
+
+def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, step: int, *, evaluating: bool) -> str:
+  """Train, with a SIGTERM in step ``step`` or in the evaluation behind it; return what is said of it."""
+  add, evaluate_state = log.Meter.add, evaluate.evaluate_state
+
+  def noted(self, number, sums, *, last):
+    add(self, number, sums, last=last)
+    if number == step and not evaluating:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  def broken(eval_steps, state, *args):
+    if evaluating and int(state.step) == step:
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(10)  # which the handler ends
+      pytest.fail('the evaluation went on')
+    return evaluate_state(eval_steps, state, *args)
+
+  before = signal.getsignal(signal.SIGTERM)
+  with monkeypatch.context() as patch:
+    patch.setattr(log.Meter, 'add', noted)
+    patch.setattr(evaluate, 'evaluate_state', broken)
+    with pytest.raises(signals.StoppedError) as stopped:
+      train.train_and_evaluate(config, workdir)
+  assert stopped.value.status == 143
+  assert signal.getsignal(signal.SIGTERM) == before
+  return str(stopped.value)
+
+
+@pytest.mark.parametrize('options', [{'ema': 0.9, 'recalibrate_bn': 1}, {'scan_steps': 2, 'log_every_steps': 4}])
+def test_a_run_stopped_anywhere_ends_with_the_same_digest(config: dict, tmp_path, monkeypatch, options: dict) -> None:
+  config = merged(config, data={'val': 0.25}, train={'epochs': 3, **options})
+  train.train_and_evaluate(config, tmp_path / 'whole')
+  steps = [(2, False), (4, False), (4, True), (9, True)]  # in the midst of an epoch, and at the end of one of 4.5 steps
+  for step, evaluating in steps:
+    said = stop(config, tmp_path / 'parts', monkeypatch, step, evaluating=evaluating)
+    assert said == f'SIGTERM: step {step} is saved; the same command continues the run'
+    assert digest.load(tmp_path / 'parts', None)[0] == step
+  train.train_and_evaluate(config, tmp_path / 'parts')
+  assert digest_of(tmp_path / 'parts') == digest_of(tmp_path / 'whole')
+  assert rows(tmp_path / 'parts') == rows(tmp_path / 'whole')
+  assert integrity.numbered(tmp_path / 'parts/checkpoints') == integrity.numbered(tmp_path / 'whole/checkpoints')
+
+
+PROGRAM = """
+import sys, time
+from jaxres import signals
+with signals.exits(), signals.watched() as watch:
+  print('ready', flush=True)
+  while watch.number is None:
+    time.sleep(0.01)
+  print('asked', flush=True)
+  if sys.argv[1] == 'twice':
+    time.sleep(60)
+  raise watch.stopped(7)
+"""
+
+
+@pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize('times', ['once', 'twice'])
+def test_the_exit_status(number: signal.Signals, status: int, times: str) -> None:
+  process = subprocess.Popen(
+    [sys.executable, '-c', PROGRAM, times], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  assert process.stdout.readline() == 'ready\n'
+  process.send_signal(number)
+  assert process.stdout.readline() == 'asked\n'
+  if times == 'twice':
+    process.send_signal(number)
+  _, said = process.communicate(timeout=50)
+  assert process.returncode == status
+  again = 'stopped at once, by a second signal; the same command continues from the last save\n'
+  assert said == (
+    again if times == 'twice' else f'{number.name}: step 7 is saved; the same command continues the run\n'
+  )
+
+
+@pytest.mark.parametrize('part', ['params', 'batch_stats', 'opt_state', 'step', 'ema', 'progress'])
+def test_the_digest_is_of_all_that_a_run_must_know(part: str) -> None:
+  digests = {'params/a': '1', 'batch_stats/b': '2', 'opt_state/0/a': '3', 'step': '4', 'ema/params/a': '5'}
+  progress = {'last': {'test/top1': 0.5, 'train/images_per_s': 7.0}, 'best': {'val/top1': 0.4}, 'stale': 1}
+  whole = integrity.state_digest(digests, progress)
+  left = {name: value for name, value in digests.items() if name.split('/')[0] != part}
+  assert integrity.state_digest(left, {**progress, 'stale': 2} if part == 'progress' else progress) != whole
+  progress['last']['train/images_per_s'] = 8.0
+  assert integrity.state_digest(digests, progress) == whole
