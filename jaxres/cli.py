@@ -20,6 +20,7 @@ class Tool(NamedTuple):
 TOOLS = {
   'profile': Tool('jaxres.profile', 'where the time of a training step goes'),
   'show-data': Tool('jaxres.show_data', 'draw what the model sees: images beside their augmentations'),
+  'evaluate': Tool('jaxres.evaluate_runs', 'scores of runs, class by class, with intervals and calibration; compared'),
   'predict': Tool('jaxres.predict', 'the likeliest classes of image files, by a run or by weights'),
   'convert': Tool('jaxres.convert', 'torch weights to jaxres, and jaxres weights to torch'),
   'prepare': Tool(

@@ -53,12 +53,18 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
 
 def check_data(workdir: pathlib.Path, info: data.Info) -> None:
   """Raise InputError where ``workdir`` holds checkpoints of a run on other data than that of ``info``."""
+  if was := other_data(workdir, info):
+    raise InputError(f'--workdir: {workdir} holds a run on other data: {was}; use another --workdir')
+
+
+def other_data(workdir: pathlib.Path, info: data.Info) -> str:
+  """Return how the data of the run in ``workdir`` differs from that of ``info``; nothing where it does not."""
   stored = read_json(workdir, 'data.json')
   found = describe(info)
   for name in IDENTITY if stored else ():
     if stored[name] != found[name]:
-      was = f'{name} was {json.dumps(stored[name]):.200} there and is {json.dumps(found[name]):.200} now'
-      raise InputError(f'--workdir: {workdir} holds a run on other data: {was}; use another --workdir')
+      return f'{name} was {json.dumps(stored[name]):.200} there and is {json.dumps(found[name]):.200} now'
+  return ''
 
 
 def describe(info: data.Info) -> dict[str, Any]:

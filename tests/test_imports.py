@@ -18,9 +18,10 @@ LAYERS = [
   {'optim'},
   {'state', 'weights'},
   {'checkpoint', 'evaluate', 'log', 'plan', 'recalibrate', 'step'},
-  {'pretrained', 'workdir'},
-  {'programs'},
+  {'pretrained', 'scores', 'workdir'},
+  {'programs', 'runs'},
   {'train'},
+  {'evaluate_runs'},
   {'cli', 'convert', 'predict', 'profile', 'seeds', 'show_data'},
   {'__main__'},
 ]

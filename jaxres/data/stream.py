@@ -72,6 +72,11 @@ class Stream:
     """Yield batches of every example once, with ``mask`` bool ``[B]``; the last is filled up with the last example."""
     return self._ahead((index, None, {'mask': mask}) for index, mask in order.eval_indices(batch_size, self.size))
 
+  def images(self, index: np.ndarray) -> np.ndarray:
+    """Return the images at ``index``, int ``[M]``, as evaluation sees them: uint8 ``[M, H, W, C]``."""
+    images = [self.examples.get(int(i), None)[0] for i in index]
+    return np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8)
+
   @staticmethod
   def fetch(constants: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:
     """Return the batch, which is the feed."""
