@@ -1,7 +1,6 @@
 """`jaxres show-data`: a picture of what the model sees, images in the first column and their augmentations beside."""
 
 import argparse
-import math
 import pathlib
 
 import jax
@@ -13,10 +12,8 @@ from jaxres import config as config_lib
 from jaxres import data
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
+from jaxres.pictures import make_picture
 from jaxres.step import step_key
-
-CELL = 64  # pixels, at least, of an image in the picture
-GAP = 2  # white pixels between two images
 
 
 def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, examples: int, draws: int) -> np.ndarray:
@@ -40,22 +37,6 @@ def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, example
 
   columns = [batch['image'], *(see(step, batch['image'], batch['label']) for step in range(draws))]
   return np.asarray(jnp.stack(columns, axis=1)[:examples])
-
-
-def make_picture(grid: np.ndarray) -> Image.Image:
-  """Return uint8 ``[rows, columns, H, W, C]`` as a picture, small images enlarged; C is 1 or 3.
-
-  Raises:
-    InputError: the images have another number of channels.
-  """
-  rows, columns, height, width, channels = grid.shape
-  if channels not in (1, 3):
-    raise InputError(f'show-data: images have {channels} channels; only 1 or 3 can be shown')
-  times = math.ceil(CELL / max(height, width))
-  grid = grid.repeat(times, axis=2).repeat(times, axis=3)
-  grid = np.pad(grid, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
-  whole = grid.transpose(0, 2, 1, 3, 4).reshape(rows * grid.shape[2], columns * grid.shape[3], channels)
-  return Image.fromarray(whole if channels == 3 else whole[..., 0])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
