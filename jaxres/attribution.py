@@ -1,7 +1,7 @@
 """What in an image a network's answer rests on: pure functions of a model, its variables, images and classes.
 
-Each of ``METHODS`` maps normalised images, float32 ``[B, H, W, C]``, and classes, int32 ``[B]``, to float32 ``[B, H, W]``:
-how much each pixel speaks for the class, in units of its own. They are jitted, and each image is seen alone.
+Each of ``METHODS`` maps normalised images, float32 ``[B, H, W, C]``, and classes, int32 ``[B]``, to float32
+``[B, H, W]``: how much each pixel speaks for the class, in units of its own. They are jitted; each image is seen alone.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jaxres.models.resnet import ACTIVATIONS
 
 Activation = Callable[[jax.Array], jax.Array]
 
-_jit = functools.partial(jax.jit, static_argnums=0, static_argnames=('samples', 'patch', 'stride', 'most_steps'))
+_jit = functools.partial(jax.jit, static_argnums=0)
 
 
 def score(model: ResNet, variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
@@ -41,7 +41,7 @@ def saliency(model: ResNet, variables: Any, images: jax.Array, classes: jax.Arra
   return jnp.abs(gradient(model, variables, images, classes)).max(-1)
 
 
-@_jit
+@functools.partial(_jit, static_argnames='samples')
 def smooth_grad(
   model: ResNet,
   variables: Any,
@@ -151,7 +151,7 @@ def guided_grad_cam(model: ResNet, variables: Any, images: jax.Array, classes: j
   return maps * grad_cam(model, variables, images, classes)
 
 
-@_jit
+@functools.partial(_jit, static_argnames=('patch', 'stride'))
 def occlusion(
   model: ResNet,
   variables: Any,

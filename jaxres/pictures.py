@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import pathlib
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,14 @@ def make_picture(grid: np.ndarray) -> Image.Image:
   grid = np.pad(grid, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
   whole = grid.transpose(0, 2, 1, 3, 4).reshape(rows * grid.shape[2], columns * grid.shape[3], channels)
   return Image.fromarray(whole if channels == 3 else whole[..., 0])
+
+
+def check_path(flag: str, path: str) -> pathlib.Path:
+  """Return ``path``, which ``flag`` names, if a picture can be written of that kind; else raise InputError."""
+  found = pathlib.Path(path).expanduser()
+  if Image.registered_extensions().get(found.suffix.lower()) not in Image.SAVE:
+    raise InputError(f'{flag} {path}: expected a picture, such as grid.png')
+  return found
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxres import metrics
@@ -29,6 +30,11 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   return np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels]
 
 
+def rank_of_label(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Return ``metrics.label_rank`` of host arrays, int ``[N]``."""
+  return np.asarray(metrics.label_rank(jnp.asarray(logits), jnp.asarray(labels)))
+
+
 def assess(test: Outputs, class_names: Sequence[str], val: Outputs | None = None) -> Scores:
   """Return everything that is known of one network, ready to be written as JSON.
 
@@ -46,7 +52,7 @@ def assess(test: Outputs, class_names: Sequence[str], val: Outputs | None = None
   logits, labels, _ = test
   notes: list[str] = []
   temperature = None if val is None else fit_temperature(val.logits, val.labels)
-  rank = np.asarray(metrics.label_rank(logits, labels))
+  rank = rank_of_label(logits, labels)
   return (
     {
       'examples': len(labels),
@@ -144,12 +150,12 @@ def calibration(logits: np.ndarray, labels: np.ndarray) -> Scores:
   probabilities = softmax(logits)
   confidence, right = probabilities.max(-1), logits.argmax(-1) == labels
   at = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-  bins = []
+  bins: list[Scores] = []
   for k in range(BINS):
     own = at == k
     means = (float(confidence[own].mean()), float(right[own].mean())) if own.any() else (None, None)
-    ends = {'low': k / BINS, 'high': (k + 1) / BINS}
-    bins.append(ends | {'examples': int(own.sum()), 'confidence': means[0], 'accuracy': means[1]})
+    row = {'low': k / BINS, 'high': (k + 1) / BINS, 'examples': int(own.sum())}
+    bins.append(row | {'confidence': means[0], 'accuracy': means[1]})
   gaps = {k: abs(row['confidence'] - row['accuracy']) for k, row in enumerate(bins) if row['examples']}
   return {
     'ece': sum(gap * bins[k]['examples'] for k, gap in gaps.items()) / len(labels),
@@ -172,7 +178,7 @@ def intervals(logits: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str
   """Return the 95 % percentile bootstrap intervals of top-1, top-5, loss and macro F1 over the examples."""
   classes = logits.shape[-1]
   predicted, loss = logits.argmax(-1), cross_entropy(logits, labels)
-  top5 = np.asarray(metrics.label_rank(logits, labels)) < 5
+  top5 = rank_of_label(logits, labels) < 5
   hit, present = predicted == labels, np.unique(labels)
   rng, rows = np.random.default_rng(seed), []
   for _ in range(RESAMPLES):

@@ -1,18 +1,16 @@
 """`jaxres show-data`: a picture of what the model sees, images in the first column and their augmentations beside."""
 
 import argparse
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from jaxres import config as config_lib
 from jaxres import data
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
-from jaxres.pictures import make_picture
+from jaxres.pictures import check_path, make_picture
 from jaxres.step import step_key
 
 
@@ -52,9 +50,7 @@ def run(args: argparse.Namespace) -> None:
   for name in ('examples', 'draws'):
     if getattr(args, name) < 1:
       raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
-  out = pathlib.Path(args.out)
-  if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-    raise InputError(f'--out {out}: expected a picture, such as grid.png')
+  out = check_path('--out', args.out)
   options = config_lib.to_dict(config_lib.load(args.config, args.overrides))
   augment = augment_lib.make(**options['augment'])
   grid = draw(data.load(**options['data']), augment, options['train']['seed'], args.examples, args.draws)

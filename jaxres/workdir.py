@@ -1,14 +1,19 @@
 """The workdir of a run: what is there already, and what is written before the training begins."""
 
 import contextlib
+import importlib.metadata
 import json
+import os
 import pathlib
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
+import jaxres
 from jaxres import checkpoint, data, log
 from jaxres import config as config_lib
 from jaxres.errors import InputError
@@ -87,11 +92,20 @@ def read_json(workdir: pathlib.Path, name: str) -> Any:
     raise InputError(f'{path}: cannot be read: {error}; use another --workdir') from None
 
 
+def environment() -> dict[str, Any]:
+  """Return what a run happens in: versions, devices, platform."""
+  packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  versions = {name: importlib.metadata.version(name) for name in packages}
+  devices = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'processes': jax.process_count()}
+  system = {'python': platform.python_version(), 'platform': platform.platform(), 'cpus': os.cpu_count()}
+  return {'jaxres': jaxres.__version__} | versions | devices | system
+
+
 @contextlib.contextmanager
 def open(
   workdir: pathlib.Path, config: Mapping[str, Any], info: data.Info, **options: Any
 ) -> Iterator[ocp.CheckpointManager]:
-  """Make ``workdir``, write config and data set's description there, and open its checkpoints with ``options``.
+  """Make ``workdir``, write config, environment and data set's description there, and open its checkpoints with ``options``.
 
   Raises:
     InputError: it cannot be made or written.
@@ -102,5 +116,6 @@ def open(
     raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
   with checkpoint.open(workdir / 'checkpoints', **options) as manager:
     log.write_whole(workdir / 'config.json', config_lib.to_json(config))
+    log.write_whole(workdir / 'environment.json', json.dumps(environment(), indent=2) + '\n')
     log.write_whole(workdir / 'data.json', json.dumps(describe(info), indent=2) + '\n')
     yield manager

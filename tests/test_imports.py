@@ -13,16 +13,16 @@ PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
   {'errors'},
   {'trees', 'config', 'losses', 'metrics', 'backend'},
-  {'models', 'data', 'sharding'},
-  {'freezing'},
+  {'models', 'data', 'page', 'pictures', 'sharding'},
+  {'attribution', 'freezing'},
   {'optim'},
   {'state', 'weights'},
   {'checkpoint', 'evaluate', 'log', 'plan', 'recalibrate', 'step'},
   {'pretrained', 'scores', 'workdir'},
   {'programs', 'runs'},
   {'train'},
-  {'evaluate_runs'},
-  {'cli', 'convert', 'predict', 'profile', 'seeds', 'show_data'},
+  {'evaluate_runs', 'predict', 'seeds'},
+  {'cli', 'convert', 'crossval', 'explain', 'mistakes', 'profile', 'report', 'show_data'},
   {'__main__'},
 ]
 

@@ -75,7 +75,7 @@ class ResNet(nn.Module):
   groups: int = 1
   width_per_group: int = 64
   se: bool = False
-  act: str | blocks.Activation = 'relu'
+  act: Any = 'relu'
   dropout: float = 0.0
   dropout_at: str = 'head'
   stochastic_depth: float = 0.0
