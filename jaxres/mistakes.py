@@ -1,4 +1,4 @@
-"""`jaxres errors`: what in the data, or in the network, deserves a look: labels, near-duplicates, the hardest classes."""
+"""`jaxres errors`: what in the data deserves a look: labels, near-duplicates across splits, the hardest classes."""
 
 import argparse
 import json

@@ -105,7 +105,7 @@ def environment() -> dict[str, Any]:
 def open(
   workdir: pathlib.Path, config: Mapping[str, Any], info: data.Info, **options: Any
 ) -> Iterator[ocp.CheckpointManager]:
-  """Make ``workdir``, write config, environment and data set's description there, and open its checkpoints with ``options``.
+  """Make ``workdir``, write config, environment and description of the data there, and open its checkpoints.
 
   Raises:
     InputError: it cannot be made or written.

@@ -42,7 +42,7 @@ def test_another_class_and_one_channel(config, tmp_path, npz, capsys) -> None:
   run = make_run(config, tmp_path, npz, shape=(8, 8, 1))
   predictor = predict.load(run)
   paths = [tmp_path / 'images/00.png']
-  first, second = ([*explain.explain(predictor, paths, ['saliency'], klass)][0] for klass in (0, 1))
+  first, second = (next(explain.explain(predictor, paths, ['saliency'], klass)) for klass in (0, 1))
   assert (first.klass, second.klass) == (0, 1)
   assert np.abs(first.maps['saliency'] - second.maps['saliency']).max() > 0
   assert explain.draw([first], ['saliency']).shape == (1, 2, 8, 8, 3)

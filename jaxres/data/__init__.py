@@ -89,8 +89,8 @@ def load(
     pipeline: ``'resident'`` keeps the data set on the device; ``'stream'`` reads each batch ahead of its step.
     batch_size: examples a step, over all devices.
     val: the fraction of the training examples held out for validation, stratified by class.
-    fold: ``(k, n)`` holds out, for validation, part k (counted from 0) of n equal ones, stratified by class, in place of
-      ``val``: `jaxres crossval` trains once for each k. () does not.
+    fold: ``(k, n)`` holds out for validation part k, counted from 0, of n equal stratified ones, in place of ``val``:
+      `jaxres crossval` trains once for each k. () does not.
     limit: train on no more than this many examples, stratified by class; drawn after ``val`` was held out.
     classes: keep these classes alone, by name or number; they are numbered anew in the order given.
     image_size: pixels a side that images are resized and centre-cropped to; None keeps their size, which must then be

@@ -1,0 +1,203 @@
+"""The page: its structure as a parser sees it, its numbers, and that it fetches nothing."""
+
+import collections
+import html.parser
+import itertools
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from jaxres import cli, evaluate_runs, page, report, runs, train
+from jaxres.page import charts
+from tests.conftest import make_arrays
+
+NAMES = ['<ant>', 'bee & co', 'cat', 'dog']
+VOID = {'meta', 'img', 'line', 'rect', 'circle', 'polyline', 'meter'}
+
+
+class Parsed(html.parser.HTMLParser):
+  """What a page holds; an end tag that does not fit is an error."""
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.tags: list[tuple[str, dict]] = []
+    self.open: list[str] = []
+    self.texts: dict[str, list[str]] = collections.defaultdict(list)
+    self.feed(text)
+    assert self.open == []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    if tag not in VOID - {'meter'}:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.texts[self.open[-1] if self.open else ''].append(data)
+
+  def all(self, tag: str) -> list[dict]:
+    return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> list[str]:
+  """Two runs, and their report as ``report.html`` in the first."""
+  from jaxres.models import blocks, resnet
+
+  resnet.MODELS['tiny_report'] = lambda **options: resnet.ResNet(
+    (1,), (8,), blocks.BasicBlock, **{'stem_type': 'cifar'} | options
+  )
+  path = tmp_path_factory.mktemp('runs')
+  np.savez(path / 'data.npz', **make_arrays(), class_names=NAMES)
+  for seed in (0, 1):
+    config = {
+      'model': {'name': 'tiny_report'},
+      'data': {'name': 'arrays', 'path': str(path / 'data.npz'), 'batch_size': 16, 'val': 0.25},
+      'optim': {'lr': 0.1},
+      'train': {'epochs': 3, 'eval_batch_size': 16, 'log_every_steps': 2, 'seed': seed},
+    }
+    train.train_and_evaluate(config, path / f'seed{seed}')
+  yield [str(path / f'seed{seed}') for seed in (0, 1)]
+  del resnet.MODELS['tiny_report']
+
+
+@pytest.fixture(scope='module')
+def one(trained) -> str:
+  assert cli.main(['report', trained[0]]) is None
+  with open(f'{trained[0]}/report.html', encoding='utf-8') as file:
+    return file.read()
+
+
+def check_page(text: str) -> Parsed:
+  """Check what holds of every page."""
+  parsed = Parsed(text)
+  assert len(text.encode()) < 5e6
+  for _, attrs in parsed.tags:
+    for name in ('src', 'href', 'srcset', 'data', 'action'):
+      assert attrs.get(name, '#').startswith(('#', 'data:image/'))
+  assert not re.search(r'url\(|@import|fetch\(|XMLHttpRequest|https?://', text)
+  assert parsed.all('html') == [{'lang': 'en'}]
+  assert {'name': 'viewport', 'content': 'width=device-width, initial-scale=1'} in parsed.all('meta')
+  ids = [attrs['id'] for _, attrs in parsed.tags if 'id' in attrs]
+  assert len(set(ids)) == len(ids)
+  assert {attrs['href'].removeprefix('#') for attrs in parsed.all('a')} <= set(ids)
+  assert all(attrs['aria-labelledby'] in ids for attrs in parsed.all('section'))
+  assert all('alt' in attrs for attrs in parsed.all('img'))
+  assert all(attrs.get('aria-label') or attrs.get('aria-hidden') for attrs in parsed.all('svg'))
+  assert len(parsed.all('h1')) == 1
+  assert 'prefers-color-scheme: dark' in text
+  return parsed
+
+
+def test_the_page_of_one_run(one, trained) -> None:
+  parsed = check_page(one)
+  expected = 'scores curves confusion classes calibration mistakes hits gradcam filters norms config environment timing'
+  assert [attrs['id'] for attrs in parsed.all('section')] == expected.split()
+  (run,) = runs.read(trained[:1])
+  compared, tests = evaluate_runs.compare([run])
+  own = compared['runs']['seed0']
+  words = set(itertools.chain(*parsed.texts.values()))
+  assert any(f'{own["top1"]:.2%} (' in word for word in words)
+  assert '<ant>' in words
+  assert '<ant>' not in one
+  wrong = int((tests['seed0'].logits.argmax(1) != tests['seed0'].labels).sum())
+  pictures = [attrs['alt'] for attrs in parsed.all('img')]
+  assert sum(alt.startswith('Filter ') for alt in pictures) == 8
+  assert sum(alt.startswith('Test image ') and not alt.endswith('Grad-CAM') for alt in pictures) == min(
+    wrong, 24
+  ) + min(40 - wrong, 24)
+  assert 'environment.json' not in one
+  assert any('train.epochs' in word for word in words)
+
+
+def test_curves_hold_what_was_logged(one, trained) -> None:
+  data = [json.loads(block) for block in re.findall(r'<script type="application/json">(.*?)</script>', one)]
+  assert len(data) == 4
+  rows = report.read_metrics(runs.pathlib.Path(trained[0]))
+  loss = {line['name']: line['points'] for line in data[0]['series']}
+  assert set(loss) == {'train', 'val', 'test'}
+  assert [y for _, _, y in loss['test']] == [f'{row["test/loss"]:.4g}' for row in rows if 'test/loss' in row]
+
+
+def test_the_page_of_two_runs(trained, tmp_path) -> None:
+  assert cli.main(['report', *trained, '--out', str(tmp_path / 'new/both.html')]) is None
+  parsed = check_page((tmp_path / 'new/both.html').read_text())
+  ids = [attrs['id'] for attrs in parsed.all('section')]
+  assert ids[:2] == ['scores', 'curves']
+  assert {'run0-mistakes', 'run1-mistakes'} < set(ids)
+  words = ' '.join(itertools.chain(*parsed.texts.values()))
+  assert 'McNemar p = ' in words
+  assert 'ensemble' in words
+
+
+def test_the_script_is_javascript(tmp_path) -> None:
+  node = shutil.which('node')
+  if not node:
+    pytest.skip('no node here')
+  script = page.importlib.resources.files(page).joinpath('script.js')
+  done = subprocess.run([node, '--check', str(script)], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('size', [(1280, 900), (390, 844)])
+def test_a_browser_shows_it(one, tmp_path, size) -> None:
+  """No message on the console, nothing wider than the window, a reading after a key."""
+  browser = shutil.which('chromium') or shutil.which('google-chrome') or shutil.which('chrome')
+  if not browser:
+    pytest.skip('no browser here')
+  probe = """<script>
+    const chart = document.querySelector('.chart svg[tabindex]');
+    chart.dispatchEvent(new KeyboardEvent('keydown', { key: 'End' }));
+    const reading = chart.parentElement.querySelector('output').textContent;
+    const root = document.documentElement;
+    document.title = JSON.stringify({ width: innerWidth, content: root.scrollWidth, reading });
+  </script></body>"""
+  (tmp_path / 'page.html').write_text(one.replace('</body>', probe))
+  words = [
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--enable-logging=stderr',
+    f'--user-data-dir={tmp_path}/profile',
+  ]
+  words += [f'--window-size={size[0]},{size[1]}', '--dump-dom', f'file://{tmp_path}/page.html']
+  done = subprocess.run([browser, *words], capture_output=True, text=True, timeout=120)
+  assert 'CONSOLE' not in done.stderr
+  found = json.loads(html.unescape(re.search('<title>(.*?)</title>', done.stdout).group(1)))
+  assert found['content'] <= found['width']
+  assert found['reading'].startswith('epoch 3: ')
+
+
+@pytest.mark.parametrize(('low', 'high'), [(0, 1), (0.2, 2.31), (-3, 4), (5, 5), (0, 0), (1e-5, 3e-4), (0, 12345)])
+def test_ticks_are_round_and_few(low: float, high: float) -> None:
+  found = charts.ticks(low, high)
+  assert 2 <= len(found) <= 8
+  assert found[0] <= low
+  assert found[-1] >= high
+  steps = np.diff(found)
+  np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+  mantissa = steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-9)
+  assert min(abs(mantissa - k) for k in (1, 2, 2.5, 5)) < 1e-6
+
+
+def test_a_line_leaves_out_what_is_no_number_and_keeps_its_ends() -> None:
+  points = [(x, float(x)) for x in range(1000)]
+  points[500] = (500, math.nan)
+  chart = charts.line_chart('a < b', {'line': points, 'none': []}, 'epoch', str)
+  data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', chart).group(1))
+  (line,) = data['series']
+  assert len(line['points']) <= 301
+  assert (line['points'][0][2], line['points'][-1][2]) == ('0.0', '999.0')
+  assert 'nan' not in chart
+  assert 'a &lt; b' in chart
+  assert charts.line_chart('empty', {}, 'epoch', str) == ''
