@@ -111,7 +111,7 @@ def test_guided_activations_let_through_what_is_positive() -> None:
   np.testing.assert_array_equal(backward(g)[0], [0, 0, 0, 3])
   value, backward = jax.vjp(attribution.guided(jax.nn.gelu), x)
   np.testing.assert_array_equal(value, jax.nn.gelu(x))
-  np.testing.assert_allclose(backward(g)[0], jax.nn.relu(g) * jax.vmap(jax.grad(jax.nn.gelu))(x))
+  np.testing.assert_allclose(backward(g)[0], jax.nn.relu(g) * jax.vmap(jax.grad(jax.nn.gelu))(x), rtol=1e-5)
 
 
 def test_guided_grad_cam_is_the_product() -> None:
