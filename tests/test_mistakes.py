@@ -30,7 +30,7 @@ def test_confident_learning_by_hand() -> None:
 def test_flipped_labels_are_found() -> None:
   rng = np.random.default_rng(0)
   truth = rng.integers(0, 10, 2000)
-  logits = (rng.normal(size=(2000, 10)) + 4 * np.eye(10)[truth]).astype(np.float32)
+  logits = (rng.normal(size=(2000, 10)) + 8 * np.eye(10)[truth]).astype(np.float32)
   flipped = rng.random(2000) < 0.02
   labels = np.where(flipped, (truth + rng.integers(1, 10, 2000)) % 10, truth)
   assert sk.average_precision_score(flipped, mistakes.suspicion(logits, labels)) > 5 * flipped.mean()
