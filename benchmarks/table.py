@@ -76,7 +76,11 @@ def speeds(every: Sequence[Series]) -> str:
     ours = sides['jaxres']
     what = {'train_step': 'training step', 'inference': 'forward pass'}[ours['benchmark']]
     peers = [ratio(sides, peer, 'jaxres') for peer in ('torch', 'flax')]
-    share = f'{ours["share_of_limit"]:.0%}'.replace('%', ' %') if 'share_of_limit' in ours else ''
+    share = (
+      f'{ours["share_of_limit"]:.0%}'.replace('%', ' %')
+      if 'share_of_limit' in ours and 'NVIDIA' in ours['device']
+      else ''
+    )
     lines.append([f'{what}, {work(ours)}', device(ours), speed(ours), *peers, share])
   head = ['', 'device', 'jaxres, images/s', 'times as fast as PyTorch', 'as plain flax', 'share of the limit']
   return table(head, lines)

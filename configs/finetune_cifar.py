@@ -3,7 +3,9 @@
 python main.py --config configs/finetune_cifar.py --workdir runs/tuned
 
 It begins with the run in runs/eight; docs/finetuning.md has the command that makes it. The stem and the first stage
-stay as they are. No accuracy is measured here yet.
+stay as they are.
+
+Measured: 91.7 % +- 1.0 % test top-1 over 3 seeds; 84.1 % +- 2.0 % from fresh weights (docs/results.md).
 """
 
 from ml_collections import ConfigDict

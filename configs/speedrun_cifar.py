@@ -6,6 +6,9 @@ After David Page's "How to train your ResNet" (2019) and Keller Jordan's airbenc
 stem, the first weights, the learning rate, momentum, weight decay, label smoothing and the views of the evaluation come
 from; here are residual blocks of 64, 128 and 256 channels, a smaller batch and no lookahead. ``tta/test/top1`` is the
 score that airbench reports: of the mean of several views of each image, here ten.
+
+Measured: 92.98 % ``tta/test/top1``, 91.51 % of the images as they are, in 25 min 50 s from the command to the
+curves on 2 CPU cores (AMD EPYC, AVX-512), 8 s of them compiling (seed 0).
 """
 
 from ml_collections import ConfigDict

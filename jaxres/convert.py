@@ -102,6 +102,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_target(target: pathlib.Path, to_file: bool) -> None:
   """Raise InputError where nothing can be written to ``target``, before anything is read."""
+  if target.suffix and not (to_file or target.exists()):
+    expected = f'a name that ends in {", ".join(SUFFIXES)}, or a directory (make it first where its name has a dot)'
+    raise InputError(f'{target}: cannot write {target.suffix} files; expected {expected}')
   if to_file and target.is_dir():
     raise InputError(f'{target}: a directory; expected a file to write')
   if not to_file and (target.is_file() or (target / 'config.json').exists()):

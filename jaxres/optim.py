@@ -88,8 +88,9 @@ def make(
   warmup_steps = round(warmup_epochs * steps_per_epoch)
   if warmup_steps and warmup_steps >= total_steps:
     epochs = total_steps / steps_per_epoch
+    length = f'the whole training, {total_steps} steps, which are {epochs:.4g} epochs'
     raise InputError(
-      f'optim.warmup_epochs: {warmup_epochs} is not less than the {epochs:.4g} of train.epochs; shorten it'
+      f'optim.warmup_epochs: {warmup_epochs} is not less than {length}; shorten it, or lengthen train.epochs'
     )
   steps = [round(epoch * steps_per_epoch) for epoch in milestones]
   if steps and not 0 < min(steps) <= max(steps) < total_steps:

@@ -18,6 +18,7 @@ from jaxres.data.augment import normalize
 from jaxres.errors import InputError
 
 IMAGE_SIZE, CENTER_CROP = 224, 0.875  # of weights that come alone: torchvision's evaluation, 224 of 256
+SMALL = 32  # pixels a side of weights that come alone with a stem for small images: CIFAR's, not cropped
 
 
 class Predictor(NamedTuple):
@@ -43,7 +44,8 @@ class Prediction(NamedTuple):
 def load(source: str, step: str = 'best', class_names: str | None = None, image_size: int | None = None) -> Predictor:
   """Return what predicts as the run or the weights at ``source`` do.
 
-  A run evaluates as its config says; weights see images as torchvision's evaluation does, with ImageNet's statistics.
+  A run evaluates as its config says; weights see images as torchvision's evaluation does, or whole at 32 pixels where
+  the stem is for small images, with ImageNet's statistics.
 
   Args:
     source: as of ``pretrained.read``.
@@ -61,10 +63,12 @@ def load(source: str, step: str = 'best', class_names: str | None = None, image_
     raise InputError(f'--image_size: expected pixels, 1 or more, found {image_size}')
   run = pathlib.Path(source.removeprefix('jaxres:')).expanduser()
   if not (run / 'config.json').is_file() or (run / 'model.json').is_file():
-    size = image_size or IMAGE_SIZE
+    model = found.model()
+    is_large = model.stem_type in ('imagenet', 'deep')
+    size = image_size or (IMAGE_SIZE if is_large else SMALL)
     shape = (size, size, found.channels)
     mean, std = (statistic[: found.channels] for statistic in data.IMAGENET)
-    predictor = Predictor(found.model(), found.variables, names, shape, CENTER_CROP, mean, std)
+    predictor = Predictor(model, found.variables, names, shape, CENTER_CROP if is_large else 1.0, mean, std)
   else:
     config = config_lib.to_dict(config_lib.complete(json.loads((run / 'config.json').read_text())))
     info, fields = _read_info(run), config['data']
@@ -114,7 +118,13 @@ def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
   size = min(batch_size, len(paths))
   for begin in range(0, len(paths), size):
     batch, problems = read_batch(paths[begin : begin + size], predictor, size)
+    if len(problems) == len(paths[begin : begin + size]):  # nothing to compile for
+      yield from (Prediction(paths[begin + i], None, problem) for i, problem in problems.items())
+      continue
     logits = np.asarray(run(predictor.variables, batch))
+    problems |= {
+      i: 'the logits are not finite' for i, row in enumerate(logits) if not np.isfinite(row).all()
+    } | problems
     for i, path in enumerate(paths[begin : begin + size]):
       yield Prediction(path, None if i in problems else logits[i], problems.get(i, ''))
 
@@ -151,7 +161,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--json', action='store_true', help='print a JSON object a line, one for each image')
   parser.add_argument('--step', default='best', metavar='N', help="of a run: 'best' (default), 'latest' or a number")
   parser.add_argument('--batch_size', type=int, default=32, metavar='N', help='images at a time (32)')
-  parser.add_argument('--image_size', type=int, metavar='N', help="pixels a side; a run's own, 224 of weights")
+  parser.add_argument(
+    '--image_size', type=int, metavar='N', help="pixels a side; a run's own; of weights 224, or 32 with a CIFAR stem"
+  )
   parser.add_argument('--class_names', metavar='FILE', help='text: a class name a line, in the order of the logits')
 
 

@@ -70,12 +70,19 @@ def read(source: str, step: str = 'latest', skip: Sequence[str] = ()) -> Pretrai
     InputError: there is nothing there, or nothing that can be read.
   """
   kind, place = _parse(source)
+  directory = pathlib.Path(place).expanduser()
+  is_written = (directory / 'model.json').is_file()
+  if step not in ('latest', 'best') and (kind == 'torchvision' or is_written):
+    raise InputError(f'{place}: it is no run, and has no step {step}; leave the step out')
   if kind == 'torchvision':
     path = _file(place)
     return _of_torch(weights.read(path), path, skip)
-  directory = pathlib.Path(place).expanduser()
-  if (directory / 'model.json').is_file():
+  if skip:
+    raise InputError(f'{place}: skip is for tensors of torch files; leave it out')
+  if is_written:
     return _read_written(directory)
+  if directory.is_file():
+    raise InputError(f'{directory}: a file; leave out "jaxres:", which is for directories')
   if (directory / 'config.json').is_file():
     return _read_run(directory, step)
   raise InputError(f'{directory}: no weights of jaxres: expected model.json, or config.json and checkpoints/ of a run')
@@ -190,9 +197,10 @@ def read_class_names(path: str, found: Pretrained) -> tuple[str, ...]:
     InputError: it cannot be read, or has not as many as ``found`` has classes.
   """
   try:
-    names = tuple(pathlib.Path(path).read_text(encoding='utf-8').split('\n'))
+    names = tuple(pathlib.Path(path).read_text(encoding='utf-8-sig').split('\n'))
   except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f'--class_names {path}: cannot be read: {error}') from None
+    reason = getattr(error, 'strerror', None) or error
+    raise InputError(f'--class_names {path}: cannot be read: {reason}') from None
   names = names[:-1] if names[-1] == '' else names
   if len(names) != found.options['num_classes']:
     raise InputError(

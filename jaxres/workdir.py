@@ -20,7 +20,7 @@ from jaxres.errors import InputError
 
 # What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
 MAY_CHANGE = {
-  'train.epochs', 'train.patience', 'train.log_every_steps', 'train.eval_batch_size',
+  'train.epochs', 'train.patience', 'train.scan_steps', 'train.log_every_steps', 'train.eval_batch_size',
   'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
   'tta.flip', 'tta.crop', 'tta.pad',
   'data.workers', 'data.max_bad',

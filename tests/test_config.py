@@ -8,12 +8,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxres import checkpoint as checkpoint_lib
-from jaxres import config, data, evaluate, models, optim, train
+from jaxres import config, data, evaluate, models, optim, pretrained, train
 from jaxres.data import augment
 from jaxres.errors import InputError
 
 FUNCTIONS = {
   'model': models.create,
+  'init': pretrained.make_init,
   'data': data.load,
   'augment': augment.make,
   'optim': optim.make,

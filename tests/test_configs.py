@@ -37,6 +37,7 @@ def test_the_configs_are_these() -> None:
     'resnet20_cifar_quick',
     'resnet50_a3',
     'resnet50_imagenet',
+    'speedrun_cifar',
     'wrn28_10_cifar',
   }
 

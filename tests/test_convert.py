@@ -60,6 +60,11 @@ def test_bad_words_are_one_line_and_leave_nothing(file, tmp_path, capsys):
   (tmp_path / 'run/config.json').write_text('{}')
   assert 'the workdir of a run' in failed(capsys, file, str(tmp_path / 'run'))
   (tmp_path / 'a.pth').mkdir()
+  assert 'cannot write .onnx files; expected a name that ends in .pth' in failed(capsys, file, str(tmp_path / 'x.onnx'))
+  broken = make_state(4)
+  broken['linear.bias' if 'linear.bias' in broken else 'fc.bias'] = np.full(4, np.nan, np.float32)
+  weights.write(tmp_path / 'nan.pth', broken)
+  assert 'not finite: ' in failed(capsys, str(tmp_path / 'nan.pth'), str(tmp_path / 'x'))
   assert 'a directory; expected a file' in failed(capsys, file, str(tmp_path / 'a.pth'))
   assert not (tmp_path / 'x').exists()
 

@@ -7,13 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxres import data, evaluate, freezing, losses, models, optim, sharding, state, step, train, trees
+from jaxres import data, freezing, losses, models, optim, sharding, state, step, train, trees
 from jaxres.data import augment
 from jaxres.errors import InputError
 from jaxres.models import layers
 from tests.conftest import merged
 from tests.test_step import KEY, stacked
-from tests.test_train import final_state
+from tests.test_train import final_state, interrupted
 
 BODY = ('(?!head/).*',)  # a linear probe
 PARAMS = {
@@ -207,17 +207,7 @@ def test_an_interrupted_unfreezing_ends_bit_identical(config, tmp_path, stages, 
   config = merged(config, model={'name': stages}, optim={'frozen': BODY, 'unfreeze': thaw, 'name': 'adamw'})
   config = merged(config, train={'recalibrate_bn': 1})
   train.train_and_evaluate(config, tmp_path / 'whole')
-  evaluations, real = [], evaluate.evaluate_state
-
-  def interrupt(*args):
-    evaluations.append(1)
-    if len(evaluations) == 3:
-      raise KeyboardInterrupt
-    return real(*args)
-
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(evaluate, 'evaluate_state', interrupt)
-    train.train_and_evaluate(config, tmp_path / 'parts')
+  interrupted(config, tmp_path / 'parts', monkeypatch)
   train.train_and_evaluate(config, tmp_path / 'parts')
   a, b = final_state(tmp_path / 'parts'), final_state(tmp_path / 'whole')
   assert a.keys() == b.keys()

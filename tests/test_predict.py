@@ -82,14 +82,25 @@ def test_the_tool_on_a_run(config, tmp_path, npz, capsys) -> None:
   assert total == pytest.approx(100, abs=0.03)
 
 
-def test_weights_alone_see_images_as_torchvision_does(tmp_path, tiny, capsys) -> None:
-  weights.write(tmp_path / 'tiny.pth', make_state(4))
+def test_weights_alone_see_images_as_torchvision_does(tmp_path) -> None:
+  model = models.create('resnet18', num_classes=4)
+  variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), weights.abstract(model, 3))
+  weights.write(tmp_path / 'large.pth', weights.from_variables(variables, model))
   pixels = np.random.default_rng(0).integers(0, 256, (256, 300, 3)).astype(np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'noise.png')
-  predictor = predict.load(str(tmp_path / 'tiny.pth'))
+  predictor = predict.load(str(tmp_path / 'large.pth'))
   assert (predictor.mean, predictor.std) == data.IMAGENET
   seen = predict.read(tmp_path / 'noise.png', predictor)
   np.testing.assert_array_equal(seen, pixels[16:240, 38:262])  # 224 of 256: nothing to resize
+
+
+def test_weights_of_a_small_stem_see_32_pixels(tmp_path, tiny, capsys) -> None:
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  pixels = np.random.default_rng(0).integers(0, 256, (32, 40, 3)).astype(np.uint8)
+  Image.fromarray(pixels).save(tmp_path / 'noise.png')
+  predictor = predict.load(str(tmp_path / 'tiny.pth'))
+  seen = predict.read(tmp_path / 'noise.png', predictor)
+  np.testing.assert_array_equal(seen, pixels[:, 4:36])
   (row,) = predict.predict(predictor, [tmp_path / 'noise.png'])
   images = (seen[None] / 255 - np.array(data.IMAGENET[0])) / np.array(data.IMAGENET[1])
   variables = weights.to_variables(make_state(4), models.create(tiny, num_classes=4))
@@ -116,6 +127,15 @@ def test_bad_input_is_one_line(tmp_path, tiny) -> None:
   weights.write(tmp_path / 'four.pth', make_state(4, channels=4))
   with pytest.raises(InputError, match='predict makes square ones of 1 or 3 channels'):
     predict.load(str(tmp_path / 'four.pth'))
+  with pytest.raises(InputError, match='tiny.pth: it is no run, and has no step 7'):
+    predict.load(good, step='7')
+  (tmp_path / 'nan.npy').write_bytes(b'no image')
+  assert [
+    row.problem for row in predict.predict(predict.load(good), [tmp_path / 'nan.npy', tmp_path / 'none.png'])
+  ] == [
+    'cannot decode the image: cannot identify image file',
+    'No such file or directory',
+  ]
   for words in (['--top', '0'], ['--batch_size', '0']):
     with pytest.raises(SystemExit) as caught:
       cli.main(['predict', good, good, *words])

@@ -101,12 +101,15 @@ def test_loading_into_another_head(file, workdir, tiny):
 
 
 def test_bad_sources_are_one_line(tmp_path, workdir, file):
-  assert 'no such file and no published weights' in refused(pretrained.read, 'torchvision:resnet_50')
+  assert 'no such file, run or directory, and no published weights' in refused(pretrained.read, 'torchvision:resnet_50')
   assert 'No such file' in refused(pretrained.read, 'torchvision:nothing.pth')
   (tmp_path / 'empty').mkdir()
   assert 'expected model.json, or config.json' in refused(pretrained.read, str(tmp_path / 'empty'))
   assert 'expected model.json, or config.json' in refused(pretrained.read, 'jaxres:nothing')
   assert 'no step 8; there are [5, 7, 9]' in refused(pretrained.read, str(workdir), '8')
+  assert 'skip is for tensors of torch files' in refused(pretrained.read, str(workdir), '7', ['aux.*'])
+  assert 'it is no run, and has no step 7' in refused(pretrained.read, file, '7')
+  assert 'leave out "jaxres:"' in refused(pretrained.read, f'jaxres:{file}')
   assert 'no step x' in refused(pretrained.read, str(workdir), 'x')
   (tmp_path / 'bare').mkdir()
   (tmp_path / 'bare/config.json').write_text('{}')

@@ -49,10 +49,8 @@ def test_a_run_learns_and_leaves_what_it_promises(config: dict, tmp_path) -> Non
   assert 'stage1/block0/conv1/kernel' in (tmp_path / 'run/parameters.txt').read_text()
 
 
-@pytest.mark.parametrize('options', [{}, {'ema': 0.9, 'accumulate': 2}])
-def test_an_interrupted_run_ends_bit_identical(config: dict, tmp_path, monkeypatch, options: dict) -> None:
-  config = merged(config, data={'val': 0.25}, train=options)
-  whole = train.train_and_evaluate(config, tmp_path / 'whole')
+def interrupted(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Train until the third evaluation, which is broken off as by Ctrl-C."""
   evaluations, real = [], evaluate.evaluate_state
 
   def interrupt(*args):
@@ -63,7 +61,14 @@ def test_an_interrupted_run_ends_bit_identical(config: dict, tmp_path, monkeypat
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(evaluate, 'evaluate_state', interrupt)
-    train.train_and_evaluate(config, tmp_path / 'parts')
+    train.train_and_evaluate(config, workdir)
+
+
+@pytest.mark.parametrize('options', [{}, {'ema': 0.9, 'accumulate': 2}])
+def test_an_interrupted_run_ends_bit_identical(config: dict, tmp_path, monkeypatch, options: dict) -> None:
+  config = merged(config, data={'val': 0.25}, train=options)
+  whole = train.train_and_evaluate(config, tmp_path / 'whole')
+  interrupted(config, tmp_path / 'parts', monkeypatch)
   again = train.train_and_evaluate(config, tmp_path / 'parts')
   assert quiet(again) == quiet(whole)
   assert rows(tmp_path / 'parts') == rows(tmp_path / 'whole')

@@ -15,7 +15,7 @@ from typing import Literal
 
 from jaxres.backend import resolve_dtype
 from jaxres.errors import InputError, nearest
-from jaxres.models.resnet import ACTIVATIONS, MODELS, SHORTCUTS, STEMS, ResNet
+from jaxres.models.resnet import ACTIVATIONS, MODELS, SHORTCUTS, ResNet
 
 __all__ = ['ResNet', 'create', 'list']
 
@@ -54,7 +54,7 @@ def create(
   """
   if name not in MODELS:
     raise InputError(f'model.name: unknown model {name!r}{nearest(name, MODELS)}')
-  _check_known('stem', stem, [None, *STEMS])
+  _check_known('stem', stem, [None, 'cifar', 'imagenet', 'deep'])
   _check_known('shortcut', shortcut, [None, *SHORTCUTS])
   _check_known('act', act, [None, *ACTIVATIONS])
   _check_rate('dropout', dropout)

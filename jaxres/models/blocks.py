@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxres.errors import InputError
 from jaxres.models.layers import DIMENSIONS, conv_init, torch_padding
 
 ModuleDef = Callable[..., Any]
@@ -69,13 +70,13 @@ class ImageNetStem(Stem):
 class WhiteningStem(Stem):
   """``FixedConv`` whose kernel decorrelates its inputs, and the activation (Page 2019; Jordan 2024, airbench).
 
-  Maps ``[B, H, W, C]`` to ``[B, H - 1, W - 1, width]``; ``width`` is ``8 * C``, the number of filters that
-  ``whitening.kernel`` computes from images. There is no norm.
+  Maps ``[B, H, W, C]`` to ``[B, H - 1, W - 1, 8 * C]``: as many filters as ``whitening.kernel`` computes from images,
+  whatever ``width`` says. There is no norm.
   """
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.act(FixedConv(self.width, name='conv')(x))
+    return self.act(FixedConv(8 * x.shape[-1], name='conv')(x))
 
 
 class FixedConv(nn.Module):
@@ -267,8 +268,13 @@ def max_pool(x: jax.Array) -> jax.Array:
   """Return the maxima of squares of 2 by 2, ``[B, H // 2, W // 2, C]``.
 
   As ``nn.max_pool``, but that its gradient is a selection, which XLA:CPU does many times as fast as a scatter.
+
+  Raises:
+    InputError: nothing would be left.
   """
   height, width = (size // 2 * 2 for size in x.shape[1:3])
+  if not (height and width):
+    raise InputError('model.name: the images are too small for a network that halves them so often; use another')
   rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
   return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
 

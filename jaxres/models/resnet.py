@@ -47,7 +47,7 @@ class ResNet(nn.Module):
     zero_init_residual: start each block as the identity: the scale of its last norm (Goyal et al. 2017, section 5.1),
       or the last kernel of a pre-activation block, is zero.
     dtype: of the activations and of the arithmetic; BatchNorm statistics stay float32.
-    stem_width: channels of the stem; ``widths[0]`` where not given.
+    stem_width: channels of the stem; ``widths[0]`` where not given. A whitening stem has as many as its images say.
     groups: of the 3x3 convolutions in blocks.
     width_per_group: channels of a group in a block of width 64, in proportion in others.
     se: squeeze and excitation in each block.
@@ -243,7 +243,7 @@ MODELS: dict[str, functools.partial[ResNet]] = {
     (64, 128, 256),
     blocks.PoolBlock,
     stem_type='whitening',
-    stem_width=24,
+    shortcut='pad',  # there are none
     act='gelu',
     bn_momentum=0.6,
     bn_scale=False,

@@ -84,6 +84,7 @@ def to_variables(
       for name, value in given.items()
       if value.shape != shapes[name]
     ],
+    'not finite': [name for name in wanted.values() if name in given and not np.isfinite(given[name]).all()],
     'not float32': [name for name in wanted.values() if name in given and given[name].dtype != np.float32],
   }
   if any(complaints.values()):

@@ -13,6 +13,7 @@ from jaxres.models.resnet import MODELS
 from jaxres.weights.names import Dialect
 
 Shapes = Mapping[str, tuple[int, ...]]
+STEM_OF_SIZE = {2: 'whitening', 3: 'cifar', 7: 'imagenet'}
 
 
 class Recognised(NamedTuple):
@@ -28,7 +29,7 @@ class _Seen(NamedTuple):
 
   stage_sizes: tuple[int, ...]
   widths: tuple[int, ...]
-  stem_width: int
+  stem_width: int  # 0: as many as the images say
   expansion: int
   preact: bool
   groups: int
@@ -86,14 +87,15 @@ def _look(shapes: Shapes) -> _Seen:
   inner, second = shapes['layer1.0.conv1.weight'][0], shapes['layer1.0.conv2.weight']
   groups = inner // second[1]
   stem = shapes.get('conv1.6.weight') or shapes['conv1.weight']
-  preact = 'bn1.weight' not in shapes
+  stem_width = 0 if STEM_OF_SIZE.get(stem[2]) == 'whitening' else stem[0]
+  preact = 'norm.weight' in shapes
   se = 'layer1.0.se.fc1.weight' in shapes
-  return _Seen(sizes, widths, stem[0], expansion, preact, groups, inner * 64 // (groups * widths[0]), se)
+  return _Seen(sizes, widths, stem_width, expansion, preact, groups, inner * 64 // (groups * widths[0]), se)
 
 
 def _options(shapes: Shapes, dialect: Dialect, seen: _Seen) -> dict[str, Any]:
   """Return the arguments of ``models.create`` that tensors show."""
-  stem = 'deep' if 'conv1.0.weight' in shapes else {3: 'cifar', 7: 'imagenet'}[shapes['conv1.weight'][2]]
+  stem = 'deep' if 'conv1.0.weight' in shapes else STEM_OF_SIZE[shapes['conv1.weight'][2]]
   reshapes = len(seen.widths) > 1
   shortcut = 'average' if dialect.average else 'projection'
   if reshapes and not any(f'.{dialect.shortcut}.' in name for name in shapes):
@@ -111,7 +113,7 @@ def _of_model(model: ResNet) -> _Seen:
   return _Seen(
     model.stage_sizes,
     model.widths,
-    model.stem_width or model.widths[0],
+    0 if model.stem_type == 'whitening' else model.stem_width or model.widths[0],
     model.block.expansion,
     model.block.preact,
     model.groups,

@@ -41,7 +41,7 @@ def find(name: str) -> pathlib.Path:
     InputError: the name is unknown, or the download fails or is another file.
   """
   if name not in DIGITS:
-    raise InputError(f'torchvision:{name}: no such file and no published weights{nearest(name, DIGITS)}')
+    raise InputError(f'{name}: no such file, run or directory, and no published weights{nearest(name, DIGITS)}')
   digits = DIGITS[name]
   path = cache_dir('weights') / f'{name.removesuffix("-v2")}-{digits}.pth'
   if not (path.is_file() and sha256_of(path).startswith(digits)):

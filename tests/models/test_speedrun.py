@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxres import models
+from jaxres import models, weights
+from jaxres.errors import InputError
 from jaxres.models import blocks, whitening
 
 
@@ -74,6 +75,31 @@ def test_max_pool_and_its_gradient_are_flaxs(size: tuple[int, int]) -> None:
   )
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
   np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_other_channels_have_as_many_filters_as_whiten_them(channels: int) -> None:
+  model, x = models.create('resnet8_speedrun', num_classes=10), np.ones((2, 9, 9, channels), np.float32)
+  variables = model.init(jax.random.key(0), x, train=False)
+  shape = variables['params']['stem']['conv']['kernel'].shape
+  assert whitening.kernel(np.random.default_rng(0).normal(size=(4, 9, 9, channels))).shape == shape
+  assert model.apply(variables, x, train=False).shape == (2, 10)
+
+
+def test_images_that_are_too_small_are_one_line() -> None:
+  with pytest.raises(InputError, match='model.name: the images are too small'):
+    models.create('resnet8_speedrun').init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+
+
+def test_its_weights_go_to_torchs_names_and_back() -> None:
+  model = models.create('resnet8_speedrun', num_classes=10)
+  variables = whitening.whiten(model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False), images(8, 16))
+  state_dict = weights.from_variables(variables, model)
+  assert {'conv1.weight', 'conv1.bias', 'layer3.0.bn2.bias', 'layer3.0.bn2.running_var'} <= state_dict.keys()
+  found = weights.recognise(state_dict)
+  assert (found.name, found.channels) == ('resnet8_speedrun', 3)
+  again = weights.to_variables(state_dict, models.create(found.name, **found.options))
+  jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
 @pytest.mark.torch
