@@ -19,9 +19,9 @@ class Pair(NamedTuple):
   """An example and its nearest neighbour in another split."""
 
   split: str
-  index: int
+  example: int
   other_split: str
-  other_index: int
+  other_example: int
   similarity: float  # cosine, of centred features
 
 
@@ -30,7 +30,7 @@ def suspicion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
   The normalised margin of Northcutt et al. 2021 (https://arxiv.org/abs/1911.00068, section 3.2), of log-probabilities.
   """
-  others = np.float64(logits)
+  others = logits.astype(np.float64)
   own = others[np.arange(len(labels)), labels]
   others[np.arange(len(labels)), labels] = -np.inf
   return others.max(-1) - own
@@ -136,14 +136,15 @@ def _described(run: runs.Run, outputs: Mapping[str, evaluate.Outputs], pair: Pai
   first, second = _images(run, pair)
   same = first.shape == second.shape
   labels = [
-    run.class_names[outputs[s].labels[i]] for s, i in ((pair.split, pair.index), (pair.other_split, pair.other_index))
+    run.class_names[outputs[s].labels[i]]
+    for s, i in ((pair.split, pair.example), (pair.other_split, pair.other_example))
   ]
   difference = float(np.abs(first.astype(int) - second).mean()) if same else None
   return pair._asdict() | {'labels': labels, 'difference': difference}
 
 
 def _images(run: runs.Run, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-  places = ((pair.split, pair.index), (pair.other_split, pair.other_index))
+  places = ((pair.split, pair.example), (pair.other_split, pair.other_example))
   first, second = (run.pipeline(split).images(np.array([index]))[0] for split, index in places)
   return first, second
 
@@ -179,33 +180,34 @@ def run(args: argparse.Namespace) -> None:
 
 def make_page(trained: runs.Run, found: Mapping[str, Any]) -> str:
   """Return the page: one HTML file with everything in it."""
-  sections = []
-  for split, own in found['labels'].items():
-    index = np.array([row['index'] for row in own['worst']], int)
-    images = trained.pipeline(split).images(index)
-    cells = [
-      page.figure(
-        pictures.data_uri(image),
-        f'{split} example {row["index"]}, labelled {row["label"]}',
-        f'#{row["index"]} {row["label"]}; looks like {row["predicted"]} ({1 - row["probability_of_label"]:.1%} not it)',
-      )
-      for image, row in zip(images, own['worst'], strict=True)
-    ]
-    text = f'{own["candidates"]:,} of {own["examples"]:,} labels are candidates (confident learning); the worst first.'
-    sections.append(page.section(f'labels-{split}', f'Labels: {split}', page.paragraph(text), page.gallery(cells)))
-  cells = []
-  for row in found['duplicates']:
-    pair = Pair(*(row[name] for name in Pair._fields))
-    difference = 'other sizes' if row['difference'] is None else f'{row["difference"]:.1f} levels apart'
-    caption = f'{row["labels"][0]} #{pair.index} and {row["labels"][1]} #{pair.other_index}: {difference}'
-    alt = f'{pair.split} example {pair.index} beside {pair.other_split} example {pair.other_index}'
-    cells.append(page.figure([pictures.data_uri(image) for image in _images(trained, pair)], alt, caption))
+  sections = [_label_section(trained, split, own) for split, own in found['labels'].items()]
   text = 'Examples of one split beside the likest of another, by the cosine of their features; equal ones differ by 0.'
-  sections.append(page.section('duplicates', 'Near-duplicates', page.paragraph(text), page.gallery(cells)))
-  classes = [[row['class'], page.Bar(row['recall'], f'{row["recall"]:.2%}')] for row in found['classes']]
-  confused = [[row['class'], row['predicted'], f'{row["examples"]:,}'] for row in found['pairs']]
+  pairs = page.gallery([_pair_figure(trained, row) for row in found['duplicates']], 2)
+  classes = [(row['class'], page.Bar(row['recall'], f'{row["recall"]:.2%}')) for row in found['classes']]
+  confused = [(row['class'], row['predicted'], f'{row["examples"]:,}') for row in found['pairs']]
   sections += [
+    page.section('duplicates', 'Near-duplicates', page.paragraph(text), pairs),
     page.section('classes', 'Hardest classes', page.table(['class', 'recall on the test split'], classes)),
     page.section('pairs', 'Commonest confusions', page.table(['class', 'taken for', 'examples'], confused)),
   ]
   return page.document(f'Errors of {trained.name}', page.paragraph(found['origin']), sections)
+
+
+def _label_section(trained: runs.Run, split: str, own: Mapping[str, Any]) -> page.Section:
+  images = trained.pipeline(split).images(np.array([row['index'] for row in own['worst']], int))
+  cells = []
+  for image, row in zip(images, own['worst'], strict=True):
+    label, index = row['label'], row['index']
+    caption = f'{label}?\nlooks like {row["predicted"]}; {label} {row["probability_of_label"]:.1%}; #{index}'
+    cells.append(page.figure([pictures.data_uri(image)], f'{split} example {index}, labelled {label}', caption))
+  text = f'{own["candidates"]:,} of {own["examples"]:,} labels are candidates (confident learning); the worst first.'
+  return page.section(f'labels-{split}', f'Labels: {split}', page.paragraph(text), page.gallery(cells))
+
+
+def _pair_figure(trained: runs.Run, row: Mapping[str, Any]) -> str:
+  pair = Pair(*(row[name] for name in Pair._fields))
+  difference = 'other sizes' if row['difference'] is None else f'{row["difference"]:.1f} levels apart'
+  where = f'{pair.split} #{pair.example}, {pair.other_split} #{pair.other_example}'
+  alt = f'{pair.split} example {pair.example} beside {pair.other_split} example {pair.other_example}'
+  uris = [pictures.data_uri(image) for image in _images(trained, pair)]
+  return page.figure(uris, alt, f'{" and ".join(row["labels"])}\n{where}; {difference}')

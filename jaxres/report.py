@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import math
 import pathlib
 import statistics
 import time
@@ -18,11 +19,15 @@ from jaxres import config as config_lib
 from jaxres.data.augment import normalize
 from jaxres.data.files import file_errors
 from jaxres.models import ResNet
-from jaxres.page import Bar, Section
+from jaxres.page import Bar, Cell, Section
 
 CURVES = {'loss': 'Loss', 'top1': 'Top-1', 'lr': 'Learning rate', 'images_per_s': 'Images per second'}
+HEADLINE = ('top-1', 'top-5', 'loss', 'F1, macro', 'ROC-AUC, one vs rest', 'calibration error (ECE)')
 PICTURES = 24  # of mistakes, and of hits
 EXPLAINED = 12  # mistakes, and classes
+WRONG = 'The wrong predictions that it is surest of, with their probability.'
+RIGHT = 'The right predictions that it is least sure of.'
+FILTERS = 'The kernels of the first convolution, each from its least weight to its largest.'
 MOST_CLASSES = 100  # of a confusion matrix that is drawn
 
 
@@ -35,16 +40,32 @@ def make_report(found: Sequence[runs.Run], batch_size: int | None = None) -> str
   begin = time.monotonic()
   compared, tests = evaluate_runs.compare([*found], 'test', batch_size)
   seconds = time.monotonic() - begin
-  sections = [_scores(compared), _curves(found)]
+  examples = len(next(iter(tests.values())).labels) * len(found)
+  sections = [_scores(compared, f'{examples:,} predictions and their scores took {seconds:.1f} s.'), _curves(found)]
   for number, run in enumerate(found):
     own, test = compared['runs'][run.name], tests[run.name]
     parts = [*_quality(own, run), *_examples(run, test), *_weights(run), *_making(run)]
     sections += _named(parts, run.name, number, len(found))
-  names = ', '.join(run.name for run in found)
-  examples = len(next(iter(tests.values())).labels) * len(found)
-  timing = f'{examples:,} predictions and their scores took {seconds:.1f} s, compilation and all.'
-  intro = ''.join(page.paragraph(f'{run.name}: {run.origin}') for run in found) + page.paragraph(timing)
-  return page.document(f'Report: {names}', intro, sections)
+  intro = ''.join(page.paragraph(f'{run.config["model"]["name"]}, {_data_name(run)}: {run.origin}') for run in found)
+  return page.document(', '.join(run.name for run in found), intro + _headline(compared), sections)
+
+
+def _data_name(run: runs.Run) -> str:
+  """Return what data a run is on, for a person."""
+  name, path = run.config['data']['name'], run.config['data']['path']
+  return f'{name} {path}' if path else str(name)
+
+
+def _headline(compared: Mapping[str, Any]) -> str:
+  """Return the figures that matter most: several of one run, top-1 of each of several."""
+  columns = evaluate_runs.columns(compared)
+  rows = {row[0]: row[1:] for row in evaluate_runs.rows(compared)}
+  cells = []
+  for label in HEADLINE if len(columns) == 1 else HEADLINE[:1]:
+    for name, text in zip(columns, rows[label], strict=True):
+      value, _, interval = text.rstrip(')').partition(' (')
+      cells.append((label if len(columns) == 1 else f'{label}, {name}', value, interval))
+  return page.tiles(cells)
 
 
 def _named(parts: Sequence[Section], name: str, number: int, count: int) -> list[Section]:
@@ -54,10 +75,10 @@ def _named(parts: Sequence[Section], name: str, number: int, count: int) -> list
   return [Section(f'run{number}-{part.id}', f'{name}: {part.title}', part.html) for part in parts]
 
 
-def _scores(compared: Mapping[str, Any]) -> Section:
+def _scores(compared: Mapping[str, Any], timing: str) -> Section:
   headers = ['', *evaluate_runs.columns(compared)]
   remarks = [*evaluate_runs.differences(compared), *evaluate_runs.notes(compared)]
-  text = f'On the {compared["split"]} split; in brackets 95 % bootstrap intervals.'
+  text = f'On the {compared["split"]} split; in brackets 95 % bootstrap intervals. {timing}'
   table = page.table(headers, evaluate_runs.rows(compared))
   return page.section('scores', 'Scores', page.paragraph(text), table, page.note_list(remarks))
 
@@ -98,9 +119,12 @@ def _quality(own: Mapping[str, Any], run: runs.Run) -> list[Section]:
   if own['calibrated']:
     title = f'At temperature {own["temperature"]:.3g}, fitted on the validation split'
     charts.append(page.reliability_chart(title, own['calibrated']['bins']))
-  error = f'Expected calibration error {own["calibration"]["ece"]:.2%}, largest {own["calibration"]["mce"]:.2%}.'
+  error = (
+    f'Expected calibration error {own["calibration"]["ece"]:.2%}. A bar is the accuracy at that confidence, on the '
+    'dashed line where the two agree; pale bars are of few examples.'
+  )
   return [
-    page.section('confusion', 'Confusion', drawn, page.details('Commonest confusions', commonest)),
+    page.section('confusion', 'Confusion', page.beside(drawn, commonest)),
     page.section(
       'classes',
       'Classes',
@@ -124,8 +148,8 @@ def _examples(run: runs.Run, test: evaluate.Outputs) -> list[Section]:
     'after them the most confident example of each prediction.'
   )
   return [
-    page.section('mistakes', 'Most confident mistakes', show(mistakes)),
-    page.section('hits', 'Least confident hits', show(hits)),
+    page.section('mistakes', 'Confident mistakes', page.paragraph(WRONG), show(mistakes)),
+    page.section('hits', 'Doubtful hits', page.paragraph(RIGHT), show(hits)),
     page.section('gradcam', 'What it looks at', page.paragraph(text), _overlays(run, test, np.array(explained, int))),
   ]
 
@@ -134,7 +158,7 @@ def _gallery(run: runs.Run, test: evaluate.Outputs, confidence: np.ndarray, inde
   images = run.dataset.test.images(index)
   return page.gallery(
     [
-      page.figure(pictures.data_uri(image), *_say(run, test, int(i), f'{confidence[i]:.1%}'))
+      page.figure([pictures.data_uri(image)], *_say(run, test, int(i), f'{confidence[i]:.1%}'))
       for image, i in zip(images, index, strict=True)
     ]
   )
@@ -143,7 +167,7 @@ def _gallery(run: runs.Run, test: evaluate.Outputs, confidence: np.ndarray, inde
 def _say(run: runs.Run, test: evaluate.Outputs, i: int, confidence: str = '') -> tuple[str, str]:
   """Return the text in place of a test image, and its caption."""
   label, predicted = run.class_names[test.labels[i]], run.class_names[test.logits[i].argmax()]
-  caption = f'{predicted} {confidence}'.rstrip() + ('' if label == predicted else f'; labelled {label}')
+  caption = f'{predicted} {confidence}'.rstrip() + ('' if label == predicted else f'\nlabelled {label}')
   return f'Test image {i}, {label}', caption
 
 
@@ -162,7 +186,7 @@ def _overlays(run: runs.Run, test: evaluate.Outputs, index: np.ndarray) -> str:
     alt, caption = _say(run, test, int(i))
     uris = [pictures.data_uri(image) for image in (images[row], *overlays)]
     cells.append(page.figure(uris, f'{alt}, and beside it its Grad-CAM', caption))
-  return page.gallery(cells)
+  return page.gallery(cells, 3)
 
 
 def _weights(run: runs.Run) -> list[Section]:
@@ -181,15 +205,17 @@ def _weights(run: runs.Run) -> list[Section]:
     for leaf, g in zip(*map(jax.tree.leaves, (params, gradients)), strict=True)
   ]
   largest = [max(column) or 1.0 for column in zip(*norms, strict=True)]
-  rows = [
+  rows: list[list[Cell]] = [
     [name, ' x '.join(map(str, leaf.shape)), *(Bar(v / m, f'{v:.3g}') for v, m in zip(pair, largest, strict=True))]
     for name, leaf, pair in zip(trees.names(params), jax.tree.leaves(params), norms, strict=True)
   ]
   text = 'Gradients are those of the cross-entropy of the first training batch, not augmented, as evaluation sees it.'
+  weight, gradient = (math.hypot(*column) for column in zip(*norms, strict=True))
+  total = f'All weights together have norm {weight:.4g}, all gradients {gradient:.4g}.'
   table = page.table(['parameter', 'shape', 'norm', 'norm of the gradient'], rows)
   return [
-    page.section('filters', 'First-layer filters', f'<div class="gallery picture-row">{"".join(shown)}</div>'),
-    page.section('norms', 'Norms', page.paragraph(text), page.details(f'{len(rows)} parameters', table)),
+    page.section('filters', 'Filters', page.paragraph(FILTERS), f'<div class="filters">{"".join(shown)}</div>'),
+    page.section('norms', 'Norms', page.paragraph(f'{total} {text}'), page.details(f'{len(rows)} parameters', table)),
   ]
 
 
@@ -207,7 +233,8 @@ def gradient_norms(model: ResNet, variables: Any, images: jax.Array, labels: jax
 def _making(run: runs.Run) -> list[Section]:
   """Return how the run was made: its config, its environment, its time."""
   default = config_lib.to_dict(config_lib.make())
-  changed, rest = [], []
+  changed: list[list[str]] = []
+  rest: list[list[str]] = []
   for section, fields in sorted(run.config.items()):
     for field, value in sorted(fields.items()):
       is_default = json.dumps(value) == json.dumps(default[section][field])

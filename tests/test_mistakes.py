@@ -48,7 +48,7 @@ def test_near_duplicates_are_found_first() -> None:
   }
   found = mistakes.near_duplicates(outputs, 5)
   assert len(found) == 5
-  assert {(p.split, p.index, p.other_split, p.other_index) for p in found[:2]} == {
+  assert {(p.split, p.example, p.other_split, p.other_example) for p in found[:2]} == {
     ('test', 4, 'train', 11),
     ('test', 9, 'train', 42),
   }
@@ -88,7 +88,7 @@ def test_the_tool(config, npz, tmp_path, capsys) -> None:
   assert worst[0]['label'] != worst[0]['predicted']
   assert set(found['labels']) == {'train', 'test'}
   same = found['duplicates'][0]
-  assert (same['split'], same['index'], same['other_index']) == ('test', 7, 23)
+  assert (same['split'], same['example'], same['other_example']) == ('test', 7, 23)
   assert same['difference'] == 0
   recalls = [row['recall'] for row in found['classes']]
   assert recalls == sorted(recalls)

@@ -5,6 +5,7 @@ import html.parser
 import itertools
 import json
 import math
+import pathlib
 import re
 import shutil
 import subprocess
@@ -14,10 +15,11 @@ import pytest
 
 from jaxres import cli, evaluate_runs, page, report, runs, train
 from jaxres.page import charts
+from tests import browser
 from tests.conftest import make_arrays
 
 NAMES = ['<ant>', 'bee & co', 'cat', 'dog']
-VOID = {'meta', 'img', 'line', 'rect', 'circle', 'polyline', 'meter'}
+VOID = {'meta', 'img'}
 
 
 class Parsed(html.parser.HTMLParser):
@@ -33,7 +35,7 @@ class Parsed(html.parser.HTMLParser):
 
   def handle_starttag(self, tag, attrs):
     self.tags.append((tag, dict(attrs)))
-    if tag not in VOID - {'meter'}:
+    if tag not in VOID:
       self.open.append(tag)
 
   def handle_startendtag(self, tag, attrs):
@@ -123,7 +125,7 @@ def test_the_page_of_one_run(one, trained) -> None:
 def test_curves_hold_what_was_logged(one, trained) -> None:
   data = [json.loads(block) for block in re.findall(r'<script type="application/json">(.*?)</script>', one)]
   assert len(data) == 4
-  rows = report.read_metrics(runs.pathlib.Path(trained[0]))
+  rows = report.read_metrics(pathlib.Path(trained[0]))
   loss = {line['name']: line['points'] for line in data[0]['series']}
   assert set(loss) == {'train', 'val', 'test'}
   assert [y for _, _, y in loss['test']] == [f'{row["test/loss"]:.4g}' for row in rows if 'test/loss' in row]
@@ -149,33 +151,113 @@ def test_the_script_is_javascript(tmp_path) -> None:
   assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize('size', [(1280, 900), (390, 844)])
-def test_a_browser_shows_it(one, tmp_path, size) -> None:
-  """No message on the console, nothing wider than the window, a reading after a key."""
-  browser = shutil.which('chromium') or shutil.which('google-chrome') or shutil.which('chrome')
-  if not browser:
+@pytest.fixture(scope='module')
+def shown(tmp_path_factory):
+  if not browser.PROGRAM:
     pytest.skip('no browser here')
-  probe = """<script>
-    const chart = document.querySelector('.chart svg[tabindex]');
-    chart.dispatchEvent(new KeyboardEvent('keydown', { key: 'End' }));
-    const reading = chart.parentElement.querySelector('output').textContent;
-    const root = document.documentElement;
-    document.title = JSON.stringify({ width: innerWidth, content: root.scrollWidth, reading });
-  </script></body>"""
-  (tmp_path / 'page.html').write_text(one.replace('</body>', probe))
-  words = [
-    '--headless',
-    '--no-sandbox',
-    '--disable-gpu',
-    '--enable-logging=stderr',
-    f'--user-data-dir={tmp_path}/profile',
-  ]
-  words += [f'--window-size={size[0]},{size[1]}', '--dump-dom', f'file://{tmp_path}/page.html']
-  done = subprocess.run([browser, *words], capture_output=True, text=True, timeout=120)
-  assert 'CONSOLE' not in done.stderr
-  found = json.loads(html.unescape(re.search('<title>(.*?)</title>', done.stdout).group(1)))
-  assert found['content'] <= found['width']
-  assert found['reading'].startswith('epoch 3: ')
+  with browser.Browser(tmp_path_factory.mktemp('profile')) as found:
+    yield found
+
+
+@pytest.mark.parametrize('dark', [False, True])
+@pytest.mark.parametrize('width', [1280, 390])
+def test_a_browser_shows_it(one, trained, shown, width: int, dark: bool) -> None:
+  """No complaint, nothing fetched, nothing that sticks out sideways, colours and sizes that can be read."""
+  shown.open(pathlib.Path(trained[0]) / 'report.html', width, 844, dark)
+  assert shown.complaints() == []
+  assert [url for url in shown.requests() if not url.startswith(('file:', 'data:'))] == []
+  shown.ask("document.querySelectorAll('details').forEach(each => each.open = true)")
+  inner, content = shown.ask('[innerWidth, document.documentElement.scrollWidth]')
+  assert inner == width
+  assert content <= width
+  assert shown.ask('[...document.images].every(each => each.complete && each.naturalWidth > 0)')
+  ground, panel, text, soft, link, *lines = shown.ask(COLOURS)
+  assert (sum(ground) < sum(text)) == dark
+  for behind in (ground, panel):
+    assert min(contrast(colour, behind) for colour in (text, soft, link)) >= 4.5  # WCAG 2.2, 1.4.3
+  assert min(contrast(colour, panel) for colour in lines) >= 3  # and 1.4.11
+  assert min(shown.ask(SIZES)) >= 11
+
+
+COLOURS = """
+(() => {
+  const probe = document.body.appendChild(document.createElement('i'));
+  const names = ['ground', 'panel', 'text', 'soft', 'link', ...Array(8).keys().map(k => 'c' + k)];
+  return names.map(name => {
+    probe.style.color = `var(--${name})`;
+    return getComputedStyle(probe).color.match(/[\\d.]+/g).map(Number);
+  });
+})()"""
+SIZES = """
+[...document.querySelectorAll('td, th, p, li, small, figcaption, output, .chart text')].map(each => {
+  const svg = each.ownerSVGElement;
+  const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+  return scale * parseFloat(getComputedStyle(each).fontSize);
+})"""
+
+
+def contrast(first: list[float], second: list[float]) -> float:
+  """Return the contrast ratio of two sRGB colours: WCAG 2.2, relative luminance."""
+
+  def luminance(colour: list[float]) -> float:
+    c = np.array(colour[:3]) / 255
+    return float(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+  low, high = sorted(map(luminance, (first, second)))
+  return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_by_hand() -> None:
+  assert contrast([0, 0, 0], [255, 255, 255]) == pytest.approx(21)
+  assert contrast([119, 119, 119], [255, 255, 255]) == pytest.approx(4.48, abs=0.01)
+
+
+def test_it_is_used_by_keyboard_and_pointer(one, trained, shown) -> None:
+  shown.open(pathlib.Path(trained[0]) / 'report.html')
+  shown.press('Tab', 'Enter')
+  assert shown.ask('document.activeElement.id') == 'main'
+  reached = []
+  for _ in range(200):
+    shown.press('Tab')
+    tag, outline = shown.ask('[document.activeElement.tagName, getComputedStyle(document.activeElement).outlineStyle]')
+    if tag == 'BODY':
+      break
+    reached.append(tag)
+    assert outline == 'solid'  # one sees where one is
+  assert tag == 'BODY'  # no trap
+  assert reached.count('svg') == 4  # the curves
+  assert 'SUMMARY' in reached
+  reading = "document.querySelector('.chart output').textContent"
+  assert shown.ask(reading).startswith('At the end: train ')
+  shown.ask("document.querySelector('.chart svg').focus()")
+  shown.press('End')
+  assert shown.ask(reading).startswith('epoch 3: train ')
+  shown.press('Home', 'ArrowRight', 'ArrowLeft')
+  first = shown.ask(reading)
+  assert first.startswith('epoch 0.')
+  left, top, right = shown.ask(
+    "(b => [b.left, b.top, b.right])(document.querySelector('.chart svg').getBoundingClientRect())"
+  )
+  shown.move(right - 5, top + 40)
+  assert shown.ask(reading).startswith('epoch 3: train ')
+  shown.move(left + 5, top + 40)
+  assert shown.ask(reading) == first
+
+
+def test_it_is_read_aloud(one, trained, shown) -> None:
+  """Every landmark, heading, picture, chart, region and link has a name."""
+  shown.open(pathlib.Path(trained[0]) / 'report.html')
+  said = shown.aloud()
+  roles = collections.Counter(role for role, _ in said)
+  for role in ('image', 'heading', 'link', 'region', 'navigation'):
+    assert roles[role] > 0
+    assert all(name for own, name in said if own == role), role
+  assert {'banner', 'main', 'columnheader', 'rowheader', 'figure'} < set(roles)
+  assert ('navigation', 'Contents') in said
+  assert ('link', 'Skip to the content') in said
+  assert any(name.startswith('Loss over epoch: train from ') for role, name in said if role == 'image')
+  headings = [name for role, name in said if role == 'heading']
+  assert headings[:3] == ['seed0', 'Scores', 'Curves']
 
 
 @pytest.mark.parametrize(('low', 'high'), [(0, 1), (0.2, 2.31), (-3, 4), (5, 5), (0, 0), (1e-5, 3e-4), (0, 12345)])

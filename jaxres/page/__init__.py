@@ -2,14 +2,16 @@
 
 import html
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from jaxres.page.charts import heatmap, line_chart, reliability_chart
 
 __all__ = [
   'Bar',
+  'Cell',
   'Section',
+  'beside',
   'details',
   'document',
   'figure',
@@ -21,6 +23,7 @@ __all__ = [
   'reliability_chart',
   'section',
   'table',
+  'tiles',
 ]
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -39,6 +42,9 @@ class Bar(NamedTuple):
 
   share: float | None  # of the longest: 0 to 1; None has none
   text: str
+
+
+Cell = str | Bar
 
 
 def document(title: str, intro: str, sections: Sequence[Section]) -> str:
@@ -73,8 +79,8 @@ def document(title: str, intro: str, sections: Sequence[Section]) -> str:
 <body>
 <a class="skip" href="#main">Skip to the content</a>
 <header><h1>{html.escape(title)}</h1>
-{intro}
-<nav aria-label="Contents"><ul>{links}</ul></nav></header>
+{intro}</header>
+<nav aria-label="Contents"><ul>{links}</ul></nav>
 <main id="main" tabindex="-1">
 {body}
 </main>
@@ -91,8 +97,8 @@ def section(identifier: str, title: str, *content: str) -> Section:
 
 
 def paragraph(text: str) -> str:
-  """Return a paragraph of text."""
-  return f'<p>{html.escape(text)}</p>'
+  """Return a paragraph of text, set back."""
+  return f'<p class="soft">{html.escape(text)}</p>'
 
 
 def note_list(notes: Sequence[str]) -> str:
@@ -105,10 +111,10 @@ def details(summary: str, content: str) -> str:
   return f'<details><summary>{html.escape(summary)}</summary>\n{content}</details>'
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str | Bar]]) -> str:
+def table(headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
   """Return a table; the first cell of each row is its heading."""
   head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in headers)
-  body = ''.join(f'<tr><th scope="row">{_cell(row[0])}</th>{"".join(map(_data, row[1:]))}</tr>\n' for row in rows)
+  body = ''.join(f'<tr>{_heading(name)}{"".join(map(_data, row))}</tr>\n' for name, *row in rows)
   title = html.escape(f'{headers[0] or "scores"}: {", ".join(headers[1:])}')
   return (
     f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
@@ -116,30 +122,45 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str | Bar]]) -> str:
   )
 
 
-def _data(cell: str | Bar) -> str:
-  return f'<td{" class=bar" if isinstance(cell, Bar) else ""}>{_cell(cell)}</td>'
+def _heading(cell: Cell) -> str:
+  return f'<th scope="row">{html.escape(cell if isinstance(cell, str) else cell.text)}</th>'
 
 
-def _cell(cell: str | Bar) -> str:
+def _data(cell: Cell) -> str:
   if not isinstance(cell, Bar):
-    return html.escape(cell)
-  bar = '' if cell.share is None else f'<meter value="{cell.share:.4f}" aria-hidden="true"></meter> '
-  return bar + html.escape(cell.text)
+    return f'<td>{html.escape(cell)}</td>'
+  share = '' if cell.share is None else f' style="--share:{cell.share:.4f}"'
+  return f'<td class="bar"{share}>{html.escape(cell.text)}</td>'
 
 
-def figure(sources: str | Sequence[str], alt: str, caption: str) -> str:
+def tiles(figures: Sequence[tuple[str, str, str]]) -> str:
+  """Return the figures that matter most, large: of each its name, itself, and what else there is to say of it."""
+  cells = (
+    f'<dl class="tile"><dt>{html.escape(name)}</dt><dd>{html.escape(value)}<small>{html.escape(more)}</small></dd></dl>'
+    for name, value, more in figures
+  )
+  return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def beside(*content: str) -> str:
+  """Return pieces of HTML beside each other where there is room."""
+  return f'<div class="beside">{"".join(f"<div>{piece}</div>" for piece in content)}</div>'
+
+
+def figure(sources: Sequence[str], alt: str, caption: str) -> str:
   """Return pictures, side by side, with a caption.
 
   Args:
     sources: URIs, as of ``pictures.data_uri``.
     alt: what they show, read aloud in their place.
-    caption: text.
+    caption: text, its first line the heading.
   """
-  first, *rest = [sources] if isinstance(sources, str) else sources
+  first, *rest = sources
   images = f'<img src="{first}" alt="{html.escape(alt)}">' + ''.join(f'<img src="{uri}" alt="">' for uri in rest)
-  return f'<figure class="picture">{images}<figcaption>{html.escape(caption)}</figcaption></figure>'
+  return f'<figure class="picture"><div>{images}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
-def gallery(figures: Sequence[str]) -> str:
-  """Return figures in as many columns as there is room for."""
-  return f'<div class="gallery">{"".join(figures)}</div>' if figures else '<p>None.</p>'
+def gallery(figures: Sequence[str], across: int = 1) -> str:
+  """Return figures of ``across`` pictures each at most, 1 to 3, in as many columns as there is room for."""
+  kind = ('gallery', 'gallery pairs', 'gallery triples')[across - 1]
+  return f'<div class="{kind}">{"".join(figures)}</div>' if figures else '<p>None.</p>'

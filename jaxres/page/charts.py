@@ -42,6 +42,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
     texts = [[px, f'{x:.4g}', show(y)] for (px, _), (x, y) in zip(places, points, strict=True)]
     readings.append({'name': name, 'points': texts})
   ends = '; '.join(f'{name} from {show(points[0][1])} to {show(points[-1][1])}' for name, points in kept.items())
+  end = ', '.join(f'{name} {show(points[-1][1])}' for name, points in kept.items())
   cursor = f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}" visibility="hidden"/>'
   content = _axes(x_ticks, y_ticks, x_at, y_at, x_label, show) + ''.join(lines) + cursor
   legend = ''.join(
@@ -52,13 +53,16 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
   return (
     f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
     f'{_svg(f"{title} over {x_label}: {ends}. Arrow keys read the values.", content, "tabindex=0")}'
-    f'<output aria-live="polite">&nbsp;</output><ul class="legend">{legend}</ul>'
+    f'<output aria-live="polite">{html.escape(f"At the end: {end}")}</output>'
+    f'<ul class="legend">{legend}</ul>'
     f'<script type="application/json">{_json({"x": x_label, "series": readings})}</script></figure>'
   )
 
 
 def reliability_chart(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
   """Return a bar of accuracy for each bin of confidence, beside the line on which the two are equal.
+
+  The more examples are in a bin, the stronger is the colour of its bar.
 
   Args:
     title: text.
@@ -67,14 +71,16 @@ def reliability_chart(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
   x_ticks = y_ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
   x_at, y_at = _scale(x_ticks, LEFT, WIDTH - RIGHT), _scale(y_ticks, HEIGHT - BOTTOM, TOP)
   filled = [row for row in bins if row['examples']]
-  bars = ''.join(
-    f'<rect class="fill" x="{x_at(row["low"]) + 1:.1f}" width="{x_at(row["high"]) - x_at(row["low"]) - 2:.1f}" '
-    f'y="{y_at(row["accuracy"]):.1f}" height="{y_at(0) - y_at(row["accuracy"]):.1f}"><title>{html.escape(_say(row))}'
-    '</title></rect>'
-    for row in filled
-  )
+  most = max(row['examples'] for row in filled)
+
+  def bar(row: Mapping[str, Any]) -> str:
+    left, right, top = x_at(row['low']) + 1, x_at(row['high']) - 1, y_at(row['accuracy'])
+    place = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{y_at(0) - top:.1f}"'
+    opacity = 0.2 + 0.8 * math.sqrt(row['examples'] / most)
+    return f'<rect class="fill" fill-opacity="{opacity:.2f}" {place}><title>{html.escape(_say(row))}</title></rect>'
+
   equal = f'<line class="equal" x1="{x_at(0):g}" y1="{y_at(0):g}" x2="{x_at(1):g}" y2="{y_at(1):g}"/>'
-  content = _axes(x_ticks, y_ticks, x_at, y_at, 'confidence', lambda y: f'{y:.0%}') + bars + equal
+  content = _axes(x_ticks, y_ticks, x_at, y_at, 'confidence', lambda y: f'{y:.0%}') + ''.join(map(bar, filled)) + equal
   readings = ''.join(f'<li>{html.escape(_say(row))}</li>' for row in filled)
   return (
     f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
@@ -88,12 +94,15 @@ def _say(row: Mapping[str, Any]) -> str:
 
 
 def heatmap(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-  """Return a confusion matrix as a table: a row for each label, darker where more of its examples are."""
+  """Return a confusion matrix as a table: a row for each label; its hits are green, the more mistakes the redder."""
   head = ''.join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in names)
   rows = []
-  for name, row in zip(names, matrix, strict=True):
+  for k, (name, row) in enumerate(zip(names, matrix, strict=True)):
     total = max(sum(row), 1)
-    cells = ''.join(f'<td style="--share:{value / total:.3f}">{value or ""}</td>' for value in row)
+    cells = ''.join(
+      f'<td{" class=hit" if j == k else ""} style="--share:{math.sqrt(value / total):.3f}">{value or ""}</td>'
+      for j, value in enumerate(row)
+    )
     rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
   return (
     '<div class="scroll" role="region" aria-label="Confusion matrix" tabindex="0"><table class="heat">'
@@ -133,7 +142,7 @@ def _axes(
 ) -> str:
   rows = ''.join(
     f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>'
-    f'<text x="{LEFT - 6}" y="{y_at(y) + 4:.1f}" text-anchor="end">{html.escape(show(y))}</text>'
+    f'<text x="{LEFT - 6}" y="{y_at(y) + 4:.1f}" text-anchor="end">{html.escape(show(y).replace(".00%", "%"))}</text>'
     for y in y_ticks
   )
   columns = ''.join(
