@@ -32,7 +32,7 @@ class Explanation(NamedTuple):
   probability: float
   maps: dict[str, np.ndarray]  # float32 [H, W], by method
   incompleteness: float | None  # of integrated gradients, relative
-  problem: str = ''  # why the image cannot be read; then the rest means nothing
+  problem: str = ''  # why it cannot be explained; then the rest means nothing
 
 
 def explain(
@@ -58,6 +58,7 @@ def explain(
   for begin in range(0, len(paths), size):
     batch, problems = predict_lib.read_batch(paths[begin : begin + size], predictor, size)
     probabilities = np.asarray(run(batch))
+    problems = predict_lib.not_finite(probabilities) | problems
     classes = probabilities.argmax(-1) if klass is None else np.full(size, klass)
     given = (model, predictor.variables, see(batch), jax.numpy.asarray(classes, np.int32))
     maps = {name: np.asarray(attribution.METHODS[name](*given)) for name in methods if name in attribution.METHODS}

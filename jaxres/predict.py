@@ -122,11 +122,14 @@ def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
       yield from (Prediction(paths[begin + i], None, problem) for i, problem in problems.items())
       continue
     logits = np.asarray(run(predictor.variables, batch))
-    problems |= {
-      i: 'the logits are not finite' for i, row in enumerate(logits) if not np.isfinite(row).all()
-    } | problems
+    problems = not_finite(logits) | problems
     for i, path in enumerate(paths[begin : begin + size]):
       yield Prediction(path, None if i in problems else logits[i], problems.get(i, ''))
+
+
+def not_finite(logits: np.ndarray) -> dict[int, str]:
+  """Return what is wrong with the rows that hold what is no finite number, by their place."""
+  return {int(i): 'the logits are not finite' for i in np.flatnonzero(~np.isfinite(logits).all(axis=1))}
 
 
 def read_batch(paths: Sequence[pathlib.Path], predictor: Predictor, size: int) -> tuple[np.ndarray, dict[int, str]]:

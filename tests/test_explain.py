@@ -1,5 +1,6 @@
 """The tool on a run trained in seconds; its libraries where they are installed."""
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -50,6 +51,15 @@ def test_another_class_and_one_channel(config, tmp_path, npz, capsys) -> None:
   words = ['explain', run, str(paths[0]), '--methods=saliency', '--out', str(tmp_path / 'x.png')]
   assert cli.main([*words, '--of', 'bee']) == 0
   assert ': bee ' in capsys.readouterr().out
+
+
+def test_logits_that_are_no_numbers(config, tmp_path, npz) -> None:
+  predictor = predict.load(make_run(merged(config, train={'epochs': 0.5}), tmp_path, npz))
+  broken = predictor._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, predictor.variables))
+  (tmp_path / 'zz.jpg').write_bytes(b'no image')
+  paths = [tmp_path / 'images/00.png', tmp_path / 'zz.jpg']
+  found = [one.problem for one in explain.explain(broken, paths, ['saliency'])]
+  assert found == ['the logits are not finite', 'cannot decode the image: cannot identify image file']
 
 
 @pytest.mark.parametrize('method', explain.LIBRARIES)

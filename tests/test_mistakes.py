@@ -23,7 +23,6 @@ def test_confident_learning_by_hand() -> None:
   first = np.array([0.9, 0.9, 0.3, 0.6, 0.1])
   logits = np.log(np.stack([first, 1 - first], 1)).astype(np.float32)
   labels = np.array([0, 0, 0, 1, 1])
-  assert np.bincount(labels, logits[np.arange(5), labels]).shape == (2,)
   np.testing.assert_array_equal(mistakes.candidates(logits, labels), [False, False, True, False, False])
 
 
@@ -77,7 +76,7 @@ def test_the_tool(config, npz, tmp_path, capsys) -> None:
   arrays['train_y'][wrong] = (arrays['train_y'][wrong] + 1) % 4
   arrays['test_x'][7] = arrays['train_x'][23]
   names = ['<ant>', 'bee', 'cat', 'dog']
-  config = merged(config, data={'path': npz(**arrays, class_names=names)}, train={'epochs': 6})
+  config = merged(config, data={'path': npz(**arrays, class_names=names)}, augment={'crop_pad': 0})
   train.train_and_evaluate(config, tmp_path / 'run')
   capsys.readouterr()
   assert cli.main(['errors', str(tmp_path / 'run'), '--top', '8', '--json', str(tmp_path / 'found.json')]) is None

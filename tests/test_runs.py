@@ -1,7 +1,9 @@
 """Runs trained in seconds on arrays, and what tools read of them."""
 
+import html
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -87,6 +89,40 @@ def test_bad_input_is_one_line(trained, config, npz, tmp_path, capsys) -> None:
     cli.main(['evaluate', trained, '--batch_size', '0'])
   assert caught.value.code == 2
   assert capsys.readouterr().err == 'error: --batch_size: expected 1 or more, found 0\n'
+
+
+@pytest.mark.parametrize('tool', ['evaluate', 'report', 'errors', 'explain'])
+def test_a_run_without_a_checkpoint_is_one_line(tool: str, trained, tmp_path, capsys) -> None:
+  (tmp_path / 'begun').mkdir()
+  for name in ('config.json', 'data.json'):
+    (tmp_path / 'begun' / name).write_text((pathlib.Path(trained) / name).read_text())
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as caught:
+    cli.main([tool, str(tmp_path / 'begun'), *(['image.png'] if tool == 'explain' else [])])
+  assert caught.value.code == 2
+  assert re.fullmatch(r'error: .*begun: no checkpoint there.*\n', capsys.readouterr().err)
+
+
+def test_a_split_of_one_class_and_classes_without_examples(config, npz, tmp_path, capsys) -> None:
+  """They are no mistakes of the run: what is undefined is said, and the rest is told."""
+  arrays = make_arrays()
+  kept = arrays['test_y'] == 1
+  arrays |= {name: arrays[name][kept] for name in ('test_x', 'test_y')}
+  names = ['ant', 'bee', 'cat', 'dog']
+  train.train_and_evaluate(merged(config, data={'path': npz(**arrays, class_names=names)}), tmp_path / 'run')
+  expected = (
+    'no example of ant, cat, dog: recall, F1 and AUC are undefined there, and left out of the means',
+    "every example is 'bee': ROC-AUC is undefined",
+  )
+  capsys.readouterr()
+  cli.main(['evaluate', str(tmp_path / 'run')])
+  out = ' '.join(capsys.readouterr().out.split())
+  assert all(f'note: {note}' in out for note in expected)
+  cli.main(['report', str(tmp_path / 'run')])
+  text = html.unescape((tmp_path / 'run/report.html').read_text())
+  assert all(f'<li>{note}</li>' in text for note in expected)
+  cli.main(['errors', str(tmp_path / 'run')])
+  assert 'hardest classes, by recall on the test split: bee ' in capsys.readouterr().out
 
 
 def test_runs_on_other_examples_are_not_compared(trained) -> None:
