@@ -231,7 +231,7 @@ def test_it_is_used_by_keyboard_and_pointer(one, trained, shown) -> None:
   assert shown.ask(reading).startswith('At the end: train ')
   shown.ask("document.querySelector('.chart svg').focus()")
   shown.press('End')
-  assert shown.ask(reading).startswith('epoch 3: train ')
+  assert shown.ask(reading).startswith('epoch 3.111: train ')
   shown.press('Home', 'ArrowRight', 'ArrowLeft')
   first = shown.ask(reading)
   assert first.startswith('epoch 0.')
@@ -239,7 +239,7 @@ def test_it_is_used_by_keyboard_and_pointer(one, trained, shown) -> None:
     "(b => [b.left, b.top, b.right])(document.querySelector('.chart svg').getBoundingClientRect())"
   )
   shown.move(right - 5, top + 40)
-  assert shown.ask(reading).startswith('epoch 3: train ')
+  assert shown.ask(reading).startswith('epoch 3.111: train ')
   shown.move(left + 5, top + 40)
   assert shown.ask(reading) == first
 
