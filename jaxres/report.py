@@ -79,8 +79,9 @@ def _scores(compared: Mapping[str, Any], timing: str) -> Section:
   headers = ['', *evaluate_runs.columns(compared)]
   remarks = [*evaluate_runs.differences(compared), *evaluate_runs.notes(compared)]
   text = f'On the {compared["split"]} split; in brackets 95 % bootstrap intervals. {timing}'
-  table = page.table(headers, evaluate_runs.rows(compared))
-  return page.section('scores', 'Scores', page.paragraph(text), table, page.note_list(remarks))
+  rows = evaluate_runs.rows(compared)
+  tables = page.beside(*(page.table(headers, part) for part in (rows[:8], rows[8:])))
+  return page.section('scores', 'Scores', page.paragraph(text), tables, page.note_list(remarks))
 
 
 def _curves(found: Sequence[runs.Run]) -> Section:
@@ -167,8 +168,8 @@ def _gallery(run: runs.Run, test: evaluate.Outputs, confidence: np.ndarray, inde
 def _say(run: runs.Run, test: evaluate.Outputs, i: int, confidence: str = '') -> tuple[str, str]:
   """Return the text in place of a test image, and its caption."""
   label, predicted = run.class_names[test.labels[i]], run.class_names[test.logits[i].argmax()]
-  caption = f'{predicted} {confidence}'.rstrip() + ('' if label == predicted else f'\nlabelled {label}')
-  return f'Test image {i}, {label}', caption
+  more = [confidence, '' if label == predicted else f'labelled {label}']
+  return f'Test image {i}, {label}', f'{predicted}\n{", ".join(filter(None, more))}'
 
 
 def _overlays(run: runs.Run, test: evaluate.Outputs, index: np.ndarray) -> str:
