@@ -110,6 +110,7 @@ def test_the_page_of_one_run(one, trained) -> None:
   own = compared['runs']['seed0']
   words = set(itertools.chain(*parsed.texts.values()))
   assert any(f'{own["top1"]:.2%} (' in word for word in words)
+  assert f'<dt>top-1</dt><dd>{own["top1"]:.2%}<small>' in one
   assert '<ant>' in words
   assert '<ant>' not in one
   wrong = int((tests['seed0'].logits.argmax(1) != tests['seed0'].labels).sum())
@@ -118,7 +119,7 @@ def test_the_page_of_one_run(one, trained) -> None:
   assert sum(alt.startswith('Test image ') and not alt.endswith('Grad-CAM') for alt in pictures) == min(
     wrong, 24
   ) + min(40 - wrong, 24)
-  assert 'environment.json' not in one
+  assert 'Not recorded' not in one
   assert any('train.epochs' in word for word in words)
 
 

@@ -115,7 +115,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
   """Return a table; the first cell of each row is its heading."""
   head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in headers)
   body = ''.join(f'<tr>{_heading(name)}{"".join(map(_data, row))}</tr>\n' for name, *row in rows)
-  title = html.escape(f'{headers[0] or "scores"}: {", ".join(headers[1:])}')
+  title = html.escape(', '.join(filter(None, headers)))
   return (
     f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
     f'<tbody>{body}</tbody></table></div>'
