@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/performance.md from benchmarks/results/*.jsonl.
+"""Write the tables of README.md, docs/performance.md and docs/evaluation.md from benchmarks/results/*.jsonl.
 
 python benchmarks/table.py --check
 
@@ -20,7 +20,7 @@ MARKED = re.compile(r'(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)', re.DOTA
 WORK = (  # what two lines must share to be of the same work
   *('benchmark', 'device', 'cores', 'model', 'stem', 'batch_size', 'image_size', 'classes', 'dtype', 'data'),
   *('torch_compile', 'devices', 'gpus', 'bn', 'weak', 'shard_optimizer'),
-  *('workers', 'config', 'overrides', 'metric', 'target'),
+  *('workers', 'config', 'overrides', 'metric', 'target', 'flip', 'epochs'),
 )
 Row = dict[str, Any]
 Series = dict[str, Row]  # by side
@@ -174,6 +174,34 @@ def trainings(every: Sequence[Series]) -> str:
   return table(head, lines)
 
 
+def patches(every: Sequence[Series]) -> str:
+  """Return the table of how well attribution maps find a patch that decides."""
+  lines = [
+    [f'`{side}`', *(f'{row[name]:.0%}'.replace('%', ' %') for name in ('hit_rate', 'share', 'chance'))]
+    for sides in of(every, 'planted_patch')
+    for side, row in sides.items()
+  ]
+  return table(
+    ['a planted patch', 'the brightest pixel is there', 'of the map is there', 'of the image is there'], lines
+  )
+
+
+def flips(every: Sequence[Series]) -> str:
+  """Return the table of how well flipped labels are found."""
+  lines = []
+  for sides in of(every, 'flipped_labels'):
+    for side, row in sides.items():
+      percent = lambda name, row=row: f'{row[name]:.1%}'.replace('%', ' %') if name in row else ''
+      times = f'{row["average_precision"] / row["chance"]:.0f}' if 'chance' in row else ''
+      named = row.get('candidates', row['flipped'])
+      recall = row.get('recall', row['precision'])  # as many are named as are flipped
+      data = f'{row["flipped"]:,} of {row["examples"]:,}, {row["epochs"]:g} epochs, test top-1 {percent("test_top1")}'
+      found = [f'{named:,}', percent('precision'), f'{recall:.1%}'.replace('%', ' %'), percent('average_precision')]
+      lines.append([data, side, *found, times])
+  head = ['flipped labels', 'found by', 'named', 'precision', 'recall', 'average precision', 'times chance']
+  return table(head, lines)
+
+
 def of(every: Sequence[Series], *benchmarks: str) -> list[Series]:
   return [sides for sides in every if next(iter(sides.values()))['benchmark'] in benchmarks]
 
@@ -231,6 +259,7 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 PAGES: dict[str, list[Callable[[Sequence[Series]], str]]] = {
   'README.md': [speeds],
   'docs/performance.md': [speeds, variants, inputs, waits, compiles, scalings, trainings],
+  'docs/evaluation.md': [patches, flips],
 }
 
 

@@ -20,6 +20,11 @@ class Tool(NamedTuple):
 TOOLS = {
   'profile': Tool('jaxres.profile', 'where the time of a training step goes'),
   'show-data': Tool('jaxres.show_data', 'draw what the model sees: images beside their augmentations'),
+  'evaluate': Tool('jaxres.evaluate_runs', 'scores of runs, class by class, with intervals and calibration; compared'),
+  'crossval': Tool('jaxres.crossval', 'train once for each fold of the training examples: mean and spread'),
+  'errors': Tool('jaxres.mistakes', 'wrong labels, near-duplicates across splits, the hardest classes, as a page'),
+  'explain': Tool('jaxres.explain', 'draw what in image files a network goes by: saliency, Grad-CAM, occlusion, ...'),
+  'report': Tool('jaxres.report', 'one page on what runs learned: scores, curves, mistakes, what they look at'),
   'predict': Tool('jaxres.predict', 'the likeliest classes of image files, by a run or by weights'),
   'convert': Tool('jaxres.convert', 'torch weights to jaxres, and jaxres weights to torch'),
   'digest': Tool('jaxres.digest', 'one SHA-256 of all that a checkpoint holds'),

@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxres import losses, metrics, sharding
@@ -17,7 +18,16 @@ from jaxres.models import ResNet
 from jaxres.state import TrainState
 
 EvalStep = Callable[[Any, Any, Any], metrics.Sums]
+PredictStep = Callable[[Any, Any, Any], tuple[jax.Array, ...]]
 Views = Callable[[jax.Array], jax.Array]
+
+
+class Outputs(NamedTuple):
+  """What a network makes of the N examples of a split, in their order; in host memory."""
+
+  logits: np.ndarray  # float32 [N, K]
+  labels: np.ndarray  # int32 [N]
+  features: np.ndarray  # float32 [N, C]: what the classifier is given
 
 
 def make_views(*, flip: bool = False, crop: int = 0, pad: int = 0) -> Views | None:
@@ -101,6 +111,32 @@ def make_eval_step(
     out_shardings=whole,
     compiler_options=compiler_options(),
   )
+
+
+def make_predict_step(model: ResNet, info: Info, fetch: Callable[..., Any], mesh: Mesh) -> PredictStep:
+  """Return the jitted step: ``(variables, constants, feed)`` to the fields of ``Outputs``, and the batch's mask."""
+
+  def predict_step(variables: Any, constants: Any, feed: Any) -> tuple[jax.Array, ...]:
+    batch = fetch(constants, feed)
+    images = normalize(batch['image'], info.mean, info.std)
+    stages: Any = model.apply(variables, images, train=False, method='features')
+    logits: Any = model.apply(variables, stages, method='head')
+    return logits, batch['label'], model.pooled(stages), batch['mask']
+
+  whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)
+  return jax.jit(
+    predict_step,
+    in_shardings=(whole, whole, split),
+    out_shardings=split,
+    compiler_options=compiler_options(),
+  )
+
+
+def predict(predict_step: PredictStep, variables: Any, pipeline: Pipeline, batch_size: int) -> Outputs:
+  """Return what ``variables`` make of every example of ``pipeline``, once each; arguments as of ``evaluate``."""
+  steps = (predict_step(variables, pipeline.constants, feed) for feed in pipeline.eval_feeds(batch_size))
+  *outputs, mask = map(np.concatenate, zip(*map(jax.device_get, steps), strict=True))
+  return Outputs(*(output[mask] for output in outputs))
 
 
 def evaluate(

@@ -117,22 +117,31 @@ def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
 
   size = min(batch_size, len(paths))
   for begin in range(0, len(paths), size):
-    batch = np.zeros((size, *predictor.image_shape), np.uint8)
-    problems: dict[int, str] = {}
-    for i, path in enumerate(paths[begin : begin + size]):
-      try:
-        batch[i] = read(path, predictor)
-      except (OSError, decode.BadImageError) as error:
-        problems[i] = getattr(error, 'strerror', None) or str(error)
+    batch, problems = read_batch(paths[begin : begin + size], predictor, size)
     if len(problems) == len(paths[begin : begin + size]):  # nothing to compile for
       yield from (Prediction(paths[begin + i], None, problem) for i, problem in problems.items())
       continue
     logits = np.asarray(run(predictor.variables, batch))
-    problems |= {
-      i: 'the logits are not finite' for i, row in enumerate(logits) if not np.isfinite(row).all()
-    } | problems
+    problems = not_finite(logits) | problems
     for i, path in enumerate(paths[begin : begin + size]):
       yield Prediction(path, None if i in problems else logits[i], problems.get(i, ''))
+
+
+def not_finite(logits: np.ndarray) -> dict[int, str]:
+  """Return what is wrong with the rows that hold what is no finite number, by their place."""
+  return {int(i): 'the logits are not finite' for i in np.flatnonzero(~np.isfinite(logits).all(axis=1))}
+
+
+def read_batch(paths: Sequence[pathlib.Path], predictor: Predictor, size: int) -> tuple[np.ndarray, dict[int, str]]:
+  """Return ``size`` images, uint8 ``[size, H, W, C]``, zeros where there is none, and what is wrong with those."""
+  batch = np.zeros((size, *predictor.image_shape), np.uint8)
+  problems: dict[int, str] = {}
+  for i, path in enumerate(paths):
+    try:
+      batch[i] = read(path, predictor)
+    except (OSError, decode.BadImageError) as error:
+      problems[i] = getattr(error, 'strerror', None) or str(error)
+  return batch, problems
 
 
 def read(path: pathlib.Path, predictor: Predictor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Several seeds of one config: mean, spread and confidence interval of every metric."""
+"""Several runs of one config, such as of several seeds: mean, spread and confidence interval of every metric."""
 
 import json
 import os
@@ -42,19 +42,39 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   Raises:
     InputError: as ``train.train_and_evaluate``.
   """
-  workdir = pathlib.Path(workdir).expanduser()
-  found = []
+  configs = {}
   for k in range(seeds):
     options = config_lib.to_dict(config_lib.complete(config))
     options['train']['seed'] += k
     options['data']['seed'] += k
-    found.append(train.train_and_evaluate(options, workdir / f'seed{k}'))
+    configs[f'seed{k}'] = options
+  return series(configs, workdir, 'seeds')
+
+
+def series(
+  configs: Mapping[str, Mapping[str, Mapping[str, Any]]], workdir: str | os.PathLike[str], what: str
+) -> dict[str, Summary]:
+  """Train ``configs`` one after the other, each in a directory of its name, and print what they give together.
+
+  Args:
+    configs: whole ones, two or more, by name.
+    workdir: gets the directories and ``<what>.json``, the summaries by metric.
+    what: they are, in the plural.
+
+  Returns:
+    The summary of every metric that all the runs have.
+
+  Raises:
+    InputError: as ``train.train_and_evaluate``.
+  """
+  workdir = pathlib.Path(workdir).expanduser()
+  found = [train.train_and_evaluate(options, workdir / name) for name, options in configs.items()]
   names = [name for name in found[0] if all(name in metrics for metrics in found)]
   summaries = {name: summarize([metrics[name] for metrics in found]) for name in names}
   content = {name: summary._asdict() for name, summary in summaries.items()}
-  if not options['train']['dry_run']:
-    log.write_whole(workdir / 'seeds.json', json.dumps(content, indent=2) + '\n')
-  print_summaries(summaries, workdir)
+  if not any(options['train']['dry_run'] for options in configs.values()):
+    log.write_whole(workdir / f'{what}.json', json.dumps(content, indent=2) + '\n')
+  print_summaries(summaries, workdir, what)
   return summaries
 
 
@@ -67,12 +87,12 @@ def summarize(values: Sequence[float]) -> Summary:
   return Summary(mean, std, mean - half, mean + half, tuple(values))
 
 
-def print_summaries(summaries: Mapping[str, Summary], workdir: pathlib.Path) -> None:
+def print_summaries(summaries: Mapping[str, Summary], workdir: pathlib.Path, what: str) -> None:
   """Print a table of the summaries and where they are."""
   count = len(next(iter(summaries.values())).values)
-  table = Table('metric', 'mean', 'std', f'{CONFIDENCE:.0%} interval', title=f'{count} seeds')
+  table = Table('metric', 'mean', 'std', f'{CONFIDENCE:.0%} interval', title=f'{count} {what}')
   for name, (mean, std, low, high, _) in summaries.items():
     show = lambda value, name=name: log.format_value(name, value)
     table.add_row(name, show(mean), show(std), f'{show(low)} to {show(high)}')
   log.console.print(table)
-  log.console.print(f'runs and seeds.json: {workdir}')
+  log.console.print(f'runs and {what}.json: {workdir}')

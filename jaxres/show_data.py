@@ -1,22 +1,17 @@
 """`jaxres show-data`: a picture of what the model sees, images in the first column and their augmentations beside."""
 
 import argparse
-import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from jaxres import config as config_lib
 from jaxres import data
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
+from jaxres.pictures import check_path, make_picture
 from jaxres.step import step_key
-
-CELL = 64  # pixels, at least, of an image in the picture
-GAP = 2  # white pixels between two images
 
 
 def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, examples: int, draws: int) -> np.ndarray:
@@ -42,22 +37,6 @@ def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, example
   return np.asarray(jnp.stack(columns, axis=1)[:examples])
 
 
-def make_picture(grid: np.ndarray) -> Image.Image:
-  """Return uint8 ``[rows, columns, H, W, C]`` as a picture, small images enlarged; C is 1 or 3.
-
-  Raises:
-    InputError: the images have another number of channels.
-  """
-  rows, columns, height, width, channels = grid.shape
-  if channels not in (1, 3):
-    raise InputError(f'show-data: images have {channels} channels; only 1 or 3 can be shown')
-  times = math.ceil(CELL / max(height, width))
-  grid = grid.repeat(times, axis=2).repeat(times, axis=3)
-  grid = np.pad(grid, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
-  whole = grid.transpose(0, 2, 1, 3, 4).reshape(rows * grid.shape[2], columns * grid.shape[3], channels)
-  return Image.fromarray(whole if channels == 3 else whole[..., 0])
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Add the arguments of `jaxres show-data`."""
   parser.add_argument('--config', metavar='FILE', required=True, help='as of main.py; --config.section.field=value too')
@@ -71,9 +50,7 @@ def run(args: argparse.Namespace) -> None:
   for name in ('examples', 'draws'):
     if getattr(args, name) < 1:
       raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
-  out = pathlib.Path(args.out)
-  if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-    raise InputError(f'--out {out}: expected a picture, such as grid.png')
+  out = check_path('--out', args.out)
   options = config_lib.to_dict(config_lib.load(args.config, args.overrides))
   augment = augment_lib.make(**options['augment'])
   grid = draw(data.load(**options['data']), augment, options['train']['seed'], args.examples, args.draws)

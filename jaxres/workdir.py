@@ -1,14 +1,19 @@
 """The workdir of a run: what is there already, and what is written before the training begins."""
 
 import contextlib
+import importlib.metadata
 import json
+import os
 import pathlib
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
+import jaxres
 from jaxres import checkpoint, data, distributed, log
 from jaxres import config as config_lib
 from jaxres.errors import InputError
@@ -54,12 +59,18 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
 
 def check_data(workdir: pathlib.Path, info: data.Info) -> None:
   """Raise InputError where ``workdir`` holds checkpoints of a run on other data than that of ``info``."""
+  if was := other_data(workdir, info):
+    raise InputError(f'--workdir: {workdir} holds a run on other data: {was}; use another --workdir')
+
+
+def other_data(workdir: pathlib.Path, info: data.Info) -> str:
+  """Return how the data of the run in ``workdir`` differs from that of ``info``; nothing where it does not."""
   stored = read_json(workdir, 'data.json')
   found = describe(info)
   for name in IDENTITY if stored else ():
     if stored[name] != found[name]:
-      was = f'{name} was {json.dumps(stored[name]):.200} there and is {json.dumps(found[name]):.200} now'
-      raise InputError(f'--workdir: {workdir} holds a run on other data: {was}; use another --workdir')
+      return f'{name} was {json.dumps(stored[name]):.200} there and is {json.dumps(found[name]):.200} now'
+  return ''
 
 
 def describe(info: data.Info) -> dict[str, Any]:
@@ -82,11 +93,20 @@ def read_json(workdir: pathlib.Path, name: str) -> Any:
     raise InputError(f'{path}: cannot be read: {error}; use another --workdir') from None
 
 
+def environment() -> dict[str, Any]:
+  """Return what a run happens in: versions, devices, platform."""
+  packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  versions = {name: importlib.metadata.version(name) for name in packages}
+  devices = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'processes': jax.process_count()}
+  system = {'python': platform.python_version(), 'platform': platform.platform(), 'cpus': os.cpu_count()}
+  return {'jaxres': jaxres.__version__} | versions | devices | system
+
+
 @contextlib.contextmanager
 def open(
   workdir: pathlib.Path, config: Mapping[str, Any], info: data.Info, **options: Any
 ) -> Iterator[ocp.CheckpointManager]:
-  """Make ``workdir``, write config and data set's description there, and open its checkpoints with ``options``.
+  """Make ``workdir``, write config, environment and description of the data there, and open its checkpoints.
 
   Raises:
     InputError: it cannot be made or written.
@@ -97,5 +117,6 @@ def open(
     raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
   with checkpoint.open(workdir / 'checkpoints', **options) as manager:
     log.write_whole(workdir / 'config.json', config_lib.to_json(config))
+    log.write_whole(workdir / 'environment.json', json.dumps(environment(), indent=2) + '\n')
     log.write_whole(workdir / 'data.json', json.dumps(describe(info), indent=2) + '\n')
     yield manager

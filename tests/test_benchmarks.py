@@ -12,8 +12,19 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import compile as compile_times
-from benchmarks import end_to_end, flax_resnet, harness, limit, projection, scaling, sides, table
-from jaxres import models, profile
+from benchmarks import (
+  end_to_end,
+  flax_resnet,
+  flipped_labels,
+  harness,
+  limit,
+  planted_patch,
+  projection,
+  scaling,
+  sides,
+  table,
+)
+from jaxres import data, models, profile
 from tests.conftest import make_arrays
 
 ECHO = """
@@ -307,3 +318,34 @@ def test_the_projection_of_the_page_is_what_the_arithmetic_says() -> None:
     times = [f'{row[name]:.2f}' for name in ('step_ms', 'gradients_ms', 'statistics_ms')]
     cells = [gpus, f'`{bn}`', f'{row["images_per_s"]:,}', share, *times, f'{row["images_per_s_a_host"]:,}']
     assert f'| {" | ".join(map(str, cells))} |' in page
+
+
+def test_the_labels_that_are_flipped(npz, tmp_path) -> None:
+  arrays = make_arrays()
+  flipped = flipped_labels.write(data.load('arrays', path=npz(**arrays)), 0.25, tmp_path / 'out.npz')
+  assert flipped.sum() == 24
+  with np.load(tmp_path / 'out.npz') as found:
+    np.testing.assert_array_equal(found['train_y'] != arrays['train_y'], flipped)
+    assert set(found['train_y'][flipped]) == {0, 1, 2, 3}
+    for name in ('train_x', 'test_x', 'test_y'):
+      np.testing.assert_array_equal(found[name], arrays[name])
+
+
+def test_what_is_planted() -> None:
+  images, labels, where = planted_patch.planted(5, 12, 3, seed=0)
+  assert (where.sum((1, 2)) == 9).all()
+  for image, label, own in zip(images, labels, where, strict=True):
+    assert (image[own] == planted_patch.COLOURS[label]).all()
+    assert ((image[~own] >= 90) & (image[~own] < 160)).all()
+
+
+def test_the_tables_of_what_is_found() -> None:
+  row = {'benchmark': 'planted_patch', 'side': 'gradcam', 'hit_rate': 0.953, 'share': 0.5, 'chance': 0.1406}
+  assert '| `gradcam` | 95 % | 50 % | 14 % |' in table.patches([{'gradcam': row}])
+  shared = {'benchmark': 'flipped_labels', 'examples': 50000, 'flipped': 1000, 'epochs': 2.0, 'test_top1': 0.7}
+  margin = shared | {'average_precision': 0.31, 'chance': 0.02, 'precision': 0.4}
+  confident = shared | {'candidates': 2000, 'precision': 0.35, 'recall': 0.7}
+  found = table.flips([{'margin': margin, 'confident learning': confident}])
+  what = '| 1,000 of 50,000, 2 epochs, test top-1 70.0 %'
+  assert f'{what} | margin | 1,000 | 40.0 % | 40.0 % | 31.0 % | 16 |' in found
+  assert f'{what} | confident learning | 2,000 | 35.0 % | 70.0 % |  |  |' in found

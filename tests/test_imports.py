@@ -13,16 +13,17 @@ PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
   {'errors'},
   {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
-  {'models', 'data'},
-  {'freezing'},
+  {'models', 'data', 'page', 'pictures'},
+  {'attribution', 'freezing'},
   {'optim'},
   {'integrity', 'state', 'weights'},
   {'checkpoint', 'evaluate', 'log', 'plan', 'recalibrate', 'step'},
-  {'pretrained', 'workdir'},
-  {'programs'},
+  {'pretrained', 'scores', 'workdir'},
+  {'programs', 'runs'},
   {'badstep'},
   {'train'},
-  {'cli', 'convert', 'digest', 'doctor', 'predict', 'profile', 'seeds', 'show_data'},
+  {'evaluate_runs', 'predict', 'seeds'},
+  {'cli', 'convert', 'crossval', 'digest', 'doctor', 'explain', 'mistakes', 'profile', 'report', 'show_data'},
   {'__main__'},
 ]
 

@@ -37,7 +37,16 @@ def test_a_run_learns_and_leaves_what_it_promises(config: dict, tmp_path) -> Non
   assert found['test/top1'] > 0.9
   assert found['train/loss'] < 0.5
   names = {path.name.split('.out')[0] for path in (tmp_path / 'run').iterdir()}
-  assert names == {'checkpoints', 'config.json', 'data.json', 'metrics.jsonl', 'events', 'curves.png', 'parameters.txt'}
+  assert names == {
+    'checkpoints',
+    'config.json',
+    'data.json',
+    'environment.json',
+    'metrics.jsonl',
+    'events',
+    'curves.png',
+    'parameters.txt',
+  }
   assert json.loads((tmp_path / 'run/config.json').read_text())['optim']['momentum'] == 0.9
   assert rows(tmp_path / 'run')[-1]['test/top1'] == pytest.approx(found['test/top1'], rel=1e-6)
   assert 'stage1/block0/conv1/kernel' in (tmp_path / 'run/parameters.txt').read_text()

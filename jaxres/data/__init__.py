@@ -63,6 +63,7 @@ def load(
   pipeline: Literal['resident', 'stream'] = 'resident',
   batch_size: int = 128,
   val: float = 0.0,
+  fold: tuple[int, ...] = (),
   limit: int | None = None,
   classes: tuple[int | str, ...] | None = None,
   image_size: int | None = None,
@@ -88,6 +89,8 @@ def load(
     pipeline: ``'resident'`` keeps the data set on the device; ``'stream'`` reads each batch ahead of its step.
     batch_size: examples a step, over all devices.
     val: the fraction of the training examples held out for validation, stratified by class.
+    fold: ``(k, n)`` holds out for validation part k, counted from 0, of n equal stratified ones, in place of ``val``:
+      `jaxres crossval` trains once for each k. () does not.
     limit: train on no more than this many examples, stratified by class; drawn after ``val`` was held out.
     classes: keep these classes alone, by name or number; they are numbered anew in the order given.
     image_size: pixels a side that images are resized and centre-cropped to; None keeps their size, which must then be
@@ -108,13 +111,14 @@ def load(
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
   _check_fields(batch_size, val, limit, seed)
+  _check_fold(fold, val)
   if (mean is None) != (std is None):
     raise InputError('data.mean: give data.mean and data.std, or neither')
   _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
   source = check_labels(name, _read(name, data_dir, path, download, seed))
   if classes is not None:
     source = check_labels(name, keep_classes(source, classes))
-  train, held_out = hold_out(source, val, seed)
+  train, held_out = hold_out(source, val, seed, fold)
   if limit is not None and limit < len(train.labels):
     train = train.take(order.stratified(train.labels, limit, seed))
 
@@ -206,6 +210,13 @@ def _check_fields(batch_size: int, val: float, limit: int | None, seed: int) -> 
     raise InputError(f'data.val: expected a fraction in [0, 1), found {val}')
   if limit is not None and limit < 1:
     raise InputError(f'data.limit: expected 1 or more, found {limit}')
+
+
+def _check_fold(fold: tuple[int, ...], val: float) -> None:
+  if fold and not (len(fold) == 2 and 0 <= fold[0] < fold[1] and fold[1] > 1):
+    raise InputError(f'data.fold: expected () or (k, n), part k of n from 0 to n - 1, n at least 2; found {fold}')
+  if fold and val:
+    raise InputError(f'data.fold: {fold}, but data.val={val} holds examples out too; leave it at 0')
 
 
 def _check_image_fields(

@@ -42,6 +42,18 @@ def eval_indices(batch_size: int, size: int) -> Iterator[tuple[np.ndarray, np.nd
     yield np.minimum(index, size - 1), index < size
 
 
+def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """Return which of ``count`` random folds each example is in, int ``[N]``.
+
+  Folds differ by at most one example, and so do their examples of each class.
+  """
+  order = permutation(seed, 0, len(labels))
+  by_class = order[np.argsort(labels[order], kind='stable')]
+  found = np.empty(len(labels), int)
+  found[by_class] = np.arange(len(labels)) % count
+  return found
+
+
 def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
   """Return the sorted indices of ``size`` random examples with the classes in the proportions of ``labels``.
 

@@ -56,6 +56,10 @@ class Resident:
     for index, mask in order.eval_indices(batch_size, self.size):
       yield {'index': index[rows], 'mask': mask[rows]}
 
+  def images(self, index: np.ndarray) -> np.ndarray:
+    """Return the images at ``index``, int ``[M]``, as evaluation sees them: uint8 ``[M, H, W, C]`` on the host."""
+    return np.asarray(self.constants['image'][index])
+
   @staticmethod
   def fetch(constants: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:
     """Return ``image`` uint8 ``[B, H, W, C]``, ``label`` int32 ``[B]``, and the feed's ``mask`` where it has one."""

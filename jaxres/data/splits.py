@@ -60,17 +60,27 @@ def keep_classes(source: Source, classes: Sequence[int | str]) -> Source:
   return Source(keep(source.train), keep(source.test), kept_names, keep(source.val) if source.val else None)
 
 
-def hold_out(source: Source, val: float, seed: int) -> tuple[Split, Split | None]:
-  """Return the training and the validation split: the source's own, or ``split`` of its training examples.
+def hold_out(source: Source, val: float, seed: int, fold: tuple[int, ...] = ()) -> tuple[Split, Split | None]:
+  """Return the training and the validation split: the source's own, or ``split`` of its training examples, or a fold.
 
   Raises:
-    InputError: ``val`` asks for a part of the training examples, and the source has a validation split.
+    InputError: ``val`` or ``fold`` asks for a part of the training examples, and the source has a validation split; or
+      there are fewer examples than folds.
   """
   if source.val is None:
-    return split(source.train, val, seed)
-  if val:
-    raise InputError(f'data.val: {val}, but the data has a val split of its own; leave it at 0')
+    return _fold(source.train, fold, seed) if fold else split(source.train, val, seed)
+  if val or fold:
+    asked = f'data.fold: {fold}, but the data has a val split of its own; leave it at ()'
+    raise InputError(asked if fold else f'data.val: {val}, but the data has a val split of its own; leave it at 0')
   return source.train, source.val
+
+
+def _fold(data: Split, fold: tuple[int, ...], seed: int) -> tuple[Split, Split]:
+  number, count = fold
+  if len(data.labels) < count:
+    raise InputError(f'data.fold: {count} folds of {len(data.labels)} training examples; use fewer')
+  held_out = order.folds(data.labels, count, seed) == number
+  return data.take(~held_out), data.take(held_out)
 
 
 def split(data: Split, val: float, seed: int) -> tuple[Split, Split | None]:

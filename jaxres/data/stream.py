@@ -81,6 +81,11 @@ class Stream:
     tasks = order.eval_indices(batch_size, self.size)
     return self._ahead((index[rows], None, {'mask': mask[rows]}) for index, mask in tasks)
 
+  def images(self, index: np.ndarray) -> np.ndarray:
+    """Return the images at ``index``, int ``[M]``, as evaluation sees them: uint8 ``[M, H, W, C]``."""
+    images = [self.examples.get(int(i), None)[0] for i in index]
+    return np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8)
+
   @staticmethod
   def fetch(constants: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:
     """Return the batch, which is the feed."""

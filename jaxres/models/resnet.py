@@ -52,7 +52,7 @@ class ResNet(nn.Module):
     groups: of the 3x3 convolutions in blocks.
     width_per_group: channels of a group in a block of width 64, in proportion in others.
     se: squeeze and excitation in each block.
-    act: the activation, one of ``ACTIVATIONS``.
+    act: the activation: the name of one of ``ACTIVATIONS``, or a function.
     dropout: rate.
     dropout_at: ``'head'`` (before the classifier) or ``'blocks'`` (before the last convolution of each).
     stochastic_depth: rate of the last block; that of the others is in proportion to their depth.
@@ -79,7 +79,7 @@ class ResNet(nn.Module):
   groups: int = 1
   width_per_group: int = 64
   se: bool = False
-  act: str = 'relu'
+  act: Any = 'relu'
   dropout: float = 0.0
   dropout_at: str = 'head'
   stochastic_depth: float = 0.0
@@ -112,7 +112,7 @@ class ResNet(nn.Module):
       use_scale=self.bn_scale,
       dtype=self.dtype,
     )
-    act = ACTIVATIONS[self.act]
+    act = ACTIVATIONS[self.act] if isinstance(self.act, str) else self.act
     block = functools.partial(
       self.block,
       shortcut=self.shortcut,
@@ -140,11 +140,14 @@ class ResNet(nn.Module):
   @nn.compact_name_scope
   def head(self, stages: Mapping[str, jax.Array], *, train: bool = False) -> jax.Array:
     """Return the logits, float32 ``[B, num_classes]``, of what ``features`` returned; ``train`` drops."""
-    x = stages[f'stage{len(self.stage_sizes)}']
-    x = POOLS[self.pool](x.astype(jnp.float32), axis=(1, 2))
+    x = self.pooled(stages)
     rate = self.dropout if self.dropout_at == 'head' else 0.0
     x = nn.Dropout(rate, deterministic=not train, name='dropout')(x)
     return self.logit_scale * nn.Dense(self.num_classes, kernel_init=dense_init, dtype=jnp.float32, name='fc')(x)
+
+  def pooled(self, stages: Mapping[str, jax.Array]) -> jax.Array:
+    """Return what the classifier is given of what ``features`` returned, float32 ``[B, c]``."""
+    return POOLS[self.pool](stages[f'stage{len(self.stage_sizes)}'].astype(jnp.float32), axis=(1, 2))
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Return the logits, float32 ``[B, num_classes]``, of normalised images ``[B, H, W, C]``."""

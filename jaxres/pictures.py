@@ -1,0 +1,82 @@
+"""Pictures of arrays: grids of images, maps laid over them, and what a page can hold."""
+
+import base64
+import io
+import math
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from jaxres.errors import InputError
+
+CELL = 64  # pixels, at least, of an image in a grid
+GAP = 2  # white pixels between two images
+THUMBNAIL = 96  # pixels, at most, of an image in a page
+
+
+def make_picture(grid: np.ndarray) -> Image.Image:
+  """Return uint8 ``[rows, columns, H, W, C]`` as a picture, small images enlarged; C is 1 or 3.
+
+  Raises:
+    InputError: the images have another number of channels.
+  """
+  rows, columns, height, width, channels = grid.shape
+  if channels not in (1, 3):
+    raise InputError(f'images have {channels} channels; only 1 or 3 can be shown')
+  times = math.ceil(CELL / max(height, width))
+  grid = grid.repeat(times, axis=2).repeat(times, axis=3)
+  grid = np.pad(grid, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
+  whole = grid.transpose(0, 2, 1, 3, 4).reshape(rows * grid.shape[2], columns * grid.shape[3], channels)
+  return Image.fromarray(whole if channels == 3 else whole[..., 0])
+
+
+def check_path(flag: str, path: str) -> pathlib.Path:
+  """Return ``path``, which ``flag`` names, if a picture can be written of that kind; else raise InputError."""
+  found = pathlib.Path(path).expanduser()
+  if Image.registered_extensions().get(found.suffix.lower()) not in Image.SAVE:
+    raise InputError(f'{flag} {path}: expected a picture, such as grid.png')
+  return found
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+  """Return an image, darkened and grey, under the positive part of a map.
+
+  Args:
+    image: uint8 ``[H, W, C]``.
+    heat: float ``[H, W]``, in any unit: the largest value is the brightest.
+
+  Returns:
+    uint8 ``[H, W, 3]``.
+  """
+  import matplotlib  # slow
+
+  positive = np.maximum(heat, 0)
+  share = positive / positive.max() if positive.max() > 0 else positive
+  colour = matplotlib.colormaps['inferno'](share)[..., :3] * 255
+  grey = image.mean(-1, keepdims=True)
+  return np.rint(np.clip(0.35 * grey + 0.75 * colour, 0, 255)).astype(np.uint8)
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+  """Return an image, uint8 ``[H, W, C]``, with three channels: one is repeated, others are cut to the first three."""
+  return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
+
+
+def data_uri(image: np.ndarray) -> str:
+  """Return an image, uint8 ``[H, W, C]``, as a URI of a few kilobytes: PNG, or a JPEG thumbnail of a large one."""
+  picture, file = Image.fromarray(as_rgb(image)), io.BytesIO()
+  kind = 'jpeg' if max(picture.size) > THUMBNAIL else 'png'
+  picture.thumbnail((THUMBNAIL, THUMBNAIL))
+  picture.save(file, kind, quality=85)
+  return f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'
+
+
+def filters(kernel: np.ndarray) -> np.ndarray:
+  """Return the filters of a convolution as images: float ``[h, w, C, N]`` to uint8 ``[N, h, w, C]``.
+
+  The levels of each filter go from its least to its largest weight; only kernels of 1 or 3 channels are colours.
+  """
+  kernel = np.moveaxis(np.asarray(kernel, np.float32), -1, 0)
+  low, high = (reduce(kernel, axis=(1, 2, 3), keepdims=True) for reduce in (np.min, np.max))
+  return np.rint(255 * (kernel - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)

@@ -1,0 +1,151 @@
+"""Runs with their data: what the tools that look at a trained network begin with."""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxres import config as config_lib
+from jaxres import data, evaluate, models, pretrained, sharding, workdir
+from jaxres.backend import keep_freed_memory, keep_programs
+from jaxres.errors import InputError
+
+SPLITS = ('train', 'val', 'test')
+
+
+class Run(NamedTuple):
+  """A trained network and the data that it was trained on."""
+
+  name: str  # for a person: the end of the path, or all of it where another run ends so
+  path: pathlib.Path
+  config: dict[str, dict[str, Any]]
+  model: models.ResNet
+  variables: Any
+  dataset: data.Dataset
+  mesh: Mesh
+  origin: str  # which checkpoint
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Return the names of the classes, in the order of the logits."""
+    return self.dataset.info.class_names
+
+  def pipeline(self, split: str) -> data.Pipeline:
+    """Return the split called ``'train'``, ``'val'`` or ``'test'``.
+
+    Raises:
+      InputError: the run has no validation split.
+    """
+    found: data.Pipeline | None = getattr(self.dataset, split)
+    if found is None:
+      raise InputError(f'{self.path}: no validation split: data.val is 0 there; use --split test')
+    return found
+
+
+def read(
+  paths: Sequence[str], step: str = 'best', data_dir: str | None = None, data_path: str | None = None
+) -> list[Run]:
+  """Return the runs at ``paths``, with their data on the devices; data that several share is read once.
+
+  Args:
+    paths: workdirs.
+    step: ``'best'``, ``'latest'`` or a number.
+    data_dir: where TFDS data sets are now; None where they were.
+    data_path: where the file or folder of the data is now; None where it was.
+
+  Raises:
+    InputError: a run has no checkpoint or is damaged, or its data is not there or another.
+  """
+  keep_freed_memory()
+  keep_programs()
+  directories = [pathlib.Path(path).expanduser() for path in paths]
+  names = [path.absolute().name for path in directories]
+  if len(set(map(pathlib.Path.absolute, directories))) < len(paths):
+    raise InputError(f'a run is named twice: {" ".join(paths)}')
+  mesh = sharding.make_mesh()
+  datasets: dict[str, data.Dataset] = {}
+  found = []
+  for path, name in zip(directories, names, strict=True):
+    config = _read_config(path)
+    weights = pretrained.read(str(path), step)
+    moved = {'data_dir': data_dir, 'path': data_path}
+    fields = config['data'] | {key: value for key, value in moved.items() if value is not None}
+    key = json.dumps(fields, sort_keys=True)
+    if key not in datasets:
+      datasets[key] = data.load(**fields)
+      datasets[key].place(mesh)
+    if was := workdir.other_data(path, datasets[key].info):
+      raise InputError(f'{path}: the data is not that of the run: {was}')
+    model = models.create(**weights.options, dtype=config['model']['dtype'])
+    variables = jax.device_put(weights.variables, sharding.replicated(mesh))
+    name = name if names.count(name) == 1 else str(path)
+    found.append(Run(name, path, config, model, variables, datasets[key], mesh, weights.origin))
+  return found
+
+
+def _read_config(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Return the whole config of a run."""
+  if not (path / 'config.json').is_file():
+    raise InputError(f'{path}: no run there: expected a workdir, with config.json and checkpoints/')
+  try:
+    return config_lib.to_dict(config_lib.complete(json.loads((path / 'config.json').read_text())))
+  except (OSError, json.JSONDecodeError) as error:
+    raise InputError(f'{path}/config.json: cannot be read: {error}') from None
+
+
+def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Outputs:
+  """Return what the network makes of every example of a split.
+
+  Args:
+    run: of ``read``.
+    split: one of ``SPLITS``.
+    batch_size: examples at a time; the run's own of evaluation where it is None.
+
+  Raises:
+    InputError: the run has no such split, or a logit is not a number.
+  """
+  pipeline = run.pipeline(split)
+  batch_size = sharding.round_up(batch_size or run.config['train']['eval_batch_size'], run.mesh)
+  step = evaluate.make_predict_step(run.model, run.dataset.info, pipeline.fetch, run.mesh)
+  found = evaluate.predict(step, run.variables, pipeline, batch_size)
+  broken = np.flatnonzero(~np.isfinite(found.logits).all(axis=1))
+  if len(broken):
+    count = f'{len(broken):,} of {len(found.labels):,} {split} examples, the first {broken[0]}'
+    raise InputError(f'{run.origin}: logits that are not numbers for {count}: the weights are no good')
+  return found
+
+
+def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], split: str) -> None:
+  """Raise InputError where runs cannot be compared: other classes, or other examples in the split."""
+  first = found[0]
+  for run, own in zip(found[1:], labels[1:], strict=True):
+    if run.class_names != first.class_names:
+      shown = f'{", ".join(run.class_names):.100} and {", ".join(first.class_names):.100}'
+      raise InputError(f'{run.path} and {first.path} have other classes: {shown}; compare runs on the same data')
+    if not np.array_equal(own, labels[0]):
+      raise InputError(f'{run.path} and {first.path} have other {split} examples; compare runs on the same data')
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
+  """Add the arguments that say which runs, and where their data is; ``of_arguments`` reads what they name."""
+  parser.add_argument('runs', metavar='RUN', nargs='+' if several else 1, help='workdirs of training')
+  parser.add_argument('--step', default='best', metavar='N', help="'best' (default), 'latest' or a number")
+  parser.add_argument('--batch_size', type=int, metavar='N', help="images at a time; the run's own of evaluation")
+  parser.add_argument('--data_dir', metavar='DIR', help='where TFDS data sets are now, where they have moved')
+  parser.add_argument('--data_path', metavar='PATH', help='where the file or folder of the data is now')
+
+
+def of_arguments(args: argparse.Namespace) -> list[Run]:
+  """Return the runs that the arguments of ``add_arguments`` name.
+
+  Raises:
+    InputError: as ``read``; or the batch size is out of range.
+  """
+  if args.batch_size is not None and args.batch_size < 1:
+    raise InputError(f'--batch_size: expected 1 or more, found {args.batch_size}')
+  return read(args.runs, args.step, args.data_dir, args.data_path)

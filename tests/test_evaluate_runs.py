@@ -1,0 +1,51 @@
+"""The tool on runs trained in seconds."""
+
+import json
+
+import pytest
+
+from jaxres import cli, train
+from tests.conftest import make_arrays, merged
+
+
+def test_one_run(config, npz, tmp_path, capsys) -> None:
+  names = ['ant', 'bee', 'cat', 'dog']
+  config = merged(config, data={'path': npz(**make_arrays(), class_names=names), 'val': 0.25})
+  end = train.train_and_evaluate(config, tmp_path / 'run')
+  capsys.readouterr()
+  assert cli.main(['evaluate', str(tmp_path / 'run'), '--step=latest', '--out', str(tmp_path / 'scores.json')]) is None
+  out = capsys.readouterr().out
+  found = json.loads((tmp_path / 'scores.json').read_text())
+  own = found['runs']['run']
+  assert found['ensemble'] is None
+  assert own['top1'] == pytest.approx(end['test/top1'])
+  assert own['loss'] == pytest.approx(end['test/loss'], rel=1e-4)
+  assert own['temperature'] > 0
+  assert f'{end["test/top1"]:.2%}' in out
+  assert all(name in out for name in names)
+  assert '40 test examples' in out
+  assert cli.main(['evaluate', str(tmp_path / 'run'), '--split', 'val']) is None
+  assert '24 val examples' in capsys.readouterr().out
+
+
+def test_several_runs(config, tmp_path, capsys) -> None:
+  for seed in (0, 1):
+    train.train_and_evaluate(merged(config, train={'seed': seed, 'epochs': 1 + seed}), tmp_path / f'seed{seed}')
+  capsys.readouterr()
+  paths = [str(tmp_path / f'seed{seed}') for seed in (0, 1)]
+  cli.main(['evaluate', *paths, '--out', str(tmp_path / 'scores.json')])
+  out = capsys.readouterr().out
+  found = json.loads((tmp_path / 'scores.json').read_text())
+  assert list(found['runs']) == ['seed0', 'seed1']
+  assert all(word in out for word in ('seed0', 'seed1', 'ensemble', 'McNemar p ='))
+  assert 'note: no temperature without validation examples' in out
+  assert found['ensemble']['examples'] == 40
+  assert found['pairs'][0]['runs'] == ['seed0', 'seed1']
+
+
+def test_a_file_that_cannot_be_written(config, tmp_path, capsys) -> None:
+  train.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / 'run')
+  capsys.readouterr()
+  with pytest.raises(SystemExit):
+    cli.main(['evaluate', str(tmp_path / 'run'), '--out', '/dev/null/x.json'])
+  assert capsys.readouterr().err == 'error: cannot write /dev/null/x.json: Not a directory\n'

@@ -1,0 +1,105 @@
+"""The tool on a run trained in seconds; its libraries where they are installed."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxres import attribution, cli, explain, predict
+from tests.conftest import merged
+from tests.test_predict import NAMES, make_run
+
+
+def test_the_tool(config, tmp_path, npz, capsys) -> None:
+  run = make_run(config, tmp_path, npz)
+  (tmp_path / 'images/zz.jpg').write_bytes(b'no image')
+  capsys.readouterr()
+  out, maps = tmp_path / 'new/explain.png', tmp_path / 'maps.npz'
+  words = [str(tmp_path / f'images/{name}') for name in ('00.png', '01.png', 'zz.jpg', '02.png')]
+  status = cli.main(['explain', run, *words, '--out', str(out), '--maps', str(maps), '--batch_size', '2'])
+  printed = capsys.readouterr()
+  assert status == 2
+  assert printed.err == f'error: {words[2]}: cannot decode the image: cannot identify image file\n'
+  lines = printed.out.splitlines()
+  assert [line.partition(':')[0] for line in lines] == [words[0], words[1], words[3], str(out)]
+  assert all(line.split()[1] in NAMES for line in lines[:3])
+  errors = [float(line.rpartition(' ')[2].rstrip('%')) for line in lines[:3]]
+  assert max(errors) < 1
+  assert Image.open(out).size == (7 * 68, 3 * 68)
+  with np.load(maps) as found:
+    assert set(found) == {'path', 'klass', *attribution.METHODS}
+    assert found['path'].tolist() == [words[0], words[1], words[3]]
+    assert all(found[name].shape == (3, 8, 8) for name in attribution.METHODS)
+    row = found['gradcam'][2]
+  picture = np.asarray(Image.open(out))
+  pixels = np.asarray(Image.open(words[3]))
+  np.testing.assert_array_equal(picture[2 * 68 :, :68][2:66:8, 2:66:8], pixels)
+  column = 1 + list(attribution.METHODS).index('gradcam')
+  shown = picture[2 * 68 :, column * 68 :][2:66:8, 2:66:8].astype(int)
+  assert shown.sum(-1)[row == row.max()].mean() > shown.sum(-1)[row == 0].mean()
+
+
+def test_another_class_and_one_channel(config, tmp_path, npz, capsys) -> None:
+  run = make_run(config, tmp_path, npz, shape=(8, 8, 1))
+  predictor = predict.load(run)
+  paths = [tmp_path / 'images/00.png']
+  first, second = (next(explain.explain(predictor, paths, ['saliency'], klass)) for klass in (0, 1))
+  assert (first.klass, second.klass) == (0, 1)
+  assert np.abs(first.maps['saliency'] - second.maps['saliency']).max() > 0
+  assert explain.draw([first], ['saliency']).shape == (1, 2, 8, 8, 3)
+  capsys.readouterr()
+  words = ['explain', run, str(paths[0]), '--methods=saliency', '--out', str(tmp_path / 'x.png')]
+  assert cli.main([*words, '--of', 'bee']) == 0
+  assert ': bee ' in capsys.readouterr().out
+
+
+def test_logits_that_are_no_numbers(config, tmp_path, npz) -> None:
+  predictor = predict.load(make_run(merged(config, train={'epochs': 0.5}), tmp_path, npz))
+  broken = predictor._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, predictor.variables))
+  (tmp_path / 'zz.jpg').write_bytes(b'no image')
+  paths = [tmp_path / 'images/00.png', tmp_path / 'zz.jpg']
+  found = [one.problem for one in explain.explain(broken, paths, ['saliency'])]
+  assert found == ['the logits are not finite', 'cannot decode the image: cannot identify image file']
+
+
+@pytest.mark.parametrize('method', explain.LIBRARIES)
+@pytest.mark.parametrize('channels', [1, 3])
+def test_libraries_find_the_half_that_decides(method: str, channels: int) -> None:
+  pytest.importorskip(method)
+  image = np.random.default_rng(0).integers(0, 256, (16, 16, channels)).astype(np.uint8)
+  image[:, :4] = 255
+
+  def probabilities(images: np.ndarray) -> np.ndarray:
+    right = images[:, :, :4].mean((1, 2, 3)) / 255
+    return np.stack([1 - right, right], 1)
+
+  found = explain.LIBRARIES[method](probabilities, image, 1)
+  assert found.shape == (16, 16)
+  assert found[:, :4].mean() > 5 * np.abs(found[:, 4:]).mean()
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (['--methods', 'gradcamm'], "--methods: unknown method 'gradcamm'; did you mean 'gradcam'?"),
+    (['--out', 'x.txt'], '--out x.txt: expected a picture'),
+    (['--batch_size', '0'], '--batch_size: expected 1 or more'),
+    (['--of', 'bea'], "--of: unknown class 'bea'"),
+  ],
+)
+def test_bad_input_is_one_line(words, message, config, tmp_path, npz, capsys) -> None:
+  run = make_run(merged(config, train={'epochs': 0.5}), tmp_path, npz)
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as caught:
+    cli.main(['explain', run, str(tmp_path / 'images'), *words])
+  assert caught.value.code == 2
+  line = capsys.readouterr().err
+  assert message in line
+  assert line.count('\n') == 1
+
+
+def test_a_library_that_is_not_installed(monkeypatch, capsys) -> None:
+  monkeypatch.setitem(__import__('sys').modules, 'lime', None)
+  with pytest.raises(SystemExit):
+    cli.main(['explain', 'run', 'image', '--methods', 'lime'])
+  assert '--methods lime: import of lime halted; None in sys.modules; install it with pip' in capsys.readouterr().err
