@@ -1,22 +1,23 @@
 """Training: from a config and a workdir to checkpoints and metrics."""
 
 import contextlib
+import functools
 import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
-from jaxres import badstep, checkpoint, data, distributed, evaluate, log, pretrained, sharding, signals, state
+from jaxres import badstep, checkpoint, data, distributed, evaluate, log, metrics, pretrained, sharding, signals, state
 from jaxres import config as config_lib
 from jaxres import weights as weights_lib
 from jaxres import workdir as workdir_lib
 from jaxres.backend import be_deterministic, keep_freed_memory, keep_programs
 from jaxres.errors import InputError
-from jaxres.plan import DRY_RUN_STEPS, Progress, grouped, make_plan, watched
+from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, grouped, make_plan, watched
 from jaxres.programs import Parts, Programs, make_parts, make_programs
 from jaxres.recalibrate import recalibrated
 from jaxres.state import TrainState
@@ -126,76 +127,118 @@ def fit(
     StoppedError: a signal came, and the run has saved.
   """
   dataset, mesh = parts.dataset, parts.mesh
-  _check_fields(epochs, eval_every_epochs, eval_batch_size, log_every_steps, patience, scan_steps, ema, dataset.val)
-  if max_rollbacks < 0:
-    raise InputError(f'train.max_rollbacks: expected 0 or more, found {max_rollbacks}')
-  if spike_factor and not 1.0 < spike_factor < float('inf'):
-    raise InputError(f'train.spike_factor: expected 0, or a factor above 1; found {spike_factor}')
-  if recalibrate_bn < 0:
-    raise InputError(f'train.recalibrate_bn: expected 0 or more batches, found {recalibrate_bn}')
-  if not 0 <= seed < 2**63:
-    raise InputError(f'train.seed: expected 0 to 2**63 - 1, found {seed}')
+  check_positive(
+    epochs=epochs, eval_every_epochs=eval_every_epochs, eval_batch_size=eval_batch_size, log_every_steps=log_every_steps
+  )
+  check_counts(scan_steps=scan_steps, patience=patience, recalibrate_bn=recalibrate_bn, max_rollbacks=max_rollbacks)
+  check_rest(seed, ema, spike_factor, patience, dataset.val)
   plan = make_plan(dataset.train, epochs, eval_every_epochs, dry_run, overfit_one_batch)
   if overfit_one_batch:
     parts = parts.without_augmentation()
   fields = (loss, label_smoothing, target_threshold, accumulate, ema, shard_optimizer)
-  make = lambda factor: make_programs(parts.slowed(factor), plan, *fields)
-  make(1.0)  # what they cannot use is told before anything is written
-  scan_steps = scan_steps or best_scan_steps(dataset.train)
-  key = jax.random.key(seed)
+  training = Training(
+    parts=parts,
+    plan=plan,
+    programs=functools.cache(lambda rollbacks: make_programs(parts.slowed(SLOWER**rollbacks), plan, *fields)),
+    key=jax.random.key(seed),
+    feeds=repeat_first(dataset.train.train_feeds) if overfit_one_batch else dataset.train.train_feeds,
+    group_size=scan_steps or best_scan_steps(dataset.train),
+    log_every=log_every_steps,
+    eval_batch_size=sharding.round_up(eval_batch_size, mesh),
+    eval_limit=DRY_RUN_STEPS if dry_run else None,
+    recalibrate_bn=recalibrate_bn,
+    patience=patience,
+    spike_factor=spike_factor,
+    overfit_one_batch=overfit_one_batch,
+  )
+  training.programs(0)  # what they cannot use is told before anything is written
   dataset.place(mesh)
-  feeds: Feeds = repeat_first(dataset.train.train_feeds) if overfit_one_batch else dataset.train.train_feeds
-  split = sharding.over_steps(mesh)
-  eval_batch_size = sharding.round_up(eval_batch_size, mesh)
-  limit = DRY_RUN_STEPS if dry_run else None
-
-  stop = plan.eval_steps[-1]
-
-  def attempt(rollbacks: int) -> Progress:
-    """Train to the end, or to a step that is not finite: a NotFiniteError then."""
-    with begin_run() as manager, distributed.together(), signals.watched() as watch:
-      train_state, progress = restore_or_init(manager, make(1.0), key, parts.init)
-      progress = progress._replace(rollbacks=max(progress.rollbacks, rollbacks))
-      programs = make(SLOWER**progress.rollbacks)
-      start = int(train_state.step)
-      log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
-      with log.RunLog(workdir, start, stop, plan.steps_per_epoch, spike_factor) as run_log:
-        for begin, end in plan.segments(start, pending=bool(progress.partial)):
-          if progress.stale >= patience > 0:
-            log.console.print(f'stopped early: validation top-1 is no better since {progress.stale} evaluations')
-            break
-          meter = log.Meter(run_log, programs.rate, log_every_steps, progress.partial)
-          try:
-            for step, own in grouped(feeds(begin, end), begin, end, scan_steps, log_every_steps):
-              group = sharding.assembled(own, split)
-              train_state, sums = programs.train_steps(train_state, key, dataset.train.constants, group)
-              meter.add(step, sums, last=step == end)
-              watch.check(step, meter.totals)
-            with watch.at_once():
-              ready = train_state
-              if recalibrate_bn:
-                ready = recalibrated(train_state, programs.recalibrate(end), dataset.train, recalibrate_bn)
-              found = evaluate.evaluate_state(programs.eval_steps, ready, dataset, eval_batch_size, limit)
-          except signals.AskedError:
-            checkpoint.save(
-              manager, train_state, progress._replace(partial=meter.totals())._asdict(), {}, parts.config, commit=True
-            )
-            raise watch.stopped(int(train_state.step)) from None
-          except log.NotFiniteError:
-            error = badstep.explained(parts, programs.probe, train_state, key, workdir, overfit_one_batch)
-            error.rollbacks = progress.rollbacks
-            raise error from None
-          train_state, scores = ready, meter.row(end) | found
-          run_log.write(end, scores)
-          progress = progress.advance(end, scores)
-          checkpoint.save(manager, train_state, progress._asdict(), ranked(scores), parts.config)
-    if start >= stop:
-      log.console.print(f'{workdir} is finished; more train.epochs extend it')
-    return progress
-
-  progress = with_rollbacks(attempt, max_rollbacks)
+  progress = with_rollbacks(lambda rollbacks: run(training, begin_run, workdir, rollbacks), max_rollbacks)
   log.print_end(progress.metrics(), workdir)
   return progress.metrics()
+
+
+class Training(NamedTuple):
+  """What ``fit`` makes of its arguments."""
+
+  parts: Parts
+  plan: Plan
+  programs: Callable[[int], Programs]  # given how often the learning rate was halved
+  key: jax.Array  # of the initial parameters and of the augmentation
+  feeds: Feeds
+  group_size: int  # steps of one call
+  log_every: int
+  eval_batch_size: int
+  eval_limit: int | None  # batches of an evaluation
+  recalibrate_bn: int
+  patience: int
+  spike_factor: float
+  overfit_one_batch: bool
+
+  def steps(
+    self, programs: Programs, train_state: TrainState, begin: int, end: int
+  ) -> Iterator[tuple[int, TrainState, metrics.Sums]]:
+    """Take the steps from ``begin`` to ``end``; yield where each group of them leads, the state and the sums."""
+    train, split = self.parts.dataset.train, sharding.over_steps(self.parts.mesh)
+    for step, own in grouped(self.feeds(begin, end), begin, end, self.group_size, self.log_every):
+      group = sharding.assembled(own, split)
+      train_state, sums = programs.train_steps(train_state, self.key, train.constants, group)
+      yield step, train_state, sums
+
+  def evaluated(self, programs: Programs, train_state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
+    """Return the state, with BatchNorm recalibrated where that is asked for, and its metrics."""
+    dataset = self.parts.dataset
+    if self.recalibrate_bn:
+      train_state = recalibrated(train_state, programs.recalibrate(step), dataset.train, self.recalibrate_bn)
+    size, limit = self.eval_batch_size, self.eval_limit
+    return train_state, evaluate.evaluate_state(programs.eval_steps, train_state, dataset, size, limit)
+
+
+def run(training: Training, begin_run: BeginRun, workdir: pathlib.Path, rollbacks: int) -> Progress:
+  """Train from the newest checkpoint to the end, and evaluate and save on the way; ``fit`` says what it raises.
+
+  Args:
+    training: of ``fit``.
+    begin_run: the same.
+    workdir: the same.
+    rollbacks: how often the learning rate was halved.
+  """
+  parts, plan = training.parts, training.plan
+  with begin_run() as manager, distributed.together(), signals.watched() as watch:
+    train_state, progress = restore_or_init(manager, training.programs(0), training.key, parts.init)
+    progress = progress._replace(rollbacks=max(progress.rollbacks, rollbacks))
+    programs = training.programs(progress.rollbacks)
+    start, stop = int(train_state.step), plan.eval_steps[-1]
+    log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
+    with log.RunLog(workdir, start, stop, plan.steps_per_epoch, training.spike_factor) as run_log:
+      for begin, end in plan.segments(start, pending=bool(progress.partial)):
+        if progress.stale >= training.patience > 0:
+          log.console.print(f'stopped early: validation top-1 is no better since {progress.stale} evaluations')
+          break
+        meter = log.Meter(run_log, programs.rate, training.log_every, progress.partial)
+        try:
+          for step, reached, sums in training.steps(programs, train_state, begin, end):
+            train_state = reached
+            meter.add(step, sums, last=step == end)
+            watch.check(step, meter.totals)
+          with watch.at_once():
+            ready, scores = training.evaluated(programs, train_state, end)
+        except signals.AskedError:
+          partial = progress._replace(partial=meter.totals())
+          checkpoint.save(manager, train_state, partial._asdict(), {}, parts.config, commit=True)
+          raise watch.stopped(int(train_state.step)) from None
+        except log.NotFiniteError:
+          key, once = training.key, training.overfit_one_batch
+          error = badstep.explained(parts, programs.probe, train_state, key, workdir, once)
+          error.rollbacks = progress.rollbacks
+          raise error from None
+        train_state, scores = ready, meter.row(end) | scores
+        run_log.write(end, scores)
+        progress = progress.advance(end, scores)
+        checkpoint.save(manager, train_state, progress._asdict(), ranked(scores), parts.config)
+  if start >= stop:
+    log.console.print(f'{workdir} is finished; more train.epochs extend it')
+  return progress
 
 
 def with_rollbacks(attempt: Callable[[int], Progress], most: int) -> Progress:
@@ -242,25 +285,27 @@ def best_scan_steps(train: data.Pipeline) -> int:
   return 1 if jax.default_backend() == 'cpu' or not train.constants else SCAN_STEPS
 
 
-def _check_fields(
-  epochs: float,
-  eval_every: float,
-  eval_batch_size: int,
-  log_every: int,
-  patience: int,
-  scan_steps: int,
-  ema: float,
-  val: object,
-) -> None:
-  positive = {'epochs': epochs, 'eval_every_epochs': eval_every, 'eval_batch_size': eval_batch_size}
-  for name, value in (positive | {'log_every_steps': log_every}).items():
+def check_positive(**fields: float) -> None:
+  """Raise InputError where a field of the section ``train`` is not above zero."""
+  for name, value in fields.items():
     if not 0 < value < float('inf'):
       raise InputError(f'train.{name}: expected more than 0, found {value}')
+
+
+def check_counts(**fields: int) -> None:
+  """Raise InputError where a field of the section ``train`` is negative."""
+  for name, value in fields.items():
+    if value < 0:
+      raise InputError(f'train.{name}: expected 0 or more, found {value}')
+
+
+def check_rest(seed: int, ema: float, spike_factor: float, patience: int, val: object) -> None:
+  """Raise InputError where one of these fields of the section ``train`` is out of its range."""
+  if not 0 <= seed < 2**63:
+    raise InputError(f'train.seed: expected 0 to 2**63 - 1, found {seed}')
   if not 0.0 <= ema < 1.0:
     raise InputError(f'train.ema: expected a decay in [0, 1), found {ema}')
-  if scan_steps < 0:
-    raise InputError(f'train.scan_steps: expected 0 or more, found {scan_steps}')
-  if patience < 0:
-    raise InputError(f'train.patience: expected 0 or more evaluations, found {patience}')
+  if spike_factor and not 1.0 < spike_factor < float('inf'):
+    raise InputError(f'train.spike_factor: expected 0, or a factor above 1; found {spike_factor}')
   if patience and val is None:
     raise InputError('train.patience: early stopping looks at validation top-1; set data.val, such as 0.1')
