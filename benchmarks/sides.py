@@ -150,6 +150,15 @@ def plain_train(args: argparse.Namespace) -> Work:
   return jaxres_train(args)
 
 
+def unchecked_train(args: argparse.Namespace) -> Work:
+  """Return the training step of jaxres that takes every step, finite or not."""
+  from jaxres import step
+
+  step.all_finite = lambda tree: True
+  step.halt_unless = lambda good, before, after, sums: (after, sums)
+  return jaxres_train(args)
+
+
 def augmented_train(args: argparse.Namespace) -> Work:
   """Return the training step of jaxres with crops and flips."""
   return training(jaxres_step(args, crop_pad=4, pad_mode='reflect', flip=True), args.batch_size)
@@ -350,6 +359,7 @@ TRAIN = {
   'torch': torch_train,
   'flax': flax_train,
   'plain': plain_train,
+  'unchecked': unchecked_train,
   'augmented': augmented_train,
   'scanned': scanned_train,
 }

@@ -91,6 +91,7 @@ def variants(every: Sequence[Series]) -> str:
   """Return the table of the training step beside itself, done otherwise."""
   names = {
     'plain': "with XLA's own gradients of convolution and BatchNorm",
+    'unchecked': 'without looking whether the step is finite',
     'augmented': 'with crops and flips',
     'scanned': 'in one `lax.scan` of {scan_steps}',
   }

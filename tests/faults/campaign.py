@@ -111,13 +111,14 @@ def uninterrupted(scratch: pathlib.Path) -> str:
 
 
 def moment(process: subprocess.Popen, workdir: pathlib.Path, rng: random.Random) -> None:
-  """Wait until the run trains, and then for a random while; or until it has ended."""
-  rows_of_log, size = workdir / 'metrics.jsonl', -1
-  before = rows_of_log.stat().st_size if rows_of_log.exists() else 0
-  while process.poll() is None and size <= before:
-    time.sleep(0.01)
-    size = rows_of_log.stat().st_size if rows_of_log.exists() else -1
-  until = time.monotonic() + rng.random() * rng.choice([0.2, 2.0])
+  """Wait until the run trains or, half of the times, has saved, and then for a random while; or until it has ended."""
+  log = workdir / 'metrics.jsonl'
+  size = lambda: log.stat().st_size if log.exists() else -1
+  count = rng.choice([size, lambda: newest(workdir)])
+  before = count()
+  while process.poll() is None and count() <= before:
+    time.sleep(0.005)
+  until = time.monotonic() + rng.random() * rng.choice([0.1, 1.0])
   while process.poll() is None and time.monotonic() < until:
     time.sleep(0.002)
 

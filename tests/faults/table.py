@@ -86,6 +86,10 @@ def slowest(found: Sequence[Row]) -> str:
   return f'slowest answer {max(row["run_s"] for row in found):.1f} s'
 
 
+def nothing(found: Sequence[Row]) -> str:
+  return ''
+
+
 KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
   'kills': ('`kill -9` at a random moment', 'what was committed restores; the end is bit-identical', killed),
   'signals': ('SIGTERM, SIGINT, some twice', 'saved, told after the commit, exit 143 or 130', stopped),

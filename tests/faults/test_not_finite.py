@@ -86,14 +86,16 @@ def test_half_the_rate_moves_half_as_far(config: dict) -> None:
   from jaxres import config as config_lib
   from jaxres import programs
 
+  config = merged(config, optim={'warmup_epochs': 0.0})
   parts = programs.make_parts(config_lib.to_dict(config_lib.complete(config)))
-  params = {'w': np.float32([1.0, 2.0])}
+  params = {'w': {'kernel': np.float32([1.0, 2.0]), 'scale': np.float32([1.0, 2.0])}}
   moves = []
   for factor in (1.0, 0.5):
     tx, rate = parts.slowed(factor).make_tx(params, 100, 10.0)
-    updates, _ = tx.update({'w': np.float32([1.0, -1.0])}, tx.init(params), params)
-    moves.append((updates['w'], float(rate(3))))
+    updates, _ = tx.update(params, tx.init(params), params)
+    moves.append((updates['w']['kernel'], float(rate(3))))
   np.testing.assert_allclose(moves[1][0], moves[0][0] / 2)
+  assert (np.abs(moves[0][0]) > 0.01).all()
   assert moves[1][1] == pytest.approx(moves[0][1] / 2)
 
 
