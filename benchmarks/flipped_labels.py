@@ -1,18 +1,21 @@
-"""How well `jaxres errors` finds wrong labels: some training labels are flipped on purpose, and a network doubts them.
+"""How well `jaxres errors` finds wrong labels: some are flipped on purpose, and a network doubts them.
 
+python benchmarks/flipped_labels.py --run runs/quick --flip 0.02
 python benchmarks/flipped_labels.py --config configs/resnet20_cifar_quick.py --flip 0.02
 
-Trains what main.py trains, on data of which a share ``--flip`` of the training labels is another class, drawn evenly,
-and ranks the labels as `jaxres errors` does, by the network that was trained on them. Prints two JSON lines. ``margin``
-is the ranking: its average precision, its ``chance`` (the share of flipped labels), and precision at as many labels as
-are flipped, which is recall there too. ``confident learning`` is the candidates that it names: how many, precision and
-recall. Labels that were wrong before count as right ones.
+A share ``--flip`` of the labels become another class, drawn evenly, and all are ranked as `jaxres errors` does. With
+``--run`` they are those of the test split, which the run has not seen; with ``--config`` they are training labels, and
+a network is trained on them first, as by main.py. Prints two JSON lines. ``margin`` is the ranking: its average
+precision, its ``chance`` (the share of flipped labels), and precision at as many labels as are flipped, which is recall
+there too. ``confident learning`` is the candidates that it names: how many, precision and recall. Labels that were
+wrong before count as right ones.
 """
 
 import argparse
 import pathlib
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,43 +30,65 @@ from jaxres import data, errors, mistakes, runs, train
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-  parser.add_argument('--config', required=True, help='as of main.py; --config.section.field=value too')
-  parser.add_argument('--flip', type=float, default=0.02, help='the share of the training labels')
-  parser.add_argument('--workdir', help='keep the run there, and the data')
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument('--run', help='a workdir of training, whose test labels are flipped')
+  source.add_argument('--config', help='as of main.py, to train with; --config.section.field=value too')
+  parser.add_argument('--step', default='best', help='of --run')
+  parser.add_argument('--flip', type=float, default=0.02, help='the share of the labels')
+  parser.add_argument('--workdir', help='keep the run of --config there, and its data')
   parser.add_argument('--out', help='a file that the JSON lines are added to')
   args, overrides = parser.parse_known_args()
   with tempfile.TemporaryDirectory() as temporary, errors.one_line():
-    options = config_lib.to_dict(config_lib.load(args.config, overrides))
-    path = pathlib.Path(args.workdir or temporary)
-    path.mkdir(parents=True, exist_ok=True)
-    flipped = write(data.load(**options['data']), args.flip, path / 'data.npz')
-    kept = {name: options['data'][name] for name in ('batch_size', 'seed')}
-    options['data'] = {'name': 'arrays', 'path': str(path / 'data.npz')} | kept
-    scores = train.train_and_evaluate(options, path / 'run')
-    (run,) = runs.read([str(path / 'run')], step='latest')
-    rows = found(run, flipped)
+    if args.run:
+      (run,) = runs.read([args.run], args.step)
+      logits, clean, _ = runs.outputs(run, 'test')
+      labels, flipped = flip(clean, args.flip, len(run.class_names))
+    else:
+      run, flipped = trained(
+        config_lib.load(args.config, overrides), args.flip, pathlib.Path(args.workdir or temporary)
+      )
+      logits, labels, _ = runs.outputs(run, 'train')
+    test = runs.outputs(run, 'test')
   context = {'benchmark': 'flipped_labels', 'config': args.config, 'overrides': overrides, 'flip': args.flip}
-  context |= {'test_top1': scores['test/top1'], 'epochs': options['train']['epochs']} | harness.machine()
-  harness.report([row | context for row in rows], args.out)
+  context |= {'model': run.config['model']['name'], 'data': 'test split' if args.run else 'training split'}
+  context |= {
+    'epochs': run.config['train']['epochs'],
+    'test_top1': float((test.logits.argmax(1) == test.labels).mean()),
+  }
+  harness.report([row | context | harness.machine() for row in found(logits, labels, flipped)], args.out)
 
 
-def write(dataset: data.Dataset, share: float, path: pathlib.Path) -> np.ndarray:
-  """Write the data with ``share`` of its training labels flipped; return which, bool ``[N]``."""
-  train_x, train_y, test_x, test_y = (
-    np.asarray(split.constants[name]) for split in (dataset.train, dataset.test) for name in ('image', 'label')
-  )
-  rng, classes = np.random.default_rng(0), len(dataset.info.class_names)
-  flipped = np.zeros(len(train_y), bool)
-  flipped[rng.choice(len(train_y), round(share * len(train_y)), replace=False)] = True
-  others = (train_y + rng.integers(1, classes, len(train_y))) % classes
-  arrays = {'train_x': train_x, 'train_y': np.where(flipped, others, train_y), 'test_x': test_x, 'test_y': test_y}
-  np.savez(path, **arrays, class_names=dataset.info.class_names)
-  return flipped
+def flip(labels: np.ndarray, share: float, classes: int) -> tuple[np.ndarray, np.ndarray]:
+  """Return ``labels`` with ``share`` of them another class, and which, bool ``[N]``."""
+  rng = np.random.default_rng(0)
+  flipped = np.zeros(len(labels), bool)
+  flipped[rng.choice(len(labels), round(share * len(labels)), replace=False)] = True
+  others = (labels + rng.integers(1, classes, len(labels))) % classes
+  return np.where(flipped, others, labels), flipped
 
 
-def found(run: runs.Run, flipped: np.ndarray) -> list[dict[str, Any]]:
+def trained(config: Mapping[str, Any], share: float, path: pathlib.Path) -> tuple[runs.Run, np.ndarray]:
+  """Return a network trained on the data of ``config`` with training labels flipped, written to ``path``; and which."""
+  options = config_lib.to_dict(config)
+  path.mkdir(parents=True, exist_ok=True)
+  dataset = data.load(**options['data'])
+  names = dataset.info.class_names
+  arrays = {
+    f'{name}_{letter}': np.asarray(split.constants[kind])
+    for name, split in (('train', dataset.train), ('test', dataset.test))
+    for letter, kind in (('x', 'image'), ('y', 'label'))
+  }
+  arrays['train_y'], flipped = flip(arrays['train_y'], share, len(names))
+  np.savez(path / 'data.npz', **arrays, class_names=names)
+  kept = {name: options['data'][name] for name in ('batch_size', 'seed')}
+  options['data'] = {'name': 'arrays', 'path': str(path / 'data.npz')} | kept
+  train.train_and_evaluate(options, path / 'run')
+  (run,) = runs.read([str(path / 'run')], 'latest')
+  return run, flipped
+
+
+def found(logits: np.ndarray, labels: np.ndarray, flipped: np.ndarray) -> list[dict[str, Any]]:
   """Return the two rows."""
-  logits, labels, _ = runs.outputs(run, 'train')
   suspicion, candidates = mistakes.suspicion(logits, labels), mistakes.candidates(logits, labels)
   first = np.argsort(-suspicion, kind='stable')[: flipped.sum()]
   average = metrics.average_precision_score(flipped, suspicion)

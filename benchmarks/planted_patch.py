@@ -31,11 +31,11 @@ NEAR = 2  # pixels
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
   parser.add_argument('--model', default='resnet20')
-  parser.add_argument('--image_size', type=int, default=32)
-  parser.add_argument('--patch', type=int, default=8)
-  parser.add_argument('--images', type=int, default=2048, help='to train on')
-  parser.add_argument('--epochs', type=int, default=5)
-  parser.add_argument('--tests', type=int, default=64, help='images to explain')
+  parser.add_argument('--image_size', type=int, default=16)
+  parser.add_argument('--patch', type=int, default=4)
+  parser.add_argument('--images', type=int, default=768, help='to train on')
+  parser.add_argument('--epochs', type=int, default=8)
+  parser.add_argument('--tests', type=int, default=32, help='images to explain')
   parser.add_argument('--out', help='a file that the JSON lines are added to')
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as workdir, errors.one_line():

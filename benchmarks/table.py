@@ -196,7 +196,8 @@ def flips(every: Sequence[Series]) -> str:
       times = f'{row["average_precision"] / row["chance"]:.0f}' if 'chance' in row else ''
       named = row.get('candidates', row['flipped'])
       recall = row.get('recall', row['precision'])  # as many are named as are flipped
-      data = f'{row["flipped"]:,} of {row["examples"]:,}, {row["epochs"]:g} epochs, test top-1 {percent("test_top1")}'
+      data = f'{row["flipped"]:,} of {row["examples"]:,} in the {row["data"]}; {row["model"]}, {row["epochs"]:g} epochs'
+      data = f'{data}, test top-1 {percent("test_top1")}'
       found = [f'{named:,}', percent('precision'), f'{recall:.1%}'.replace('%', ' %'), percent('average_precision')]
       lines.append([data, side, *found, times])
   head = ['flipped labels', 'found by', 'named', 'precision', 'recall', 'average precision', 'times chance']

@@ -41,10 +41,11 @@ def make_report(found: Sequence[runs.Run], batch_size: int | None = None) -> str
   compared, tests = evaluate_runs.compare([*found], 'test', batch_size)
   seconds = time.monotonic() - begin
   examples = len(next(iter(tests.values())).labels) * len(found)
-  sections = [_scores(compared, f'{examples:,} predictions and their scores took {seconds:.1f} s.'), _curves(found)]
+  timing = f'{examples:,} predictions and their scores: {seconds:.1f} s'
+  sections = [_scores(compared), _curves(found)]
   for number, run in enumerate(found):
     own, test = compared['runs'][run.name], tests[run.name]
-    parts = [*_quality(own, run), *_examples(run, test), *_weights(run), *_making(run)]
+    parts = [*_quality(own, run), *_examples(run, test), *_weights(run), *_making(run, timing)]
     sections += _named(parts, run.name, number, len(found))
   intro = ''.join(page.paragraph(f'{run.config["model"]["name"]}, {_data_name(run)}: {run.origin}') for run in found)
   return page.document(', '.join(run.name for run in found), intro + _headline(compared), sections)
@@ -75,10 +76,10 @@ def _named(parts: Sequence[Section], name: str, number: int, count: int) -> list
   return [Section(f'run{number}-{part.id}', f'{name}: {part.title}', part.html) for part in parts]
 
 
-def _scores(compared: Mapping[str, Any], timing: str) -> Section:
+def _scores(compared: Mapping[str, Any]) -> Section:
   headers = ['', *evaluate_runs.columns(compared)]
   remarks = [*evaluate_runs.differences(compared), *evaluate_runs.notes(compared)]
-  text = f'On the {compared["split"]} split; in brackets 95 % bootstrap intervals. {timing}'
+  text = f'On the {compared["split"]} split; in brackets 95 % bootstrap intervals.'
   rows = evaluate_runs.rows(compared)
   tables = page.beside(*(page.table(headers, part) for part in (rows[:8], rows[8:])))
   return page.section('scores', 'Scores', page.paragraph(text), tables, page.note_list(remarks))
@@ -231,8 +232,8 @@ def gradient_norms(model: ResNet, variables: Any, images: jax.Array, labels: jax
   return jax.tree.map(lambda g: jnp.sqrt((g.astype(jnp.float32) ** 2).sum()), jax.grad(loss)(variables['params']))
 
 
-def _making(run: runs.Run) -> list[Section]:
-  """Return how the run was made: its config, its environment, its time."""
+def _making(run: runs.Run, timing: str) -> list[Section]:
+  """Return how the run was made: its config, its environment, its time; and what this page took."""
   default = config_lib.to_dict(config_lib.make())
   changed: list[list[str]] = []
   rest: list[list[str]] = []
@@ -249,7 +250,7 @@ def _making(run: runs.Run) -> list[Section]:
     page.section(
       'environment', 'Environment', known if environment else page.paragraph('Not recorded by the jaxres of then.')
     ),
-    page.section('timing', 'Timing', page.table(['', 'value'], _timing(run))),
+    page.section('timing', 'Timing', page.table(['', 'value'], [*_timing(run), ['this page', timing]])),
   ]
 
 

@@ -24,7 +24,7 @@ from benchmarks import (
   sides,
   table,
 )
-from jaxres import data, models, profile
+from jaxres import models, profile
 from tests.conftest import make_arrays
 
 ECHO = """
@@ -320,15 +320,20 @@ def test_the_projection_of_the_page_is_what_the_arithmetic_says() -> None:
     assert f'| {" | ".join(map(str, cells))} |' in page
 
 
-def test_the_labels_that_are_flipped(npz, tmp_path) -> None:
-  arrays = make_arrays()
-  flipped = flipped_labels.write(data.load('arrays', path=npz(**arrays)), 0.25, tmp_path / 'out.npz')
-  assert flipped.sum() == 24
-  with np.load(tmp_path / 'out.npz') as found:
-    np.testing.assert_array_equal(found['train_y'] != arrays['train_y'], flipped)
-    assert set(found['train_y'][flipped]) == {0, 1, 2, 3}
-    for name in ('train_x', 'test_x', 'test_y'):
-      np.testing.assert_array_equal(found[name], arrays[name])
+def test_the_labels_that_are_flipped() -> None:
+  labels = np.arange(1000) % 4
+  found, flipped = flipped_labels.flip(labels, 0.25, 4)
+  assert flipped.sum() == 250
+  np.testing.assert_array_equal(found != labels, flipped)
+  assert set((found - labels)[flipped] % 4) == {1, 2, 3}
+
+
+def test_labels_that_are_found_by_hand() -> None:
+  logits = 5 * np.eye(4, dtype=np.float32)[np.arange(40) % 4]
+  labels, flipped = flipped_labels.flip(np.arange(40) % 4, 0.1, 4)
+  margin, confident = flipped_labels.found(logits, labels, flipped)
+  assert (margin['average_precision'], margin['precision'], margin['chance'], margin['flipped']) == (1, 1, 0.1, 4)
+  assert (confident['candidates'], confident['precision'], confident['recall']) == (4, 1, 1)
 
 
 def test_what_is_planted() -> None:
@@ -342,10 +347,11 @@ def test_what_is_planted() -> None:
 def test_the_tables_of_what_is_found() -> None:
   row = {'benchmark': 'planted_patch', 'side': 'gradcam', 'hit_rate': 0.953, 'share': 0.5, 'chance': 0.1406}
   assert '| `gradcam` | 95 % | 50 % | 14 % |' in table.patches([{'gradcam': row}])
-  shared = {'benchmark': 'flipped_labels', 'examples': 50000, 'flipped': 1000, 'epochs': 2.0, 'test_top1': 0.7}
+  shared = {'benchmark': 'flipped_labels', 'examples': 50000, 'flipped': 1000, 'epochs': 2.0}
+  shared |= {'model': 'resnet20', 'data': 'training split', 'test_top1': 0.7}
   margin = shared | {'average_precision': 0.31, 'chance': 0.02, 'precision': 0.4}
   confident = shared | {'candidates': 2000, 'precision': 0.35, 'recall': 0.7}
   found = table.flips([{'margin': margin, 'confident learning': confident}])
-  what = '| 1,000 of 50,000, 2 epochs, test top-1 70.0 %'
+  what = '| 1,000 of 50,000 in the training split; resnet20, 2 epochs, test top-1 70.0 %'
   assert f'{what} | margin | 1,000 | 40.0 % | 40.0 % | 31.0 % | 16 |' in found
   assert f'{what} | confident learning | 2,000 | 35.0 % | 70.0 % |  |  |' in found

@@ -85,9 +85,9 @@ LITTLE = {  # words that make it so, how many rows, their figure
   'benchmarks/waiting.py': (
     '--model resnet20 --images 16 --batch_size 8 --image_size 16 --rounds 1 --steps 1', 2, 'images_per_s'
   ),
-  'benchmarks/planted_patch.py': ('--image_size 16 --patch 4 --images 64 --tests 4 --epochs 1', 6, 'chance'),
+  'benchmarks/planted_patch.py': ('--images 64 --tests 4 --epochs 1', 6, 'chance'),
   'benchmarks/flipped_labels.py': (
-    '--flip 0.1 --config.data.name=digits --config.data.download=False --config.train.epochs=1', 2, 'flipped'
+    '--flip 0.1 --config.data.name=digits --config.train.epochs=1 --config.optim.warmup_epochs=0.5', 2, 'flipped'
   ),
 }  # fmt: skip
 
