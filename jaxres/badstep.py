@@ -104,7 +104,7 @@ def replay(path: pathlib.Path) -> tuple[Found, Found, np.ndarray]:
   try:
     content = load_npz(path)
     about = json.loads(str(content['about']))
-    then = Found(**about['found'])
+    then = Found(**about['found'] | {'bad': tuple(about['found']['bad'])})
   except (ValueError, KeyError, TypeError) as error:
     raise InputError(f'--replay: {path}: not a file of a bad step: {error}') from None
   config = config_lib.to_dict(config_lib.complete(about['config']))

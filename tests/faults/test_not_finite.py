@@ -45,7 +45,8 @@ def test_a_step_that_is_not_finite_is_named_and_run_again(poisoned, scan: int, t
   assert f'jaxres doctor --replay {path}' in str(error.value)
   then, now, ids = badstep.replay(path)
   assert WHITE in ids
-  assert then == now
+  assert (then.step, then.bad, then.counts) == (now.step, now.bad, now.counts)
+  np.testing.assert_equal(now.loss, then.loss)
   for step in integrity.numbered(tmp_path / 'run/checkpoints'):
     saved = integrity.read(tmp_path / f'run/checkpoints/{step}')
     assert step <= bad

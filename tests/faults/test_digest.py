@@ -1,0 +1,30 @@
+import pytest
+
+from jaxres import checkpoint, cli, integrity
+from tests.faults.test_corruption import PROGRESS, make_state
+
+
+def test_the_digest_of_a_checkpoint(tmp_path, capsys) -> None:
+  with checkpoint.open(tmp_path / 'checkpoints', keep_latest=2) as manager:
+    for step in (1, 2):
+      checkpoint.save(manager, make_state(step), PROGRESS, {})
+  state = make_state(1).present
+  digests = {name: integrity.leaf_digest(array) for name, array in integrity.leaves(state)}
+  cli.main(['digest', str(tmp_path), '--step', '1', '--leaves'])
+  *lines, last = capsys.readouterr().out.splitlines()
+  assert last == f'{integrity.state_digest(digests, PROGRESS)}  step 1, {len(digests)} arrays, verified'
+  assert sorted(lines[:-1]) == sorted(f'{digest}  {name}' for name, digest in digests.items())
+  cli.main(['digest', str(tmp_path)])
+  assert '  step 2, ' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'), [(['--step', '3'], 'has no step 3; there are 1'), ([], 'no checkpoint there')]
+)
+def test_bad_input(words: list[str], message: str, tmp_path, capsys) -> None:
+  if words:
+    with checkpoint.open(tmp_path / 'checkpoints') as manager:
+      checkpoint.save(manager, make_state(1), PROGRESS, {})
+  with pytest.raises(SystemExit):
+    cli.main(['digest', str(tmp_path), *words])
+  assert message in capsys.readouterr().err

@@ -1,0 +1,73 @@
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxres import checkpoint, cli
+from tests.conftest import make_arrays
+from tests.faults.test_corruption import PROGRESS, make_state
+
+CONFIG = 'configs/digits.py'
+
+
+def said(capsys) -> str:
+  return ' '.join(capsys.readouterr().out.replace('│', ' ').split())
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> pathlib.Path:
+  with checkpoint.open(tmp_path / 'run/checkpoints', keep_latest=2) as manager:
+    for step in (1, 2):
+      checkpoint.save(manager, make_state(step), PROGRESS, {})
+  return tmp_path / 'run'
+
+
+def test_a_healthy_machine_and_run(run, capsys) -> None:
+  assert cli.main(['doctor', '--workdir', str(run)]) == 0
+  text = said(capsys)
+  for wanted in ('jax, jaxlib ok', 'devices ok 8 x cpu', 'checkpoint 1 ok', 'checkpoint 2 ok', ' 0 problem'):
+    assert wanted in text
+
+
+def test_a_damaged_checkpoint_is_a_problem(run, capsys) -> None:
+  (run / 'checkpoints/2/progress/metadata').write_text('{}')
+  assert cli.main(['doctor', '--workdir', str(run)]) == 1
+  assert 'checkpoint 2 problem damaged: progress: not what was saved' in said(capsys)
+  shutil.rmtree(run / 'checkpoints')
+  assert cli.main(['doctor', '--workdir', str(run)]) == 1
+  assert 'no checkpoints there' in said(capsys)
+
+
+def test_the_data_of_a_config(npz, tmp_path, capsys) -> None:
+  arrays = make_arrays()
+  arrays['test_x'][3] = arrays['train_x'][5]
+  words = ['doctor', f'--config={CONFIG}', '--config.data.name=arrays', f'--config.data.path={npz(**arrays)}']
+  words += ['--config.data.batch_size=16']
+  assert cli.main(words) == 0
+  text = said(capsys)
+  assert 'duplicates warning 1 of test are in train too, such as test 3 = train 5' in text
+  assert 'train labels ok 96 examples of 4 classes, 24 to 24 of each' in text
+
+
+def test_undecodable_images_are_all_named(tmp_path, capsys) -> None:
+  for split in ('train', 'test'):
+    for at in range(16):
+      path = tmp_path / 'images' / split / f'class{at % 2}' / f'{at}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      pixels = np.random.default_rng([at, split == 'test']).integers(0, 255, (8, 8, 3))
+      Image.fromarray(pixels.astype(np.uint8)).save(path)
+  bad = ['train/class0/4.png', 'train/class1/7.png', 'test/class1/3.png']
+  for name in bad:
+    (tmp_path / 'images' / name).write_text('no image')
+  words = ['doctor', f'--config={CONFIG}', '--config.data.name=folder', f'--config.data.path={tmp_path / "images"}']
+  assert cli.main([*words, '--config.data.image_size=8', '--config.data.batch_size=8']) == 1
+  text = said(capsys).replace(' ', '')
+  assert 'imagesproblem3cannotbedecoded' in text
+  assert all(name in text for name in bad)
+
+
+def test_a_config_that_cannot_be_used(capsys) -> None:
+  assert cli.main(['doctor', f'--config={CONFIG}', '--config.train.loss=xent', '--config.train.epochs=30']) == 1
+  assert 'config problem train.loss: unknown loss' in said(capsys)
