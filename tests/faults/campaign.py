@@ -187,7 +187,10 @@ def full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     process = begin(scratch, workdir, LENGTH)
     while process.poll() is None and not newest(workdir):
       time.sleep(0.01)
-    room = rng.choice([0, 10, 100, 400, 1000, 1100, 1300]) * 1024 + rng.randrange(4096)
+    midway = number % 2 == 1  # behind the look at the free space
+    while midway and process.poll() is None and not [*(workdir / 'checkpoints').glob('*tmp*')]:
+      time.sleep(0.0005)
+    room = 0 if midway else rng.choice([0, 10, 100, 400, 1000, 1100, 1300]) * 1024 + rng.randrange(4096)
     fill(disk / 'filling', shutil.disk_usage(disk).free - room)
     status, said = finish(process)
     steps = integrity.numbered(workdir / 'checkpoints')
