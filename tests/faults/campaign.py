@@ -28,9 +28,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from jaxres import integrity
 from jaxres.data import order
 from tests.faults import inject
+from tests.faults.table import RESULTS, ROOT, rows
 
-ROOT = pathlib.Path(__file__).parents[2]
-RESULTS = ROOT / 'tests/faults/results.jsonl'
 TINY = 'tests/faults/tiny.py'
 LENGTH = '--config.train.epochs=40'  # 320 steps: some seconds behind the compilation
 Row = dict[str, Any]
@@ -58,10 +57,6 @@ def main() -> int:
         file.write(json.dumps(row) + '\n')
       print(json.dumps(row), flush=True)
   return int(failures > 0)
-
-
-def rows(path: pathlib.Path) -> list[Row]:
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def environment(scratch: pathlib.Path, **more: str) -> dict[str, str]:
