@@ -1,6 +1,7 @@
 """Training: from a config and a workdir to checkpoints and metrics."""
 
 import contextlib
+import functools
 import itertools
 import os
 import pathlib
@@ -139,7 +140,7 @@ def fit(
   if overfit_one_batch:
     parts = parts.without_augmentation()
   fields = (loss, label_smoothing, target_threshold, accumulate, ema, shard_optimizer)
-  make = lambda factor: make_programs(parts.slowed(factor), plan, *fields)
+  make = functools.cache(lambda factor: make_programs(parts.slowed(factor), plan, *fields))
   make(1.0)  # what they cannot use is told before anything is written
   scan_steps = scan_steps or best_scan_steps(dataset.train)
   key = jax.random.key(seed)

@@ -83,7 +83,8 @@ def fell_back(found: Sequence[Row]) -> str:
 
 def filled_up(found: Sequence[Row]) -> str:
   stopped = sum(row['status'] == 2 for row in found)
-  return f'{stopped} ended with one line, {len(found) - stopped} had room enough; all ended bit-identical with room'
+  alike = sum(row['ends_alike'] for row in found)
+  return f'{stopped} ended with one line, {len(found) - stopped} had room enough; {alike} ended bit-identical with room'
 
 
 def slowest(found: Sequence[Row]) -> str:
