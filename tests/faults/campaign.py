@@ -28,9 +28,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from jaxres import integrity
 from jaxres.data import order
 from tests.faults import inject
+from tests.faults.table import RESULTS, ROOT, rows
 
-ROOT = pathlib.Path(__file__).parents[2]
-RESULTS = ROOT / 'tests/faults/results.jsonl'
 TINY = 'tests/faults/tiny.py'
 LENGTH = '--config.train.epochs=40'  # 320 steps: some seconds behind the compilation
 Row = dict[str, Any]
@@ -58,10 +57,6 @@ def main() -> int:
         file.write(json.dumps(row) + '\n')
       print(json.dumps(row), flush=True)
   return int(failures > 0)
-
-
-def rows(path: pathlib.Path) -> list[Row]:
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def environment(scratch: pathlib.Path, **more: str) -> dict[str, str]:
@@ -187,7 +182,10 @@ def full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     process = begin(scratch, workdir, LENGTH)
     while process.poll() is None and not newest(workdir):
       time.sleep(0.01)
-    room = rng.choice([0, 10, 100, 400, 1000, 1100, 1300]) * 1024 + rng.randrange(4096)
+    midway = number % 2 == 1  # behind the look at the free space
+    while midway and process.poll() is None and not [*(workdir / 'checkpoints').glob('*tmp*')]:
+      time.sleep(0.0005)
+    room = 0 if midway else rng.choice([0, 10, 100, 400, 1000, 1100, 1300]) * 1024 + rng.randrange(4096)
     fill(disk / 'filling', shutil.disk_usage(disk).free - room)
     status, said = finish(process)
     steps = integrity.numbered(workdir / 'checkpoints')
