@@ -103,7 +103,6 @@ def lime_map(probabilities: Probabilities, image: np.ndarray, klass: int) -> np.
     batch_size=50,
     segmentation_fn=lambda _: cells,
     random_seed=0,
-    progress_bar=False,
   )
   weights = dict(found.local_exp[klass])
   return np.array([weights.get(cell, 0.0) for cell in range(cells.max() + 1)], np.float32)[cells]
