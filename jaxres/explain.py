@@ -1,7 +1,9 @@
 """`jaxres explain`: draw what in image files a network goes by."""
 
 import argparse
+import contextlib
 import importlib
+import io
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -94,17 +96,19 @@ def lime_map(probabilities: Probabilities, image: np.ndarray, klass: int) -> np.
   height, width, channels = image.shape
   rows, columns = (np.arange(size) * CELLS // size for size in (height, width))
   cells = np.unique(rows[:, None] * CELLS + columns[None], return_inverse=True)[1].reshape(height, width)
-  found = LimeImageExplainer(random_state=0).explain_instance(
-    pictures.as_rgb(image),
-    lambda images: probabilities(np.asarray(images, np.uint8)[..., :channels]),
-    labels=(klass,),
-    top_labels=None,
-    num_samples=EVALUATIONS,
-    batch_size=50,
-    segmentation_fn=lambda _: cells,
-    random_seed=0,
-    progress_bar=False,
-  )
+  shown = pictures.as_rgb(image)
+  with contextlib.redirect_stderr(io.StringIO()):  # a bar for each image
+    found = LimeImageExplainer(random_state=0).explain_instance(
+      shown,
+      lambda images: probabilities(np.asarray(images, np.uint8)[..., :channels]),
+      labels=(klass,),
+      hide_color=shown.mean((0, 1)),
+      top_labels=None,
+      num_samples=EVALUATIONS,
+      batch_size=50,
+      segmentation_fn=lambda _: cells,
+      random_seed=0,
+    )
   weights = dict(found.local_exp[klass])
   return np.array([weights.get(cell, 0.0) for cell in range(cells.max() + 1)], np.float32)[cells]
 

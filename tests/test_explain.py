@@ -25,14 +25,16 @@ def test_the_tool(config, tmp_path, npz, capsys) -> None:
   assert all(line.split()[1] in NAMES for line in lines[:3])
   errors = [float(line.rpartition(' ')[2].rstrip('%')) for line in lines[:3]]
   assert max(errors) < 1
-  assert Image.open(out).size == (7 * 68, 3 * 68)
+  with Image.open(out) as picture:
+    assert picture.size == (7 * 68, 3 * 68)
+    picture = np.asarray(picture)
   with np.load(maps) as found:
     assert set(found) == {'path', 'klass', *attribution.METHODS}
     assert found['path'].tolist() == [words[0], words[1], words[3]]
     assert all(found[name].shape == (3, 8, 8) for name in attribution.METHODS)
     row = found['gradcam'][2]
-  picture = np.asarray(Image.open(out))
-  pixels = np.asarray(Image.open(words[3]))
+  with Image.open(words[3]) as image:
+    pixels = np.asarray(image)
   np.testing.assert_array_equal(picture[2 * 68 :, :68][2:66:8, 2:66:8], pixels)
   column = 1 + list(attribution.METHODS).index('gradcam')
   shown = picture[2 * 68 :, column * 68 :][2:66:8, 2:66:8].astype(int)
