@@ -17,7 +17,7 @@ import jax
 import jax.extend
 import jaxlib.version
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 
 from jaxres import backend, badstep, data, integrity, log, plan, programs
 from jaxres import config as config_lib
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     checks += guarded('run', lambda: workdir(pathlib.Path(args.workdir).expanduser()))
   if args.replay:
     checks += guarded('replay', lambda: replayed(pathlib.Path(args.replay).expanduser()))
-  table = Table('what', 'verdict', 'found')
+  table = Table('what', 'verdict', Column('found', overflow='fold'))  # whole paths
   for subject, verdict, finding in checks:
     table.add_row(subject, f'[{COLORS[verdict]}]{verdict}[/]', finding.replace('[', r'\['))
   log.console.print(table)
@@ -185,7 +185,8 @@ def load(options: Mapping[str, Mapping[str, Any]]) -> tuple[data.Dataset, list[s
   lengths = (fields[name] for name in ('epochs', 'eval_every_epochs', 'dry_run', 'overfit_one_batch'))
   spans = plan.make_plan(parts.dataset.train, *lengths)
   programs.make_programs(parts, spans, **{name: fields[name] for name in programs.FIELDS})
-  return parts.dataset, [line for line in said.getvalue().splitlines() if line.startswith('bad ')]
+  bad = [line for line in said.getvalue().splitlines() if line.startswith('bad ')]
+  return parts.dataset, [re.sub(r' \d+ of at most \d+(, left out)?', '', line) for line in bad]
 
 
 def odd(options: Mapping[str, Mapping[str, Any]]) -> Checks:
