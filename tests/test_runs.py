@@ -100,7 +100,7 @@ def test_a_run_without_a_checkpoint_is_one_line(tool: str, trained, tmp_path, ca
   with pytest.raises(SystemExit) as caught:
     cli.main([tool, str(tmp_path / 'begun'), *(['image.png'] if tool == 'explain' else [])])
   assert caught.value.code == 2
-  assert re.fullmatch(r'error: .*begun: no checkpoint there.*\n', capsys.readouterr().err)
+  assert re.fullmatch(r'error: .*begun.*: no checkpoint there.*\n', capsys.readouterr().err)
 
 
 def test_a_split_of_one_class_and_classes_without_examples(config, npz, tmp_path, capsys) -> None:
