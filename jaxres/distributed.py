@@ -59,6 +59,8 @@ def joined(
       jax.distributed.initialize(
         **options, initialization_timeout=2 * JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
       )
+    except KeyError as error:  # a variable of the launcher
+      raise InputError(f'the launcher does not say {error}: give {FLAGS}, or --num_processes=1') from error
     except (ValueError, RuntimeError) as error:
       raise InputError(f'--coordinator: the processes cannot join: {error}') from error
   try:
