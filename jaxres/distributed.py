@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
+from jax.experimental import multihost_utils
 
 from jaxres import errors
 from jaxres.errors import InputError
@@ -141,6 +142,12 @@ def _patience(seconds: float) -> Iterator[None]:
 def leads() -> bool:
   """Return whether this is process 0, which alone writes and prints."""
   return jax.process_index() == 0
+
+
+def meet(reason: str) -> None:
+  """Wait until every process of the run is here; each gives the same ``reason``."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'jaxres: {reason}')
 
 
 @contextlib.contextmanager
