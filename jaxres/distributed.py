@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
+from jax.experimental import multihost_utils
 
 from jaxres import errors
 from jaxres.errors import InputError
@@ -59,6 +60,8 @@ def joined(
       jax.distributed.initialize(
         **options, initialization_timeout=2 * JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
       )
+    except KeyError as error:  # a variable of the launcher
+      raise InputError(f'the launcher does not say {error}: give {FLAGS}, or --num_processes=1') from error
     except (ValueError, RuntimeError) as error:
       raise InputError(f'--coordinator: the processes cannot join: {error}') from error
   try:
@@ -139,6 +142,12 @@ def _patience(seconds: float) -> Iterator[None]:
 def leads() -> bool:
   """Return whether this is process 0, which alone writes and prints."""
   return jax.process_index() == 0
+
+
+def meet(reason: str) -> None:
+  """Wait until every process of the run is here; each gives the same ``reason``."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'jaxres: {reason}')
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Pa
     workdir = workdir / 'dry_run'
     if distributed.leads():
       shutil.rmtree(workdir, ignore_errors=True)
+    distributed.meet('the dry run before is deleted')
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f'--workdir: {workdir} is a file; expected a directory')
   stored = read_json(workdir, 'config.json')

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -83,7 +84,7 @@ def test_two_processes_train_as_one_does(job: dict, alone: pathlib.Path, tmp_pat
   assert_close(tmp_path / 'run', alone)
   (_, first, _), (_, second, _) = found
   assert '8 x cpu of 2 processes' in first
-  assert [line for line in second.splitlines() if not line.startswith('[Gloo]')] == []
+  assert not re.search('jaxres|epoch|train|metric', second)  # gloo's threads write there, in the midst of lines
   names = sorted(path.name.split('.out')[0] for path in (tmp_path / 'run').iterdir())
   assert names == sorted(path.name.split('.out')[0] for path in alone.iterdir())
   shares = [json.loads((tmp_path / f'read{process}.json').read_text()) for process in range(2)]
@@ -197,6 +198,16 @@ with errors.one_line(), distributed.joined('localhost:{free_port()}', 2, 0):
   assert done.stdout == ''
   assert done.stderr.startswith('error: --coordinator: not all processes have come within 2 s; start every process')
   assert done.stderr.count('\n') == 1
+
+
+def test_a_launcher_that_says_half() -> None:
+  code = 'from jaxres import distributed, errors\nwith errors.one_line(), distributed.joined():\n  print()'
+  environment = ENVIRONMENT | {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_JOB_ID': '1'}
+  done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=120)
+  assert done.returncode == 2
+  last = done.stderr.splitlines()[-1]  # JAX has said that it does not know where it is
+  assert last.startswith("error: the launcher does not say 'SLURM_STEP_NODELIST': give --coordinator HOST:PORT")
+  assert 'Traceback' not in done.stderr
 
 
 def test_one_process_has_all_rows() -> None:
