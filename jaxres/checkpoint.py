@@ -23,6 +23,7 @@ from jaxres.state import TrainState
 
 BEST_METRIC = 'val/top1'
 REPLACED = '.replaced'  # ends the name of a checkpoint that makes way for another of its step
+DELETED = 'deleted'  # where a checkpoint goes before it is deleted: a half deleted one would look like a damaged one
 MARGIN_BYTES = 1 << 20  # of a save, beside the arrays: metadata, digests, the run's other files
 AGAIN = 'make room and give the same command again'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -54,6 +55,7 @@ def open(
     best_fn=rank,  # or the metrics are not stored, and a manager that is opened again knows of no best
     preservation_policy=AnyPreservationPolicy([LatestN(keep_latest), best]),
     cleanup_tmp_directories=True,
+    todelete_subdir=DELETED,
   )
   with _full_disk_explained(directory), ocp.CheckpointManager(directory, options=options) as manager:
     yield manager
@@ -81,8 +83,8 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
     if distributed.leads():
       aside = integrity.put_aside(directory / str(step))
       print(f'checkpoint {step} is damaged: {reason}; it is now {aside}', file=sys.stderr)
-  if damaged and jax.process_count() > 1:
-    multihost_utils.sync_global_devices('jaxres: damaged checkpoints are put aside')
+  if damaged:
+    distributed.meet('damaged checkpoints are put aside')
 
 
 def _damage(path: pathlib.Path) -> str | None:
@@ -140,8 +142,10 @@ def save(
 def _finish(manager: ocp.CheckpointManager) -> None:
   """Wait until what is being saved is on the disk, and delete what made way for it."""
   manager.wait_until_finished()
-  for old in pathlib.Path(manager.directory).glob(f'*{REPLACED}') if distributed.leads() else ():
-    shutil.rmtree(old)
+  if distributed.leads():
+    directory = pathlib.Path(manager.directory)
+    for old in (*directory.glob(f'*{REPLACED}'), *directory.glob(DELETED)):
+      shutil.rmtree(old)
 
 
 def _make_way(manager: ocp.CheckpointManager, step: int) -> None:
@@ -150,18 +154,18 @@ def _make_way(manager: ocp.CheckpointManager, step: int) -> None:
     if distributed.leads():
       old = pathlib.Path(manager.directory) / str(step)
       os.rename(old, old.with_name(f'{step}{REPLACED}'))
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices('jaxres: a checkpoint makes way')
+    distributed.meet('a checkpoint makes way')
     manager.reload()
 
 
 def _take_back(directory: pathlib.Path) -> None:
-  """Take a checkpoint back that made way for one that was never committed; delete it where that was."""
-  for old in directory.glob(f'*{REPLACED}') if distributed.leads() else ():
-    new = old.with_name(old.name.removesuffix(REPLACED))
-    shutil.rmtree(old) if new.exists() else os.rename(old, new)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('jaxres: checkpoints are taken back')
+  """Take a checkpoint back that made way for one that was never committed; delete it where that was, and the rest."""
+  if distributed.leads():
+    for old in directory.glob(f'*{REPLACED}'):
+      new = old.with_name(old.name.removesuffix(REPLACED))
+      shutil.rmtree(old) if new.exists() else os.rename(old, new)
+    shutil.rmtree(directory / DELETED, ignore_errors=True)
+  distributed.meet('checkpoints are taken back')
 
 
 def describe(config: Mapping[str, Any], step: int) -> dict[str, Any]:

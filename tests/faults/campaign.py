@@ -132,10 +132,9 @@ def kill(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     found['ends_alike'] = digest(workdir) == expected
     shutil.rmtree(workdir)
     return found | {'ok': found['ends_alike'] and not said}
-  whole = [
-    integrity.damage(workdir / 'checkpoints' / str(step)) for step in integrity.numbered(workdir / 'checkpoints')
-  ]
-  return found | {'ok': status == -9 and newest(workdir) >= committed and not any(whole)}
+  steps = integrity.numbered(workdir / 'checkpoints')
+  found['damaged'] = {step: reason for step in steps if (reason := damage(workdir, step))}
+  return found | {'ok': status == -9 and newest(workdir) >= committed and not found['damaged']}
 
 
 def signalled(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:

@@ -174,3 +174,17 @@ def test_a_checkpoint_makes_way_for_another_of_its_step_and_is_taken_back_after_
   shutil.copytree(copy / '2', copy / '2.replaced')  # killed after that
   assert restore(copy)[0] == 3
   assert {path.name for path in copy.iterdir()} == {'1', '2', '3'}
+
+
+def test_a_kill_leaves_no_half_deleted_checkpoint(tmp_path, monkeypatch, capfd) -> None:
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.shutil, 'rmtree', lambda *_, **__: None)  # as if it were killed before
+    with checkpoint.open(tmp_path) as manager:
+      for step in (1, 2, 3):
+        checkpoint.save(manager, make_state(step), PROGRESS, {})
+  assert integrity.numbered(tmp_path) == [3]
+  assert integrity.numbered(tmp_path / checkpoint.DELETED) == [1, 2]
+  assert not any(integrity.damage(tmp_path / checkpoint.DELETED / str(step)) for step in (1, 2))
+  assert restore(tmp_path)[0] == 3
+  assert not (tmp_path / checkpoint.DELETED).exists()
+  assert not capfd.readouterr().err
