@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import jaxlib.version
 from jaxres.errors import InputError, nearest
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
+EXHAUSTED = ('RESOURCE_EXHAUSTED: ', 'INTERNAL: YNNPACK operation failed')  # the latter: an evaluation on a CPU
 
 
 def resolve_dtype(name: str) -> jnp.dtype:
@@ -140,3 +142,19 @@ def keep_freed_memory() -> None:
   m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8  # malloc.h
   for option, value in ((m_arena_max, 1), (m_mmap_threshold, 2**31 - 1), (m_trim_threshold, 2**31 - 1)):
     mallopt(option, value)
+
+
+@contextlib.contextmanager
+def memory_explained(what: str, fix: str) -> Iterator[None]:
+  """Turn a device's lack of memory for ``what``, such as ``'a step of 512 examples'``, into an InputError with ``fix``.
+
+  JAX runs ahead of the devices: the context must end behind the first value that is asked of them.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).partition('\n')[0]
+    if not reason.startswith(EXHAUSTED):
+      raise
+    found = reason.partition(': ')[2].rstrip('.')
+    raise InputError(f'{what}: the memory of the device is too small: {found:.160}; {fix}') from error

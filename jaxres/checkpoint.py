@@ -178,8 +178,13 @@ def describe(config: Mapping[str, Any], step: int) -> dict[str, Any]:
     'config': options,
     'config_sha256': integrity.json_digest(options),
     'versions': {'jaxres': __version__, 'python': platform.python_version()} | versions,
-    'devices': [f'{jax.device_count()} x {jax.devices()[0].device_kind}', f'{jax.process_count()} processes'],
+    'devices': devices(),
   }
+
+
+def devices() -> list[str]:
+  """Return what a run is done on: how many devices of which kind, and how many processes."""
+  return [f'{jax.device_count()} x {jax.devices()[0].device_kind}', f'{jax.process_count()} processes']
 
 
 def check_space(directory: str | pathlib.Path, size: int, step: int) -> None:
@@ -249,6 +254,9 @@ def restore(
     raise InputError(f'{path}: damaged: {error}') from None
   if not saved.verified and distributed.leads():
     print(f'checkpoint {step}: an older jaxres saved it, without digests: it cannot be verified', file=sys.stderr)
+  if saved.about.get('devices') not in (None, devices()) and distributed.leads():
+    before, now = (', '.join(found) for found in (saved.about['devices'], devices()))
+    print(f'checkpoint {step} is of {before}: on {now} the same batches follow, but sums differ in the last bits')
   wanted = template.present
   integrity.check_like(saved.digests, integrity.kinds(wanted), str(path))
   places = jax.tree.broadcast(shardings, template).present

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxres import losses, metrics, sharding
-from jaxres.backend import compiler_options
+from jaxres.backend import compiler_options, memory_explained
 from jaxres.data import Dataset, Info, Pipeline
 from jaxres.data.augment import normalize
 from jaxres.errors import InputError
@@ -156,13 +156,17 @@ def evaluate(
     batch_size: a multiple of the number of devices.
     prefix: of the names in the result, such as ``'test'``.
     limit: stop after this many batches.
+
+  Raises:
+    InputError: a batch does not fit into the memory of the device.
   """
   total = None
-  for own in itertools.islice(pipeline.eval_feeds(batch_size), limit):
-    feed = sharding.assembled(own, sharding.over_batch(pipeline.mesh)) if pipeline.mesh else own
-    part = eval_step(variables, pipeline.constants, feed)
-    total = part if total is None else metrics.merge(total, part)
-  return metrics.compute(jax.device_get(total), prefix)
+  with memory_explained(f'evaluating {batch_size} examples at a time', f'use train.eval_batch_size={batch_size // 2}'):
+    for own in itertools.islice(pipeline.eval_feeds(batch_size), limit):
+      feed = sharding.assembled(own, sharding.over_batch(pipeline.mesh)) if pipeline.mesh else own
+      part = eval_step(variables, pipeline.constants, feed)
+      total = part if total is None else metrics.merge(total, part)
+    return metrics.compute(jax.device_get(total), prefix)
 
 
 def evaluate_splits(

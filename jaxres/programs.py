@@ -169,3 +169,12 @@ def check_accumulate(accumulate: int, batch_size: int, mesh: Mesh) -> None:
     fix = f'use a data.batch_size that is a multiple of {accumulate * mesh.size}'
     found = f'{accumulate} parts of a batch of {batch_size} are not equal on {mesh.size} devices'
     raise InputError(f'train.accumulate: {found}; {fix}')
+
+
+def less_memory(batch_size: int, accumulate: int, mesh: Mesh) -> str:
+  """Return how a batch that does not fit into the memory can be made to fit."""
+  parts = f'train.accumulate={2 * accumulate} (the same batch, in parts)'
+  half = f'data.batch_size={batch_size // 2} with half the learning rate'
+  fixes = [parts] * (batch_size % (2 * accumulate * mesh.size) == 0)
+  fixes += [half] * (batch_size % (2 * mesh.size) == 0)
+  return f'use {", or ".join([*fixes, "model.remat=True"])}'

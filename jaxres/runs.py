@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxres import config as config_lib
 from jaxres import data, evaluate, models, pretrained, sharding, workdir
-from jaxres.backend import keep_freed_memory, keep_programs
+from jaxres.backend import keep_freed_memory, keep_programs, memory_explained
 from jaxres.errors import InputError
 
 SPLITS = ('train', 'val', 'test')
@@ -107,12 +107,13 @@ def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Out
     batch_size: examples at a time; the run's own of evaluation where it is None.
 
   Raises:
-    InputError: the run has no such split, or a logit is not a number.
+    InputError: the run has no such split, a batch does not fit into the memory, or a logit is not a number.
   """
   pipeline = run.pipeline(split)
   batch_size = sharding.round_up(batch_size or run.config['train']['eval_batch_size'], run.mesh)
   step = evaluate.make_predict_step(run.model, run.dataset.info, pipeline.fetch, run.mesh)
-  found = evaluate.predict(step, run.variables, pipeline, batch_size)
+  with memory_explained(f'{run.path}: {batch_size} examples at a time', f'use --batch_size={batch_size // 2}'):
+    found = evaluate.predict(step, run.variables, pipeline, batch_size)
   broken = np.flatnonzero(~np.isfinite(found.logits).all(axis=1))
   if len(broken):
     count = f'{len(broken):,} of {len(found.labels):,} {split} examples, the first {broken[0]}'

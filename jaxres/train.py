@@ -15,10 +15,10 @@ from jaxres import badstep, checkpoint, data, distributed, evaluate, log, metric
 from jaxres import config as config_lib
 from jaxres import weights as weights_lib
 from jaxres import workdir as workdir_lib
-from jaxres.backend import be_deterministic, keep_freed_memory, keep_programs
+from jaxres.backend import be_deterministic, keep_freed_memory, keep_programs, memory_explained
 from jaxres.errors import InputError
 from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, grouped, make_plan, watched
-from jaxres.programs import Parts, Programs, make_parts, make_programs
+from jaxres.programs import Parts, Programs, less_memory, make_parts, make_programs
 from jaxres.recalibrate import recalibrated
 from jaxres.state import TrainState
 
@@ -41,7 +41,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
 
   Raises:
     InputError: the config, the data or the workdir cannot be used, which is found before anything is compiled; or
-      a step is not finite.
+      a step is not finite, or the device has too little memory.
     StoppedError: a KeyboardInterrupt: SIGTERM or SIGINT came, and the run has saved.
   """
   keep_freed_memory()
@@ -123,7 +123,7 @@ def fit(
     overfit_one_batch: 200 steps on the first batch alone, without augmentation: what can learn reaches 100 %.
 
   Raises:
-    InputError: a value is out of range, or a step is not finite.
+    InputError: a value is out of range, a step is not finite, or the device has too little memory.
     StoppedError: a signal came, and the run has saved.
   """
   dataset, mesh = parts.dataset, parts.mesh
@@ -150,9 +150,11 @@ def fit(
     patience=patience,
     spike_factor=spike_factor,
     overfit_one_batch=overfit_one_batch,
+    less_memory=less_memory(dataset.train.batch_size, accumulate, mesh),
   )
   training.programs(0)  # what they cannot use is told before anything is written
-  dataset.place(mesh)
+  with memory_explained('the training examples', 'set data.pipeline=stream, which holds a few batches of them'):
+    dataset.place(mesh)
   progress = with_rollbacks(lambda rollbacks: run(training, begin_run, workdir, rollbacks), max_rollbacks)
   log.print_end(progress.metrics(), workdir)
   return progress.metrics()
@@ -174,6 +176,7 @@ class Training(NamedTuple):
   patience: int
   spike_factor: float
   overfit_one_batch: bool
+  less_memory: str  # what to do where a batch does not fit into it
 
   def steps(
     self, programs: Programs, train_state: TrainState, begin: int, end: int
@@ -217,10 +220,11 @@ def run(training: Training, begin_run: BeginRun, workdir: pathlib.Path, rollback
           break
         meter = log.Meter(run_log, programs.rate, training.log_every, progress.partial)
         try:
-          for step, reached, sums in training.steps(programs, train_state, begin, end):
-            train_state = reached
-            meter.add(step, sums, last=step == end)
-            watch.check(step, meter.totals)
+          with memory_explained(f'a step of {parts.dataset.train.batch_size} examples', training.less_memory):
+            for step, reached, sums in training.steps(programs, train_state, begin, end):
+              train_state = reached
+              meter.add(step, sums, last=step == end)
+              watch.check(step, meter.totals)
           with watch.at_once():
             ready, scores = training.evaluated(programs, train_state, end)
         except signals.AskedError:

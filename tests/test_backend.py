@@ -22,9 +22,9 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='the options 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
   """Forget the options found, before and after each test."""
-  backend.compiler_options.cache_clear()
+  backend._cpu_options.cache_clear()
   yield
-  backend.compiler_options.cache_clear()
+  backend._cpu_options.cache_clear()
 
 
 @pytest.fixture
@@ -210,3 +210,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
   pages = 8 * (64 << 20) // resource.getpagesize()
   assert int(run('plain').stdout) >= pages
   assert int(run('keep').stdout) < pages / 100
+
+
+def test_a_lack_of_memory_is_one_line() -> None:
+  size = 10**8
+  with pytest.raises(InputError) as caught, backend.memory_explained('a step of 8 examples', 'use 4'):
+    jnp.zeros((size, size)).block_until_ready()  # beyond any address space
+  found = f'Out of memory allocating {4 * size**2} bytes'
+  assert str(caught.value) == f'a step of 8 examples: the memory of the device is too small: {found}; use 4'
+
+
+def test_other_errors_of_the_device_pass() -> None:
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INVALID'), backend.memory_explained('x', 'y'):
+    raise jax.errors.JaxRuntimeError('INVALID_ARGUMENT: x')

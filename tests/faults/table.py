@@ -87,17 +87,34 @@ def filled_up(found: Sequence[Row]) -> str:
   return f'{stopped} ended with one line, {len(found) - stopped} had room enough; {alike} ended bit-identical with room'
 
 
+def left(found: Sequence[Row]) -> str:
+  counts = [f'{sum(row["way"] == way for row in found)} by {words}' for way, words in WAYS.items()]
+  away = [row for row in found if row['status']]
+  return f'{", ".join(counts)}; {sum(row["newest"] == row["saved"] for row in away)} of {len(away)} saves committed'
+
+
+def restored(found: Sequence[Row]) -> str:
+  counts = sorted({row['devices'] for row in found})
+  return f'8 to {", ".join(map(str, counts))} to 8 devices; optimiser whole and sharded'
+
+
 def slowest(found: Sequence[Row]) -> str:
   return f'slowest answer {max(row["run_s"] for row in found):.1f} s'
 
 
-def nothing(found: Sequence[Row]) -> str:
-  return ''
+def points(found: Sequence[Row]) -> str:
+  return ', '.join(sorted({row['point'] for row in found}))
 
 
+def executed(found: Sequence[Row]) -> str:
+  return f'{sum(row["ran"] for row in found)} executed'
+
+
+WAYS = {'error': 'an exception', 'exit': '`sys.exit`', 'interrupt': 'KeyboardInterrupt'}
 KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
   'kills': ('`kill -9` at a random moment', 'what was committed restores; the end is bit-identical', killed),
   'signals': ('SIGTERM, SIGINT, some twice', 'saved, told after the commit, exit 143 or 130', stopped),
+  'exits': ('the training is left while it saves', 'the save is committed, the process ends', left),
   'full_disks': ('the disk fills up', 'one line; no partial file; earlier saves restore', filled_up),
   'corruptions': ('a bit flipped, a file cut off, emptied, deleted', 'only what was saved is restored', fell_back),
   'nans': (
@@ -105,12 +122,17 @@ KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
     'stops at that step; nothing of it saved',
     lambda _: '',
   ),
+  'devices': ('restored on other devices, and back', 'every leaf the same, to the bit', restored),
   'configs': ('a misspelt field, a wrong type', 'one line with the field and the nearest word', slowest),
   'images': (
     'a truncated, empty or foreign image file',
     'one line with its name before anything is compiled',
     lambda _: '',
   ),
+  'missing': ('no data, no file, no network, an unknown name', 'one line in less than 10 s', slowest),
+  'memory': ('more memory asked for than there is', 'one line with what would fit', points),
+  'weights': ('weights that do not fit, or are cut off', 'one line that names the tensor', lambda _: ''),
+  'payloads': ('weights that would run a command', 'not run; one line with what they tried', executed),
 }
 
 

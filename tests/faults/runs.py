@@ -1,0 +1,68 @@
+"""Runs of main.py that are to be broken."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+from jaxres import integrity
+from tests.faults.table import ROOT
+
+TINY = 'tests/faults/tiny.py'
+LENGTH = '--config.train.epochs=40'  # 320 steps: some seconds behind the compilation
+Row = dict[str, Any]
+
+
+def environment(scratch: pathlib.Path, **more: str) -> dict[str, str]:
+  kept = {name: value for name, value in os.environ.items() if name not in ('XLA_FLAGS', 'JAXRES_POISON')}
+  return kept | {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(scratch / 'cache'), 'JAX_PLATFORMS': 'cpu'} | more
+
+
+def begin(
+  scratch: pathlib.Path, workdir: pathlib.Path, *words: str, config: str = TINY, **more: str
+) -> subprocess.Popen:
+  """Start a run of main.py."""
+  command = [sys.executable, 'main.py', '--config', config, '--workdir', str(workdir), *words]
+  pipes = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE}
+  return subprocess.Popen(command, cwd=ROOT, env=environment(scratch, **more), text=True, **pipes)
+
+
+def tool(scratch: pathlib.Path, *words: object) -> tuple[int, str]:
+  """Return the status and the errors of a tool of ``jaxres``."""
+  command = [sys.executable, '-m', 'jaxres', *map(str, words)]
+  done = subprocess.run(command, cwd=ROOT, env=environment(scratch), text=True, capture_output=True)
+  return done.returncode, done.stderr.strip()
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+  """Wait for a run; return its status and its errors, without Orbax's warnings of slowness."""
+  _, said = process.communicate(timeout=1200)
+  lines = [line for line in said.splitlines() if 'Waiting for previous save' not in line]
+  return process.returncode, '\n'.join(lines)
+
+
+def newest(workdir: pathlib.Path) -> int:
+  return max(integrity.numbered(workdir / 'checkpoints'), default=0)
+
+
+def damage(workdir: pathlib.Path, step: int) -> str | None:
+  return integrity.damage(workdir / 'checkpoints' / str(step))
+
+
+def digest(workdir: pathlib.Path) -> str:
+  saved = integrity.read(workdir / 'checkpoints' / str(newest(workdir)))
+  return f'{newest(workdir)} {integrity.state_digest(saved.digests, saved.progress)}'
+
+
+def uninterrupted(scratch: pathlib.Path) -> str:
+  """Return the digest that a run ends with that nothing breaks; trained once."""
+  workdir = scratch / 'uninterrupted'
+  kept = scratch / 'uninterrupted.digest'
+  if not kept.exists():
+    shutil.rmtree(workdir, ignore_errors=True)
+    status, said = finish(begin(scratch, workdir, LENGTH))
+    assert status == 0, said
+    kept.write_text(digest(workdir))
+  return kept.read_text()
