@@ -5,8 +5,8 @@ import os
 import tempfile
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-# Eight devices wait for each other, and after 40 s abort, which is too soon on a busy machine; only jaxlib 0.10 is known
-# to know the flag, and one that it does not know ends the process.
+# Eight devices wait for each other, and after 40 s abort, which is too soon on a busy machine. A jaxlib that does not
+# know the flag ends the process, and only 0.10 is known to know it.
 os.environ['XLA_FLAGS'] += ' --xla_cpu_collective_call_terminate_timeout_seconds=600' * importlib.metadata.version(
   'jaxlib'
 ).startswith('0.10.')
