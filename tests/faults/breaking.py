@@ -15,7 +15,18 @@ import numpy as np
 from jaxres import integrity
 from jaxres.data import order
 from tests.faults import inject
-from tests.faults.runs import LENGTH, Row, begin, damage, digest, environment, finish, newest, uninterrupted
+from tests.faults.runs import (
+  LENGTH,
+  Row,
+  begin,
+  begin_pair,
+  damage,
+  digest,
+  environment,
+  finish,
+  newest,
+  uninterrupted,
+)
 from tests.faults.table import ROOT
 
 
@@ -75,6 +86,27 @@ def signalled(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   told = said == f'{which.name}: step {newest(workdir)} is saved; the same command continues the run'
   at_once = twice and newest(workdir) >= before and said.startswith('stopped at once')
   return found | {'ok': status == 128 + which and whole is None and (told or at_once)}
+
+
+def signalled_pair(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
+  """Ask one of two processes to stop, and see that both save the same step, say so and exit as they must."""
+  workdir, asked = scratch / 'pair', rng.randrange(2)
+  expected = uninterrupted(scratch, processes=2)
+  processes = begin_pair(scratch, workdir)
+  moment(processes[0], workdir, rng)
+  start = time.monotonic()
+  if processes[asked].poll() is None:
+    processes[asked].send_signal(signal.SIGTERM)
+  statuses, said = zip(*map(finish, processes), strict=True)
+  found: Row = {'asked': asked, 'statuses': statuses, 'grace_s': round(time.monotonic() - start, 3)}
+  if statuses == (0, 0):
+    found['ends_alike'] = digest(workdir) == expected
+    shutil.rmtree(workdir)
+    return found | {'ok': found['ends_alike']}
+  found['said'] = [words.splitlines()[-1:] for words in said]  # JAX and Orbax say before that they saw the signal
+  line = f'SIGTERM: step {newest(workdir)} is saved; the same command continues the run'
+  ok = statuses == (143, 143) and found['said'] == [[line]] * 2 and damage(workdir, newest(workdir)) is None
+  return found | {'ok': ok}
 
 
 def left(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:

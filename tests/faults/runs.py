@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -56,13 +57,24 @@ def digest(workdir: pathlib.Path) -> str:
   return f'{newest(workdir)} {integrity.state_digest(saved.digests, saved.progress)}'
 
 
-def uninterrupted(scratch: pathlib.Path) -> str:
-  """Return the digest that a run ends with that nothing breaks; trained once."""
-  workdir = scratch / 'uninterrupted'
-  kept = scratch / 'uninterrupted.digest'
+def begin_pair(scratch: pathlib.Path, workdir: pathlib.Path) -> list[subprocess.Popen]:
+  """Start a run of two processes of two devices each."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  words = [LENGTH, f'--coordinator={address}', '--num_processes=2']
+  flags = '--xla_force_host_platform_device_count=2'
+  return [begin(scratch, workdir, *words, f'--process_id={process}', XLA_FLAGS=flags) for process in range(2)]
+
+
+def uninterrupted(scratch: pathlib.Path, processes: int = 1) -> str:
+  """Return the digest that a run of one process, or two, ends with that nothing breaks; trained once."""
+  workdir = scratch / ('uninterrupted' if processes == 1 else 'uninterrupted_pair')
+  kept = workdir.with_suffix('.digest')
   if not kept.exists():
     shutil.rmtree(workdir, ignore_errors=True)
-    status, said = finish(begin(scratch, workdir, LENGTH))
-    assert status == 0, said
+    started = [begin(scratch, workdir, LENGTH)] if processes == 1 else begin_pair(scratch, workdir)
+    for status, said in map(finish, started):
+      assert status == 0, said
     kept.write_text(digest(workdir))
   return kept.read_text()

@@ -87,6 +87,12 @@ def filled_up(found: Sequence[Row]) -> str:
   return f'{stopped} ended with one line, {len(found) - stopped} had room enough; {alike} ended bit-identical with room'
 
 
+def paired(found: Sequence[Row]) -> str:
+  ends = [row['ends_alike'] for row in found if 'ends_alike' in row]
+  grace = statistics.median(row['grace_s'] for row in found if 'ends_alike' not in row)
+  return f'seconds to the exit: median {grace:.1f}; {sum(ends)} of {len(ends)} runs ended bit-identical'
+
+
 def left(found: Sequence[Row]) -> str:
   counts = [f'{sum(row["way"] == way for row in found)} by {words}' for way, words in WAYS.items()]
   away = [row for row in found if row['status']]
@@ -114,6 +120,7 @@ WAYS = {'error': 'an exception', 'exit': '`sys.exit`', 'interrupt': 'KeyboardInt
 KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
   'kills': ('`kill -9` at a random moment', 'what was committed restores; the end is bit-identical', killed),
   'signals': ('SIGTERM, SIGINT, some twice', 'saved, told after the commit, exit 143 or 130', stopped),
+  'pairs': ('SIGTERM to one of two processes', 'both save the same step, and exit with 143', paired),
   'exits': ('the training is left while it saves', 'the save is committed, the process ends', left),
   'full_disks': ('the disk fills up', 'one line; no partial file; earlier saves restore', filled_up),
   'corruptions': ('a bit flipped, a file cut off, emptied, deleted', 'only what was saved is restored', fell_back),
