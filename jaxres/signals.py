@@ -24,8 +24,8 @@ class StoppedError(KeyboardInterrupt):
     self.status = status  # that the process exits with: 128 + the signal's number
 
 
-class AskedError(Exception):
-  """A signal has asked the run to stop."""
+class AskedError(BaseException):
+  """A signal has asked the run to stop; no Exception, which JAX takes for a fault of its cache of programs."""
 
 
 class Watch:
