@@ -40,7 +40,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 def main(_: Sequence[str]) -> None:
   """Train."""
-  logging.set_verbosity(logging.INFO if DEBUG.value else logging.WARNING)
+  logging.set_verbosity(logging.INFO if DEBUG.value else logging.FATAL)  # of Orbax, which also raises its errors
   ends: dict[str, Any] = {'debug': DEBUG.value, 'interrupted': 'interrupted; the same command continues the run'}
   with errors.one_line(**ends):
     config = config_lib.complete(CONFIG.value)

@@ -57,7 +57,7 @@ def open(
     cleanup_tmp_directories=True,
     todelete_subdir=DELETED,
   )
-  with _full_disk_explained(directory), ocp.CheckpointManager(directory, options=options) as manager:
+  with _full_disk_explained(directory), _quiet_threads(), ocp.CheckpointManager(directory, options=options) as manager:
     yield manager
     _finish(manager)
 
@@ -208,6 +208,22 @@ def _full_disk_explained(directory: pathlib.Path) -> Iterator[None]:
         shutil.rmtree(partial, ignore_errors=True)
     kept = ', '.join(map(str, integrity.numbered(directory))) or 'none'
     raise InputError(f'the disk is full: {directory}: saved are the steps: {kept}; {AGAIN}') from error
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+  """Keep TensorStore's threads from printing, of each write that failed, that Orbax does not wait for it any more."""
+  before = sys.unraisablehook
+
+  def hook(found: Any) -> None:
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == 'Event loop is closed'):
+      before(found)
+
+  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    sys.unraisablehook = before
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

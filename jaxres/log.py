@@ -1,6 +1,7 @@
 """What a run leaves behind and what its user sees: metrics.jsonl, event files, the curves, a progress bar, tables."""
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -35,12 +36,10 @@ class RunLog:
 
     A row whose training loss is more than ``spike_factor`` times the median of those before it is warned of; 0 is not.
     """
-    from tensorboardX import SummaryWriter
-
     self.steps_per_epoch = steps_per_epoch
     leads = distributed.leads()
     self._rows = (cut_rows(workdir / 'metrics.jsonl', start) if leads else pathlib.Path(os.devnull)).open('a')
-    self._events = SummaryWriter(str(workdir), purge_step=start + 1 if start else None, write_to_disk=leads)
+    self._events = EventFile(workdir, start) if leads else None
     self._spike_factor = spike_factor
     rows = [json.loads(line) for line in read_lines(workdir / 'metrics.jsonl')[-MEDIAN_ROWS:]] if leads else []
     self._losses = collections.deque((row['train/loss'] for row in rows if 'train/loss' in row), MEDIAN_ROWS)
@@ -60,8 +59,8 @@ class RunLog:
 
   def __exit__(self, *_: object) -> None:
     self._bar.stop()
-    self._events.close()
-    self._rows.close()
+    with contextlib.closing(self._rows), contextlib.closing(self._events) if self._events else contextlib.nullcontext():
+      pass
 
   def show(self, step: int, means: Mapping[str, float]) -> None:
     """Move the bar to ``step``, with the training metrics ``means`` beside it; empty ones leave those of before."""
@@ -77,10 +76,10 @@ class RunLog:
     row = {'step': step, 'epoch': round(epoch, 4)} | {k: float(f'{v:.7g}') for k, v in values.items()}
     self._rows.write(json.dumps(row) + '\n')
     self._rows.flush()
-    for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+    if self._events:
+      self._events.write(step, values)
     self._warn_of_spike(step, values.get('train/loss'))
-    if not console.is_terminal or any(name.startswith(('val/', 'test/')) for name in values):
+    if not console.is_terminal or is_evaluation(values):
       console.print(f'epoch {epoch:.2f} step {step}: {one_line(values)}')
 
   def _warn_of_spike(self, step: int, loss: float | None) -> None:
@@ -93,10 +92,44 @@ class RunLog:
     self._losses.append(loss)
 
 
+class EventFile:
+  """A file of TensorBoard's, written in the thread of the caller, which so hears of a full disk.
+
+  tensorboardX has a thread for it, which then ends with a traceback, and whoever writes more waits for it for ever.
+  """
+
+  def __init__(self, workdir: pathlib.Path, start: int):
+    """Open a file in ``workdir``; TensorBoard hides what older ones there have behind step ``start``."""
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
+
+    self._event, self._scalar = event_pb2.Event, summary.scalar
+    self._file = event_file_writer.EventsWriter(str(workdir / 'events'))
+    if start:
+      began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._file.write_event(self._event(step=start + 1, session_log=began))
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Write scalars by their names; those of an evaluation also end what is kept in memory."""
+    for name, value in values.items():
+      self._file.write_event(self._event(step=step, wall_time=time.time(), summary=self._scalar(name, value)))
+    if is_evaluation(values):
+      self._file.flush()
+
+  def close(self) -> None:
+    """Write what is left."""
+    self._file.close()
+
+
 class NotFiniteError(InputError):
   """A step of the training was not taken, as it was not finite."""
 
   rollbacks = 0  # how often the learning rate was halved before
+
+
+def is_evaluation(values: Mapping[str, float]) -> bool:
+  """Return whether metrics are of an evaluation, not only of the training."""
+  return any(name.startswith(('val/', 'test/')) for name in values)
 
 
 class Meter:

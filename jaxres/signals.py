@@ -1,12 +1,13 @@
 """SIGTERM and SIGINT: a run that is asked to stop saves first; asked twice, it ends at once."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 from jaxres import errors
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+Function = TypeVar('Function', bound=Callable[..., Any])
 
 
 class StoppedError(KeyboardInterrupt):
@@ -24,15 +26,14 @@ class StoppedError(KeyboardInterrupt):
     self.status = status  # that the process exits with: 128 + the signal's number
 
 
-class AskedError(BaseException):
-  """A signal has asked the run to stop; no Exception, which JAX takes for a fault of its cache of programs."""
+class AskedError(Exception):
+  """A signal has asked the run to stop."""
 
 
 class Watch:
   """What is known of the signals that came; of ``watched``."""
 
   number: int | None = None  # of the first signal
-  _at_once = False
 
   def check(self, step: int, first: Callable[[], object]) -> None:
     """Raise AskedError where the run is to stop behind ``step``; all its processes do so behind the same one.
@@ -45,16 +46,20 @@ class Watch:
       first()
       raise AskedError
 
-  @contextlib.contextmanager
-  def at_once(self) -> Iterator[None]:
-    """Raise AskedError as soon as a signal comes, in the midst of what is done in this context."""
-    self._at_once = jax.process_count() == 1  # of several, the others would wait for this one
-    try:
-      if self._at_once and self.number is not None:
+  def before(self, function: Function) -> Function:
+    """Return ``function``, but raise AskedError in its place where a signal has come.
+
+    The handler does not raise: JAX, garbage collection and many a library would take that for an error of their own. Of
+    several processes the others would wait for this one, so there ``function`` is called all the same.
+    """
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+      if self.number is not None and jax.process_count() == 1:
         raise AskedError
-      yield
-    finally:
-      self._at_once = False
+      return function(*args, **options)
+
+    return called  # type: ignore[return-value]
 
   def stopped(self, step: int) -> StoppedError:
     """Return what is to be raised when ``step`` is saved."""
@@ -63,9 +68,6 @@ class Watch:
 
   def _handle(self, number: int, frame: Any) -> None:
     self.number = self.number or number
-    if self._at_once:
-      self._at_once = False
-      raise AskedError
 
 
 @contextlib.contextmanager

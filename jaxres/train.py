@@ -188,13 +188,16 @@ class Training(NamedTuple):
       train_state, sums = programs.train_steps(train_state, self.key, train.constants, group)
       yield step, train_state, sums
 
-  def evaluated(self, programs: Programs, train_state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
-    """Return the state, with BatchNorm recalibrated where that is asked for, and its metrics."""
+  def evaluated(
+    self, programs: Programs, train_state: TrainState, step: int, watch: signals.Watch
+  ) -> tuple[TrainState, dict[str, float]]:
+    """Return the state, with BatchNorm recalibrated where that is asked for, and its metrics; ``watch`` can end it."""
     dataset = self.parts.dataset
     if self.recalibrate_bn:
       train_state = recalibrated(train_state, programs.recalibrate(step), dataset.train, self.recalibrate_bn)
-    size, limit = self.eval_batch_size, self.eval_limit
-    return train_state, evaluate.evaluate_state(programs.eval_steps, train_state, dataset, size, limit)
+    eval_steps = {prefix: watch.before(eval_step) for prefix, eval_step in programs.eval_steps.items()}
+    scores = evaluate.evaluate_state(eval_steps, train_state, dataset, self.eval_batch_size, self.eval_limit)
+    return train_state, scores
 
 
 def run(training: Training, begin_run: BeginRun, workdir: pathlib.Path, rollbacks: int) -> Progress:
@@ -225,8 +228,7 @@ def run(training: Training, begin_run: BeginRun, workdir: pathlib.Path, rollback
               train_state = reached
               meter.add(step, sums, last=step == end)
               watch.check(step, meter.totals)
-          with watch.at_once():
-            ready, scores = training.evaluated(programs, train_state, end)
+          ready, scores = training.evaluated(programs, train_state, end, watch)
         except signals.AskedError:
           partial = progress._replace(partial=meter.totals())
           checkpoint.save(manager, train_state, partial._asdict(), {}, parts.config, commit=True)

@@ -85,7 +85,10 @@ def signalled(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   whole = damage(workdir, newest(workdir)) if newest(workdir) else None
   told = said == f'{which.name}: step {newest(workdir)} is saved; the same command continues the run'
   at_once = twice and newest(workdir) >= before and said.startswith('stopped at once')
-  return found | {'ok': status == 128 + which and whole is None and (told or at_once)}
+  interrupted = status == 130 and said == 'interrupted; the same command continues the run'
+  outside = newest(workdir) == before and (status == -which or interrupted)  # before the training, or behind it
+  exits = status == 128 + which and (told or at_once)
+  return found | {'ok': whole is None and (exits or outside)}
 
 
 def signalled_pair(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:

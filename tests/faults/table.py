@@ -64,12 +64,12 @@ def killed(found: Sequence[Row]) -> str:
 
 
 def stopped(found: Sequence[Row]) -> str:
-  asked = [row for row in found if row['status'] and not row['said'].startswith('stopped at once')]
+  asked = [row for row in found if row.get('said', '').endswith('continues the run') and 'is saved' in row['said']]
   if not asked:
     return ''
   grace = sorted(row['grace_s'] for row in asked)
   p95 = grace[min(len(grace) - 1, round(0.95 * (len(grace) - 1)))]
-  at_once = sum(bool(row['status']) for row in found) - len(asked)
+  at_once = sum(row.get('said', '').startswith('stopped at once') for row in found)
   median = statistics.median(grace)
   return (
     f'{len(asked)} saved and said so; seconds to the exit: median {median:.1f}, p95 {p95:.1f}; {at_once} ended at once'
