@@ -150,7 +150,7 @@ def fit(
     patience=patience,
     spike_factor=spike_factor,
     overfit_one_batch=overfit_one_batch,
-    less_memory=less_memory(dataset.train.batch_size, accumulate, mesh),
+    accumulate=accumulate,
   )
   training.programs(0)  # what they cannot use is told before anything is written
   with memory_explained('the training examples', 'set data.pipeline=stream, which holds a few batches of them'):
@@ -176,7 +176,7 @@ class Training(NamedTuple):
   patience: int
   spike_factor: float
   overfit_one_batch: bool
-  less_memory: str  # what to do where a batch does not fit into it
+  accumulate: int  # parts of a batch
 
   def steps(
     self, programs: Programs, train_state: TrainState, begin: int, end: int
@@ -210,6 +210,7 @@ def run(training: Training, begin_run: BeginRun, workdir: pathlib.Path, rollback
     rollbacks: how often the learning rate was halved.
   """
   parts, plan = training.parts, training.plan
+  mesh, batch_size = parts.mesh, parts.dataset.train.batch_size
   with begin_run() as manager, distributed.together(), signals.watched() as watch:
     train_state, progress = restore_or_init(manager, training.programs(0), training.key, parts.init)
     progress = progress._replace(rollbacks=max(progress.rollbacks, rollbacks))
@@ -223,7 +224,7 @@ def run(training: Training, begin_run: BeginRun, workdir: pathlib.Path, rollback
           break
         meter = log.Meter(run_log, programs.rate, training.log_every, progress.partial)
         try:
-          with memory_explained(f'a step of {parts.dataset.train.batch_size} examples', training.less_memory):
+          with memory_explained(f'a step of {batch_size} examples', less_memory(batch_size, training.accumulate, mesh)):
             for step, reached, sums in training.steps(programs, train_state, begin, end):
               train_state = reached
               meter.add(step, sums, last=step == end)

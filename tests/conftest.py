@@ -11,7 +11,8 @@ os.environ['XLA_FLAGS'] += ' --xla_cpu_collective_call_terminate_timeout_seconds
   'jaxlib'
 ).startswith('0.10.')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='jaxres-cache-')  # nothing of the user's is read or written
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # nothing of the user's is read or written; workers share what is compiled
+  os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='jaxres-cache-')
 
 import functools
 import pathlib

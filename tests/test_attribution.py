@@ -40,7 +40,7 @@ def make_images(count: int = 3, shape=(SIZE, SIZE, 3)) -> tuple[jax.Array, jax.A
   return jnp.array(rng.normal(size=(count, *shape)), jnp.float32), jnp.array(rng.integers(0, 4, count))
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', ['basic', *(pytest.param(name, marks=pytest.mark.slow) for name in ('preact', 'max'))])
 @pytest.mark.parametrize('method', METHODS)
 def test_every_image_is_seen_alone(method: str, name: str) -> None:
   model, variables = make_model(name)
@@ -155,7 +155,9 @@ def decided(tmp_path_factory) -> tuple[runs.Run, np.ndarray]:
     return planted_patch.trained(str(tmp_path_factory.mktemp('planted')), 'small', 768, 32, SIZE, 4, 8)
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize(
+  'method', [pytest.param(m, marks=[] if m in ('integrated', 'gradcam') else pytest.mark.slow) for m in METHODS]
+)
 def test_a_planted_patch_is_found(method: str, decided) -> None:
   """Measured: hits 91 to 100 %; shares 37 and 47 % of absolute gradients, which noise has too, and 86 to 96 %."""
   run, where = decided

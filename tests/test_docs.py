@@ -1,4 +1,4 @@
-"""Every command and every piece of Python in the README and in docs/ is run, on little data."""
+"""Every command and every piece of Python in the README and in docs/ is run, on little data; some only with -m slow."""
 
 import argparse
 import json
@@ -8,12 +8,15 @@ import re
 import shlex
 import subprocess
 import sys
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from jaxres import cli, config, seeds, train, weights
+from jaxres import cli, config, programs, seeds, train, weights
+from jaxres.plan import make_plan
 from tests.conftest import ROOT, make_arrays
 from tests.weights.conftest import make_state
 
@@ -44,9 +47,8 @@ def test_every_command_is_of_a_kind_that_is_run() -> None:
   assert blocks('python')
 
 
-@pytest.mark.parametrize('line', commands('python main.py '))
-def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> None:
-  monkeypatch.chdir(ROOT)
+def options_of(line: str, directory: pathlib.Path, model: str) -> tuple[Any, int]:
+  """Return the config that a command asks for, on little data in ``directory`` and a little model, and its seeds."""
   flags = argparse.ArgumentParser(allow_abbrev=False)
   others = [(f'--{name}', str) for name in ('coordinator', 'num_processes', 'process_id')]  # see test_distributed
   for name, kind in (('--config', str), ('--workdir', str), ('--seeds', int), *others):
@@ -54,20 +56,43 @@ def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> N
   args, fields = flags.parse_known_args(shlex.split(line)[2:])
   assert all(field.startswith('--config.') for field in fields)
   assert args.workdir.startswith('runs/')
-  data = tmp_path / 'data.npz'
+  data = directory / 'data.npz'
   np.savez(data, **make_arrays((160, 24), shape=(32, 32, 3), classes=10))
   size = 64 if 'accumulate=8' in line else 16  # so that the 8 devices divide each part
   little = ['--config.data.name=arrays', f'--config.data.path={data}', f'--config.data.batch_size={size}']
-  little += ['--config.train.eval_batch_size=16', f'--config.model.name={tiny}']
+  little += ['--config.train.eval_batch_size=16', f'--config.model.name={model}']
   little += [] if 'overfit' in line else ['--config.train.dry_run=True']
   options = config.load(args.config, [*fields, *little])
   if options.init.source:
-    weights.write(tmp_path / 'tiny.pth', make_state(10))
-    options.init.source = str(tmp_path / 'tiny.pth')
-  if args.seeds == 1:
+    weights.write(directory / 'tiny.pth', make_state(10))
+    options.init.source = str(directory / 'tiny.pth')
+  return options, args.seeds
+
+
+@pytest.mark.parametrize('line', commands('python main.py '))
+def test_training_commands_can_be_compiled(line: str, tmp_path, tiny: str, monkeypatch) -> None:
+  monkeypatch.chdir(ROOT)
+  options, _ = options_of(line, tmp_path, tiny)
+  parts = programs.make_parts(config.to_dict(options))
+  fields = {name: options.train[name] for name in programs.FIELDS}
+  plan = make_plan(parts.dataset.train, options.train.epochs, options.train.eval_every_epochs, False, False)
+  made = programs.make_programs(parts, plan, **fields)
+  parts.dataset.place(parts.mesh)
+  feed = jax.tree.map(lambda array: array[None], next(parts.dataset.train.train_feeds(0, 1)))
+  state = jax.eval_shape(made.create, jax.random.key(0))
+  state, sums = jax.eval_shape(made.train_steps, state, jax.random.key(0), parts.dataset.train.constants, feed)
+  assert sums['count'].shape == state.step.shape == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('line', commands('python main.py '))
+def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> None:
+  monkeypatch.chdir(ROOT)
+  options, count = options_of(line, tmp_path, tiny)
+  if count == 1:
     assert 'test/top1' in train.train_and_evaluate(options, tmp_path / 'run')
   else:
-    assert len(seeds.train_and_evaluate(options, tmp_path / 'run', args.seeds)['test/top1'].values) == args.seeds
+    assert len(seeds.train_and_evaluate(options, tmp_path / 'run', count)['test/top1'].values) == count
 
 
 LITTLE_WORK = '--model resnet20 --batch_size 8 --image_size 8'
@@ -85,15 +110,20 @@ LITTLE = {  # words that make it so, how many rows, their figure
   'benchmarks/waiting.py': (
     '--model resnet20 --images 16 --batch_size 8 --image_size 16 --rounds 1 --steps 1', 2, 'images_per_s'
   ),
-  'benchmarks/planted_patch.py': ('--images 64 --tests 4 --epochs 1', 6, 'chance'),
+  'benchmarks/planted_patch.py': ('--images 128 --tests 4 --epochs 2', 6, 'chance'),
   'benchmarks/flipped_labels.py': (
     '--flip 0.1 --config.data.name=digits --config.train.epochs=1 --config.optim.warmup_epochs=0.5', 2, 'flipped'
   ),
 }  # fmt: skip
+FAST = ('train_step', 'input', 'limit', 'projection')
+BENCHMARKS = [
+  pytest.param(line, marks=[pytest.mark.slow] * (not any(f'/{name}.py' in line for name in FAST)))
+  for line in commands('python benchmarks/')
+]
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize('line', commands('python benchmarks/'))
+@pytest.mark.parametrize('line', BENCHMARKS)
 def test_benchmarks_run(line: str) -> None:
   pytest.importorskip('torch')
   _, script, *words = shlex.split(line)
