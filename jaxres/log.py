@@ -1,6 +1,7 @@
 """What a run leaves behind and what its user sees: metrics.jsonl, event files, the curves, a progress bar, tables."""
 
 import collections
+import importlib
 import json
 import os
 import pathlib
@@ -35,12 +36,12 @@ class RunLog:
 
     A row whose training loss is more than ``spike_factor`` times the median of those before it is warned of; 0 is not.
     """
-    from tensorboardX import SummaryWriter
-
     self.steps_per_epoch = steps_per_epoch
     leads = distributed.leads()
+    tensorboard_x = optional('tensorboardX', 'event files')
     self._rows = (cut_rows(workdir / 'metrics.jsonl', start) if leads else pathlib.Path(os.devnull)).open('a')
-    self._events = SummaryWriter(str(workdir), purge_step=start + 1 if start else None, write_to_disk=leads)
+    purge = {'purge_step': start + 1 if start else None}
+    self._events = tensorboard_x and tensorboard_x.SummaryWriter(str(workdir), write_to_disk=leads, **purge)
     self._spike_factor = spike_factor
     rows = [json.loads(line) for line in read_lines(workdir / 'metrics.jsonl')[-MEDIAN_ROWS:]] if leads else []
     self._losses = collections.deque((row['train/loss'] for row in rows if 'train/loss' in row), MEDIAN_ROWS)
@@ -60,7 +61,8 @@ class RunLog:
 
   def __exit__(self, *_: object) -> None:
     self._bar.stop()
-    self._events.close()
+    if self._events:
+      self._events.close()
     self._rows.close()
 
   def show(self, step: int, means: Mapping[str, float]) -> None:
@@ -77,7 +79,7 @@ class RunLog:
     row = {'step': step, 'epoch': round(epoch, 4)} | {k: float(f'{v:.7g}') for k, v in values.items()}
     self._rows.write(json.dumps(row) + '\n')
     self._rows.flush()
-    for name, value in values.items():
+    for name, value in values.items() if self._events else ():
       self._events.add_scalar(name, value, step)
     self._warn_of_spike(step, values.get('train/loss'))
     if not console.is_terminal or any(name.startswith(('val/', 'test/')) for name in values):
@@ -211,9 +213,9 @@ def print_start(
   params: Mapping[str, Any], workdir: pathlib.Path, start: int, total: int, steps_per_epoch: float
 ) -> None:
   """Print what runs where, and how many parameters each part has; write all of them to ``parameters.txt``."""
-  from clu import parameter_overview
-
-  write_whole(workdir / 'parameters.txt', parameter_overview.get_parameter_overview(params) + '\n')
+  overview = optional('clu.parameter_overview', 'parameters.txt')
+  if overview:
+    write_whole(workdir / 'parameters.txt', overview.get_parameter_overview(params) + '\n')
   table = Table('part', 'arrays', 'parameters')
   for part, tree in sorted(params.items(), key=lambda item: {'stem': 0, 'head': 2}.get(item[0], 1)):
     table.add_row(part, f'{len(jax.tree.leaves(tree))}', f'{trees.count(tree):,}')
@@ -235,7 +237,18 @@ def print_end(values: Mapping[str, float], workdir: pathlib.Path) -> None:
   for name, value in values.items():
     table.add_row(name, format_value(name, value))
   console.print(table)
-  console.print(f'curves: {draw_curves(workdir)}\ncheckpoints, metrics.jsonl and event files: {workdir}')
+  if optional('matplotlib', 'curves.png'):
+    console.print(f'curves: {draw_curves(workdir)}')
+  console.print(f'checkpoints, metrics.jsonl and event files: {workdir}')
+
+
+def optional(module: str, what: str) -> Any:
+  """Return ``module``; where it is not installed, None, after a line that says ``what`` is left out."""
+  try:
+    return importlib.import_module(module)
+  except ImportError:
+    console.print(f'{module.partition(".")[0]} is not installed: no {what}')
+    return None
 
 
 def draw_curves(workdir: pathlib.Path) -> pathlib.Path:
