@@ -112,7 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_units(data: str, airbench: str, scratch: str) -> list[Unit]:
   """Return all units, the most valuable first."""
   step = lambda model, batch: ('--dtype=bfloat16', '--scan_steps=10', f'--batch_size={batch}', *SHAPES[model])
-  versus = lambda model, batch, *peers: ('train_step.py', *step(model, batch), '--torch_compile', '--peer', *peers)
+  versus = lambda model, batch, *peers: (
+    *('train_step.py', '--seconds=3', *step(model, batch), '--torch_compile', '--peer'),
+    *peers,
+  )
   on = lambda path: ('--config.data.name=arrays', f'--config.data.path={path}', '--config.data.download=False')
   train = lambda name, *more: ('--config', f'configs/{name}.py', *on(data), *more)
   warm = lambda seeds, *words: ('warm.py', f'--seeds={seeds}', *words)
@@ -129,8 +132,8 @@ def make_units(data: str, airbench: str, scratch: str) -> list[Unit]:
   short, float32 = ('--config.train.epochs=6.0',), '--config.model.dtype=float32'
   tta, with_data, with_both = '--metric=tta/test/top1', ('data',), ('data', 'airbench')
   return [
-    Unit('speed/resnet18', 180, versus('resnet18', 512, 'torch', 'flax', 'scanned')),
-    Unit('speed/resnet50', 260, versus('resnet50', 256, 'torch', 'flax', 'scanned')),
+    Unit('speed/resnet18', 210, versus('resnet18', 512, 'torch', 'flax', 'scanned')),
+    Unit('speed/resnet50', 280, versus('resnet50', 256, 'torch', 'flax', 'scanned')),
     Unit('accuracy/resnet18', 150, ('end_to_end.py', '--target=0.94', *train('resnet18_cifar')), with_data),
     Unit('accuracy/speedrun', 100, warm(10, tta, *train('speedrun_cifar')), with_data),
     Unit('accuracy/airbench94', 240, jordan('airbench94_muon.py'), with_both),
@@ -154,7 +157,9 @@ def make_units(data: str, airbench: str, scratch: str) -> list[Unit]:
     Unit('precision/tf32', 130, warm(1, *train('resnet18_cifar', float32)), with_data),
     *(
       Unit(
-        f'knobs/{model}_{name}', 80 if model == 'resnet18' else 110, ('knobs.py', *step(model, batch), '--knob', name)
+        f'knobs/{model}_{name}',
+        60 if model == 'resnet18' else 90,
+        ('knobs.py', '--seconds=2', *step(model, batch), '--knob', name),
       )
       for model, batch in (('resnet18', 512), ('resnet50', 256))
       for name in knobs.of(model)

@@ -57,25 +57,11 @@ KNOBS = {
     'a call hands over 200 arrays: half a millisecond on the host, hidden behind a step of 8 ms but for its end',
     arguments={'scan_steps': 1},
   ),
-  'scan_50': Knob('50 steps a call', 1.0, 'nothing is left to hide', ('resnet18',), arguments={'scan_steps': 50}),
-  'unchecked': Knob(
-    'every step is taken, finite or not',
-    1.01,
-    'no second look at gradients and state: 0.2 GB of 20',
-    patch=sides.take_every_step,
-  ),
-  'augmented': Knob(
-    'with crops and flips',
-    0.98,
-    'a gather of 1.5 MB, and draws, in kernels that fill little of the device',
-    ('resnet18',),
-    options={'crop_pad': 4, 'pad_mode': 'reflect', 'flip': True},
-  ),
-  'bn_closed': Knob(
-    "BatchNorm's gradient in closed form",
-    1.0,
-    'XLA derives the same two sums and one pass, and fuses them as well',
-    patch=closed_form_norm,
+  'conv_fusion': Knob(
+    'element-wise operations fused into convolutions, by cuDNN graphs',
+    1.05,
+    'a pass over an activation less where a BatchNorm is applied or a ReLU follows; experimental',
+    flags='--xla_gpu_experimental_enable_conv_fusion=true',
   ),
   'bn_frozen': Knob(
     "BatchNorm by its running statistics: not the same training; what the batch's cost",
@@ -83,21 +69,11 @@ KNOBS = {
     'of about 8 passes over each activation the two for statistics and the one for their gradients go',
     options={'bn': 'frozen'},
   ),
-  'float32': Knob(
-    'float32 activations, TF32 products',
-    0.5,
-    'twice the bytes, and half the rate of the products',
-    arguments={'dtype': 'float32'},
-  ),
-  'pad_input': Knob(
-    '4 input channels, the fourth zero', 1.0, 'XLA pads channels for the tensor cores by itself', patch=pad_input
-  ),
-  'stem_deep': Knob(
-    'three 3x3 in place of the 7x7: another network; what the stem costs',
-    0.92,
-    'convolutions of 32 and 64 channels at 112 px, each with its BatchNorm, for one',
-    ('resnet50',),
-    arguments={'stem': 'deep'},
+  'unchecked': Knob(
+    'every step is taken, finite or not',
+    1.01,
+    'no second look at gradients and state: 0.2 GB of 20',
+    patch=sides.take_every_step,
   ),
   'no_graphs': Knob(
     'no command buffers (CUDA graphs)',
@@ -112,12 +88,34 @@ KNOBS = {
     ('resnet18',),
     flags='--xla_gpu_graph_enable_concurrent_region=true',
   ),
-  'latency_hiding': Knob(
-    'the latency-hiding scheduler',
+  'pad_input': Knob(
+    '4 input channels, the fourth zero', 1.0, 'XLA pads channels for the tensor cores by itself', patch=pad_input
+  ),
+  'stem_deep': Knob(
+    'three 3x3 in place of the 7x7: another network; what the stem costs',
+    0.92,
+    'convolutions of 32 and 64 channels at 112 px, each with its BatchNorm, for one',
+    ('resnet50',),
+    arguments={'stem': 'deep'},
+  ),
+  'bn_closed': Knob(
+    "BatchNorm's gradient in closed form",
     1.0,
-    'there is no communication to hide on one device',
+    'XLA derives the same two sums and one pass, and fuses them as well',
+    patch=closed_form_norm,
+  ),
+  'augmented': Knob(
+    'with crops and flips',
+    0.98,
+    'a gather of 1.5 MB, and draws, in kernels that fill little of the device',
     ('resnet18',),
-    flags='--xla_gpu_enable_latency_hiding_scheduler=true',
+    options={'crop_pad': 4, 'pad_mode': 'reflect', 'flip': True},
+  ),
+  'float32': Knob(
+    'float32 activations, TF32 products',
+    0.5,
+    'twice the bytes, and half the rate of the products',
+    arguments={'dtype': 'float32'},
   ),
   'no_autotuning': Knob(
     'no choice of algorithms by trial',
@@ -125,11 +123,13 @@ KNOBS = {
     "cuDNN's heuristics are near the best for 3x3 convolutions of many channels; it compiles in less time",
     flags='--xla_gpu_autotune_level=0',
   ),
-  'conv_fusion': Knob(
-    'element-wise operations fused into convolutions, by cuDNN graphs',
-    1.05,
-    'a pass over an activation less where a BatchNorm is applied or a ReLU follows; experimental',
-    flags='--xla_gpu_experimental_enable_conv_fusion=true',
+  'scan_50': Knob('50 steps a call', 1.0, 'nothing is left to hide', ('resnet18',), arguments={'scan_steps': 50}),
+  'latency_hiding': Knob(
+    'the latency-hiding scheduler',
+    1.0,
+    'there is no communication to hide on one device',
+    ('resnet18',),
+    flags='--xla_gpu_enable_latency_hiding_scheduler=true',
   ),
 }
 
