@@ -45,6 +45,7 @@ AGAIN = 1.5  # times the seconds that a unit was stopped after: with so many lef
 TAIL = 600  # characters of what a unit that failed printed last
 SHOWN = ('images_per_s', 'jaxres_is_times_as_fast', 'gain', 'predicted', 'share_of_limit', 'compile_s', 'seconds')
 SHOWN += ('accuracy', 'accuracy_std', 'reached_s', 'same_digest')
+BY_KERNEL = {'XLA_FLAGS': knobs.KNOBS['no_graphs'].flags}  # a trace has a CUDA graph as one event, of no operation
 Row = dict[str, Any]
 
 
@@ -137,11 +138,12 @@ def make_units(data: str, airbench: str, scratch: str) -> list[Unit]:
     Unit('accuracy/resnet18', 150, ('end_to_end.py', '--target=0.94', *train('resnet18_cifar')), with_data),
     Unit('accuracy/speedrun', 100, warm(10, tta, *train('speedrun_cifar')), with_data),
     Unit('accuracy/airbench94', 240, jordan('airbench94_muon.py'), with_both),
-    Unit('profile/resnet18', 60, (*profile, *train('resnet18_cifar')), with_data),
+    Unit('profile/resnet18', 60, (*profile, *train('resnet18_cifar')), with_data, BY_KERNEL),
     Unit(
       'profile/resnet50',
       90,
       (*profile, *train('resnet18_cifar', *resnet50)),
+      environment=BY_KERNEL,
       prepare=lambda: write_noise(noise, size=224, classes=1000, count=1024),
     ),
     Unit('accuracy/resnet18_96', 180, warm(1, *train('resnet18_cifar', *to_96)), with_data),
@@ -166,7 +168,7 @@ def make_units(data: str, airbench: str, scratch: str) -> list[Unit]:
     ),
     *(Unit(f'speed/resnet18_{n}', 130, versus('resnet18', n, 'torch', 'scanned')) for n in (128, 256, 1024, 2048)),
     *(Unit(f'speed/resnet50_{n}', 200, versus('resnet50', n, 'torch', 'scanned')) for n in (64, 128, 512)),
-    Unit('profile/resnet20', 50, (*profile, *train('resnet20_cifar')), with_data),
+    Unit('profile/resnet20', 50, (*profile, *train('resnet20_cifar')), with_data, BY_KERNEL),
     Unit('accuracy/resnet20', 160, warm(1, *train('resnet20_cifar')), with_data),
     Unit('accuracy/resnet56', 350, warm(1, *train('resnet20_cifar', '--config.model.name=resnet56')), with_data),
     Unit(
@@ -306,16 +308,18 @@ def run_unit(unit: Unit, seconds: float, log: pathlib.Path) -> list[Row]:
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    start_new_session=True,
+    process_group=0,  # of one session with us, so that what ends this ends it too
   )
   stopped = False
   try:
     output, errors = process.communicate(timeout=seconds)
   except subprocess.TimeoutExpired:
     stopped = True
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(process.pid, signal.SIGKILL)
+    end(process)
     output, errors = process.communicate()
+  except BaseException:
+    end(process)
+    raise
   with log.open('a') as file:
     file.write(f'== {unit.name}: {" ".join(unit.words)}\n{output}{errors}\n')
   rows = [json.loads(line) for line in output.splitlines() if line.startswith('{')]
@@ -326,6 +330,12 @@ def run_unit(unit: Unit, seconds: float, log: pathlib.Path) -> list[Row]:
   if not rows:
     rows = [{'benchmark': unit.stage, 'side': 'jaxres', 'lines': output.splitlines()} | harness.machine()]
   return [row | {'environment': dict(unit.environment)} if unit.environment else row for row in rows]
+
+
+def end(process: subprocess.Popen[str]) -> None:
+  """Kill a process and all that it started."""
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.pid, signal.SIGKILL)
 
 
 def read(results: pathlib.Path) -> list[Row]:

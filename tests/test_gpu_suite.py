@@ -154,6 +154,7 @@ def test_a_rehearsal(tmp_path, capsys, monkeypatch) -> None:
   assert gpu_suite.main(words) == 0
   profiled, base, knob = lines(tmp_path / 'results.jsonl')
   assert any('conv_general_dilated' in line for line in profiled['lines'])
+  assert profiled['environment'] == gpu_suite.BY_KERNEL
   assert (base['side'], knob['side'], knob['predicted']) == ('jaxres', 'no_graphs', knobs.KNOBS['no_graphs'].gain)
   assert knob['gain'] == pytest.approx(1 / knob['jaxres_is_times_as_fast'], abs=1e-3)
   assert all(row['versions']['jax'] and row['commit'] for row in (profiled, base, knob))
