@@ -173,14 +173,15 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     found = harness.interleave(opened, args.rounds, args.seconds)
     facts = {side.name: side.facts for side in opened}
   rows = harness.summarize(found, 'jaxres')
-  for row in rows[1:]:
-    low, high = row['ratio_spread']
-    row |= {
-      'gain': round(1 / row['jaxres_is_times_as_fast'], 3),
-      'gain_spread': [round(1 / high, 3), round(1 / low, 3)],
-    }
-    row |= {'predicted': KNOBS[row['side']].gain}
+  rows[1:] = map(with_gain, rows[1:])
   return [row | harness.rounded(facts[row['side']]) | context for row in rows]
+
+
+def with_gain(row: dict[str, Any]) -> dict[str, Any]:
+  """Return the row of a knob with how many times as fast it makes the step, and what was predicted."""
+  low, high = row['ratio_spread']
+  gains = {'gain': round(1 / row['jaxres_is_times_as_fast'], 3), 'gain_spread': [round(1 / high, 3), round(1 / low, 3)]}
+  return row | gains | {'predicted': KNOBS[row['side']].gain}
 
 
 if __name__ == '__main__':
