@@ -76,7 +76,7 @@ class Side:
   def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None):
     self.name = name
     defaults = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # sides share a GPU's memory
-    own = {'PYTHONPATH': str(ROOT), BEGAN: str(time.time()), **(environment or {})}
+    own = {'PYTHONPATH': python_path(), BEGAN: str(time.time()), **(environment or {})}
     self.process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=defaults | os.environ | own
     )
@@ -104,6 +104,11 @@ class Side:
           return fields
     self.process.communicate()
     raise SystemExit(f'benchmark: the side {self.name!r} ended with status {self.process.returncode}')
+
+
+def python_path() -> str:
+  """Return the PYTHONPATH of a process of ours: this repository, then what was there."""
+  return os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 
 def ask(name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -177,16 +182,25 @@ def rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
   """Return what a result was measured on and with."""
-  git = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True, check=False)
   return {
     'device': device_name(),
     'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
     'load_before': round(os.getloadavg()[0], 2),
     'python': platform.python_version(),
     'versions': {name: version for name in PACKAGES if (version := version_of(name))},
-    'commit': git.stdout.strip(),
+    'commit': commit(),
     'date': time.strftime('%Y-%m-%d'),
   }
+
+
+def commit() -> str:
+  """Return this commit: ``$JAXRES_COMMIT``, for copies of a working tree, else git's; empty where neither knows it."""
+  if known := os.environ.get('JAXRES_COMMIT'):
+    return known
+  with contextlib.suppress(OSError):
+    asked = ['git', 'rev-parse', '--short', 'HEAD']
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+  return ''
 
 
 def device_name() -> str:

@@ -70,11 +70,33 @@ def batches(args: argparse.Namespace, put: Callable[[np.ndarray], Any]) -> Itera
   return itertools.cycle(list(zip(split(images), split(labels), strict=True)))
 
 
-def begun(run: Callable[[int], None], images: int, **facts: Any) -> Work:
-  """Return ``run`` as work, with the seconds of its first step as ``compile_s``."""
+def begun(run: Callable[[int], None], images: int, peak: Callable[[], int | None], **facts: Any) -> Work:
+  """Return ``run`` as work, with the seconds of its first step as ``compile_s``, and the memory that it took.
+
+  Args:
+    run: of ``Work``.
+    images: the same.
+    peak: returns the most bytes of the device's memory that were in use, by its allocator; None where it counts none.
+    **facts: more of them.
+  """
   start = time.perf_counter()
   run(1)
-  return Work(run, images, {'compile_s': time.perf_counter() - start, **facts})
+  facts = {'compile_s': time.perf_counter() - start, **facts}
+  return Work(run, images, facts | ({'peak_memory_gb': most / 1e9} if (most := peak()) else {}))
+
+
+def jax_peak() -> int | None:
+  """Return the most bytes that JAX had of the device's memory, those of trying out algorithms too."""
+  import jax
+
+  return (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+
+
+def torch_peak() -> int | None:
+  """Return the most bytes that PyTorch had of the device's memory."""
+  import torch
+
+  return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
 class JaxresStep(NamedTuple):
@@ -152,11 +174,16 @@ def plain_train(args: argparse.Namespace) -> Work:
 
 def unchecked_train(args: argparse.Namespace) -> Work:
   """Return the training step of jaxres that takes every step, finite or not."""
+  take_every_step()
+  return jaxres_train(args)
+
+
+def take_every_step() -> None:
+  """Make steps of jaxres that are made from now on not look whether they are finite."""
   from jaxres import step
 
   step.all_finite = lambda tree: True
   step.halt_unless = lambda good, before, after, sums: (after, sums)
-  return jaxres_train(args)
 
 
 def augmented_train(args: argparse.Namespace) -> Work:
@@ -181,7 +208,7 @@ def training(made: JaxresStep, batch_size: int, **facts: Any) -> Work:
       current, sums = made.call(current, made.key, made.constants, next(made.groups))
     jax.block_until_ready(sums)
 
-  return begun(run, batch_size * made.size, **facts)
+  return begun(run, batch_size * made.size, jax_peak, **facts)
 
 
 def jaxres_infer(args: argparse.Namespace) -> Work:
@@ -211,7 +238,7 @@ def jax_inference(args: argparse.Namespace, predict: Callable[..., Any], variabl
   def run(steps: int) -> None:
     jax.block_until_ready([predict(variables, next(source)[0]) for _ in range(steps)])
 
-  return begun(run, args.batch_size)
+  return begun(run, args.batch_size, jax_peak)
 
 
 def flax_network(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -256,7 +283,7 @@ def flax_train(args: argparse.Namespace) -> Work:
       params, stats, opt_state, loss = train_step(params, stats, opt_state, *next(source))
     jax.block_until_ready(loss)
 
-  return begun(run, args.batch_size)
+  return begun(run, args.batch_size, jax_peak)
 
 
 def flax_infer(args: argparse.Namespace) -> Work:
@@ -327,7 +354,7 @@ def torch_train(args: argparse.Namespace) -> Work:
       schedule.step()
     wait()
 
-  return begun(run, args.batch_size)
+  return begun(run, args.batch_size, torch_peak)
 
 
 def torch_infer(args: argparse.Namespace) -> Work:
@@ -344,7 +371,7 @@ def torch_infer(args: argparse.Namespace) -> Work:
         compiled(next(source)[0])
     wait()
 
-  return begun(run, args.batch_size)
+  return begun(run, args.batch_size, torch_peak)
 
 
 def normalized(image: Any) -> Any:

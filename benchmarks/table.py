@@ -14,14 +14,19 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from benchmarks.knobs import KNOBS
+
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results'
 MARKED = re.compile(r'(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)', re.DOTALL)
 WORK = (  # what two lines must share to be of the same work
   *('benchmark', 'device', 'cores', 'model', 'stem', 'batch_size', 'image_size', 'classes', 'dtype', 'data'),
   *('torch_compile', 'devices', 'gpus', 'bn', 'weak', 'shard_optimizer'),
-  *('workers', 'config', 'overrides', 'metric', 'target', 'flip', 'epochs'),
+  *('workers', 'config', 'overrides', 'environment', 'metric', 'target', 'flip', 'epochs'),
 )
+MEMORY = 'peak_memory_gb'
 Row = dict[str, Any]
 Series = dict[str, Row]  # by side
 
@@ -175,6 +180,41 @@ def trainings(every: Sequence[Series]) -> str:
   return table(head, lines)
 
 
+def warm_trainings(every: Sequence[Series]) -> str:
+  """Return the table of trainings that were compiled before, as airbench counts their seconds."""
+  lines = []
+  for row in [sides['mean'] for sides in of(every, 'warm') if 'mean' in sides]:
+    words = [*row['overrides'], *(f'{name}={value}' for name, value in row.get('environment', {}).items())]
+    words = [word for word in words if not word.startswith('--config.data.')]  # where the file was
+    name = ' '.join(f'`{word}`' for word in [row['config'], *words])
+    std = f' ± {row["accuracy_std"]:.2%}' if 'accuracy_std' in row else ''
+    score = f'{row["accuracy"]:.2%}{std}'.replace('%', ' %')
+    lines.append([name, f'{row["seeds"]}', device(row), f'{score} {row["metric"]}', seconds(row, 'seconds')])
+  return table(['training, compiled before', 'seeds', 'device', 'score', 'seconds, evaluated once'], lines)
+
+
+def twice(every: Sequence[Series]) -> str:
+  """Return the table of whether two trainings end with the same bits."""
+  lines = [
+    [f'`{row["config"]}`', f'{side} mode', device(row), 'yes' if row['same_digest'] else 'no', speed(row)]
+    for sides in of(every, 'determinism')
+    for side, row in sides.items()
+  ]
+  return table(['two trainings', '', 'device', 'end with the same bits', 'images/s'], lines)
+
+
+def gains(every: Sequence[Series]) -> str:
+  """Return the table of what was expected of each knob on a GPU, and what it did."""
+  lines = []
+  for name, knob in KNOBS.items():
+    for model in knob.models:
+      rows = [sides[name] for sides in of(every, 'knobs') if name in sides and sides[name]['model'] == model]
+      low, high = rows[-1]['gain_spread'] if rows else (0, 0)
+      measured = f'{rows[-1]["gain"]:.2f} ({low:.2f} to {high:.2f}), {device(rows[-1])}' if rows else 'not measured'
+      lines.append([f'`{name}`: {knob.what}', model, f'{knob.gain:.2f}', knob.why, measured])
+  return table(['a step on a GPU', '', 'expected, times as fast', 'as', 'measured'], lines)
+
+
 def patches(every: Sequence[Series]) -> str:
   """Return the table of how well attribution maps find a patch that decides."""
   lines = [
@@ -260,7 +300,7 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 PAGES: dict[str, list[Callable[[Sequence[Series]], str]]] = {
   'README.md': [speeds],
-  'docs/performance.md': [speeds, variants, inputs, waits, compiles, scalings, trainings],
+  'docs/performance.md': [speeds, variants, inputs, waits, compiles, scalings, trainings, warm_trainings, twice, gains],
   'docs/evaluation.md': [patches, flips],
 }
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -39,7 +40,7 @@ class RunLog:
     self.steps_per_epoch = steps_per_epoch
     leads = distributed.leads()
     self._rows = (cut_rows(workdir / 'metrics.jsonl', start) if leads else pathlib.Path(os.devnull)).open('a')
-    self._events = EventFile(workdir, start) if leads else None
+    self._events = EventFile(workdir, start) if leads and optional('tensorboardX', 'event files') else None
     self._spike_factor = spike_factor
     rows = [json.loads(line) for line in read_lines(workdir / 'metrics.jsonl')[-MEDIAN_ROWS:]] if leads else []
     self._losses = collections.deque((row['train/loss'] for row in rows if 'train/loss' in row), MEDIAN_ROWS)
@@ -244,9 +245,9 @@ def print_start(
   params: Mapping[str, Any], workdir: pathlib.Path, start: int, total: int, steps_per_epoch: float
 ) -> None:
   """Print what runs where, and how many parameters each part has; write all of them to ``parameters.txt``."""
-  from clu import parameter_overview
-
-  write_whole(workdir / 'parameters.txt', parameter_overview.get_parameter_overview(params) + '\n')
+  overview = optional('clu.parameter_overview', 'parameters.txt')
+  if overview:
+    write_whole(workdir / 'parameters.txt', overview.get_parameter_overview(params) + '\n')
   table = Table('part', 'arrays', 'parameters')
   for part, tree in sorted(params.items(), key=lambda item: {'stem': 0, 'head': 2}.get(item[0], 1)):
     table.add_row(part, f'{len(jax.tree.leaves(tree))}', f'{trees.count(tree):,}')
@@ -268,7 +269,18 @@ def print_end(values: Mapping[str, float], workdir: pathlib.Path) -> None:
   for name, value in values.items():
     table.add_row(name, format_value(name, value))
   console.print(table)
-  console.print(f'curves: {draw_curves(workdir)}\ncheckpoints, metrics.jsonl and event files: {workdir}')
+  if optional('matplotlib', 'curves.png'):
+    console.print(f'curves: {draw_curves(workdir)}')
+  console.print(f'checkpoints, metrics.jsonl and event files: {workdir}')
+
+
+def optional(module: str, what: str) -> Any:
+  """Return ``module``; where it is not installed, None, after a line that says ``what`` is left out."""
+  try:
+    return importlib.import_module(module)
+  except ImportError:
+    console.print(f'{module.partition(".")[0]} is not installed: no {what}')
+    return None
 
 
 def draw_curves(workdir: pathlib.Path) -> pathlib.Path:

@@ -61,6 +61,7 @@ def test_imports_go_down(path: pathlib.Path) -> None:
   [
     ('import jaxres.models', ['tensorflow', 'torch', 'tensorflow_datasets', 'sklearn', 'matplotlib']),
     ('import jaxres.train', ['tensorflow', 'torch', 'tensorflow_datasets', 'sklearn', 'matplotlib']),
+    ('import jaxres.train', ['clu', 'tensorboardX', 'array_record', 'simplejpeg', 'cv2', 'importlib_resources']),
     ('import jaxres.convert', ['tensorflow', 'torch', 'tensorflow_datasets', 'sklearn', 'matplotlib']),
     ('import jaxres', ['jax', 'numpy']),
   ],

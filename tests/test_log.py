@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -8,7 +9,8 @@ from PIL import Image
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxres import log
+from jaxres import log, train
+from tests.conftest import merged
 
 
 def sums(loss: float, count: float = 8.0) -> dict:
@@ -110,3 +112,17 @@ def test_the_bar_shows_speed_loss_accuracy_and_the_time_left(tmp_path, monkeypat
   shown = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', terminal.file.getvalue())
   assert 'compiling' in shown
   assert re.search(r'epoch 2.0 .* 46/90 1,313 images/s  loss 0.161  top-1 95.1% \S*:\S*', shown)
+
+
+def test_a_training_needs_no_package_that_a_gpu_image_lacks(config: dict, tmp_path, monkeypatch, capsys) -> None:
+  lacked = ('clu', 'clu.parameter_overview', 'tensorboardX', 'matplotlib', 'tensorflow_datasets', 'array_record')
+  for name in (*lacked, 'importlib_resources', 'simplejpeg', 'cv2', 'sklearn', 'torch'):
+    monkeypatch.setitem(sys.modules, name, None)
+  train.train_and_evaluate(merged(config, train={'dry_run': True}), tmp_path / 'run')
+  assert rows(tmp_path / 'run/dry_run')[-1]['test/top1'] >= 0
+  printed = capsys.readouterr().out
+  for line in ('clu is not installed: no parameters.txt', 'tensorboardX is not installed: no event files'):
+    assert printed.count(line) == 1
+  assert 'matplotlib is not installed: no curves.png' in printed
+  left = {path.name for path in (tmp_path / 'run/dry_run').iterdir()}
+  assert left == {'checkpoints', 'config.json', 'data.json', 'environment.json', 'metrics.jsonl'}
