@@ -23,6 +23,7 @@ from jaxres import backend, badstep, data, integrity, log, plan, programs
 from jaxres import config as config_lib
 from jaxres.errors import InputError
 
+SHOWN_IDS = 8  # of a bad batch
 LEAST_FREE_BYTES = 1 << 30  # of a disk, before it is warned of
 COLORS = {'ok': 'green', 'warning': 'yellow', 'problem': 'red'}
 
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     table.add_row(subject, f'[{COLORS[verdict]}]{verdict}[/]', finding.replace('[', r'\['))
   log.console.print(table)
   counts = collections.Counter(str(check.verdict) for check in checks)
-  log.console.print(', '.join(f'{counts[verdict]} {verdict}' for verdict in COLORS))
+  plural = lambda verdict: verdict if verdict == 'ok' or counts[verdict] == 1 else f'{verdict}s'
+  log.console.print(', '.join(f'{counts[verdict]} {plural(verdict)}' for verdict in COLORS))
   return int(counts['problem'] > 0)
 
 
@@ -152,7 +154,7 @@ def disk(directory: pathlib.Path) -> Check:
   """Look at the room on the disk of ``directory``."""
   free = shutil.disk_usage(directory).free
   verdict: Literal['ok', 'warning'] = 'ok' if free > LEAST_FREE_BYTES else 'warning'
-  return Check('disk', verdict, f'{free / 1e9:,.1f} GB are free in {directory}')
+  return Check(f'disk of {directory.name or directory}', verdict, f'{free / 1e9:,.1f} GB are free in {directory}')
 
 
 def configured(path: str, overrides: list[str]) -> Checks:
@@ -257,7 +259,9 @@ def workdir(directory: pathlib.Path) -> Checks:
     check = verified(checkpoints / str(step))
     whole += check.verdict != 'problem'
     yield check
-  if not whole:
+  if not steps:
+    yield Check('checkpoints', 'warning', 'none yet: the same command begins anew')
+  elif not whole:
     yield Check('checkpoints', 'problem', f'{checkpoints}: none of {len(steps)} is whole; move them away to begin anew')
   for path in sorted({*checkpoints.glob('*.bad*'), *checkpoints.glob('*tmp*')}):
     what = (
@@ -292,7 +296,8 @@ def replayed(path: pathlib.Path) -> Checks:
   """Run a bad step again."""
   then, now, ids = badstep.replay(path)
   yield Check('then', 'problem', then.describe())
-  yield Check('examples', 'ok', f'{len(ids)} of the training split: {", ".join(map(str, ids))}')
+  shown = ', '.join(map(str, ids[:SHOWN_IDS])) + (', ...' if len(ids) > SHOWN_IDS else '')
+  yield Check('examples', 'ok', f'{len(ids)} of the training split: {shown} (all of them: ids in the file)')
   if now.bad:
     yield Check('now', 'problem', f'again {now.describe()}')
   else:

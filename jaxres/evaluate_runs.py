@@ -91,7 +91,9 @@ def _interval(label: str, intervals: Mapping[str, Any]) -> str:
 def notes(compared: Mapping[str, Any]) -> list[str]:
   """Return what is undefined, and why, each once."""
   found = [note for own in columns(compared).values() for note in own['notes']]
-  if any(own['temperature'] is None for own in columns(compared).values()):
+  if compared['split'] == 'val':
+    found.append('no temperature: it is fitted on the validation split, and says nothing of that')
+  elif any(own['temperature'] is None for own in columns(compared).values()):
     found.append('no temperature without validation examples: they are held out by data.val')
   return [*dict.fromkeys(found)]
 
@@ -131,6 +133,8 @@ def print_tables(compared: Mapping[str, Any]) -> None:
   table = Table('', *own, title=f'{count:,} {compared["split"]} examples, 95 % bootstrap intervals')
   for row in rows(compared):
     table.add_row(*row)
+  for name, each in compared['runs'].items():
+    log.console.print(f'{name}: {each["origin"]}')
   log.console.print(table)
   if len(compared['runs']) == 1:
     print_classes(next(iter(own.values())))

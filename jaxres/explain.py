@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 from jaxres import attribution, pictures
 from jaxres import predict as predict_lib
@@ -58,7 +59,13 @@ def explain(
   run = jax.jit(lambda images: jax.nn.softmax(model.apply(predictor.variables, see(images), train=False)))  # type: ignore[arg-type]
   size = min(batch_size, len(paths))
   for begin in range(0, len(paths), size):
-    batch, problems = predict_lib.read_batch(paths[begin : begin + size], predictor, size)
+    here = paths[begin : begin + size]
+    batch, problems = predict_lib.read_batch(here, predictor, size)
+    readable = [i for i in range(len(here)) if i not in problems]
+    if not readable:
+      yield from (Explanation(path, batch[i], 0, 0.0, {}, None, problems[i]) for i, path in enumerate(here))
+      continue
+    batch[np.setdiff1d(np.arange(size), readable)] = batch[readable[0]]  # black ones take integrated gradients longest
     probabilities = np.asarray(run(batch))
     problems = predict_lib.not_finite(probabilities) | problems
     classes = probabilities.argmax(-1) if klass is None else np.full(size, klass)
@@ -66,7 +73,7 @@ def explain(
     maps = {name: np.asarray(attribution.METHODS[name](*given)) for name in methods if name in attribution.METHODS}
     whole = maps.get('integrated')
     errors = None if whole is None else np.asarray(attribution.incompleteness(*given, whole))
-    for i, path in enumerate(paths[begin : begin + size]):
+    for i, path in enumerate(here):
       own = {name: found[i] for name, found in maps.items()}
       if i not in problems:
         own |= {
@@ -134,10 +141,11 @@ def check_methods(words: str) -> list[str]:
   return found
 
 
-def draw(found: Sequence[Explanation], methods: Sequence[str]) -> np.ndarray:
-  """Return a row for each image: itself, and each of its maps laid over it; uint8 ``[rows, columns, H, W, 3]``."""
+def draw(found: Sequence[Explanation], methods: Sequence[str], class_names: Sequence[str]) -> Image.Image:
+  """Return a picture with a row for each image: itself, and each of its maps laid over it."""
   cells = lambda one: [pictures.as_rgb(one.pixels), *(pictures.overlay(one.pixels, one.maps[m]) for m in methods)]
-  return np.stack([np.stack(cells(one)) for one in found])
+  titles = [f'{one.path.name}: {class_names[one.klass]} {one.probability:.1%}' for one in found]
+  return pictures.titled(np.stack([np.stack(cells(one)) for one in found]), titles, ['image', *methods])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +175,7 @@ def run(args: argparse.Namespace) -> int:
   if args.of is not None and args.of not in names:
     raise InputError(f'--of: unknown class {args.of!r}{nearest(args.of, names)}')
   klass = None if args.of is None else names.index(args.of)
+  print(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler', flush=True)
   found = []
   for one in explain(predictor, paths, methods, klass, args.batch_size):
     if one.problem:
@@ -176,16 +185,18 @@ def run(args: argparse.Namespace) -> int:
     print(f'{one.path}: {names[one.klass]} {one.probability:.2%}{error}')
     found.append(one)
   if found:
-    write(found, methods, out, args.maps)
-    print(f'{out}: from the left the images, {", ".join(methods)}')
+    write(found, methods, names, out, args.maps)
+    print(f'{out}: {len(found)} of {len(paths)} images, beside each its maps')
   return 0 if len(found) == len(paths) else 2
 
 
-def write(found: Sequence[Explanation], methods: Sequence[str], out: pathlib.Path, maps: str | None) -> None:
+def write(
+  found: Sequence[Explanation], methods: Sequence[str], names: Sequence[str], out: pathlib.Path, maps: str | None
+) -> None:
   """Write the picture and, where ``maps`` names a file, the maps ``[images, H, W]`` by method."""
   with file_errors(out):
     out.parent.mkdir(parents=True, exist_ok=True)
-    pictures.make_picture(draw(found, methods)).save(out)
+    draw(found, methods, names).save(out)
   if maps:
     arrays: dict[str, Any] = {method: np.stack([one.maps[method] for one in found]) for method in methods}
     with file_errors(pathlib.Path(maps)):

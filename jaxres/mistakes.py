@@ -181,7 +181,11 @@ def run(args: argparse.Namespace) -> None:
 def make_page(trained: runs.Run, found: Mapping[str, Any]) -> str:
   """Return the page: one HTML file with everything in it."""
   sections = [_label_section(trained, split, own) for split, own in found['labels'].items()]
-  text = 'Examples of one split beside the likest of another, by the cosine of their features; equal ones differ by 0.'
+  equal = sum(row['difference'] == 0 for row in found['duplicates'])
+  text = (
+    'Examples of one split beside the likest of another, by the cosine of their features; how far they are '
+    f'apart is the mean over the pixels, of 255 levels. {equal} of these {len(found["duplicates"])} pairs are equal.'
+  )
   pairs = page.gallery([_pair_figure(trained, row) for row in found['duplicates']], 2)
   classes = [(row['class'], page.Bar(row['recall'], f'{row["recall"]:.2%}')) for row in found['classes']]
   confused = [(row['class'], row['predicted'], f'{row["examples"]:,}') for row in found['pairs']]
@@ -198,9 +202,14 @@ def _label_section(trained: runs.Run, split: str, own: Mapping[str, Any]) -> pag
   cells = []
   for image, row in zip(images, own['worst'], strict=True):
     label, index = row['label'], row['index']
-    caption = f'{label}?\nlooks like {row["predicted"]}; {label} {row["probability_of_label"]:.1%}; #{index}'
+    marked = ['candidate'] if row['candidate'] else []
+    more = ', '.join([f'labelled {label} ({row["probability_of_label"]:.1%})', f'#{index}', *marked])
+    caption = f'{row["predicted"]}?\n{more}'
     cells.append(page.figure([pictures.data_uri(image)], f'{split} example {index}, labelled {label}', caption))
-  text = f'{own["candidates"]:,} of {own["examples"]:,} labels are candidates (confident learning); the worst first.'
+  text = (
+    f'{own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones, by confident learning; those '
+    'shown are marked. Shown are the examples whose label is furthest behind another class, the worst first.'
+  )
   return page.section(f'labels-{split}', f'Labels: {split}', page.paragraph(text), page.gallery(cells))
 
 

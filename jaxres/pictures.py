@@ -4,19 +4,22 @@ import base64
 import io
 import math
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from jaxres.errors import InputError
 
 CELL = 64  # pixels, at least, of an image in a grid
 GAP = 2  # white pixels between two images
+TITLED = 112  # pixels, at least, of an image below a title
+TITLE = 18  # pixels, of a line of text
 THUMBNAIL = 96  # pixels, at most, of an image in a page
 
 
-def make_picture(grid: np.ndarray) -> Image.Image:
-  """Return uint8 ``[rows, columns, H, W, C]`` as a picture, small images enlarged; C is 1 or 3.
+def make_picture(grid: np.ndarray, cell: int = CELL) -> Image.Image:
+  """Return uint8 ``[rows, columns, H, W, C]`` as a picture, images enlarged to at least ``cell``; C is 1 or 3.
 
   Raises:
     InputError: the images have another number of channels.
@@ -24,11 +27,32 @@ def make_picture(grid: np.ndarray) -> Image.Image:
   rows, columns, height, width, channels = grid.shape
   if channels not in (1, 3):
     raise InputError(f'images have {channels} channels; only 1 or 3 can be shown')
-  times = math.ceil(CELL / max(height, width))
+  times = math.ceil(cell / max(height, width))
   grid = grid.repeat(times, axis=2).repeat(times, axis=3)
   grid = np.pad(grid, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
   whole = grid.transpose(0, 2, 1, 3, 4).reshape(rows * grid.shape[2], columns * grid.shape[3], channels)
   return Image.fromarray(whole if channels == 3 else whole[..., 0])
+
+
+def titled(grid: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
+  """Return uint8 ``[rows, columns, H, W, 3]`` as a picture, with a line of text over it and over each row.
+
+  Args:
+    grid: the images.
+    rows: a title for each row; what does not fit is cut off.
+    columns: a name for each column.
+  """
+  strips = [make_picture(row[None], TITLED) for row in grid]
+  width, height = strips[0].size
+  whole = Image.new('RGB', (width, TITLE + len(strips) * (TITLE + height)), 'white')
+  pen, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
+  for at, name in enumerate(columns):
+    pen.text(((at + 0.5) * width / len(columns), TITLE / 2), name, 'black', font, anchor='mm')
+  for at, (title, strip) in enumerate(zip(rows, strips, strict=True)):
+    top = TITLE + at * (TITLE + height)
+    pen.text((2 * GAP, top + TITLE / 2), title, 'black', font, anchor='lm')
+    whole.paste(strip, (0, top + TITLE))
+  return whole
 
 
 def check_path(flag: str, path: str) -> pathlib.Path:

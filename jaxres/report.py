@@ -48,7 +48,14 @@ def make_report(found: Sequence[runs.Run], batch_size: int | None = None) -> str
     parts = [*_quality(own, run), *_examples(run, test), *_weights(run), *_making(run, timing)]
     sections += _named(parts, run.name, number, len(found))
   intro = ''.join(page.paragraph(f'{run.config["model"]["name"]}, {_data_name(run)}: {run.origin}') for run in found)
-  return page.document(', '.join(run.name for run in found), intro + _headline(compared), sections)
+  return page.document(_title(found), intro + _headline(compared), sections)
+
+
+def _title(found: Sequence[runs.Run]) -> str:
+  """Return what the page is called: the names of its runs, and where there is one, what it is."""
+  if len(found) > 1:
+    return ', '.join(run.name for run in found)
+  return f'{found[0].name}: {found[0].config["model"]["name"]} on {found[0].config["data"]["name"]}'
 
 
 def _data_name(run: runs.Run) -> str:
@@ -147,7 +154,8 @@ def _examples(run: runs.Run, test: evaluate.Outputs) -> list[Section]:
   explained = [*map(int, mistakes[:EXPLAINED]), *typical[:EXPLAINED]]
   text = (
     'Grad-CAM: bright is what spoke for the class. Mistakes have two maps, of the prediction and then of the label; '
-    'after them the most confident example of each prediction.'
+    'after them the most confident example of each prediction. Each map has a scale of its own, from black over '
+    'violet and orange to yellow; all black, nothing spoke for the class.'
   )
   return [
     page.section('mistakes', 'Confident mistakes', page.paragraph(WRONG), show(mistakes)),
@@ -169,8 +177,8 @@ def _gallery(run: runs.Run, test: evaluate.Outputs, confidence: np.ndarray, inde
 def _say(run: runs.Run, test: evaluate.Outputs, i: int, confidence: str = '') -> tuple[str, str]:
   """Return the text in place of a test image, and its caption."""
   label, predicted = run.class_names[test.labels[i]], run.class_names[test.logits[i].argmax()]
-  more = [confidence, '' if label == predicted else f'labelled {label}']
-  return f'Test image {i}, {label}', f'{predicted}\n{", ".join(filter(None, more))}'
+  more = '' if label == predicted else f'\nlabelled {label}'
+  return f'Test image {i}, {label}', f'{predicted} {confidence}'.rstrip() + more
 
 
 def _overlays(run: runs.Run, test: evaluate.Outputs, index: np.ndarray) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 from jaxres import errors
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME_SECONDS = 0.5  # `timeout` and many a launcher signal a process, and its group with it: that is one signal
 Function = TypeVar('Function', bound=Callable[..., Any])
 
 
@@ -72,7 +74,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Watch]:
-  """Note SIGTERM and SIGINT in a ``Watch``, and end the process at the second.
+  """Note SIGTERM and SIGINT in a ``Watch``, and end the process at a second one, half a second later or more.
 
   Only the main thread can; in another nothing is noted. Of several processes JAX notes SIGTERM, which can come to one
   of them alone, and SIGINT stays as it is.
@@ -97,11 +99,13 @@ def watched() -> Iterator[Watch]:
 
 def _end_at_the_second(came: socket.socket) -> None:
   """End the process at the second signal, even while its main thread compiles or waits for the device."""
-  count = 0
+  first = None
   with came:
     while byte := came.recv(1):
-      count += byte[0] in SIGNALS
-      if count == 2:
+      if byte[0] not in SIGNALS:
+        continue
+      first = first or time.monotonic()
+      if time.monotonic() - first > SAME_SECONDS:
         os.write(2, b'stopped at once, by a second signal; the same command continues from the last save\n')
         os._exit(128 + byte[0])
 

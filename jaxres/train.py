@@ -258,7 +258,8 @@ def with_rollbacks(attempt: Callable[[int], Progress], most: int) -> Progress:
       rollbacks = error.rollbacks + 1
       if rollbacks > most:
         raise
-      log.console.print(f'{error}\nback to the last checkpoint, with {SLOWER**rollbacks:g} times the learning rate')
+      again = f'again from the last checkpoint, or the beginning where there is none, with {SLOWER**rollbacks:g} times'
+      log.console.print(f'{error}\n{again} the learning rate; the step is compiled anew')
 
 
 def restore_or_init(

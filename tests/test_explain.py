@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxres import attribution, cli, explain, predict
+from jaxres import attribution, cli, explain, pictures, predict
 from tests.conftest import merged
 from tests.test_predict import NAMES, make_run
 
@@ -21,12 +21,14 @@ def test_the_tool(config, tmp_path, npz, capsys) -> None:
   assert status == 2
   assert printed.err == f'error: {words[2]}: cannot decode the image: cannot identify image file\n'
   lines = printed.out.splitlines()
+  assert lines.pop(0).startswith('explaining 4 images by saliency')
   assert [line.partition(':')[0] for line in lines] == [words[0], words[1], words[3], str(out)]
   assert all(line.split()[1] in NAMES for line in lines[:3])
   errors = [float(line.rpartition(' ')[2].rstrip('%')) for line in lines[:3]]
   assert max(errors) < 1
   with Image.open(out) as picture:
-    assert picture.size == (7 * 68, 3 * 68)
+    side, title = pictures.TITLED + 2 * pictures.GAP, pictures.TITLE
+    assert picture.size == (7 * side, title + 3 * (title + side))
     picture = np.asarray(picture)
   with np.load(maps) as found:
     assert set(found) == {'path', 'klass', *attribution.METHODS}
@@ -35,9 +37,10 @@ def test_the_tool(config, tmp_path, npz, capsys) -> None:
     row = found['gradcam'][2]
   with Image.open(words[3]) as image:
     pixels = np.asarray(image)
-  np.testing.assert_array_equal(picture[2 * 68 :, :68][2:66:8, 2:66:8], pixels)
+  last = picture[-side:]
+  np.testing.assert_array_equal(last[:, :side][2:-2:14, 2:-2:14], pixels)
   column = 1 + list(attribution.METHODS).index('gradcam')
-  shown = picture[2 * 68 :, column * 68 :][2:66:8, 2:66:8].astype(int)
+  shown = last[:, column * side : (column + 1) * side][2:-2:14, 2:-2:14].astype(int)
   assert shown.sum(-1)[row == row.max()].mean() > shown.sum(-1)[row == 0].mean()
 
 
@@ -48,7 +51,8 @@ def test_another_class_and_one_channel(config, tmp_path, npz, capsys) -> None:
   first, second = (next(explain.explain(predictor, paths, ['saliency'], klass)) for klass in (0, 1))
   assert (first.klass, second.klass) == (0, 1)
   assert np.abs(first.maps['saliency'] - second.maps['saliency']).max() > 0
-  assert explain.draw([first], ['saliency']).shape == (1, 2, 8, 8, 3)
+  drawn = np.asarray(explain.draw([first], ['saliency'], ['a', 'b', 'c', 'd']))
+  assert np.array_equal(drawn[38:150:14, 2:114:14], pictures.as_rgb(first.pixels))
   capsys.readouterr()
   words = ['explain', run, str(paths[0]), '--methods=saliency', '--out', str(tmp_path / 'x.png')]
   assert cli.main([*words, '--of', 'bee']) == 0
@@ -105,3 +109,11 @@ def test_a_library_that_is_not_installed(monkeypatch, capsys) -> None:
   with pytest.raises(SystemExit):
     cli.main(['explain', 'run', 'image', '--methods', 'lime'])
   assert '--methods lime: import of lime halted; None in sys.modules; install it with pip' in capsys.readouterr().err
+
+
+def test_where_no_image_can_be_read_nothing_is_run(config, tmp_path, npz, monkeypatch) -> None:
+  predictor = predict.load(make_run(config, tmp_path, npz))
+  (tmp_path / 'zz.jpg').write_bytes(b'no image')
+  monkeypatch.setattr(explain.jax, 'jit', lambda _: lambda *_: pytest.fail('it was run'))
+  (found,) = explain.explain(predictor, [tmp_path / 'zz.jpg'], ['integrated'])
+  assert found.problem.startswith('cannot decode the image')

@@ -258,7 +258,7 @@ def test_it_is_read_aloud(one, trained, shown) -> None:
   assert ('link', 'Skip to the content') in said
   assert any(name.startswith('Loss over epoch: train from ') for role, name in said if role == 'image')
   headings = [name for role, name in said if role == 'heading']
-  assert headings[:3] == ['seed0', 'Scores', 'Curves']
+  assert headings[:3] == ['seed0: tiny_report on arrays', 'Scores', 'Curves']
 
 
 @pytest.mark.parametrize(('low', 'high'), [(0, 1), (0.2, 2.31), (-3, 4), (5, 5), (0, 0), (1e-5, 3e-4), (0, 12345)])
@@ -284,3 +284,25 @@ def test_a_line_leaves_out_what_is_no_number_and_keeps_its_ends() -> None:
   assert 'nan' not in chart
   assert 'a &lt; b' in chart
   assert charts.line_chart('empty', {}, 'epoch', str) == ''
+
+
+@pytest.mark.parametrize(
+  ('low', 'high', 'expected'),
+  [(0.3, 40.0, [0.1, 1.0, 10.0, 100.0]), (1.0, 60.0, [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]), (1.0, 100.0, None)],
+)
+def test_logarithmic_ticks_hold_the_range(low: float, high: float, expected: list[float] | None) -> None:
+  found = charts.log_ticks(low, high)
+  assert expected is None or found == expected
+  assert found[0] <= low
+  assert found[-1] >= high
+  assert np.all(np.diff(found) > 0)
+
+
+def test_a_large_range_has_a_logarithmic_axis_and_numbers() -> None:
+  points = [(0.0, 40.0), (1.0, 4.0), (2.0, 0.4)]
+  page = charts.line_chart('Loss', {'train': points}, 'epoch', lambda y: f'{y:g}')
+  assert 'Loss, logarithmic' in page
+  heights = [float(place.split(',')[1]) for place in page.partition('points="')[2].partition('"')[0].split()]
+  assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1], abs=0.2)  # equal ratios
+  assert '<tr><th scope="row">1</th><td>4</td></tr>' in page
+  assert 'logarithmic' not in charts.line_chart('Loss', {'train': points[:2]}, 'epoch', str)

@@ -10,6 +10,7 @@ WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 36
 MOST_POINTS = 300  # of a line
 COLOURS = 8  # in style.css
+LOGARITHMIC = 50  # times the least value: larger ranges of positive ones have a logarithmic axis
 
 Points = Sequence[tuple[float, float]]
 
@@ -28,9 +29,12 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
   if not kept:
     return ''
   xs, ys = ([p[axis] for points in kept.values() for p in points] for axis in (0, 1))
-  x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
-  x_at = _scale(x_ticks, LEFT, WIDTH - RIGHT)
-  y_at = _scale(y_ticks, HEIGHT - BOTTOM, TOP)
+  x_at = _scale([min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1], LEFT, WIDTH - RIGHT)
+  x_ticks = [x for x in ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
+  logarithmic = min(ys) > 0 and max(ys) > LOGARITHMIC * min(ys)
+  y_ticks = log_ticks(min(ys), max(ys)) if logarithmic else ticks(min(ys), max(ys))
+  y_at = _scale(y_ticks, HEIGHT - BOTTOM, TOP, math.log if logarithmic else float)
+  title = f'{title}, logarithmic' if logarithmic else title
   lines, readings = [], []
   for number, (name, points) in enumerate(kept.items()):
     places = [(round(x_at(x), 1), round(y_at(y), 1)) for x, y in points]
@@ -54,7 +58,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
     f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
     f'{_svg(f"{title} over {x_label}: {ends}. Arrow keys read the values.", content, "tabindex=0")}'
     f'<output aria-live="polite">{html.escape(f"At the end: {end}")}</output>'
-    f'<ul class="legend">{legend}</ul>'
+    f'<ul class="legend">{legend}</ul>{_numbers(x_label, readings)}'
     f'<script type="application/json">{_json({"x": x_label, "series": readings})}</script></figure>'
   )
 
@@ -120,16 +124,44 @@ def ticks(low: float, high: float) -> list[float]:
   return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+  """Return powers of ten, where these are few also 2 and 5 times them, from at most ``low`` to at least ``high``."""
+  first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+  steps = (1, 2, 5) if last - first <= 2 else (1,)
+  marks = [k * 10.0**power for power in range(first, last + 1) for k in steps]
+  begin = max(at for at, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+  end = min(at for at, mark in enumerate(marks) if mark >= high * (1 - 1e-9))
+  return [float(f'{mark:.6g}') for mark in marks[begin : end + 1]]
+
+
+def _numbers(x_label: str, readings: Sequence[Mapping[str, Any]]) -> str:
+  """Return the points of all lines as a table that opens."""
+  by_x: dict[str, dict[str, str]] = {}
+  for reading in readings:
+    for _, x, y in reading['points']:
+      by_x.setdefault(x, {})[reading['name']] = y
+  names = [reading['name'] for reading in readings]
+  head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in (x_label, *names))
+  rows = ''.join(
+    f'<tr><th scope="row">{x}</th>{"".join(f"<td>{html.escape(row.get(name, str()))}</td>" for name in names)}</tr>'
+    for x, row in sorted(by_x.items(), key=lambda item: float(item[0]))
+  )
+  table = f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+  return f'<details><summary>Numbers</summary><div class="scroll">{table}</div></details>'
+
+
 def _thin(points: Points) -> Points:
   """Return at most about ``MOST_POINTS`` of ``points``, the first and the last among them."""
   every = -(-len(points) // MOST_POINTS)
   return [*points[:-1:every], points[-1]] if points else points
 
 
-def _scale(marks: Sequence[float], begin: float, end: float) -> Callable[[float], float]:
-  """Return what maps the range of ``marks`` to pixels from ``begin`` to ``end``."""
-  low, high = marks[0], marks[-1]
-  return lambda value: begin + (value - low) / (high - low) * (end - begin)
+def _scale(
+  marks: Sequence[float], begin: float, end: float, of: Callable[[float], float] = float
+) -> Callable[[float], float]:
+  """Return what maps the range of ``marks``, by ``of`` each, to pixels from ``begin`` to ``end``."""
+  low, high = of(marks[0]), of(marks[-1])
+  return lambda value: begin + (of(value) - low) / (high - low) * (end - begin)
 
 
 def _axes(

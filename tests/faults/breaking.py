@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxres import integrity
+from jaxres import integrity, signals
 from jaxres.data import order
 from tests.faults import inject
 from tests.faults.runs import (
@@ -73,7 +73,7 @@ def signalled(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   if process.poll() is None:
     process.send_signal(which)
     if twice:
-      time.sleep(rng.random() * 0.05)
+      time.sleep(signals.SAME_SECONDS + 0.05 + rng.random() * 0.5)
       process.send_signal(which)
   status, said = finish(process)
   found: Row = {'signal': which.name, 'twice': twice, 'status': status, 'grace_s': round(time.monotonic() - start, 3)}

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -69,22 +70,24 @@ with signals.exits(), signals.watched() as watch:
   while watch.number is None:
     time.sleep(0.01)
   print('asked', flush=True)
-  if sys.argv[1] == 'twice':
-    time.sleep(60)
+  time.sleep(60 if sys.argv[1] == 'twice' else 0.2)
   raise watch.stopped(7)
 """
 
 
 @pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize('times', ['once', 'twice'])
+@pytest.mark.parametrize('times', ['once', 'together', 'twice'])
 def test_the_exit_status(number: signal.Signals, status: int, times: str) -> None:
   process = subprocess.Popen(
     [sys.executable, '-c', PROGRAM, times], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
   assert process.stdout.readline() == 'ready\n'
   process.send_signal(number)
+  if times == 'together':  # as `timeout` does
+    process.send_signal(number)
   assert process.stdout.readline() == 'asked\n'
   if times == 'twice':
+    time.sleep(signals.SAME_SECONDS + 0.2)
     process.send_signal(number)
   _, said = process.communicate(timeout=50)
   assert process.returncode == status
