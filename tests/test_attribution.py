@@ -166,3 +166,25 @@ def test_a_planted_patch_is_found(method: str, decided) -> None:
   assert found['chance'] < 0.25
   assert found['hit_rate'] > 0.8
   assert found['share'] > (0.3 if method in ('saliency', 'smoothgrad') else 0.7)
+
+
+def test_only_images_that_miss_are_integrated_further(monkeypatch) -> None:
+  model, variables = make_model('basic')
+  images, classes = make_images(3)
+  asked, real = [], attribution._integrated
+
+  def noted(*args):
+    asked.append((args[4].tolist(), args[5]))
+    return real(*args)
+
+  errors = iter([np.array([0.1, 0.001, 0.1]), np.array([0.001, 0.001, 0.1]), np.zeros(3)])
+  monkeypatch.setattr(attribution, '_integrated', noted)
+  monkeypatch.setattr(attribution, 'incompleteness', lambda *_: next(errors))
+  maps = attribution.integrated_gradients(model, variables, images, classes)
+  assert asked == [([0, 1, 2], 32), ([0, 2], 64), ([2], 128)]
+  for row, steps in enumerate((64, 32, 128)):
+    place = (np.arange(steps, dtype=np.float32) + 0.5) / steps
+    alone = [images[row : row + 1] * at for at in place]
+    sums = sum(np.asarray(attribution.gradient(model, variables, x, classes[row : row + 1])) for x in alone)
+    expected = (np.asarray(images[row]) * sums[0] / steps).sum(-1)
+    np.testing.assert_allclose(maps[row], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
