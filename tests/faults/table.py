@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+LEAST = 10  # trials that say something of a rate
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / 'tests/faults/results.jsonl'
 PAGE = ROOT / 'docs/reliability.md'
@@ -53,7 +54,7 @@ def table(every: Sequence[Row]) -> str:
     found = [row for row in every if row['kind'] == kind]
     if found:
       failures = sum(not row['ok'] for row in found)
-      bound = f'{min(1.0, 3 / len(found)):.1%}'.replace('%', ' %') if not failures else ''
+      bound = f'{3 / len(found):.1%}'.replace('%', ' %') if not failures and len(found) >= LEAST else ''
       lines.append(f'| {fault} | {must} | {len(found)} | {failures} | {bound} | {seen(found)} |')
   return '\n'.join(lines)
 

@@ -48,4 +48,6 @@ def test_the_table() -> None:
   ]
   lines = table.table(rows).splitlines()
   assert lines[2].endswith('| 2 | 1 |  | 1 killed; 0 of 1 runs ended bit-identical |')
-  assert lines[3].endswith('| 1 | 0 | 100.0 % |  |')
+  assert lines[3].endswith('| 1 | 0 |  |  |')
+  many = [{'kind': 'nans', 'trial': at, 'ok': True} for at in range(60)]
+  assert table.table(many).splitlines()[2].endswith('| 60 | 0 | 5.0 % |  |')
