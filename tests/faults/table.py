@@ -139,7 +139,11 @@ KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
   ),
   'missing': ('no data, no file, no network, an unknown name', 'one line in less than 10 s', slowest),
   'memory': ('more memory asked for than there is', 'one line with what would fit', points),
-  'weights': ('weights that do not fit, or are cut off', 'one line that names the tensor', lambda _: ''),
+  'weights': (
+    'weights that do not fit, or are cut off',
+    'one line that names the tensor, or says that no network is like it',
+    lambda _: '',
+  ),
   'payloads': ('weights that would run a command', 'not run; one line with what they tried', executed),
 }
 
