@@ -91,6 +91,7 @@ def prepare(options: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[Any,
     patience=0,
     spike_factor=0.0,
     overfit_one_batch=False,
+    accumulate=fields['accumulate'],
   )
   return training, programs
 
@@ -101,6 +102,8 @@ def train_once(
   """Return the seconds and the scores of ``steps`` steps of the training with seeds moved by ``k``."""
   import jax
 
+  from jaxres import signals
+
   training.parts.dataset.train.seed = options['data']['seed'] + k
   training = training._replace(key=jax.random.key(options['train']['seed'] + k))
   start = time.perf_counter()
@@ -108,7 +111,7 @@ def train_once(
   for _, reached, sums in training.steps(programs, train_state, 0, steps):
     train_state = reached
     bad.append(sums['bad'])
-  _, scores = training.evaluated(programs, train_state, steps)
+  _, scores = training.evaluated(programs, train_state, steps, signals.Watch())
   seconds = time.perf_counter() - start
   if sum(jax.device_get(bad)):
     raise SystemExit('a step was not finite; lower optim.lr or lengthen optim.warmup_epochs')

@@ -53,7 +53,7 @@ def main() -> int:
 TRIALS: dict[str, tuple[Callable[[int, pathlib.Path, random.Random], Row], int]] = {
   'kills': (breaking.kill, 200),
   'signals': (breaking.signalled, 50),
-  'pairs': (breaking.signalled_pair, 40),
+  'pairs': (breaking.signalled_pair, 30),
   'exits': (breaking.left, 60),
   'full_disks': (breaking.full_disk, 20),
   'corruptions': (breaking.corrupted, 300),

@@ -79,7 +79,7 @@ def test_a_rollback_halves_the_rate_and_is_remembered(poisoned, tmp_path, capsys
   with pytest.raises(log.NotFiniteError):
     train.train_and_evaluate(config, tmp_path / 'run')
   said = capsys.readouterr().out
-  assert said.count('back to the last checkpoint, with 0.5 times the learning rate') == 1
+  assert said.count('where there is none, with 0.5 times the learning rate') == 1
   assert said.count('with 0.25 times the learning rate') == 1
 
 
