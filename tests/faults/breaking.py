@@ -87,7 +87,8 @@ def signalled(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   at_once = twice and newest(workdir) >= before and said.startswith('stopped at once')
   interrupted = status == 130 and said == 'interrupted; the same command continues the run'
   outside = newest(workdir) == before and (status == -which or interrupted)  # before the training, or behind it
-  exits = status == 128 + which and (told or at_once)
+  leaving = twice and told and status == -which  # the second came when all was done; a shell says 128 + which too
+  exits = (status == 128 + which and (told or at_once)) or leaving
   return found | {'ok': whole is None and (exits or outside)}
 
 
