@@ -13,8 +13,8 @@ import numpy as np
 from jaxres import config as config_lib
 from jaxres import distributed, integrity, log, plan, programs, sharding, step, trees
 from jaxres.data import order
-from jaxres.data.files import load_npz
 from jaxres.errors import InputError
+from jaxres.files import load_npz
 from jaxres.state import TrainState
 
 SHOWN_IDS = 8  # of a batch, in one line

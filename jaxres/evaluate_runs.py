@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from jaxres import log, runs, scores
-from jaxres.data.files import file_errors
+from jaxres import files, log, runs, scores
+from jaxres.files import file_errors
 
 ROWS = {  # of the table: where each is in a run's scores
   'top-1': ('top1',),
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
   compared, _ = compare(runs.of_arguments(args), args.split, args.batch_size)
   if args.out:
     with file_errors(pathlib.Path(args.out)):
-      log.write_whole(pathlib.Path(args.out), json.dumps(compared, indent=2, allow_nan=False) + '\n')
+      files.write_whole(pathlib.Path(args.out), json.dumps(compared, indent=2, allow_nan=False) + '\n')
   print_tables(compared)
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from jaxres import attribution, pictures
 from jaxres import predict as predict_lib
 from jaxres.data.augment import normalize
-from jaxres.data.files import file_errors
 from jaxres.errors import InputError, nearest
+from jaxres.files import file_errors
 from jaxres.predict import Predictor
 
 CELLS = 8  # a side: the regions that LIME switches off

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import jaxres
-from jaxres import distributed, metrics, trees
+from jaxres import distributed, files, metrics, trees
 from jaxres.errors import InputError
 
 REFRESH_SECONDS = 0.25
@@ -42,7 +42,7 @@ class RunLog:
     self._rows = (cut_rows(workdir / 'metrics.jsonl', start) if leads else pathlib.Path(os.devnull)).open('a')
     self._events = EventFile(workdir, start) if leads and optional('tensorboardX', 'event files') else None
     self._spike_factor = spike_factor
-    rows = [json.loads(line) for line in read_lines(workdir / 'metrics.jsonl')[-MEDIAN_ROWS:]] if leads else []
+    rows = [json.loads(line) for line in files.read_lines(workdir / 'metrics.jsonl')[-MEDIAN_ROWS:]] if leads else []
     self._losses = collections.deque((row['train/loss'] for row in rows if 'train/loss' in row), MEDIAN_ROWS)
     columns = (
       TextColumn('{task.description}'),
@@ -207,24 +207,8 @@ class Meter:
 
 def cut_rows(path: pathlib.Path, last_step: int) -> pathlib.Path:
   """Drop the rows of ``path`` behind ``last_step``, and a line that a kill left unfinished; return ``path``."""
-  write_whole(path, ''.join(line for line in read_lines(path) if json.loads(line)['step'] <= last_step))
+  files.write_whole(path, ''.join(line for line in files.read_lines(path) if json.loads(line)['step'] <= last_step))
   return path
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-  """Write ``text`` to ``path``, whole or not at all; of several processes the first does."""
-  if not distributed.leads():
-    return
-  partial = path.with_name(f'{path.name}.tmp')
-  partial.write_text(text)
-  os.replace(partial, path)
-
-
-def read_lines(path: pathlib.Path) -> list[str]:
-  """Return the whole lines of ``path``; none where it is missing."""
-  if not path.exists():
-    return []
-  return [line for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')]
 
 
 def one_line(values: Mapping[str, float]) -> str:
@@ -247,7 +231,7 @@ def print_start(
   """Print what runs where, and how many parameters each part has; write all of them to ``parameters.txt``."""
   overview = optional('clu.parameter_overview', 'parameters.txt')
   if overview:
-    write_whole(workdir / 'parameters.txt', overview.get_parameter_overview(params) + '\n')
+    files.write_whole(workdir / 'parameters.txt', overview.get_parameter_overview(params) + '\n')
   table = Table('part', 'arrays', 'parameters')
   for part, tree in sorted(params.items(), key=lambda item: {'stem': 0, 'head': 2}.get(item[0], 1)):
     table.add_row(part, f'{len(jax.tree.leaves(tree))}', f'{trees.count(tree):,}')
@@ -287,7 +271,7 @@ def draw_curves(workdir: pathlib.Path) -> pathlib.Path:
   """Draw loss, top-1 and learning rate over the epochs of ``metrics.jsonl``; return the picture's path."""
   import matplotlib.figure
 
-  rows = [json.loads(line) for line in read_lines(workdir / 'metrics.jsonl')]
+  rows = [json.loads(line) for line in files.read_lines(workdir / 'metrics.jsonl')]
   figure = matplotlib.figure.Figure(figsize=(12, 3.6), layout='constrained')
   for axes, quantity in zip(figure.subplots(1, 3), ('loss', 'top1', 'lr'), strict=True):
     names = dict.fromkeys(name for row in rows for name in row if name.endswith(f'/{quantity}'))

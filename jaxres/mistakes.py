@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxres import evaluate, log, page, pictures, runs, scores
-from jaxres.data.files import file_errors
+from jaxres import evaluate, files, page, pictures, runs, scores
 from jaxres.errors import InputError
+from jaxres.files import file_errors
 
 BLOCK = 1024  # examples whose neighbours are looked for at a time
 
@@ -165,10 +165,10 @@ def run(args: argparse.Namespace) -> None:
   found = find(trained, args.top, args.batch_size)
   if args.json:
     with file_errors(pathlib.Path(args.json)):
-      log.write_whole(pathlib.Path(args.json), json.dumps(found, indent=2, allow_nan=False) + '\n')
+      files.write_whole(pathlib.Path(args.json), json.dumps(found, indent=2, allow_nan=False) + '\n')
   out = pathlib.Path(args.out) if args.out else trained.path / 'errors.html'
   with file_errors(out):
-    log.write_whole(out, make_page(trained, found))
+    files.write_whole(out, make_page(trained, found))
   for split, own in found['labels'].items():
     print(f'{split}: {own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones')
   hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in found['classes'][:3])

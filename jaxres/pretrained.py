@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxres import checkpoint, integrity, models, weights
 from jaxres import config as config_lib
-from jaxres.data.files import complete, file_errors
 from jaxres.errors import InputError
+from jaxres.files import complete, file_errors
 from jaxres.models import ResNet
 from jaxres.weights import published, safetensors
 from jaxres.weights.names import Dialect

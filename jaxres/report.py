@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxres import attribution, data, evaluate, evaluate_runs, log, losses, page, pictures, runs, scores, trees
+from jaxres import attribution, data, evaluate, evaluate_runs, files, log, losses, page, pictures, runs, scores, trees
 from jaxres import config as config_lib
 from jaxres.data.augment import normalize
-from jaxres.data.files import file_errors
+from jaxres.files import file_errors
 from jaxres.models import ResNet
 from jaxres.page import Bar, Cell, Section
 
@@ -110,7 +110,7 @@ def _curves(found: Sequence[runs.Run]) -> Section:
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
   """Return the rows of a run's ``metrics.jsonl``."""
-  return [json.loads(line) for line in log.read_lines(path / 'metrics.jsonl')]
+  return [json.loads(line) for line in files.read_lines(path / 'metrics.jsonl')]
 
 
 def _quality(own: Mapping[str, Any], run: runs.Run) -> list[Section]:
@@ -290,5 +290,5 @@ def run(args: argparse.Namespace) -> None:
   text = make_report(found, args.batch_size)
   with file_errors(out):
     out.parent.mkdir(parents=True, exist_ok=True)
-    log.write_whole(out, text)
+    files.write_whole(out, text)
   print(f'{out}: {len(text.encode()) / 1e6:.2f} MB')

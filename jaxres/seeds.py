@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from jaxres import config as config_lib
-from jaxres import log, train
+from jaxres import files, log, train
 
 CONFIDENCE = 0.95
 
@@ -73,7 +73,7 @@ def series(
   summaries = {name: summarize([metrics[name] for metrics in found]) for name in names}
   content = {name: summary._asdict() for name, summary in summaries.items()}
   if not any(options['train']['dry_run'] for options in configs.values()):
-    log.write_whole(workdir / f'{what}.json', json.dumps(content, indent=2) + '\n')
+    files.write_whole(workdir / f'{what}.json', json.dumps(content, indent=2) + '\n')
   print_summaries(summaries, workdir, what)
   return summaries
 

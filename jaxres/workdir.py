@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 import jaxres
-from jaxres import checkpoint, data, distributed, log
+from jaxres import checkpoint, data, distributed, files
 from jaxres import config as config_lib
 from jaxres.errors import InputError
 
@@ -117,7 +117,7 @@ def open(
   except OSError as error:
     raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
   with checkpoint.open(workdir / 'checkpoints', **options) as manager:
-    log.write_whole(workdir / 'config.json', config_lib.to_json(config))
-    log.write_whole(workdir / 'environment.json', json.dumps(environment(), indent=2) + '\n')
-    log.write_whole(workdir / 'data.json', json.dumps(describe(info), indent=2) + '\n')
+    files.write_whole(workdir / 'config.json', config_lib.to_json(config))
+    files.write_whole(workdir / 'environment.json', json.dumps(environment(), indent=2) + '\n')
+    files.write_whole(workdir / 'data.json', json.dumps(describe(info), indent=2) + '\n')
     yield manager

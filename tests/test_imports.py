@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
   {'errors'},
   {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
+  {'files'},
   {'models', 'data', 'page', 'pictures'},
   {'attribution', 'freezing'},
   {'optim'},

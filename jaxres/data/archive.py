@@ -15,8 +15,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from jaxres.data.files import complete, file_errors
 from jaxres.errors import InputError
+from jaxres.files import complete, file_errors
 
 TIMEOUT_S = 8.0  # for connecting and for each read: with no network it must end within seconds
 SIDE = 32

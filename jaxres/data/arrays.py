@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxres.data import order
-from jaxres.data.files import load_npz
 from jaxres.errors import InputError
+from jaxres.files import load_npz
 
 
 class Arrays(NamedTuple):

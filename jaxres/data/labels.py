@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxres.backend import cache_dir
-from jaxres.data.files import complete, load_npz
 from jaxres.data.notes import say
+from jaxres.files import complete, load_npz
 
 _CHUNK = 256  # records that are read at a time
 

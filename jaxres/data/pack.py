@@ -12,12 +12,12 @@ import numpy as np
 from jaxres.data import decode, folder
 from jaxres.data import tfds as prepared
 from jaxres.data.arrays import Encoded
-from jaxres.data.files import complete, file_errors
 from jaxres.data.images import Images, decode_all, find_bad
 from jaxres.data.notes import say
 from jaxres.data.splits import with_test
 from jaxres.data.write import write
 from jaxres.errors import InputError
+from jaxres.files import complete, file_errors
 
 VERSION = '1.0.0'
 _NAME = re.compile('[a-z][a-z0-9_]*')

@@ -19,10 +19,10 @@ from jaxres.data import archive as archive_lib
 from jaxres.data import pack, tfrecord
 from jaxres.data import tfds as prepared
 from jaxres.data.archive import PUBLISHED, SIDE, Contents, Published, Split
-from jaxres.data.files import complete, file_errors, load_npz
 from jaxres.data.notes import say
 from jaxres.data.write import write
 from jaxres.errors import InputError, nearest
+from jaxres.files import complete, file_errors, load_npz
 
 HOMEPAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
 IMAGE_SIZE = 64  # pixels a side in the printed command, where images differ in size

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxres.data import tfds as prepared
-from jaxres.data.files import file_errors
 from jaxres.errors import InputError
+from jaxres.files import file_errors
 
 _HEAD = struct.Struct('<QI')
 _CRC = struct.Struct('<I')

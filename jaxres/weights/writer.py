@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxres.data.files import complete, file_errors
 from jaxres.errors import InputError
+from jaxres.files import complete, file_errors
 from jaxres.weights import safetensors
 
 PTH = ('.pth', '.pt', '.th')

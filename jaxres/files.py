@@ -1,6 +1,7 @@
 """Files: written whole or not at all, read whatever their damage, the errors of the file system in one line."""
 
 import contextlib
+import os
 import pathlib
 import secrets
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import IO
 
 import numpy as np
 
+from jaxres import distributed
 from jaxres.errors import InputError
 
 
@@ -50,3 +52,19 @@ def file_errors(path: pathlib.Path, verb: str = 'write') -> Iterator[None]:
   except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
     reason = getattr(error, 'strerror', None) or error
     raise InputError(f'cannot {verb} {path}: {reason}') from error
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+  """Write ``text`` to ``path``, whole or not at all; of several processes the first does."""
+  if not distributed.leads():
+    return
+  partial = path.with_name(f'{path.name}.tmp')
+  partial.write_text(text)
+  os.replace(partial, path)
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+  """Return the whole lines of ``path``; none where it is missing."""
+  if not path.exists():
+    return []
+  return [line for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')]
