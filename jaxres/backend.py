@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import jax
@@ -38,8 +39,20 @@ def resolve_dtype(name: str) -> jnp.dtype:
 
 
 def cache_dir(kind: str) -> pathlib.Path:
-  """Return where files that can be made again are kept: ``$XDG_CACHE_HOME/jaxres/KIND``, by default in ``~/.cache``."""
-  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'jaxres' / kind
+  """Return where files that can be made again are kept: ``$XDG_CACHE_HOME/jaxres/KIND``, by default in ``~/.cache``.
+
+  Where there is no home directory it is one for this process alone: what others can write holds no programs.
+  """
+  try:
+    return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'jaxres' / kind
+  except RuntimeError:
+    return pathlib.Path(_cache_of_process().name) / kind
+
+
+@functools.cache
+def _cache_of_process() -> tempfile.TemporaryDirectory[str]:
+  """Return a directory that is deleted when the process ends."""
+  return tempfile.TemporaryDirectory(prefix='jaxres-', ignore_cleanup_errors=True)
 
 
 _deterministic = False  # of the process, as the cache directory is

@@ -99,7 +99,7 @@ def replay(path: pathlib.Path) -> tuple[Found, Found, np.ndarray]:
   Raises:
     InputError: the file, or the data of its config, cannot be used.
   """
-  if not path.is_file():
+  if not path.exists():
     raise InputError(f'--replay: no such file: {path}; a run that stops at a step that is not finite writes one')
   try:
     content = load_npz(path)

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from jaxres.errors import InputError, nearest
+from jaxres.paths import MAX_TEXT_BYTES, check_regular, user_path
 
 SECTIONS = {
   'model': ('models/__init__.py', 'create'),
@@ -160,11 +161,17 @@ def check_path(path: str) -> None:
 
 
 def _check_file(name: str) -> None:
-  path = pathlib.Path(name.partition(':')[0])
-  if not path.is_file():
+  path = user_path(name.partition(':')[0], '--config')
+  if not path.exists():
     siblings = path.parent.glob('*.py') if path.parent.is_dir() else []
     known = nearest(path.name, [p.name for p in siblings])
     raise InputError(f'--config: no such file: {path}{known or "; give the path of a config, see configs/"}')
+  try:
+    size = check_regular(path, MAX_TEXT_BYTES)
+  except OSError as error:
+    raise InputError(f'--config: {path}: {error.strerror}') from None
+  if not size:
+    raise InputError(f'--config: {path}: the file is empty; expected get_config(), see configs/')
 
 
 @functools.cache

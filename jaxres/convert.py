@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jaxres import pretrained, weights
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
+from jaxres.paths import output_path, user_path
 from jaxres.pretrained import Pretrained
 from jaxres.weights.parity import torch_activations
 from jaxres.weights.writer import SUFFIXES
@@ -61,7 +62,7 @@ def report(found: Pretrained) -> bool:
   state_dict = found.state_dict()
   print('torch is not installed: names, shapes and a checksum only')
   for name, value in state_dict.items():
-    print(f'  {name} {list(value.shape)}')
+    print(printable(f'  {name} {list(value.shape)}'))
   print(f'sha256 of names, shapes and values: {weights.digest(state_dict)}')
   return True
 
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Convert, say what was found, and return 1 where the parity report is bad."""
-  target = pathlib.Path(args.target).expanduser()
+  target = user_path(args.target)
   to_file = target.suffix in SUFFIXES
   _check_target(target, to_file)
   found = pretrained.read(args.source, args.step, args.skip)
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     weights.write(target, found.state_dict())
   else:
     pretrained.write(target, found)
-  print(f'{target}: from {found.origin}')
+  print(printable(f'{target}: from {found.origin}'))
   return 0 if well else 1
 
 
@@ -105,8 +106,8 @@ def _check_target(target: pathlib.Path, to_file: bool) -> None:
   if target.suffix and not (to_file or target.exists()):
     expected = f'a name that ends in {", ".join(SUFFIXES)}, or a directory (make it first where its name has a dot)'
     raise InputError(f'{target}: cannot write {target.suffix} files; expected {expected}')
-  if to_file and target.is_dir():
-    raise InputError(f'{target}: a directory; expected a file to write')
+  if to_file:
+    output_path(target, 'TARGET')
   if not to_file and (target.is_file() or (target / 'config.json').exists()):
     found = 'a file' if target.is_file() else 'the workdir of a run'
     raise InputError(f'{target}: {found}; expected a directory to write to, or a file ending in {", ".join(SUFFIXES)}')

@@ -4,7 +4,8 @@ import argparse
 import pathlib
 
 from jaxres import integrity
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
+from jaxres.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Print the digest of a checkpoint, which is read whole and compared with what was saved."""
-  step, saved = load(pathlib.Path(args.workdir).expanduser(), args.step)
+  step, saved = load(user_path(args.workdir), args.step)
   if args.leaves:
-    print('\n'.join(f'{digest}  {name}' for name, digest in saved.digests.items()))
+    print('\n'.join(f'{digest}  {printable(name)}' for name, digest in saved.digests.items()))
     print(f'{integrity.json_digest(integrity.without_speeds(saved.progress))}  progress')
   verified = 'verified' if saved.verified else 'not verified: an older jaxres saved it'
   print(

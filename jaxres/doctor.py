@@ -18,10 +18,12 @@ import jax.extend
 import jaxlib.version
 import numpy as np
 from rich.table import Column, Table
+from rich.text import Text
 
 from jaxres import backend, badstep, data, integrity, log, plan, programs
 from jaxres import config as config_lib
 from jaxres.errors import InputError
+from jaxres.paths import user_path
 
 SHOWN_IDS = 8  # of a bad batch
 LEAST_FREE_BYTES = 1 << 30  # of a disk, before it is warned of
@@ -53,12 +55,12 @@ def run(args: argparse.Namespace) -> int:
   if args.config:
     checks += guarded('config', lambda: configured(args.config, args.overrides))
   if args.workdir:
-    checks += guarded('run', lambda: workdir(pathlib.Path(args.workdir).expanduser()))
+    checks += guarded('run', lambda: workdir(user_path(args.workdir, '--workdir')))
   if args.replay:
-    checks += guarded('replay', lambda: replayed(pathlib.Path(args.replay).expanduser()))
+    checks += guarded('replay', lambda: replayed(user_path(args.replay, '--replay')))
   table = Table('what', 'verdict', Column('found', overflow='fold'))  # whole paths
   for subject, verdict, finding in checks:
-    table.add_row(subject, f'[{COLORS[verdict]}]{verdict}[/]', finding.replace('[', r'\['))
+    table.add_row(subject, Text(verdict, COLORS[verdict]), finding)
   log.console.print(table)
   counts = collections.Counter(str(check.verdict) for check in checks)
   plural = lambda verdict: verdict if verdict == 'ok' or counts[verdict] == 1 else f'{verdict}s'

@@ -2,9 +2,17 @@
 
 import contextlib
 import difflib
+import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
+
+_NEWLINES = re.compile(r'\s*[\r\n]\s*')
+_ACTIVE = ('Cc', 'Cs', 'Zl', 'Zp')  # Unicode's controls, surrogates, separators of lines and of paragraphs
+_BIDIRECTIONAL = ('LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI')
+_MARKS = '\u061c\u200e\u200f\ufeff'  # that turn what is beside them around, or show nothing
+_SHORT = {'\n': r'\n', '\r': r'\r', '\t': r'\t'}
 
 
 class InputError(ValueError):
@@ -26,6 +34,37 @@ def nearest(word: object, known: Iterable[object]) -> str:
   if close:
     return f'; did you mean {close[0]!r}?'
   return f'; known: {", ".join(options)}' if options else ''
+
+
+def printable(text: object, keep: str = '') -> str:
+  r"""Return ``text`` so that showing it does nothing else: what acts on a terminal or a page is escaped as Python does.
+
+  These are control characters, with ESC, and what changes the direction of writing; bytes of a file's name that are
+  not UTF-8, which Python has as lone surrogates, become ``\xe9``. All else is as it was, a backslash too.
+
+  Args:
+    text: of any kind, such as a path.
+    keep: characters that are left as they are.
+  """
+  text = str(text)
+  if text.isascii() and text.isprintable():
+    return text
+  return ''.join(c if c in keep or not _acts(c) else _escape(c) for c in text)
+
+
+def _acts(character: str) -> bool:
+  if character in _MARKS or unicodedata.category(character) in _ACTIVE:
+    return True
+  return unicodedata.bidirectional(character) in _BIDIRECTIONAL
+
+
+def _escape(character: str) -> str:
+  code = ord(character)
+  if character in _SHORT:
+    return _SHORT[character]
+  if 0xDC80 <= code <= 0xDCFF:  # a byte of a name, by PEP 383
+    code -= 0xDC00
+  return f'\\x{code:02x}' if code < 0x100 else f'\\u{code:04x}'
 
 
 @contextlib.contextmanager
@@ -50,5 +89,5 @@ def one_line(*, debug: bool = False, interrupted: str = 'interrupted') -> Iterat
 
 def exit_with(message: str, status: int, prefix: str = 'error: ') -> NoReturn:
   """Print ``message`` as one line on standard error and exit."""
-  print(prefix + ' '.join(message.split()), file=sys.stderr)
+  print(prefix + printable(_NEWLINES.sub(' ', message.strip())), file=sys.stderr)
   raise SystemExit(status)

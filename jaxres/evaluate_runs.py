@@ -2,14 +2,14 @@
 
 import argparse
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from jaxres import files, log, runs, scores
 from jaxres.files import file_errors
+from jaxres.paths import output_path
 
 ROWS = {  # of the table: where each is in a run's scores
   'top-1': ('top1',),
@@ -119,10 +119,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Print the tables, and write the JSON."""
+  out = output_path(args.out, '--out') if args.out else None
   compared, _ = compare(runs.of_arguments(args), args.split, args.batch_size)
-  if args.out:
-    with file_errors(pathlib.Path(args.out)):
-      files.write_whole(pathlib.Path(args.out), json.dumps(compared, indent=2, allow_nan=False) + '\n')
+  if out:
+    with file_errors(out):
+      files.write_whole(out, json.dumps(compared, indent=2, allow_nan=False) + '\n')
   print_tables(compared)
 
 
@@ -130,7 +131,11 @@ def print_tables(compared: Mapping[str, Any]) -> None:
   """Print the scores, those of each class where there is one run, and how runs differ."""
   own = columns(compared)
   count = next(iter(own.values()))['examples']
-  table = Table('', *own, title=f'{count:,} {compared["split"]} examples, 95 % bootstrap intervals')
+  table = Table(
+    '',
+    *(Column(name, overflow='fold') for name in own),
+    title=f'{count:,} {compared["split"]} examples, 95 % bootstrap intervals',
+  )
   for row in rows(compared):
     table.add_row(*row)
   for name, each in compared['runs'].items():
@@ -147,7 +152,9 @@ def print_tables(compared: Mapping[str, Any]) -> None:
 def print_classes(own: Mapping[str, Any]) -> None:
   """Print the scores of each class, and the commonest confusions."""
   names = ('precision', 'recall', 'f1', 'roc_auc', 'average_precision')
-  table = Table('class', 'examples', 'precision', 'recall', 'F1', 'ROC-AUC', 'average precision')
+  table = Table(
+    Column('class', overflow='fold'), 'examples', 'precision', 'recall', 'F1', 'ROC-AUC', 'average precision'
+  )
   for row in own['classes']:
     table.add_row(row['name'], f'{row["examples"]:,}', *(show('', row[name]) for name in names))
   log.console.print(table)

@@ -16,8 +16,9 @@ from PIL import Image
 from jaxres import attribution, pictures
 from jaxres import predict as predict_lib
 from jaxres.data.augment import normalize
-from jaxres.errors import InputError, nearest
+from jaxres.errors import InputError, nearest, printable
 from jaxres.files import file_errors
+from jaxres.paths import output_path
 from jaxres.predict import Predictor
 
 CELLS = 8  # a side: the regions that LIME switches off
@@ -169,6 +170,7 @@ def run(args: argparse.Namespace) -> int:
     raise InputError(f'--batch_size: expected 1 or more, found {args.batch_size}')
   methods = check_methods(args.methods)
   out = pictures.check_path('--out', args.out)
+  maps = output_path(args.maps, '--maps') if args.maps else None
   paths = predict_lib.find(args.images)
   predictor = predict_lib.load(args.source, args.step, args.class_names, args.image_size)
   names = predictor.class_names
@@ -179,19 +181,23 @@ def run(args: argparse.Namespace) -> int:
   found = []
   for one in explain(predictor, paths, methods, klass, args.batch_size):
     if one.problem:
-      print(f'error: {one.path}: {one.problem}', file=sys.stderr)
+      print(printable(f'error: {one.path}: {one.problem}'), file=sys.stderr)
       continue
     error = '' if one.incompleteness is None else f', integrated gradients complete to {one.incompleteness:.2%}'
-    print(f'{one.path}: {names[one.klass]} {one.probability:.2%}{error}')
+    print(printable(f'{one.path}: {names[one.klass]} {one.probability:.2%}{error}'))
     found.append(one)
   if found:
-    write(found, methods, names, out, args.maps)
-    print(f'{out}: {len(found)} of {len(paths)} images, beside each its maps')
+    write(found, methods, names, out, maps)
+    print(f'{printable(out)}: {len(found)} of {len(paths)} images, beside each its maps')
   return 0 if len(found) == len(paths) else 2
 
 
 def write(
-  found: Sequence[Explanation], methods: Sequence[str], names: Sequence[str], out: pathlib.Path, maps: str | None
+  found: Sequence[Explanation],
+  methods: Sequence[str],
+  names: Sequence[str],
+  out: pathlib.Path,
+  maps: pathlib.Path | None,
 ) -> None:
   """Write the picture and, where ``maps`` names a file, the maps ``[images, H, W]`` by method."""
   with file_errors(out):
@@ -199,5 +205,5 @@ def write(
     draw(found, methods, names).save(out)
   if maps:
     arrays: dict[str, Any] = {method: np.stack([one.maps[method] for one in found]) for method in methods}
-    with file_errors(pathlib.Path(maps)):
+    with file_errors(maps):
       np.savez(maps, path=np.array([str(one.path) for one in found]), klass=[one.klass for one in found], **arrays)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxres import distributed
 from jaxres.errors import InputError
+from jaxres.paths import open_regular
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def load_npz(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:
       memory that a header asks for, of a dozen kinds.
   """
   try:
-    with path.open('rb') as raw, np.load(raw, allow_pickle=False) as file:  # np.load(path) leaks a damaged file
+    with open_regular(path) as raw, np.load(raw, allow_pickle=False) as file:  # np.load(path) leaks a damaged file
       return {name: file[name] for name in names or file.files}
   except Exception as error:
     objects = 'it holds Python objects, or is another kind of file'
@@ -59,7 +60,7 @@ def write_whole(path: pathlib.Path, text: str) -> None:
   if not distributed.leads():
     return
   partial = path.with_name(f'{path.name}.tmp')
-  partial.write_text(text)
+  partial.write_text(text, encoding='utf-8')
   os.replace(partial, path)
 
 

@@ -15,15 +15,31 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 import jaxres
 from jaxres import distributed, files, metrics, trees
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
 
 REFRESH_SECONDS = 0.25
 MEDIAN_ROWS, LEAST_ROWS = 21, 5  # of the log, that a loss is compared with
 
-console = Console(highlight=False, soft_wrap=True)
+
+class PlainConsole(Console):
+  """rich's console, to which a string is text: no markup, emoji or control characters; a style is given as ``Text``.
+
+  Names of classes, runs and files come to it in strings of all kinds, cells and titles of tables too.
+  """
+
+  def __init__(self, **options: Any):
+    super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
+
+  def render_str(self, text: str, **options: Any) -> Text:
+    """Return what shows ``text``; rich calls this for every string that it is given."""
+    return super().render_str(printable(text), **options)
+
+
+console = PlainConsole()
 
 
 class RunLog:
@@ -45,10 +61,10 @@ class RunLog:
     rows = [json.loads(line) for line in files.read_lines(workdir / 'metrics.jsonl')[-MEDIAN_ROWS:]] if leads else []
     self._losses = collections.deque((row['train/loss'] for row in rows if 'train/loss' in row), MEDIAN_ROWS)
     columns = (
-      TextColumn('{task.description}'),
+      TextColumn('{task.description}', markup=False),
       BarColumn(bar_width=None),
       MofNCompleteColumn(),
-      TextColumn('{task.fields[shown]}'),
+      TextColumn('{task.fields[shown]}', markup=False),
       TimeRemainingColumn(),
     )
     self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
@@ -105,7 +121,7 @@ class EventFile:
     from tensorboardX.proto import event_pb2
 
     self._event, self._scalar = event_pb2.Event, summary.scalar
-    self._file = event_file_writer.EventsWriter(str(workdir / 'events'))
+    self._file = event_file_writer.EventsWriter(str(workdir.absolute() / 'events'))  # or s3:x is a place of Amazon's
     if start:
       began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       self._file.write_event(self._event(step=start + 1, session_log=began))

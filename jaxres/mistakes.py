@@ -2,15 +2,15 @@
 
 import argparse
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxres import evaluate, files, page, pictures, runs, scores
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
 from jaxres.files import file_errors
+from jaxres.paths import output_path
 
 BLOCK = 1024  # examples whose neighbours are looked for at a time
 
@@ -161,21 +161,24 @@ def run(args: argparse.Namespace) -> None:
   """Write the page and the JSON, and print what was found."""
   if args.top < 1:
     raise InputError(f'--top: expected 1 or more, found {args.top}')
+  out, as_json = (
+    output_path(given, flag) if given else None for given, flag in ((args.out, '--out'), (args.json, '--json'))
+  )
   (trained,) = runs.of_arguments(args)
   found = find(trained, args.top, args.batch_size)
-  if args.json:
-    with file_errors(pathlib.Path(args.json)):
-      files.write_whole(pathlib.Path(args.json), json.dumps(found, indent=2, allow_nan=False) + '\n')
-  out = pathlib.Path(args.out) if args.out else trained.path / 'errors.html'
+  if as_json:
+    with file_errors(as_json):
+      files.write_whole(as_json, json.dumps(found, indent=2, allow_nan=False) + '\n')
+  out = out or trained.path / 'errors.html'
   with file_errors(out):
     files.write_whole(out, make_page(trained, found))
   for split, own in found['labels'].items():
     print(f'{split}: {own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones')
   hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in found['classes'][:3])
-  print(f'hardest classes, by recall on the test split: {hardest}')
+  print(printable(f'hardest classes, by recall on the test split: {hardest}'))
   for row in found['pairs'][:3]:
-    print(f'{row["class"]} taken for {row["predicted"]}: {row["examples"]:,}')
-  print(f'{len(found["duplicates"])} pairs across splits that look most alike, and all thumbnails: {out}')
+    print(printable(f'{row["class"]} taken for {row["predicted"]}: {row["examples"]:,}'))
+  print(f'{len(found["duplicates"])} pairs across splits that look most alike, and all thumbnails: {printable(out)}')
 
 
 def make_page(trained: runs.Run, found: Mapping[str, Any]) -> str:

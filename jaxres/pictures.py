@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
+from jaxres.paths import output_path
 
 CELL = 64  # pixels, at least, of an image in a grid
 GAP = 2  # white pixels between two images
@@ -47,17 +48,17 @@ def titled(grid: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Ima
   whole = Image.new('RGB', (width, TITLE + len(strips) * (TITLE + height)), 'white')
   pen, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
   for at, name in enumerate(columns):
-    pen.text(((at + 0.5) * width / len(columns), TITLE / 2), name, 'black', font, anchor='mm')
+    pen.text(((at + 0.5) * width / len(columns), TITLE / 2), printable(name), 'black', font, anchor='mm')
   for at, (title, strip) in enumerate(zip(rows, strips, strict=True)):
     top = TITLE + at * (TITLE + height)
-    pen.text((2 * GAP, top + TITLE / 2), title, 'black', font, anchor='lm')
+    pen.text((2 * GAP, top + TITLE / 2), printable(title), 'black', font, anchor='lm')
     whole.paste(strip, (0, top + TITLE))
   return whole
 
 
 def check_path(flag: str, path: str) -> pathlib.Path:
   """Return ``path``, which ``flag`` names, if a picture can be written of that kind; else raise InputError."""
-  found = pathlib.Path(path).expanduser()
+  found = output_path(path, flag)
   if Image.registered_extensions().get(found.suffix.lower()) not in Image.SAVE:
     raise InputError(f'{flag} {path}: expected a picture, such as grid.png')
   return found

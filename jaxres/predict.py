@@ -15,7 +15,8 @@ from jaxres import config as config_lib
 from jaxres import data, models, pretrained
 from jaxres.data import decode, folder
 from jaxres.data.augment import normalize
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
+from jaxres.paths import read_regular, user_path
 
 IMAGE_SIZE, CENTER_CROP = 224, 0.875  # of weights that come alone: torchvision's evaluation, 224 of 256
 SMALL = 32  # pixels a side of weights that come alone with a stem for small images: CIFAR's, not cropped
@@ -61,7 +62,7 @@ def load(source: str, step: str = 'best', class_names: str | None = None, image_
   names = names or tuple(map(str, range(found.options['num_classes'])))
   if image_size is not None and image_size < 1:
     raise InputError(f'--image_size: expected pixels, 1 or more, found {image_size}')
-  run = pathlib.Path(source.removeprefix('jaxres:')).expanduser()
+  run = user_path(source.removeprefix('jaxres:'))
   if not (run / 'config.json').is_file() or (run / 'model.json').is_file():
     model = found.model()
     is_large = model.stem_type in ('imagenet', 'deep')
@@ -99,7 +100,7 @@ def find(words: Iterable[str]) -> list[pathlib.Path]:
   """
   found: list[pathlib.Path] = []
   for word in words:
-    path = pathlib.Path(word).expanduser()
+    path = user_path(word)
     inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in folder.SUFFIXES and p.is_file())
     if path.is_dir() and not inside:
       raise InputError(f'{word}: no images there: expected files that end in {", ".join(folder.SUFFIXES)}')
@@ -152,7 +153,7 @@ def read(path: pathlib.Path, predictor: Predictor) -> np.ndarray:
     BadImageError: it is no image.
   """
   height, _, channels = predictor.image_shape
-  pixels = decode.whole(path.read_bytes(), height, predictor.center_crop)
+  pixels = decode.whole(read_regular(path, decode.MAX_FILE_BYTES), height, predictor.center_crop)
   return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert('L'))[..., None]
 
 
@@ -180,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
   status = 0
   for path, logits, problem in predict(predictor, paths, args.batch_size):
     if logits is None:
-      print(f'error: {path}: {problem}', file=sys.stderr)
+      print(printable(f'error: {path}: {problem}'), file=sys.stderr)
       status = 2
       continue
     probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
@@ -189,5 +190,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
       print(json.dumps({'image': str(path), 'top': [{'class': name, 'probability': p} for name, p in rows]}))
     else:
-      print('\n'.join([str(path), *(f'  {p:8.2%}  {name}' for name, p in rows)]))
+      print('\n'.join([printable(path), *(f'  {p:8.2%}  {printable(name)}' for name, p in rows)]))
   return status

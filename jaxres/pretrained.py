@@ -15,6 +15,7 @@ from jaxres import config as config_lib
 from jaxres.errors import InputError
 from jaxres.files import complete, file_errors
 from jaxres.models import ResNet
+from jaxres.paths import MAX_TEXT_BYTES, open_regular, read_regular, user_path
 from jaxres.weights import published, safetensors
 from jaxres.weights.names import Dialect
 
@@ -67,7 +68,7 @@ def read(source: str, step: str = 'latest', skip: Sequence[str] = ()) -> Pretrai
     InputError: there is nothing there, or nothing that can be read.
   """
   kind, place = _parse(source)
-  directory = pathlib.Path(place).expanduser()
+  directory = user_path(place)
   is_written = (directory / 'model.json').is_file()
   if step not in ('latest', 'best') and (kind == 'torchvision' or is_written):
     raise InputError(f'{place}: it is no run, and has no step {step}; leave the step out')
@@ -194,7 +195,7 @@ def read_class_names(path: str, found: Pretrained) -> tuple[str, ...]:
     InputError: it cannot be read, or has not as many as ``found`` has classes.
   """
   try:
-    names = tuple(pathlib.Path(path).read_text(encoding='utf-8-sig').split('\n'))
+    names = tuple(read_regular(user_path(path, '--class_names'), MAX_TEXT_BYTES).decode('utf-8-sig').split('\n'))
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise InputError(f'--class_names {path}: cannot be read: {reason}') from None
@@ -212,7 +213,7 @@ def write(directory: str | pathlib.Path, found: Pretrained) -> None:
   Raises:
     InputError: they cannot be written.
   """
-  directory = pathlib.Path(directory).expanduser()
+  directory = user_path(directory)
   tensors = {
     path: np.asarray(value) for path, value in flax.traverse_util.flatten_dict(found.variables, sep='/').items()
   }
@@ -239,12 +240,12 @@ def _parse(source: str) -> tuple[str, str]:
   kind, colon, place = source.partition(':')
   if colon and kind in SOURCES:
     return kind, place
-  return ('jaxres' if pathlib.Path(source).expanduser().is_dir() else 'torchvision'), source
+  return ('jaxres' if user_path(source).is_dir() else 'torchvision'), source
 
 
 def _file(place: str) -> pathlib.Path:
   """Return the path of a file, or of the published weights of that name."""
-  path = pathlib.Path(place).expanduser()
+  path = user_path(place)
   is_name = place in published.DIGITS or not (path.exists() or path.suffix or '/' in place)
   return published.find(place) if is_name else path
 
@@ -262,7 +263,8 @@ def _read_written(directory: pathlib.Path) -> Pretrained:
   path, described = directory / 'weights.safetensors', directory / 'model.json'
   try:
     given = json.loads(described.read_text())
-    data = path.read_bytes()
+    with open_regular(path) as file:
+      data = file.read()
   except (OSError, ValueError) as error:
     raise InputError(f'{directory}: cannot be read: {error}') from None
   if isinstance(given, dict) and given.get('format', FORMAT) != FORMAT:

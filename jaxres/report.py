@@ -17,9 +17,11 @@ import numpy as np
 from jaxres import attribution, data, evaluate, evaluate_runs, files, log, losses, page, pictures, runs, scores, trees
 from jaxres import config as config_lib
 from jaxres.data.augment import normalize
+from jaxres.errors import printable
 from jaxres.files import file_errors
 from jaxres.models import ResNet
 from jaxres.page import Bar, Cell, Section
+from jaxres.paths import output_path
 
 CURVES = {'loss': 'Loss', 'top1': 'Top-1', 'lr': 'Learning rate', 'images_per_s': 'Images per second'}
 HEADLINE = ('top-1', 'top-5', 'loss', 'F1, macro', 'ROC-AUC, one vs rest', 'calibration error (ECE)')
@@ -285,10 +287,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Write the page, and say where it is."""
+  out = output_path(args.out, '--out') if args.out else None
   found = runs.of_arguments(args)
-  out = pathlib.Path(args.out) if args.out else found[0].path / 'report.html'
+  out = out or found[0].path / 'report.html'
   text = make_report(found, args.batch_size)
   with file_errors(out):
     out.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(out, text)
-  print(f'{out}: {len(text.encode()) / 1e6:.2f} MB')
+  print(f'{printable(out)}: {len(text.encode()) / 1e6:.2f} MB')

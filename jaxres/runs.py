@@ -14,6 +14,7 @@ from jaxres import config as config_lib
 from jaxres import data, evaluate, models, pretrained, sharding, workdir
 from jaxres.backend import keep_freed_memory, keep_programs, memory_explained
 from jaxres.errors import InputError
+from jaxres.paths import user_path
 
 SPLITS = ('train', 'val', 'test')
 
@@ -63,7 +64,7 @@ def read(
   """
   keep_freed_memory()
   keep_programs()
-  directories = [pathlib.Path(path).expanduser() for path in paths]
+  directories = [user_path(path) for path in paths]
   names = [path.absolute().name for path in directories]
   if len(set(map(pathlib.Path.absolute, directories))) < len(paths):
     raise InputError(f'a run is named twice: {" ".join(paths)}')

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jaxres import config as config_lib
 from jaxres import files, log, train
+from jaxres.paths import user_path
 
 CONFIDENCE = 0.95
 
@@ -67,7 +68,7 @@ def series(
   Raises:
     InputError: as ``train.train_and_evaluate``.
   """
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = user_path(workdir, '--workdir')
   found = [train.train_and_evaluate(options, workdir / name) for name, options in configs.items()]
   names = [name for name in found[0] if all(name in metrics for metrics in found)]
   summaries = {name: summarize([metrics[name] for metrics in found]) for name in names}

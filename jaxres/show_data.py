@@ -9,7 +9,7 @@ import numpy as np
 from jaxres import config as config_lib
 from jaxres import data
 from jaxres.data import augment as augment_lib
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
 from jaxres.pictures import check_path, make_picture
 from jaxres.step import step_key
 
@@ -59,4 +59,4 @@ def run(args: argparse.Namespace) -> None:
     make_picture(grid).save(out)
   except OSError as error:
     raise InputError(f'--out: {out} cannot be written: {error.strerror or error}') from None
-  print(f'{out}: {len(grid)} training images, the originals on the left, then steps 0 to {args.draws - 1}')
+  print(f'{printable(out)}: {len(grid)} training images, the originals on the left, then steps 0 to {args.draws - 1}')

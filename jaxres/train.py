@@ -17,6 +17,7 @@ from jaxres import weights as weights_lib
 from jaxres import workdir as workdir_lib
 from jaxres.backend import be_deterministic, keep_freed_memory, keep_programs, memory_explained
 from jaxres.errors import InputError
+from jaxres.paths import user_path
 from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, grouped, make_plan, watched
 from jaxres.programs import Parts, Programs, less_memory, make_parts, make_programs
 from jaxres.recalibrate import recalibrated
@@ -50,7 +51,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   config = config_lib.complete(config)
   options = config_lib.to_dict(config)
   be_deterministic(options['train']['deterministic'])
-  workdir = workdir_lib.check_config(pathlib.Path(workdir).expanduser(), config)
+  workdir = workdir_lib.check_config(user_path(workdir, '--workdir'), config)
   checkpoint.check(**options['checkpoint'])
   parts = make_parts(options)
   workdir_lib.check_data(workdir, parts.dataset.info)
@@ -259,7 +260,8 @@ def with_rollbacks(attempt: Callable[[int], Progress], most: int) -> Progress:
       if rollbacks > most:
         raise
       again = f'again from the last checkpoint, or the beginning where there is none, with {SLOWER**rollbacks:g} times'
-      log.console.print(f'{error}\n{again} the learning rate; the step is compiled anew')
+      log.console.print(str(error))
+      log.console.print(f'{again} the learning rate; the step is compiled anew')
 
 
 def restore_or_init(

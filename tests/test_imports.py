@@ -12,6 +12,7 @@ import jaxres
 PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
   {'errors'},
+  {'paths'},
   {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
   {'files'},
   {'models', 'data', 'page', 'pictures'},

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxres.errors import InputError
 from jaxres.files import complete, file_errors
+from jaxres.paths import open_regular, user_path
 
 TIMEOUT_S = 8.0  # for connecting and for each read: with no network it must end within seconds
 SIDE = 32
@@ -80,8 +81,8 @@ class Contents(NamedTuple):
 def find(published: Published, root: pathlib.Path, given: str | None) -> pathlib.Path:
   """Return the path of an archive with the published SHA-256, downloaded where none is given."""
   if given:
-    path = pathlib.Path(given).expanduser()
-    if not path.is_file():
+    path = user_path(given, '--archive')
+    if not path.exists():
       raise InputError(f'--archive {given}: no such file')
     found = sha256_of(path)
     if found != published.sha256:
@@ -95,7 +96,7 @@ def find(published: Published, root: pathlib.Path, given: str | None) -> pathlib
 
 def sha256_of(path: pathlib.Path) -> str:
   """Return the SHA-256 of a file."""
-  with file_errors(path, 'read'), path.open('rb') as file:
+  with file_errors(path, 'read'), open_regular(path) as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 

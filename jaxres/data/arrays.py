@@ -10,6 +10,7 @@ import numpy as np
 from jaxres.data import order
 from jaxres.errors import InputError
 from jaxres.files import load_npz
+from jaxres.paths import user_path
 
 
 class Arrays(NamedTuple):
@@ -87,10 +88,10 @@ def read_npz(path: str | None) -> Source:
   """
   if not path:
     raise InputError("data.path: data.name='arrays' reads an .npz file; give its path")
-  path = os.path.expanduser(path)
+  path = str(user_path(path, 'data.path'))
   if os.path.isdir(path):
     raise InputError(f'data.path: {path} is a folder; expected an .npz file, or set data.name=folder')
-  if not os.path.isfile(path):
+  if not os.path.exists(path):
     raise InputError(f'data.path: no such file: {path}')
   try:
     content = load_npz(pathlib.Path(path))

@@ -10,7 +10,9 @@ import contextlib
 import functools
 import io
 import math
+import re
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,8 @@ import numpy as np
 from PIL import Image
 
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, width over height
+MAX_PIXELS = 89_478_485  # of an image: a quarter of a GiB at three bytes each, beyond which Pillow warns of a bomb
+MAX_FILE_BYTES = 1 << 30  # of an image
 _JPEG = ('JPEG', 'MPO')  # MPO: a photograph and its preview
 _STORED = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')  # the modes that ``storable`` leaves as they are
 _PNG_DEPTH = 24  # the byte of a PNG with its bits a channel
@@ -25,11 +29,20 @@ _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder offers for less work than the who
 
 _local = threading.local()
 
+# An image beyond the limit is refused in one line, by ``_check_size``; Pillow would print two of its own before.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 class BadImageError(ValueError):
   """An image that cannot be decoded; the message is the reason."""
+
+
+def check_size(width: int, height: int) -> None:
+  """Raise BadImageError where an image has more than ``MAX_PIXELS``."""
+  if width * height > MAX_PIXELS:
+    raise BadImageError(f'it has {width:,} x {height:,} pixels; expected at most {MAX_PIXELS:,}: make it smaller')
 
 
 def whole(data: bytes, size: int | None, keep: float = 1.0) -> np.ndarray:
@@ -153,6 +166,7 @@ def _cropped_fast(data: bytes, size: int, scale: Sequence[float], draws: Iterabl
   height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
   if colorspace in ('CMYK', 'YCCK'):
     raise ValueError(colorspace)
+  check_size(width, height)
   box = crop_box(width, height, scale, draws)
   n = _reduction(box[2] - box[0], box[3] - box[1], size)
   high, wide = -(-height // n), -(-width // n)
@@ -209,7 +223,12 @@ def _sample(image: Image.Image, size: int, box: Sequence[float]) -> Image.Image:
 
 
 def _open(data: bytes) -> Image.Image:
-  image: Image.Image = Image.open(io.BytesIO(data))
+  try:
+    image: Image.Image = Image.open(io.BytesIO(data))
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # it has no size to ask for then
+    pixels = int((re.findall(r'\d+', str(error)) or [0])[0])
+    raise BadImageError(f'it has {pixels:,} pixels; expected at most {MAX_PIXELS:,}: make it smaller') from None
+  check_size(image.width, image.height)
   if image.format not in _JPEG and getattr(image, 'is_animated', False):
     raise BadImageError(f'it is an animation of {getattr(image, "n_frames", 0)} frames; expected one image')
   return image

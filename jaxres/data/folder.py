@@ -1,6 +1,7 @@
 """Image files: a folder with one sub-folder per class, or a CSV of paths and labels."""
 
 import csv
+import io
 import os
 import pathlib
 import re
@@ -8,14 +9,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxres.data import decode
 from jaxres.data.arrays import Encoded, Source
 from jaxres.data.notes import say
 from jaxres.data.splits import with_test
 from jaxres.errors import InputError, nearest
+from jaxres.paths import open_regular, read_regular, user_path
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif')
 SPLITS = ('train', 'val', 'test')
 COLUMNS = ('path', 'label', 'split')
+MAX_CSV_BYTES = 2 << 30
 
 
 def read_folder(path: str | None, seed: int) -> Source:
@@ -108,10 +112,10 @@ def read_csv(path: str | None, seed: int) -> Source:
 def _existing(path: str | None, name: str, what: str) -> pathlib.Path:
   if not path:
     raise InputError(f'data.path: data.name={name!r} reads {what}; give its path')
-  found = pathlib.Path(path).expanduser()
+  found = user_path(path, 'data.path')
   if name != 'folder' and found.is_dir():
     raise InputError(f'data.path: {path} is a folder; expected {what}, or set data.name=folder')
-  if not (found.is_dir() if name == 'folder' else found.is_file()):
+  if not (found.is_dir() if name == 'folder' else found.exists()):
     raise InputError(f'data.path: no such {"folder" if name == "folder" else "file"}: {path}; expected {what}')
   return found
 
@@ -156,8 +160,7 @@ def _holds_files(folder: pathlib.Path) -> bool:
 
 def _files(paths: Sequence[str], labels: Sequence[int]) -> Encoded:
   def read(index: int) -> bytes:
-    with open(paths[index], 'rb', buffering=0) as file:
-      return file.read()
+    return read_regular(paths[index], decode.MAX_FILE_BYTES)
 
   return Encoded(np.array(labels, np.int32), np.arange(len(paths)), paths.__getitem__, read)
 
@@ -165,12 +168,15 @@ def _files(paths: Sequence[str], labels: Sequence[int]) -> Encoded:
 def _rows(file: pathlib.Path) -> list[tuple[int, str, str, str]]:
   """Return line number, path of the image, label and split of every row, checked."""
   try:
-    with file.open(encoding='utf-8-sig', newline='') as stream:
+    # A name that is not UTF-8 is a name: what lies on the disk is found by its bytes.
+    with io.TextIOWrapper(open_regular(file, MAX_CSV_BYTES), 'utf-8-sig', 'surrogateescape', newline='') as stream:
       reader = csv.DictReader(stream, strict=True)
       reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
       rows = [(reader.line_num, row) for row in reader]
   except (OSError, ValueError, csv.Error) as error:
-    raise InputError(f'{file}: not a readable CSV file: {error}') from None
+    raise InputError(f'{file}: not a readable CSV file: {getattr(error, "strerror", None) or error}') from None
+  if any(map(_is_no_text, header)):
+    raise InputError(f'{file}: not a readable CSV file: its first line is no UTF-8 text; save it as UTF-8')
   if not set(COLUMNS[:2]) <= set(header):
     found = ', '.join(map(repr, header)) or 'none'
     raise InputError(
@@ -178,6 +184,10 @@ def _rows(file: pathlib.Path) -> list[tuple[int, str, str, str]]:
     )
   seen: dict[str, int] = {}
   return [_row(file, line, row, seen) for line, row in rows]
+
+
+def _is_no_text(cell: str) -> bool:
+  return '\0' in cell or any('\ud800' <= character <= '\udfff' for character in cell)
 
 
 def _row(file: pathlib.Path, line: int, row: dict[str, str], seen: dict[str, int]) -> tuple[int, str, str, str]:

@@ -51,7 +51,7 @@ def cache_file(folder: pathlib.Path, split: str) -> pathlib.Path:
   """Return where the labels of a split are kept: the name changes with the set's metadata and the time of writing."""
   info = folder / 'dataset_info.json'
   key = (str(folder.resolve()), split, str(info.stat().st_mtime_ns), info.read_text('utf-8'))
-  digest = hashlib.sha256('\0'.join(key).encode()).hexdigest()
+  digest = hashlib.sha256('\0'.join(key).encode('utf-8', 'surrogateescape')).hexdigest()
   return cache_dir('labels') / f'{digest[:32]}.npz'
 
 

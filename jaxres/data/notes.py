@@ -2,7 +2,9 @@
 
 import sys
 
+from jaxres.errors import printable
+
 
 def say(line: str) -> None:
   """Print a line on standard error."""
-  print(line, file=sys.stderr, flush=True)
+  print(printable(line), file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from jaxres.data.images import Images, decode_all, find_bad
 from jaxres.data.notes import say
 from jaxres.data.splits import with_test
 from jaxres.data.write import write
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
 from jaxres.files import complete, file_errors
+from jaxres.paths import output_path, user_path
 
 VERSION = '1.0.0'
 _NAME = re.compile('[a-z][a-z0-9_]*')
@@ -26,7 +27,7 @@ _TAKEN = ('digits', 'arrays', 'folder', 'csv', 'cifar10', 'cifar100')  # other w
 
 def name_of(path: str) -> str:
   """Return what the set of a folder is called: as the folder, in the letters that TFDS takes."""
-  name = re.sub('[^a-z0-9]+', '_', pathlib.Path(path).expanduser().resolve().name.lower()).strip('_')
+  name = re.sub('[^a-z0-9]+', '_', user_path(path).resolve().name.lower()).strip('_')
   return name if name[:1].isalpha() else f'set_{name}'
 
 
@@ -57,17 +58,18 @@ def pack(path: str, name: str, data_dir: str | None = None, max_bad: int = 0) ->
   if not prepared.has_array_record():
     raise InputError('array_record is not installed (it has wheels for Linux only); use --npz FILE --image_size S')
   splits, names = _find(path, max_bad)
+  stored = _stored(path, names)
 
   def features(kinds: Any) -> dict[str, Any]:
     image = kinds.Image(shape=(None, None, 3))
-    return {'id': kinds.Text(), 'image': image, 'label': kinds.ClassLabel(names=list(names))}
+    return {'id': kinds.Text(), 'image': image, 'label': kinds.ClassLabel(names=stored)}
 
   say(f'writing {_count(splits)} to {target}')
   examples = {
     {'val': 'validation'}.get(split, split): functools.partial(_examples, path, data) for split, data in splits.items()
   }
   with file_errors(target):
-    write(prepared.root(data_dir), name, VERSION, features, examples, description=f'The images of {path}')
+    write(prepared.root(data_dir), name, VERSION, features, examples, description=printable(f'The images of {path}'))
   return target
 
 
@@ -83,7 +85,7 @@ def pack_npz(path: str, file: str, image_size: int, max_bad: int = 0) -> pathlib
   Raises:
     InputError: a bad folder or image, the file is there, or it cannot be written.
   """
-  target = pathlib.Path(file).expanduser()
+  target = output_path(file, '--npz')
   if target.suffix != '.npz':
     raise InputError(f'--npz {file}: expected a file name that ends in .npz')
   if target.exists():
@@ -108,7 +110,7 @@ def _find(path: str, max_bad: int) -> tuple[dict[str, Encoded], tuple[str, ...]]
   """Return the splits, less the bad images, and the names of the classes."""
   if max_bad < 0:
     raise InputError(f'--max_bad: expected 0 or more, found {max_bad}')
-  if not pathlib.Path(path).is_dir():
+  if not user_path(path).is_dir():
     raise InputError(f'no such folder: {path}')
   splits, names = folder.find(path)
   if len(names) < 2:
@@ -119,6 +121,15 @@ def _find(path: str, max_bad: int) -> tuple[dict[str, Encoded], tuple[str, ...]]
     if not len(data.labels) or (split == 'train' and len(np.unique(data.labels)) < len(names)):
       raise InputError(f'{path}: a class of the split {split} has no image that can be decoded')
   return splits, names
+
+
+def _stored(path: str, names: Sequence[str]) -> list[str]:
+  """Return the names of the classes as TFDS keeps them: a line of UTF-8 each; what is none is escaped."""
+  stored = [printable(name) for name in names]
+  if len(set(stored)) < len(names):
+    same = next(name for name in stored if stored.count(name) > 1)
+    raise InputError(f'{path}: two classes are called {same} where they are not UTF-8; rename one of the folders')
+  return stored
 
 
 def _good(data: Encoded, bad: list[str], max_bad: int) -> Encoded:
@@ -137,7 +148,7 @@ def _good(data: Encoded, bad: list[str], max_bad: int) -> Encoded:
 def _examples(path: str, data: Encoded) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yield TFDS's key and example of every image."""
   for at, label in enumerate(data.labels.tolist()):
-    place = pathlib.Path(os.path.relpath(data.name_of(at), path)).as_posix()
+    place = pathlib.Path(os.path.relpath(data.name_of(at), user_path(path))).as_posix()
     place = place.encode('utf-8', 'backslashreplace').decode()
     yield at, {'id': place, 'image': decode.storable(data.read_at(at)), 'label': label}
 

@@ -8,7 +8,6 @@ import argparse
 import functools
 import io
 import pathlib
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +20,9 @@ from jaxres.data import tfds as prepared
 from jaxres.data.archive import PUBLISHED, SIDE, Contents, Published, Split
 from jaxres.data.notes import say
 from jaxres.data.write import write
-from jaxres.errors import InputError, nearest
+from jaxres.errors import InputError, nearest, printable
 from jaxres.files import complete, file_errors, load_npz
+from jaxres.paths import output_path, shell_word
 
 HOMEPAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
 IMAGE_SIZE = 64  # pixels a side in the printed command, where images differ in size
@@ -94,7 +94,7 @@ def prepare_npz(name: str, file: str, archive: str | None = None) -> pathlib.Pat
     InputError: unknown name, no network, wrong archive, or a file that cannot be written.
   """
   published = _published(name)
-  path = pathlib.Path(file).expanduser()
+  path = output_path(file, '--npz')
   if path.suffix != '.npz':
     raise InputError(f'--npz {file}: expected a file name that ends in .npz')
   if path.exists():
@@ -128,8 +128,8 @@ def run(args: argparse.Namespace) -> None:
   _check_options(args)
   make = {'folder': _run_folder, 'tfrecord': _run_tfrecord}.get(args.what, _run_cifar)
   name, place, command = make(args)
-  print(f'{name} is in {place}')
-  print('train on it: ' + ' '.join(['python main.py --config', *command]))
+  print(printable(f'{name} is in {place}'))
+  print(printable('train on it: ' + ' '.join(['python main.py --config', *command])))
 
 
 def _run_cifar(args: argparse.Namespace) -> tuple[str, pathlib.Path, list[str]]:
@@ -149,7 +149,7 @@ def _run_folder(args: argparse.Namespace) -> tuple[str, pathlib.Path, list[str]]
   if not args.npz:
     return _trains_on(args, pack.pack(args.dir, args.name or pack.name_of(args.dir), args.data_dir, max_bad))
   place = pack.pack_npz(args.dir, args.npz, args.image_size, max_bad)
-  return place.stem, place, [f'configs/digits.py --workdir {shlex.quote(f"runs/{place.stem}")}', *_npz_flags(place)]
+  return place.stem, place, [f'configs/digits.py --workdir {shell_word(f"runs/{place.stem}")}', *_npz_flags(place)]
 
 
 def _run_tfrecord(args: argparse.Namespace) -> tuple[str, pathlib.Path, list[str]]:
@@ -165,11 +165,11 @@ def _trains_on(args: argparse.Namespace, place: pathlib.Path) -> tuple[str, path
 
 
 def _npz_flags(place: pathlib.Path) -> list[str]:
-  return ['--config.data.name=arrays', f'--config.data.path={shlex.quote(str(place))}']
+  return ['--config.data.name=arrays', f'--config.data.path={shell_word(str(place))}']
 
 
 def _data_dir_flag(args: argparse.Namespace) -> list[str]:
-  return [f'--config.data.data_dir={shlex.quote(args.data_dir)}'] if args.data_dir else []
+  return [f'--config.data.data_dir={shell_word(args.data_dir)}'] if args.data_dir else []
 
 
 def _check_options(args: argparse.Namespace) -> None:

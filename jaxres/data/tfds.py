@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from jaxres.data.arrays import Arrays, Encoded, Source, Split
 from jaxres.data.notes import say
 from jaxres.data.splits import with_test
 from jaxres.errors import InputError, nearest
+from jaxres.paths import shell_word, user_path
 
 _NAMES = ('id', 'file_name', 'filename', 'image/file_name', 'image/filename')  # features that name an example
 SPLITS = ('train', 'validation', 'test')
@@ -84,7 +84,7 @@ def is_prepared(name: str, data_dir: str | None = None) -> bool:
 def root(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
   """Return the directory that data sets are kept in: TFDS's own rule."""
   chosen = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  return pathlib.Path(chosen).expanduser()
+  return user_path(chosen, 'data.data_dir')
 
 
 def known(data_dir: str | os.PathLike[str] | None = None) -> set[str]:
@@ -127,7 +127,7 @@ def _find(name: str, data_dir: str | None) -> pathlib.Path:
   if versions:
     folder, form = list(versions.items())[-1]
     if form == 'tfrecord':
-      convert = f'`jaxres prepare tfrecord {shlex.quote(str(folder))} --data_dir ELSEWHERE`'
+      convert = f'`jaxres prepare tfrecord {shell_word(str(folder))} --data_dir ELSEWHERE`'
       raise InputError(f'{folder} is in tfrecord format; run {convert} and set data.data_dir=ELSEWHERE')
     raise InputError(
       f'{folder} is in {form} format, which only TensorFlow reads; expected {_FORMAT}: '
@@ -163,7 +163,7 @@ def _preparable() -> Sequence[str]:
 def prepare_anew(name: str, data_dir: str | None) -> str:
   """Return the command that prepares ``name``, as the end of a sentence."""
   if name in _preparable():
-    place = f' --data_dir {shlex.quote(str(data_dir))}' if data_dir else ''
+    place = f' --data_dir {shell_word(str(data_dir))}' if data_dir else ''
     return f'run `jaxres prepare {name}{place}`'
   return f"prepare it with tfds.builder({name!r}).download_and_prepare(file_format='{_FORMAT}')"
 

@@ -18,6 +18,7 @@ from typing import Any
 from jaxres.data import tfds as prepared
 from jaxres.errors import InputError
 from jaxres.files import file_errors
+from jaxres.paths import open_regular, user_path
 
 _HEAD = struct.Struct('<QI')
 _CRC = struct.Struct('<I')
@@ -39,7 +40,7 @@ def convert(folder: str, data_dir: str | None = None) -> pathlib.Path:
     InputError: ``folder`` is no such set or is damaged, the new one is there, no array_record, or the place cannot
       be written.
   """
-  source = pathlib.Path(folder).expanduser()
+  source = user_path(folder)
   shards, full_name = _shards(source)
   target = prepared.root(data_dir) / full_name
   if target.resolve() == source.resolve():
@@ -71,7 +72,7 @@ def read(path: pathlib.Path) -> Iterator[bytes]:
     InputError: the file is missing, truncated or damaged; names it and the record.
   """
   check_data = fast_crc32c()
-  with file_errors(path, 'read'), path.open('rb') as file:
+  with file_errors(path, 'read'), open_regular(path) as file:
     size = path.stat().st_size
     number = 0
     while head := file.read(_HEAD.size):

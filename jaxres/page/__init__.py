@@ -1,11 +1,11 @@
 """Pages: one HTML file each with everything in it, nothing fetched; readable small, dark, by keyboard and aloud."""
 
-import html
 import importlib.resources
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from jaxres.page.charts import heatmap, line_chart, reliability_chart
+from jaxres.page.text import escape
 
 __all__ = [
   'Bar',
@@ -59,10 +59,10 @@ def document(title: str, intro: str, sections: Sequence[Section]) -> str:
     importlib.resources.files(__package__).joinpath(name).read_text(encoding='utf-8')
     for name in ('style.css', 'script.js')
   )
-  links = ''.join(f'<li><a href="#{part.id}">{html.escape(part.title)}</a></li>' for part in sections)
+  links = ''.join(f'<li><a href="#{part.id}">{escape(part.title)}</a></li>' for part in sections)
   body = '\n'.join(
     f'<section id="{part.id}" aria-labelledby="{part.id}-title" tabindex="-1">'
-    f'<h2 id="{part.id}-title">{html.escape(part.title)}</h2>\n{part.html}</section>'
+    f'<h2 id="{part.id}-title">{escape(part.title)}</h2>\n{part.html}</section>'
     for part in sections
   )
   return f"""<!DOCTYPE html>
@@ -72,13 +72,13 @@ def document(title: str, intro: str, sections: Sequence[Section]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{html.escape(title)}</title>
+<title>{escape(title)}</title>
 <style>
 {style}</style>
 </head>
 <body>
 <a class="skip" href="#main">Skip to the content</a>
-<header><h1>{html.escape(title)}</h1>
+<header><h1>{escape(title)}</h1>
 {intro}</header>
 <nav aria-label="Contents"><ul>{links}</ul></nav>
 <main id="main" tabindex="-1">
@@ -98,24 +98,24 @@ def section(identifier: str, title: str, *content: str) -> Section:
 
 def paragraph(text: str) -> str:
   """Return a paragraph of text, set back."""
-  return f'<p class="soft">{html.escape(text)}</p>'
+  return f'<p class="soft">{escape(text)}</p>'
 
 
 def note_list(notes: Sequence[str]) -> str:
   """Return a list of texts; nothing where there are none."""
-  return f'<ul>{"".join(f"<li>{html.escape(note)}</li>" for note in notes)}</ul>' if notes else ''
+  return f'<ul>{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>' if notes else ''
 
 
 def details(summary: str, content: str) -> str:
   """Return HTML that is folded until it is asked for."""
-  return f'<details><summary>{html.escape(summary)}</summary>\n{content}</details>'
+  return f'<details><summary>{escape(summary)}</summary>\n{content}</details>'
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
   """Return a table; the first cell of each row is its heading."""
-  head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in headers)
+  head = ''.join(f'<th scope="col">{escape(name)}</th>' for name in headers)
   body = ''.join(f'<tr>{_heading(name)}{"".join(map(_data, row))}</tr>\n' for name, *row in rows)
-  title = html.escape(', '.join(filter(None, headers)))
+  title = escape(', '.join(filter(None, headers)))
   return (
     f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
     f'<tbody>{body}</tbody></table></div>'
@@ -123,20 +123,20 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
 
 
 def _heading(cell: Cell) -> str:
-  return f'<th scope="row">{html.escape(cell if isinstance(cell, str) else cell.text)}</th>'
+  return f'<th scope="row">{escape(cell if isinstance(cell, str) else cell.text)}</th>'
 
 
 def _data(cell: Cell) -> str:
   if not isinstance(cell, Bar):
-    return f'<td>{html.escape(cell)}</td>'
+    return f'<td>{escape(cell)}</td>'
   share = '' if cell.share is None else f' style="--share:{cell.share:.4f}"'
-  return f'<td class="bar"{share}>{html.escape(cell.text)}</td>'
+  return f'<td class="bar"{share}>{escape(cell.text)}</td>'
 
 
 def tiles(figures: Sequence[tuple[str, str, str]]) -> str:
   """Return the figures that matter most, large: of each its name, itself, and what else there is to say of it."""
   cells = (
-    f'<dl class="tile"><dt>{html.escape(name)}</dt><dd>{html.escape(value)}<small>{html.escape(more)}</small></dd></dl>'
+    f'<dl class="tile"><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd></dl>'
     for name, value, more in figures
   )
   return f'<div class="tiles">{"".join(cells)}</div>'
@@ -156,8 +156,8 @@ def figure(sources: Sequence[str], alt: str, caption: str) -> str:
     caption: text, its first line the heading.
   """
   first, *rest = sources
-  images = f'<img src="{first}" alt="{html.escape(alt)}">' + ''.join(f'<img src="{uri}" alt="">' for uri in rest)
-  return f'<figure class="picture"><div>{images}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
+  images = f'<img src="{first}" alt="{escape(alt)}">' + ''.join(f'<img src="{uri}" alt="">' for uri in rest)
+  return f'<figure class="picture"><div>{images}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def gallery(figures: Sequence[str], across: int = 1) -> str:

@@ -1,10 +1,12 @@
 """Charts as inline SVG, with the numbers beside them for who does not see them."""
 
-import html
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from jaxres.errors import printable
+from jaxres.page.text import escape
 
 WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 36
@@ -44,20 +46,20 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
     if len(points) < 40:
       lines += [f'<circle class="dot {style}" cx="{x:g}" cy="{y:g}" r="2.5"/>' for x, y in places]
     texts = [[px, f'{x:.4g}', show(y)] for (px, _), (x, y) in zip(places, points, strict=True)]
-    readings.append({'name': name, 'points': texts})
+    readings.append({'name': printable(name), 'points': texts})
   ends = '; '.join(f'{name} from {show(points[0][1])} to {show(points[-1][1])}' for name, points in kept.items())
   end = ', '.join(f'{name} {show(points[-1][1])}' for name, points in kept.items())
   cursor = f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}" visibility="hidden"/>'
   content = _axes(x_ticks, y_ticks, x_at, y_at, x_label, show) + ''.join(lines) + cursor
   legend = ''.join(
     f'<li><svg class="key" viewBox="0 0 24 8" aria-hidden="true"><line class="line c{k % COLOURS}" x1="0" x2="24" '
-    f'y1="4" y2="4"/></svg>{html.escape(name)}</li>'
+    f'y1="4" y2="4"/></svg>{escape(name)}</li>'
     for k, name in enumerate(kept)
   )
   return (
-    f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
+    f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
     f'{_svg(f"{title} over {x_label}: {ends}. Arrow keys read the values.", content, "tabindex=0")}'
-    f'<output aria-live="polite">{html.escape(f"At the end: {end}")}</output>'
+    f'<output aria-live="polite">{escape(f"At the end: {end}")}</output>'
     f'<ul class="legend">{legend}</ul>{_numbers(x_label, readings)}'
     f'<script type="application/json">{_json({"x": x_label, "series": readings})}</script></figure>'
   )
@@ -81,13 +83,13 @@ def reliability_chart(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
     left, right, top = x_at(row['low']) + 1, x_at(row['high']) - 1, y_at(row['accuracy'])
     place = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{y_at(0) - top:.1f}"'
     opacity = 0.2 + 0.8 * math.sqrt(row['examples'] / most)
-    return f'<rect class="fill" fill-opacity="{opacity:.2f}" {place}><title>{html.escape(_say(row))}</title></rect>'
+    return f'<rect class="fill" fill-opacity="{opacity:.2f}" {place}><title>{escape(_say(row))}</title></rect>'
 
   equal = f'<line class="equal" x1="{x_at(0):g}" y1="{y_at(0):g}" x2="{x_at(1):g}" y2="{y_at(1):g}"/>'
   content = _axes(x_ticks, y_ticks, x_at, y_at, 'confidence', lambda y: f'{y:.0%}') + ''.join(map(bar, filled)) + equal
-  readings = ''.join(f'<li>{html.escape(_say(row))}</li>' for row in filled)
+  readings = ''.join(f'<li>{escape(_say(row))}</li>' for row in filled)
   return (
-    f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
+    f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
     f'{_svg(f"{title}: accuracy for each bin of confidence; the numbers follow", content)}'
     f'<details><summary>Numbers</summary><ul>{readings}</ul></details></figure>'
   )
@@ -99,7 +101,7 @@ def _say(row: Mapping[str, Any]) -> str:
 
 def heatmap(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
   """Return a confusion matrix as a table: a row for each label; its hits are green, the more mistakes the redder."""
-  head = ''.join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in names)
+  head = ''.join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
   rows = []
   for k, (name, row) in enumerate(zip(names, matrix, strict=True)):
     total = max(sum(row), 1)
@@ -107,7 +109,7 @@ def heatmap(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
       f'<td{" class=hit" if j == k else ""} style="--share:{math.sqrt(value / total):.3f}">{value or ""}</td>'
       for j, value in enumerate(row)
     )
-    rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
+    rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
   return (
     '<div class="scroll" role="region" aria-label="Confusion matrix" tabindex="0"><table class="heat">'
     f'<caption>Rows are labels, columns predictions.</caption><thead><tr><td></td>{head}</tr></thead>'
@@ -141,9 +143,9 @@ def _numbers(x_label: str, readings: Sequence[Mapping[str, Any]]) -> str:
     for _, x, y in reading['points']:
       by_x.setdefault(x, {})[reading['name']] = y
   names = [reading['name'] for reading in readings]
-  head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in (x_label, *names))
+  head = ''.join(f'<th scope="col">{escape(name)}</th>' for name in (x_label, *names))
   rows = ''.join(
-    f'<tr><th scope="row">{x}</th>{"".join(f"<td>{html.escape(row.get(name, str()))}</td>" for name in names)}</tr>'
+    f'<tr><th scope="row">{x}</th>{"".join(f"<td>{escape(row.get(name, str()))}</td>" for name in names)}</tr>'
     for x, row in sorted(by_x.items(), key=lambda item: float(item[0]))
   )
   table = f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
@@ -174,19 +176,19 @@ def _axes(
 ) -> str:
   rows = ''.join(
     f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>'
-    f'<text x="{LEFT - 6}" y="{y_at(y) + 4:.1f}" text-anchor="end">{html.escape(show(y).replace(".00%", "%"))}</text>'
+    f'<text x="{LEFT - 6}" y="{y_at(y) + 4:.1f}" text-anchor="end">{escape(show(y).replace(".00%", "%"))}</text>'
     for y in y_ticks
   )
   columns = ''.join(
     f'<text x="{x_at(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:.4g}</text>' for x in x_ticks
   )
   middle = (LEFT + WIDTH - RIGHT) / 2
-  return f'{rows}{columns}<text x="{middle:g}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(x_label)}</text>'
+  return f'{rows}{columns}<text x="{middle:g}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
 
 
 def _svg(label: str, content: str, *attributes: str) -> str:
   more = ''.join(f' {attribute}' for attribute in attributes)
-  return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}"{more}>{content}</svg>'
+  return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}"{more}>{content}</svg>'
 
 
 def _json(value: object) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxres.errors import InputError
+from jaxres.paths import open_regular, user_path
 from jaxres.weights import dtypes, pickles, safetensors
 
 WRAPPERS = (
@@ -51,12 +52,12 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     InputError: there is no such file, it is of no format that is read, cut off or damaged; it holds anything but
       tensors and plain containers, or numbers of another dtype; or its sizes do not agree.
   """
-  path = pathlib.Path(path).expanduser()
+  path = user_path(path)
   where = str(path)
   if path.is_dir():
     raise InputError(f'{where}: a directory; expected a file of torch.save or safetensors')
   try:
-    with path.open('rb') as file:
+    with open_regular(path) as file:
       data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   except ValueError:
     raise InputError(f'{where}: the file is empty') from None

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxres.errors import InputError
 from jaxres.files import complete, file_errors
+from jaxres.paths import user_path
 from jaxres.weights import safetensors
 
 PTH = ('.pth', '.pt', '.th')
@@ -29,7 +30,7 @@ def write(path: str | pathlib.Path, state_dict: Mapping[str, np.ndarray]) -> Non
   Raises:
     InputError: the suffix or a dtype is another, or the file cannot be written.
   """
-  path = pathlib.Path(path).expanduser()
+  path = user_path(path)
   if path.suffix not in SUFFIXES:
     raise InputError(f'{path}: expected a name that ends in {", ".join(SUFFIXES)}')
   arrays = {name: np.asarray(value) for name, value in state_dict.items()}

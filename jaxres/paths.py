@@ -1,0 +1,123 @@
+"""The paths that a person gives: where they lead, and whether what lies there is a file that ends."""
+
+import errno
+import os
+import pathlib
+import re
+import shlex
+import stat
+from typing import IO
+
+from jaxres.errors import InputError, printable
+
+MAX_TEXT_BYTES = 64 << 20  # of a file of class names, JSON or Python that is read at once
+_SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://')
+_KINDS = {
+  stat.S_IFDIR: 'a directory',
+  stat.S_IFIFO: 'a FIFO',
+  stat.S_IFSOCK: 'a socket',
+  stat.S_IFCHR: 'a character device',
+  stat.S_IFBLK: 'a block device',
+}
+
+
+def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
+  """Return the path that a person gave, a leading ``~`` replaced by the home directory.
+
+  Args:
+    given: the path; nothing need be there.
+    flag: what gave it, such as ``'--out'``, for the error.
+
+  Raises:
+    InputError: it is of another machine (``gs://...``), holds a null byte, is too long, begins with the home directory
+      of nobody known, or leads through what may not be entered.
+  """
+  text = os.fspath(given)
+  where = f'{flag}: {text}' if flag else text
+  if scheme := _SCHEME.match(text):
+    fix = 'expected a path on this machine; copy it here or mount it'
+    raise InputError(f'{where}: {scheme[1]}:// is not supported; {fix}')
+  try:
+    path = pathlib.Path(text).expanduser()
+    os.stat(path)
+  except RuntimeError:  # pathlib's, of expanduser
+    home = text.partition('/')[0]
+    fix = f'give the whole path, or ./{home} where a folder is called so'
+    raise InputError(f'{where}: no home directory is known for {home}; {fix}') from None
+  except (FileNotFoundError, NotADirectoryError):
+    pass
+  except ValueError:
+    found = 'it holds a null byte' if '\0' in text else 'the file system cannot encode it'
+    raise InputError(f'{where}: no path: {found}') from None
+  except OSError as error:
+    raise InputError(f'{shortened(where)}: no path that can be used: {error.strerror}') from None
+  return path
+
+
+def output_path(given: str | os.PathLike[str], flag: str) -> pathlib.Path:
+  """Return ``user_path`` of a file to write, which takes the place of one that is there.
+
+  Raises:
+    InputError: as ``user_path``; or there is a directory or a device, which must not be replaced by a file.
+  """
+  path = user_path(given, flag)
+  if path.exists() and (kind := _kind(os.stat(path).st_mode)):
+    raise InputError(f'{flag}: {path} is {kind}; expected the name of a file to write')
+  return path
+
+
+def check_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> int:
+  """Return the size of a file, in bytes, without opening it: to open a FIFO waits for a writer, for ever.
+
+  Raises:
+    OSError: there is none, it is no regular file, or it has more than ``max_bytes``; ``strerror`` says which.
+  """
+  return _checked(os.stat(path), path, max_bytes)
+
+
+def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> IO[bytes]:
+  """Return a regular file opened to be read as bytes. Raises OSError as ``check_regular``, and where it is no file."""
+  check_regular(path, max_bytes)
+  file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)), 'rb')
+  try:
+    _checked(os.fstat(file.fileno()), path, max_bytes)  # it may be another file by now
+  except OSError:
+    file.close()
+    raise
+  return file
+
+
+def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+  """Return the bytes of a regular file, no more than it says it has: those of /proc say 0 and may never end.
+
+  Raises:
+    OSError: as ``open_regular``.
+  """
+  with open_regular(path, max_bytes) as file:
+    return file.read(os.fstat(file.fileno()).st_size)
+
+
+def shell_word(text: str) -> str:
+  r"""Return ``text`` as a word of bash's that can be printed: ``$'caf\xe9'`` where it holds more than plain text."""
+  if printable(text) == text:
+    return shlex.quote(text)
+  return "$'" + printable(text.replace('\\', r'\\').replace("'", r'\'')) + "'"
+
+
+def shortened(text: str, most: int = 200) -> str:
+  """Return ``text``, its middle left out where it has more than ``most`` characters."""
+  half = most // 2
+  return text if len(text) <= most else f'{text[:half]}[...]{text[-half:]}'
+
+
+def _checked(found: os.stat_result, path: str | os.PathLike[str], max_bytes: int | None) -> int:
+  if kind := _kind(found.st_mode):
+    raise OSError(errno.EINVAL, f'it is {kind}; expected a regular file', os.fspath(path))
+  if max_bytes is not None and found.st_size > max_bytes:
+    raise OSError(errno.EFBIG, f'it has {found.st_size:,} bytes; expected at most {max_bytes:,}', os.fspath(path))
+  return found.st_size
+
+
+def _kind(mode: int) -> str:
+  """Return what is no regular file, such as ``'a FIFO'``; nothing for one that is."""
+  return '' if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), 'a special file')
