@@ -117,6 +117,7 @@ def parse_flags(argv: Sequence[str], required: Sequence[str], values: flags.Flag
     InputError: the command line or the config file cannot be used.
   """
   check_arguments(argv)
+  argv = [_with_home(word, before) for word, before in zip(argv, ['', *argv], strict=False)]
   try:
     rest = values(argv)
   except Exception as error:  # whatever the user's file raises; ml_collections wraps some of it
@@ -158,6 +159,14 @@ def check_path(path: str) -> None:
   if field not in schema(section):
     where = f'--config.{path}: unknown field {field!r} of section {section!r}'
     raise InputError(where + nearest(field, schema(section)))
+
+
+def _with_home(word: str, before: str) -> str:
+  """Return a word of the command line, the ``~`` of a config's path replaced: no shell does it behind ``=``."""
+  flag, equals, path = word.partition('=')
+  if equals and path.startswith('~') and flag in ('--config', '-config'):
+    return f'{flag}={user_path(path, "--config")}'
+  return str(user_path(word, '--config')) if word.startswith('~') and before in ('--config', '-config') else word
 
 
 def _check_file(name: str) -> None:

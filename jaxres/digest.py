@@ -5,7 +5,7 @@ import pathlib
 
 from jaxres import integrity
 from jaxres.errors import InputError, printable
-from jaxres.paths import user_path
+from jaxres.paths import check_utf8, user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def load(workdir: pathlib.Path, step: int | None) -> tuple[int, integrity.Saved]
   Raises:
     InputError: it is missing or damaged.
   """
-  directory = workdir.absolute() / 'checkpoints'
+  directory = check_utf8(workdir).absolute() / 'checkpoints'
   steps = integrity.numbered(directory)
   if not steps:
     raise InputError(f'{directory}: no checkpoint there; expected the workdir of a run that has saved one')

@@ -23,7 +23,7 @@ from rich.text import Text
 from jaxres import backend, badstep, data, integrity, log, plan, programs
 from jaxres import config as config_lib
 from jaxres.errors import InputError
-from jaxres.paths import user_path
+from jaxres.paths import check_utf8, user_path
 
 SHOWN_IDS = 8  # of a bad batch
 LEAST_FREE_BYTES = 1 << 30  # of a disk, before it is warned of
@@ -252,7 +252,7 @@ def duplicates(digests: Mapping[str, list[bytes]]) -> Check:
 
 def workdir(directory: pathlib.Path) -> Checks:
   """Look at a run: its files, and every checkpoint."""
-  checkpoints = directory.absolute() / 'checkpoints'
+  checkpoints = check_utf8(directory, '--workdir').absolute() / 'checkpoints'
   if not checkpoints.is_dir():
     raise InputError(f'--workdir: {directory}: no checkpoints there; expected the workdir of a run')
   steps = integrity.numbered(checkpoints)

@@ -42,7 +42,8 @@ def load_npz(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:
       return {name: file[name] for name in names or file.files}
   except Exception as error:
     objects = 'it holds Python objects, or is another kind of file'
-    raise ValueError(objects if 'pickle' in str(error) else f'{error or type(error).__name__}') from error
+    reason = getattr(error, 'strerror', None) or error or type(error).__name__
+    raise ValueError(objects if 'pickle' in str(error) else f'{reason}') from error
 
 
 @contextlib.contextmanager

@@ -54,6 +54,20 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
   return path
 
 
+def check_utf8(path: pathlib.Path, flag: str = '') -> pathlib.Path:
+  """Return ``path`` where libraries in C++, such as those of checkpoints, can be told it.
+
+  Raises:
+    InputError: it, or the working directory where it is relative, is not UTF-8.
+  """
+  try:
+    str(path.absolute()).encode()
+  except UnicodeEncodeError:
+    where = f'{flag}: {path.absolute()}' if flag else f'{path.absolute()}'
+    raise InputError(f'{where}: the name is not UTF-8, as it must be here; rename it, or choose another') from None
+  return path
+
+
 def output_path(given: str | os.PathLike[str], flag: str) -> pathlib.Path:
   """Return ``user_path`` of a file to write, which takes the place of one that is there.
 

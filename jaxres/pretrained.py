@@ -15,7 +15,7 @@ from jaxres import config as config_lib
 from jaxres.errors import InputError
 from jaxres.files import complete, file_errors
 from jaxres.models import ResNet
-from jaxres.paths import MAX_TEXT_BYTES, open_regular, read_regular, user_path
+from jaxres.paths import MAX_TEXT_BYTES, check_utf8, open_regular, read_regular, user_path
 from jaxres.weights import published, safetensors
 from jaxres.weights.names import Dialect
 
@@ -314,7 +314,7 @@ def _class_names(directory: pathlib.Path) -> tuple[str, ...] | None:
 
 def _restore(directory: pathlib.Path, step: str) -> tuple[int, Mapping[str, Any]]:
   """Return the number of a checkpoint and its state as it was saved; the run is not touched."""
-  where = directory.absolute() / 'checkpoints'
+  where = check_utf8(directory).absolute() / 'checkpoints'
   number = _choose(where, step)
   try:
     return number, flax.traverse_util.unflatten_dict(integrity.read(where / str(number)).state, sep='/')

@@ -18,7 +18,7 @@ from jaxres import log
 from jaxres import programs as programs_lib
 from jaxres.backend import keep_freed_memory, keep_programs
 from jaxres.errors import InputError
-from jaxres.paths import user_path
+from jaxres.paths import check_utf8, user_path
 from jaxres.plan import grouped, make_plan
 
 WARM_UP = 2  # steps that are not traced
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> None:
   for name in ('steps', 'top'):
     if getattr(args, name) < 1:
       raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
-  out = user_path(args.out, '--out')
+  out = check_utf8(user_path(args.out, '--out'), '--out')
   config = config_lib.load(args.config, args.overrides)
   step = prepare(config)
   seconds = step_seconds(step, args.steps)

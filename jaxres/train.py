@@ -17,7 +17,7 @@ from jaxres import weights as weights_lib
 from jaxres import workdir as workdir_lib
 from jaxres.backend import be_deterministic, keep_freed_memory, keep_programs, memory_explained
 from jaxres.errors import InputError
-from jaxres.paths import user_path
+from jaxres.paths import check_utf8, user_path
 from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, grouped, make_plan, watched
 from jaxres.programs import Parts, Programs, less_memory, make_parts, make_programs
 from jaxres.recalibrate import recalibrated
@@ -51,7 +51,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   config = config_lib.complete(config)
   options = config_lib.to_dict(config)
   be_deterministic(options['train']['deterministic'])
-  workdir = workdir_lib.check_config(user_path(workdir, '--workdir'), config)
+  workdir = workdir_lib.check_config(check_utf8(user_path(workdir, '--workdir'), '--workdir'), config)
   checkpoint.check(**options['checkpoint'])
   parts = make_parts(options)
   workdir_lib.check_data(workdir, parts.dataset.info)

@@ -17,7 +17,7 @@ from jaxres.data.arrays import Arrays, Encoded, Source, Split
 from jaxres.data.notes import say
 from jaxres.data.splits import with_test
 from jaxres.errors import InputError, nearest
-from jaxres.paths import shell_word, user_path
+from jaxres.paths import check_utf8, shell_word, user_path
 
 _NAMES = ('id', 'file_name', 'filename', 'image/file_name', 'image/filename')  # features that name an example
 SPLITS = ('train', 'validation', 'test')
@@ -84,7 +84,7 @@ def is_prepared(name: str, data_dir: str | None = None) -> bool:
 def root(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
   """Return the directory that data sets are kept in: TFDS's own rule."""
   chosen = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  return user_path(chosen, 'data.data_dir')
+  return check_utf8(user_path(chosen, 'data.data_dir'), 'data.data_dir')
 
 
 def known(data_dir: str | os.PathLike[str] | None = None) -> set[str]:
