@@ -1,14 +1,18 @@
 import io
 import math
 import struct
+import subprocess
 import sys
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxres import data as data_lib
 from jaxres.data import decode
+from jaxres.errors import InputError
 
 needs_fast = pytest.mark.skipif(decode.fast() is None, reason='simplejpeg or OpenCV is not installed')
 
@@ -231,3 +235,77 @@ def png16(pixels: np.ndarray) -> bytes:
   lines = b''.join(b'\0' + row.astype('>u2').tobytes() for row in pixels)
   head = struct.pack('>IIBBBBB', width, height, 16, 2, 0, 0, 0)
   return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b'')
+
+
+def png_of(width: int, height: int) -> bytes:
+  """Return a PNG that says its size, and holds no more."""
+
+  def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
+
+  head = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+  return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize(
+  'size', [(13_000, 13_000), (9_460, 9_460), (20_000, 20_000), (2**31 - 1, 2**31 - 1), (1, 89_478_486)]
+)
+def test_an_image_beyond_the_bound(size, capfd) -> None:
+  data = png_of(*size)
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # as outside of pytest
+    for read in (
+      decode.check,
+      decode.storable,
+      lambda data: decode.whole(data, None),
+      lambda data: decode.whole(data, 8),
+      lambda data: decode.cropped(data, 8, (0.1, 1.0), [(0.5, 0.5, 0.5, 0.5)]),
+    ):
+      with pytest.raises(decode.BadImageError, match=r'it has [\d,x ]+ pixels; expected at most 89,478,485'):
+        read(data)
+  with warnings.catch_warnings():  # whatever the filter is
+    warnings.simplefilter('error')
+    with pytest.raises(decode.BadImageError, match='expected at most 89,478,485'):
+      decode.check(data)
+  assert capfd.readouterr().err == ''
+
+
+def test_a_large_image_within_the_bound(capfd) -> None:
+  assert decode.whole(encode(Image.new('L', (9_459, 9_459), 7), 'JPEG'), 8).shape == (8, 8, 3)
+  assert capfd.readouterr().err == ''
+
+
+def test_a_large_jpeg_is_refused_by_both_decoders(monkeypatch) -> None:
+  data = bytearray(encode(picture(16, 16), 'JPEG'))
+  at = data.index(b'\xff\xc0')  # the frame: its length, its depth, height and width
+  data[at + 5 : at + 9] = struct.pack('>HH', 13_000, 13_000)
+  for fast in (decode.fast, lambda: None):
+    monkeypatch.setattr(decode, 'fast', fast)
+    with pytest.raises(decode.BadImageError, match='13,000 x 13,000 pixels; expected at most'):
+      decode.cropped(bytes(data), 8, (0.1, 1.0), [(0.5, 0.5, 0.5, 0.5)])
+
+
+def test_pillow_prints_nothing(tmp_path) -> None:
+  (tmp_path / 'huge.png').write_bytes(png_of(13_000, 13_000))
+  code = (
+    'import sys; from jaxres.data import decode\ntry: decode.check(open(sys.argv[1], "rb").read())\n'
+    'except decode.BadImageError as error: print(error)'
+  )
+  words = [sys.executable, '-c', code, str(tmp_path / 'huge.png')]
+  done = subprocess.run(words, capture_output=True, text=True, check=True)
+  assert done.stdout == 'it has 13,000 x 13,000 pixels; expected at most 89,478,485: make it smaller\n'
+  assert done.stderr == ''
+
+
+def test_a_bomb_counts_as_a_bad_image(tmp_path, capsys) -> None:
+  for split in ('train', 'test'):
+    for name in ('a', 'b'):
+      (tmp_path / split / name).mkdir(parents=True)
+      Image.new('RGB', (8, 8)).save(tmp_path / split / name / 'x.png')
+  (tmp_path / 'train/a/huge.png').write_bytes(png_of(13_000, 13_000))
+  (tmp_path / 'test/a/huge.png').write_bytes(png_of(20_000, 20_000))
+  with pytest.raises(InputError, match=r'huge\.png.*pixels; expected at most 89,478,485.*max_bad'):
+    data_lib.load('folder', path=str(tmp_path), image_size=8)
+  data_lib.load('folder', path=str(tmp_path), image_size=8, max_bad=1)
+  lines = capsys.readouterr().err.splitlines()
+  assert sorted(line[:8] for line in lines) == ['bad test', 'bad trai']
