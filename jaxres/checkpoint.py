@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxres import __version__, distributed, integrity, trees
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
 from jaxres.state import TrainState
 
 BEST_METRIC = 'val/top1'
@@ -82,7 +82,7 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
   for step, reason in damaged.items():
     if distributed.leads():
       aside = integrity.put_aside(directory / str(step))
-      print(f'checkpoint {step} is damaged: {reason}; it is now {aside}', file=sys.stderr)
+      print(printable(f'checkpoint {step} is damaged: {reason}; it is now {aside}'), file=sys.stderr)
   if damaged:
     distributed.meet('damaged checkpoints are put aside')
 

@@ -17,7 +17,7 @@ from jaxres.data.arrays import Arrays, Encoded, Source, Split
 from jaxres.data.notes import say
 from jaxres.data.splits import with_test
 from jaxres.errors import InputError, nearest
-from jaxres.paths import check_utf8, shell_word, user_path
+from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, shell_word, user_path
 
 _NAMES = ('id', 'file_name', 'filename', 'image/file_name', 'image/filename')  # features that name an example
 SPLITS = ('train', 'validation', 'test')
@@ -149,7 +149,7 @@ def _versions(folder: pathlib.Path) -> dict[pathlib.Path, str]:
 def file_format(info: pathlib.Path) -> str:
   """Return the file format that a dataset_info.json states."""
   try:
-    return str(json.loads(info.read_text('utf-8')).get('fileFormat', 'tfrecord'))
+    return str(json.loads(read_regular(info, MAX_TEXT_BYTES)).get('fileFormat', 'tfrecord'))
   except (OSError, ValueError, AttributeError) as error:
     raise InputError(f'cannot read {info}: {error}; remove {info.parent} and prepare it anew') from error
 
