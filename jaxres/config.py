@@ -170,7 +170,7 @@ def _with_home(word: str, before: str) -> str:
 
 
 def _check_file(name: str) -> None:
-  path = user_path(name.partition(':')[0], '--config')
+  path = user_path(name if '://' in name else name.partition(':')[0], '--config')
   if not path.exists():
     siblings = path.parent.glob('*.py') if path.parent.is_dir() else []
     known = nearest(path.name, [p.name for p in siblings])

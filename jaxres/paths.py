@@ -37,13 +37,13 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
   if scheme := _SCHEME.match(text):
     fix = 'expected a path on this machine; copy it here or mount it'
     raise InputError(f'{where}: {scheme[1]}:// is not supported; {fix}')
-  try:
-    path = pathlib.Path(text).expanduser()
-    os.stat(path)
-  except RuntimeError:  # pathlib's, of expanduser
+  path = pathlib.Path(os.path.expanduser(text))  # pathlib's own takes ./~x for ~x
+  if text.startswith('~') and str(path).startswith('~'):
     home = text.partition('/')[0]
     fix = f'give the whole path, or ./{home} where a folder is called so'
-    raise InputError(f'{where}: no home directory is known for {home}; {fix}') from None
+    raise InputError(f'{where}: no home directory is known for {home}; {fix}')
+  try:
+    os.stat(path)
   except (FileNotFoundError, NotADirectoryError):
     pass
   except ValueError:
@@ -51,7 +51,7 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
     raise InputError(f'{where}: no path: {found}') from None
   except OSError as error:
     raise InputError(f'{shortened(where)}: no path that can be used: {error.strerror}') from None
-  return path
+  return path.absolute() if path.parts[:1] and path.parts[0].startswith('~') else path  # whoever expands it again
 
 
 def check_utf8(path: pathlib.Path, flag: str = '') -> pathlib.Path:

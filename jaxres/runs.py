@@ -150,4 +150,7 @@ def of_arguments(args: argparse.Namespace) -> list[Run]:
   """
   if args.batch_size is not None and args.batch_size < 1:
     raise InputError(f'--batch_size: expected 1 or more, found {args.batch_size}')
+  for flag, path in (('--data_dir', args.data_dir), ('--data_path', args.data_path)):
+    if path:
+      user_path(path, flag)
   return read(args.runs, args.step, args.data_dir, args.data_path)

@@ -148,7 +148,10 @@ def test_a_workdir_that_cannot_be(bad, place) -> None:
 def test_the_home_directory(tmp_path, monkeypatch) -> None:
   monkeypatch.setenv('HOME', str(tmp_path))
   assert paths.user_path('~/x') == tmp_path / 'x'
-  assert paths.user_path('./~x') == pathlib.Path('~x')
+  for given in ('./~x', './~'):
+    path = paths.user_path(given)
+    assert path == pathlib.Path.cwd() / given
+    assert paths.user_path(path) == path
   (tmp_path / 'mine.py').write_text('from jaxres import config\ndef get_config():\n  return config.make()\n')
   assert config_lib.load('~/mine.py', ['--config.train.epochs=7']).train.epochs == 7
 
@@ -226,7 +229,8 @@ def test_what_is_no_file_is_not_read(command, kind, weights, place, capsys, monk
   assert not (place / 'out').exists()
 
 
-def test_files_of_proc_say_that_they_are_empty(weights, place, capsys, alarm) -> None:
+def test_files_of_proc_say_that_they_are_empty(weights, place, capsys, monkeypatch, alarm) -> None:
+  monkeypatch.setenv('COLUMNS', '1000')
   assert cli.main(['predict', weights, '/proc/self/pagemap', '/proc/cpuinfo']) == 2
   assert capsys.readouterr().err.count('cannot decode the image') == 2
   assert 'the file is empty' in error_of(['convert', '/proc/self/pagemap', 'out'], capsys)
