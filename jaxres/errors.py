@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-_NEWLINES = re.compile(r'\s*[\r\n]\s*')
+_NEWLINES = re.compile(r'[ \t]*[\r\n][ \t\r\n]*')
 _ACTIVE = ('Cc', 'Cs', 'Zl', 'Zp')  # Unicode's controls, surrogates, separators of lines and of paragraphs
 _BIDIRECTIONAL = ('LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI')
 _MARKS = '\u061c\u200e\u200f\ufeff'  # that turn what is beside them around, or show nothing
@@ -89,5 +89,5 @@ def one_line(*, debug: bool = False, interrupted: str = 'interrupted') -> Iterat
 
 def exit_with(message: str, status: int, prefix: str = 'error: ') -> NoReturn:
   """Print ``message`` as one line on standard error and exit."""
-  print(prefix + printable(_NEWLINES.sub(' ', message.strip())), file=sys.stderr)
+  print(prefix + printable(_NEWLINES.sub(' ', message.strip(' \r\n'))), file=sys.stderr)
   raise SystemExit(status)

@@ -1,12 +1,12 @@
 """The paths that a person gives: where they lead, and whether what lies there is a file that ends."""
 
 import errno
+import io
 import os
 import pathlib
 import re
 import shlex
 import stat
-from typing import IO
 
 from jaxres.errors import InputError, printable
 
@@ -89,7 +89,7 @@ def check_regular(path: str | os.PathLike[str], max_bytes: int | None = None) ->
   return _checked(os.stat(path), path, max_bytes)
 
 
-def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> IO[bytes]:
+def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> io.BufferedReader:
   """Return a regular file opened to be read as bytes. Raises OSError as ``check_regular``, and where it is no file."""
   check_regular(path, max_bytes)
   file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)), 'rb')

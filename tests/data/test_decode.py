@@ -281,7 +281,7 @@ def test_a_large_jpeg_is_refused_by_both_decoders(monkeypatch) -> None:
   data[at + 5 : at + 9] = struct.pack('>HH', 13_000, 13_000)
   for fast in (decode.fast, lambda: None):
     monkeypatch.setattr(decode, 'fast', fast)
-    with pytest.raises(decode.BadImageError, match='13,000 x 13,000 pixels; expected at most'):
+    with pytest.raises(decode.BadImageError, match=r'it has [\d,x ]+ pixels; expected at most 89,478,485'):
       decode.cropped(bytes(data), 8, (0.1, 1.0), [(0.5, 0.5, 0.5, 0.5)])
 
 
