@@ -275,3 +275,15 @@ def test_the_console_is_the_only_one() -> None:
     source = path.read_text(encoding='utf-8')
     assert 'from_markup' not in source, path
     assert path.name == 'log.py' or 'Console(' not in source, path
+
+
+@pytest.mark.parametrize('name', ['s3:x', 'gs:x', '[v2]', ':cat:'])
+def test_event_files_are_on_this_machine(name, tmp_path, monkeypatch) -> None:
+  """TensorBoard's writer takes what stands before a colon for a service."""
+  pytest.importorskip('tensorboardX')
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path(name).mkdir()
+  events = log.EventFile(pathlib.Path(name), 0)
+  events.write(1, {'train/loss': 0.5})
+  events.close()
+  assert [path.name.startswith('events') for path in pathlib.Path(name).iterdir()] == [True]
