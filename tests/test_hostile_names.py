@@ -137,7 +137,7 @@ def test_explain(made, shown) -> None:
 
 def test_the_other_tools(made, shown) -> None:
   config = ['--config', made / 'config.py']
-  assert 'equal' not in shown('digest', made / RUN, '--leaves')
+  assert 'verified' in shown('digest', made / RUN, '--leaves')
   assert printable(RUN) in shown('doctor', '--workdir', made / RUN, status=0)
   assert 'every field is known' in shown('doctor', *config, status=0)
   assert 'the originals' in shown('show-data', *config, '--out', made / f'{FILE}.png')
