@@ -14,7 +14,7 @@ LAYERS = [
   {'errors'},
   {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
   {'files'},
-  {'models', 'data', 'page', 'pictures'},
+  {'models', 'data', 'page', 'pictures', 'xplane'},
   {'attribution', 'freezing'},
   {'optim'},
   {'integrity', 'state', 'weights'},
