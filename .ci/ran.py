@@ -8,9 +8,8 @@ import xml.etree.ElementTree as ET
 def passed_modules(report: str) -> set[str]:
   """Return the modules, as tests.models.test_blocks, with a test that ran and passed."""
   cases = ET.parse(report).getroot().iter('testcase')
-  return {
-    case.get('classname', '') for case in cases if not {child.tag for child in case} & {'skipped', 'failure', 'error'}
-  }
+  passed = lambda case: not {child.tag for child in case} & {'skipped', 'failure', 'error'}
+  return {case.get('classname', '') for case in cases if passed(case)}
 
 
 def modules(path: pathlib.Path) -> list[str]:
