@@ -36,8 +36,8 @@ def by_torch(request: pytest.FixtureRequest) -> Callable[..., tuple[references.A
   """
 
   def tell(case: str, compute: Callable[[], references.Arrays]) -> Any:
-    recorder = next((p for p in request.config.pluginmanager.get_plugins() if hasattr(p, 'cases')), None)
-    if recorder:
+    plugins = request.config.pluginmanager.get_plugins()
+    if recorder := next((plugin for plugin in plugins if isinstance(plugin, references.Recorder)), None):
       return recorder.add(case, compute), np.asarray
     kept = references.stored().get(case)
     slow = request.node.get_closest_marker('slow')

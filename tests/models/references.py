@@ -76,7 +76,9 @@ def main() -> None:
   """Run the tests that compare with torch, and store what it said."""
   import pytest
 
-  recorder = Recorder()
+  from tests.models import references  # as the tests import it: run as a script, this module is another
+
+  recorder = references.Recorder()
   status = pytest.main([str(PATH.parent), '-q', '-m', 'torch and not slow'], plugins=[recorder])
   if status:
     sys.exit('not stored: a test failed')
