@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from jaxres import config as config_lib
-from jaxres import log
+from jaxres import log, xplane
 from jaxres import programs as programs_lib
 from jaxres.backend import keep_freed_memory, keep_programs
 from jaxres.errors import InputError
@@ -101,7 +101,7 @@ def operations(path: pathlib.Path, sources: Mapping[str, str]) -> list[Operation
   for event in device_events(path):
     if event.name.startswith('end: '):
       ends.setdefault(event.name.removeprefix('end: '), []).append(event.start_ns)
-    elif (name := dict(event.stats).get('hlo_op')) is not None:
+    elif (name := event.stats.get('hlo_op')) is not None:
       spans.setdefault(name, []).append((event.start_ns, event.start_ns + event.duration_ns))
   found = []
   for name, own in spans.items():
@@ -111,12 +111,11 @@ def operations(path: pathlib.Path, sources: Mapping[str, str]) -> list[Operation
   return sorted(found, key=lambda operation: -operation.seconds)
 
 
-def device_events(path: pathlib.Path) -> Iterator[Any]:
+def device_events(path: pathlib.Path) -> Iterator[xplane.Event]:
   """Yield the events of a trace, of devices those of the streams alone: other lines have them again, by module."""
-  for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-    for line in plane.lines:
-      if not plane.name.startswith('/device') or line.name.startswith('Stream'):
-        yield from line.events
+  for event in xplane.read(path):
+    if not event.plane.startswith('/device') or event.line.startswith('Stream'):
+      yield event
 
 
 def instruction_sources(program: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ LAYERS = [
   {'paths'},
   {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
   {'files'},
-  {'models', 'data', 'page', 'pictures'},
+  {'models', 'data', 'page', 'pictures', 'xplane'},
   {'attribution', 'freezing'},
   {'optim'},
   {'integrity', 'state', 'weights'},

@@ -5,16 +5,14 @@ torchvision's names (``conv1``, ``layer1.0.downsample.0``, ``fc``) for the Image
 akamaster/pytorch_resnet_cifar10 (``conv1``, ``layer2.0.shortcut.0``, ``linear``) for the thin CIFAR networks.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+
+from tests.models.parity import in_torchs_layout
 
 THIN = ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110')
 PREACT_THIN = (20, 32, 44, 56, 110, 164)
@@ -327,58 +325,9 @@ def create(
   return ResNet(block, sizes, num_classes, stem, **options)
 
 
-def paths(tree: Any) -> dict[str, np.ndarray]:
-  """Return the leaves of ``tree`` by path, such as ``stage1/block0/conv1/kernel``."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf) for path, leaf in leaves}
-
-
-def torch_name(path: str, thin: bool, average: bool = False) -> str:
-  """Return the torch name of the parameter or statistic at ``path`` of jaxres.
-
-  Args:
-    path: such as ``stage1/block0/conv1/kernel``.
-    thin: the names are akamaster's, not torchvision's.
-    average: a pool is the first layer of a shortcut.
-  """
-  shortcut = 'shortcut' if thin else 'downsample'
-  for pattern, name in (
-    (r'^stem/conv/', 'conv1.'),
-    (r'^stem/bn3?/', 'bn1.'),
-    (r'^stem/conv1/', 'conv1.0.'),
-    (r'^stem/bn1/', 'conv1.1.'),
-    (r'^stem/conv2/', 'conv1.3.'),
-    (r'^stem/bn2/', 'conv1.4.'),
-    (r'^stem/conv3/', 'conv1.6.'),
-    (r'se/reduce/', 'se.fc1.'),
-    (r'se/expand/', 'se.fc2.'),
-    (r'^stage(\d+)/block(\d+)/', r'layer\1.\2.'),
-    (r'shortcut/conv/', f'{shortcut}.{int(average)}.'),
-    (r'shortcut/bn/', f'{shortcut}.{1 + average}.'),
-    (r'^head/fc/', 'linear.' if thin else 'fc.'),
-    (r'(kernel|scale)$', 'weight'),
-    (r'(mean|var)$', r'running_\1'),
-  ):
-    path = re.sub(pattern, name, path)
-  return path.replace('/', '.')
-
-
 def to_torch(tree: Any, thin: bool, average: bool = False) -> dict[str, torch.Tensor]:
-  """Return ``params``, ``batch_stats`` or gradients of jaxres under torch's names and in torch's layout.
-
-  Args:
-    tree: one collection; convolutions ``[H, W, in, out]``, dense layers ``[in, out]``.
-    thin: the names are akamaster's, not torchvision's.
-    average: a pool is the first layer of a shortcut.
-
-  Returns:
-    Copies; convolutions ``[out, in, H, W]``, dense layers ``[out, in]``.
-  """
-  axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-  return {
-    torch_name(path, thin, average): torch.tensor(leaf.transpose(axes[leaf.ndim]).copy())
-    for path, leaf in paths(tree).items()
-  }
+  """Return ``in_torchs_layout`` of ``params`` or ``batch_stats`` as tensors."""
+  return {name: torch.tensor(leaf) for name, leaf in in_torchs_layout(tree, thin, average).items()}
 
 
 def averages(net: nn.Module) -> bool:
@@ -393,45 +342,3 @@ def load(net: nn.Module, variables: Mapping[str, Any]) -> nn.Module:
   counters = {k: v for k, v in net.state_dict().items() if k.endswith('num_batches_tracked')}
   net.load_state_dict(state | counters, strict=True)
   return net
-
-
-def random_variables(model: Any, seed: int = 0, size: int = 32, channels: int = 3) -> Any:
-  """Return random variables of ``model`` whose activations stay alive at any depth.
-
-  Nothing is at its initial value: a scale is 0.4 to 0.8 (residual sums then grow by a few per cent a block), a
-  running variance 0.5 to 2, a bias or running mean is normal of deviation 0.1.
-
-  Args:
-    model: a jaxres model.
-    seed: of NumPy's generator.
-    size: of the images that the model is initialised on.
-    channels: of these images.
-  """
-  rng = np.random.default_rng(seed)
-  images = jnp.zeros((1, size, size, channels))
-  shapes = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
-
-  def leaf(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
-    match path[-1].key:
-      case 'scale':
-        value = rng.uniform(0.4, 0.8, like.shape)
-      case 'var':
-        value = rng.uniform(0.5, 2, like.shape)
-      case name:
-        deviation = np.sqrt(2 / np.prod(like.shape[:-1])) if name == 'kernel' else 0.1
-        value = deviation * rng.standard_normal(like.shape, np.float32)
-    return jnp.asarray(value, like.dtype)
-
-  return jax.tree_util.tree_map_with_path(leaf, shapes)
-
-
-def random_images(batch: int, height: int, width: int, seed: int = 0, channels: int = 3) -> np.ndarray:
-  """Return float32 ``[batch, height, width, channels]`` whose images differ in colour and contrast, not in noise alone.
-
-  Pooling averages noise away, and logits that are the same for each image would hide most errors.
-  """
-  rng = np.random.default_rng(seed)
-  colour = rng.normal(0, 1, (batch, 1, 1, channels))
-  contrast = rng.uniform(0.5, 1.5, (batch, 1, 1, 1))
-  noise = rng.normal(0, 1, (batch, height, width, channels))
-  return (colour + contrast * noise).astype(np.float32)

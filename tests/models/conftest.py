@@ -1,14 +1,15 @@
 """What all tests of models need."""
 
-import importlib
-import pathlib
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
-TESTS = pathlib.Path(__file__).parents[1]
+from tests.models import references
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,33 @@ def full_precision() -> Iterator[None]:
 def reference() -> ModuleType:
   """Return tests/torch_models.py, or skip where torch is not installed."""
   pytest.importorskip('torch')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(TESTS)
-    return importlib.import_module('torch_models')
+  from tests import torch_models
+
+  return torch_models
+
+
+@pytest.fixture
+def by_torch(request: pytest.FixtureRequest) -> Callable[..., tuple[references.Arrays, Callable[[Any], np.ndarray]]]:
+  """Return what tells torch's arrays, and what to pick of others to compare: all, or where torch is missing a sample.
+
+  It is called with the name of the case and the function that has torch compute them.
+  """
+
+  def tell(case: str, compute: Callable[[], references.Arrays]) -> Any:
+    plugins = request.config.pluginmanager.get_plugins()
+    if recorder := next((plugin for plugin in plugins if isinstance(plugin, references.Recorder)), None):
+      return recorder.add(case, compute), np.asarray
+    kept = references.stored().get(case)
+    slow = request.node.get_closest_marker('slow')
+    if importlib.util.find_spec('torch') is None:
+      if slow:
+        pytest.skip('torch is not installed, and of slow cases nothing is stored')
+      assert kept is not None, f'{case} is not stored: run python -m tests.models.references where torch is installed'
+      return kept, references.sample
+    arrays = compute()
+    if not slow:
+      assert kept is not None, f'{case} is not stored: run python -m tests.models.references'
+      references.assert_as_stored(arrays, kept)
+    return arrays, np.asarray
+
+  return tell

@@ -1,6 +1,5 @@
 """The models against torch's, the papers' parameter counts and closed form."""
 
-import copy
 import functools
 import subprocess
 import sys
@@ -15,8 +14,19 @@ import pytest
 
 from jaxres import models
 from jaxres.errors import InputError
-from tests.models.parity import assert_alive, assert_near, count, flat, nchw, samples_per_channel
+from tests.models.parity import (
+  assert_alive,
+  assert_near,
+  count,
+  flat,
+  in_torchs_layout,
+  nchw,
+  random_images,
+  random_variables,
+  with_statistics,
+)
 
+THIN = ('resnet20', 'resnet56')  # whose torch names are akamaster's
 # at 10 classes
 CIFAR_COUNTS = {
   'resnet20': 269_722,
@@ -133,20 +143,16 @@ def images(batch: int = 4, size: int = 32) -> np.ndarray:
   return (noise + rng.normal(0, 1, (batch, 1, 1, 3))).astype(np.float32)
 
 
-def twins(reference: ModuleType, name: str, **options: Any) -> tuple[models.ResNet, Any, Any]:
-  """Return a model, random variables for it, and the torch network that has the same."""
-  model = small(name, **options)
-  variables = reference.random_variables(model)
+def torch_twin(name: str, model: models.ResNet, variables: Any) -> Any:
+  """Return the torch network called ``name`` with these variables."""
+  from tests import torch_models
+
   option = 'A' if model.shortcut == 'pad' else 'B'
-  net = reference.create(name, 10, stem=model.stem_type, option=option)
-  return model, variables, reference.load(net, variables)
+  return torch_models.load(torch_models.create(name, 10, stem=model.stem_type, option=option), variables)
 
 
-@pytest.fixture(scope='module', params=PARITY, ids=lambda case: '-'.join([case[0], *case[1].values(), str(case[2][0])]))
-def case(request: pytest.FixtureRequest, reference: ModuleType) -> Any:
-  """Return ``twins`` and images ``[4, H, W, 3]``."""
-  name, options, size = request.param
-  return *twins(reference, name, **options), reference.random_images(4, *size)
+def case_id(case: tuple[str, dict[str, str], tuple[int, int]]) -> str:
+  return '-'.join([case[0], *case[1].values(), str(case[2][0])])
 
 
 # Sizes and names
@@ -338,100 +344,100 @@ def test_bfloat16_logits_are_close_to_float32(train: bool) -> None:
 
 
 @pytest.mark.torch
-def test_eval_logits_equal_torch(case: Any) -> None:
-  import torch
-
-  model, variables, net, x = case
-  with torch.inference_mode():
-    expected = net.eval()(nchw(x)).numpy()
-  assert_alive(expected)
-  logits, updates = apply(model, variables, x, train=False)
-  assert_near(logits, expected, 1e-4)
-  for before, after in zip(jax.tree.leaves(variables['batch_stats']), jax.tree.leaves(updates), strict=True):
-    np.testing.assert_array_equal(before, after)
-
-
-def in_float64(model: models.ResNet, variables: Any, net: Any, x: np.ndarray) -> Any:
-  wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
-  return model.clone(dtype=np.float64), wide, net.double(), x.astype(np.float64)
-
-
-@pytest.mark.torch
-def test_train_logits_and_statistics_equal_torch(case: Any, reference: ModuleType) -> None:
-  import torch
-
-  model, variables, net, x = case
-  net = copy.deepcopy(net)  # whose statistics the step changes
+@pytest.mark.parametrize('case', PARITY, ids=case_id)
+def test_logits_and_statistics_equal_torch(case: Any, by_torch: Any) -> None:
+  name, options, size = case
+  model = small(name, **options)
+  variables, x = random_variables(model), random_images(4, *size)
+  names = {'thin': name in THIN, 'average': model.shortcut == 'average'}
   # batch statistics magnify rounding: at 101 layers torch's own float32 logits are 2e-4 from its float64 ones
   deep = sum(model.stage_sizes) > 30
-  if deep:
-    model, variables, net, x = in_float64(model, variables, net, x)
-  counts = samples_per_channel(net)
-  with torch.inference_mode():
-    expected = net.train()(nchw(x)).numpy()
-  assert_alive(expected)
-  with jax.enable_x64(deep):
-    logits, updates = apply(model, variables, x, train=True)
-  assert_near(logits, expected, 1e-4)
 
-  names = {'thin': isinstance(net, reference.ThinResNet), 'average': reference.averages(net)}
-  before = reference.to_torch(variables['batch_stats'], **names)
-  found = reference.to_torch(updates['batch_stats'], **names)
-  after = net.state_dict()
-  assert len(found) == 2 * len(counts)
-  for norm, n in counts.items():
-    key = f'{norm}.running_mean'
-    assert_near(found[key], after[key], 1e-4, key)
-    key = f'{norm}.running_var'
-    # torch adds a tenth of the unbiased variance to nine tenths of the old one, flax of the biased
-    kept = 0.9 * before[key]
-    assert_near(kept + (found[key] - kept) * n / (n - 1), after[key], 1e-4, key)
+  def compute() -> dict[str, np.ndarray]:
+    import torch
+
+    net = torch_twin(name, model, variables)
+    before = in_torchs_layout(variables['batch_stats'], **names)
+    with torch.inference_mode():
+      logits = net.eval()(nchw(x)).numpy()
+      net, images = (net.double(), nchw(x).double()) if deep else (net, nchw(x))
+      train, statistics = with_statistics(net, lambda: net.train()(images).numpy(), before)
+    return {'logits': logits, 'train_logits': train} | statistics
+
+  expected, pick = by_torch(case_id(case), compute)
+  logits, updates = apply(model, variables, x, train=False)
+  for before, after in zip(jax.tree.leaves(variables['batch_stats']), jax.tree.leaves(updates), strict=True):
+    np.testing.assert_array_equal(before, after)
+  with jax.enable_x64(deep):
+    wide = in_float64(model, variables, x) if deep else (model, variables, x)
+    train_logits, updates = apply(*wide, train=True)
+  statistics = in_torchs_layout(updates['batch_stats'], **names)
+  found = {'logits': logits, 'train_logits': train_logits} | statistics
+  assert found.keys() == expected.keys()
+  for key, value in expected.items():
+    assert_near(pick(found[key]), value, 1e-4, key)
+  for key in ('logits', 'train_logits'):
+    assert_alive(expected[key].reshape(4, 10))
+
+
+def in_float64(model: models.ResNet, variables: Any, x: np.ndarray) -> Any:
+  wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+  return model.clone(dtype=np.float64), wide, x.astype(np.float64)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-  ('name', 'options', 'size'),
+  'case',
   [
     ('resnet18', {'stem': 'imagenet'}, (64, 64)),
     ('resnet18', {'stem': 'cifar'}, (33, 38)),
     ('resnet20', {'shortcut': 'pad'}, (33, 38)),
   ],
+  ids=case_id,
 )
-def test_features_equal_torch_layers(
-  reference: ModuleType, name: str, options: dict[str, str], size: tuple[int, int]
-) -> None:
-  import torch
+def test_features_equal_torch_layers(by_torch: Any, case: Any) -> None:
+  name, options, size = case
+  model = small(name, **options)
+  variables, x = random_variables(model), random_images(2, *size)
 
-  model, variables, net = twins(reference, name, **options)
-  x = reference.random_images(2, *size)
-  with torch.inference_mode():
-    expected = {k: v.numpy().transpose(0, 2, 3, 1) for k, v in net.eval().stages(nchw(x)).items()}
+  def compute() -> dict[str, np.ndarray]:
+    import torch
+
+    with torch.inference_mode():
+      stages = torch_twin(name, model, variables).eval().stages(nchw(x))
+    return {stage: value.numpy().transpose(0, 2, 3, 1) for stage, value in stages.items()}
+
+  expected, pick = by_torch(f'features {case_id(case)}', compute)
   stages = jax.jit(functools.partial(model.apply, train=False, method='features'))(variables, x)
   assert stages.keys() == expected.keys()
   for stage, value in expected.items():
     assert 0.1 < (value > 0).mean() < 0.99, f'{stage} is dead, or ReLU does nothing'
-    assert_near(stages[stage], value, 1e-4, stage)
+    assert_near(pick(stages[stage]), value, 1e-4, stage)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(('name', 'options'), [('resnet20', {'shortcut': 'pad'}), ('resnet18', {'stem': 'cifar'})])
-def test_train_gradients_equal_torch(reference: ModuleType, name: str, options: dict[str, str]) -> None:
-  import torch
+def test_train_gradients_equal_torch(by_torch: Any, name: str, options: dict[str, str]) -> None:
+  model = small(name, **options)
+  variables, x, labels = random_variables(model), random_images(4, 32, 32), np.array([3, 1, 4, 1])
 
-  model, variables, net = twins(reference, name, **options)
-  x, labels = reference.random_images(4, 32, 32), np.array([3, 1, 4, 1])
-  expected_loss = torch.nn.functional.cross_entropy(net.train()(nchw(x)), torch.tensor(labels))
-  expected_loss.backward()
+  def compute() -> dict[str, np.ndarray]:
+    import torch
+
+    net = torch_twin(name, model, variables)
+    loss = torch.nn.functional.cross_entropy(net.train()(nchw(x)), torch.tensor(labels))
+    loss.backward()
+    gradients = {key: parameter.grad.numpy() for key, parameter in net.named_parameters()}
+    return {'loss': loss.detach().numpy()} | gradients
 
   def loss_fn(params: Any) -> jax.Array:
     logits, _ = apply(model, variables | {'params': params}, x, train=True)
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(4), labels])
 
-  loss, grads = jax.jit(jax.value_and_grad(loss_fn))(variables['params'])
-  assert float(loss) == pytest.approx(expected_loss.item(), rel=1e-4)
-  grads = reference.to_torch(grads, name in reference.THIN)
-  expected = {key: parameter.grad for key, parameter in net.named_parameters()}
-  assert grads.keys() == expected.keys()
+  expected, pick = by_torch(f'gradients {name}', compute)
+  loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(variables['params'])
+  found = {'loss': loss} | in_torchs_layout(gradients, name in THIN)
+  assert found.keys() == expected.keys()
   for key, value in expected.items():
-    assert value.norm() > 0
-    assert (grads[key] - value).norm() / value.norm() < 1e-3, key
+    assert np.linalg.norm(value) > 0
+    assert np.linalg.norm(pick(found[key]) - value) / np.linalg.norm(value) < 1e-3, key
