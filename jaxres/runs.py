@@ -75,9 +75,10 @@ def read(
     weights = pretrained.read(str(path), step)
     moved = {'data_dir': data_dir, 'path': data_path}
     fields = config['data'] | {key: value for key, value in moved.items() if value is not None}
-    key = json.dumps(fields, sort_keys=True)
+    rule = workdir.split_rule(path)
+    key = json.dumps([rule, fields], sort_keys=True)
     if key not in datasets:
-      datasets[key] = data.load(**fields)
+      datasets[key] = data.loader(rule)(**fields)
       datasets[key].place(mesh)
     if was := workdir.other_data(path, datasets[key].info):
       raise InputError(f'{path}: the data is not that of the run: {was}')
