@@ -40,7 +40,7 @@ class Info(NamedTuple):
   mean: tuple[float, ...]  # of each channel, on the scale 0..1
   std: tuple[float, ...]
   splits: Mapping[str, str] = {}  # the fingerprint of each
-  split_rule: int = SPLIT_RULE  # of ``load_by_rule``
+  split_rule: int = SPLIT_RULE  # of ``loader``
 
 
 class Dataset(NamedTuple):
@@ -114,15 +114,21 @@ def load(
   Raises:
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
-  return load_by_rule(SPLIT_RULE, **locals())
+  return _load(SPLIT_RULE, **locals())
 
 
 def loader(split_rule: int) -> Callable[..., Dataset]:
-  """Return what loads data for a run that began with ``split_rule``: ``load``, or it by an older rule."""
-  return load if split_rule == SPLIT_RULE else functools.partial(load_by_rule, split_rule)
+  """Return what loads data as the version of jaxres did that a run began with: a function of the fields of ``load``.
+
+  Args:
+    split_rule: 2, of ``load``: files are drawn by their names. 1, of runs that do not say theirs: by their place in the
+      list, and the classes of a folder are by the alphabet even where all are numbers. Arrays and TFDS sets are drawn
+      by their place in either.
+  """
+  return load if split_rule == SPLIT_RULE else functools.partial(_load, split_rule)
 
 
-def load_by_rule(
+def _load(
   split_rule: int,
   *,
   name: str,
@@ -145,17 +151,7 @@ def load_by_rule(
   max_bad: int,
   seed: int,
 ) -> Dataset:
-  """Return what ``load`` does, split and its classes numbered as the version of jaxres did that a run began with.
-
-  Args:
-    split_rule: 2, of ``load``: files are drawn by their names. 1, of runs that do not say theirs: by their place in the
-      list, and the classes of a folder are by the alphabet even where all are numbers. Arrays and TFDS sets are drawn
-      by their place in either.
-    **fields: all those of ``load``.
-
-  Raises:
-    InputError: as ``load``.
-  """
+  """Return what ``load`` does, split and its classes numbered by ``split_rule``; raises as ``load`` does."""
   _check_fields(batch_size, val, limit, seed)
   _check_fold(fold, val)
   if (mean is None) != (std is None):

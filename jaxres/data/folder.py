@@ -30,7 +30,7 @@ def read_folder(path: str | None, seed: int, split_rule: int = 2) -> Source:
   Args:
     path: the folder.
     seed: of the stratified fifth of the training images that is held out where there is no test split.
-    split_rule: of ``data.load_by_rule``.
+    split_rule: of ``data.loader``.
 
   Raises:
     InputError: as ``find``.
@@ -92,7 +92,7 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
       optionally ``split``: train, val or test. Labels are names of classes, numbered as ``sort_classes`` says. Space
       around a cell, also around its quotes, is no part of it.
     seed: of the stratified fifth of the training images that is held out where there is no test split.
-    split_rule: of ``data.load_by_rule``.
+    split_rule: of ``data.loader``.
 
   Raises:
     InputError: the file is missing or malformed, an image is missing or listed twice, or a class of val or test is
@@ -213,7 +213,7 @@ def _say_left_out(
   for paths, what in (
     (others, 'files are no images by their names'),
     (broken, 'images are links to nothing, or no files,'),
-    (deeper, 'images lie in sub-folders of a class'),
+    (deeper, 'images are in sub-folders of a class'),
   ):
     if paths:
       say(f'{root}: {len(paths)} {what} and left out, such as {min(paths)}')
@@ -223,7 +223,7 @@ def _say_loose(root: pathlib.Path) -> None:
   """Say which images lie beside the folders that should hold them."""
   loose = listing.look(root).images
   if loose:
-    say(f'{root}: {len(loose)} images lie in no folder of a class and are left out, such as {loose[0]}')
+    say(f'{root}: {len(loose)} images are in no folder of a class and left out, such as {loose[0]}')
 
 
 def _holds_files(folder: pathlib.Path) -> bool:
