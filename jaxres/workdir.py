@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import jaxres
 from jaxres import checkpoint, data, distributed, files
 from jaxres import config as config_lib
-from jaxres.data.fingerprint import differences
+from jaxres.data.fingerprints import differences
 from jaxres.errors import InputError
 
 # What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.

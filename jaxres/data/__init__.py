@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxres.data import arrays, decode, folder, prepare, tfds
 from jaxres.data.arrays import Arrays, Source, Split
-from jaxres.data.fingerprint import fingerprint
+from jaxres.data.fingerprints import fingerprint
 from jaxres.data.images import Images, decode_all, without_bad
 from jaxres.data.resident import Batch, Resident
 from jaxres.data.splits import check_labels, draw, hold_out, keep_classes, say_untrained

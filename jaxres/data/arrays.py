@@ -128,7 +128,7 @@ def _text(path: str, name: object) -> str:
   try:
     return name.decode('utf-8') if isinstance(name, bytes) else str(name)
   except UnicodeDecodeError as error:
-    raise InputError(f'{path}: class_names: {name!r} is not UTF-8: {error}') from None
+    raise InputError(f'{path}: class_names: {bytes(name)!r} is not UTF-8: {error}') from None
 
 
 def _numbered_classes(path: str, train: Arrays) -> range:

@@ -127,7 +127,7 @@ IMAGES, LABELS = given()['train_x'], given()['train_y']
     ({'test_x': IMAGES.transpose(0, 3, 1, 2)[:, :1]}, r'channels first; use test_x.transpose\(0, 2, 3, 1\)'),
     ({'train_x': IMAGES.transpose(1, 2, 3, 0)}, r'examples last; use train_x.transpose\(3, 0, 1, 2\)'),
     ({'train_x': IMAGES.reshape(8, -1)}, r'expected uint8 \[N, H, W, C\].*found uint8 \[8, 126\]'),
-    ({'train_x': (IMAGES / 255).astype(np.float32)}, r'float32 .*from 0 to 0.9.*; use np.rint\(255 \* train_x\)'),
+    ({'train_x': (IMAGES / 255).astype(np.float32)}, r'float32 .*from 0 to 0.898039; use np.rint\(255 \* train_x\)'),
     ({'train_x': IMAGES.astype(float)}, r'float64 .*; use np.rint\(train_x\).astype\(np.uint8\)'),
     ({'train_x': IMAGES.astype(np.int64)}, r'int64 .*; use np.rint\(train_x\).astype\(np.uint8\)'),
     ({'train_x': IMAGES.astype(np.int16) - 128}, r'int16 .*from -128 to .*; scale them to 0..255'),

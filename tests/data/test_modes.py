@@ -34,28 +34,21 @@ def tiff(
   extra: int | None = None,
 ) -> bytes:
   """Return an uncompressed TIFF of ``[H, W]`` or ``[H, W, C]``: TIFF 6.0, written here and not by Pillow."""
-  strip = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes() if bits != 12 else pack12(pixels)
-  channels = pixels.shape[2] if pixels.ndim == 3 else 1
-  after = 8 + len(strip)
-  shorts = struct.pack(f'{order}{channels}H', *[bits] * channels)
-  wide = channels > 2  # more than four bytes: kept elsewhere
-  entries = [
-    (256, 3, 1, pixels.shape[1]), (257, 3, 1, pixels.shape[0]),
-    (258, 3, channels, after if wide else int.from_bytes(shorts.ljust(4, b'\0'), 'little' if order == '<' else 'big')),
-    (259, 3, 1, 1), (262, 3, 1, photometric), (273, 4, 1, 8), (277, 3, 1, channels), (278, 3, 1, pixels.shape[0]),
-    (279, 4, 1, len(strip)),
-  ]  # fmt: skip
-  entries += [(338, 3, 1, extra)] if extra is not None else []
-  entries += [(339, 3, 1, sample_format)] if sample_format is not None else []
-  start = after + (len(shorts) if wide else 0)
-  directory = struct.pack(f'{order}H', len(entries))
-  for tag, kind, count, value in entries:
-    short = kind == 3 and count == 1
-    directory += struct.pack(f'{order}HHI', tag, kind, count) + struct.pack(
-      f'{order}HH' if short else f'{order}I', *([value, 0] if short else [value])
-    )
-  head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}I', start)
-  return head + strip + (shorts if wide else b'') + directory + bytes(4)
+  strip = pack12(pixels) if bits == 12 else pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+  height, width, channels = (*pixels.shape, 1)[:3]
+  depths = struct.pack(f'{order}{channels}H', *[bits] * channels)
+  values: dict[int, int | None] = {
+    256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: channels, 278: height, 279: len(strip),
+    338: extra, 339: sample_format,
+  }  # fmt: skip
+  entries = {tag: struct.pack(f'{order}HHII', tag, 4, 1, value) for tag, value in values.items() if value is not None}
+  if len(depths) > 4:  # kept behind the strip
+    entries[258] = struct.pack(f'{order}HHII', 258, 3, channels, 8 + len(strip))
+  else:
+    entries[258] = struct.pack(f'{order}HHI', 258, 3, channels) + depths.ljust(4, b'\0')
+  directory = struct.pack(f'{order}H', len(entries)) + b''.join(entries.values()) + bytes(4)
+  head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}I', 8 + len(strip) + len(depths))
+  return head + strip + depths + directory
 
 
 def pack12(pixels: np.ndarray) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxres import data, runs, train, workdir
-from jaxres.data import fingerprint, folder, order
+from jaxres.data import fingerprints, folder, order
 from jaxres.errors import InputError
 from tests.data import sets
 
@@ -141,21 +141,21 @@ def test_the_fingerprint_of_files_is_the_sha256_of_what_it_says(tmp_path) -> Non
 
 def test_of_much_data_a_sample_is_read_and_all_sizes(tmp_path, monkeypatch) -> None:
   root = photos(tmp_path, 300)
-  monkeypatch.setattr(fingerprint, 'MAX_BYTES', 50_000)
+  monkeypatch.setattr(fingerprints, 'MAX_BYTES', 50_000)
   splits, _ = folder.find(str(root))
-  found = fingerprint.fingerprint(splits['train'])
+  found = fingerprints.fingerprint(splits['train'])
   count = int(found.rpartition(' of ')[2])
   assert 100 < count < 400
-  assert fingerprint.fingerprint(splits['train']) == found
+  assert fingerprints.fingerprint(splits['train']) == found
   write(root / 'a/150.png', 9, size=10)
-  assert fingerprint.differences(found, fingerprint.fingerprint(splits['train']))[0].startswith('sizes ')
+  assert fingerprints.differences(found, fingerprints.fingerprint(splits['train']))[0].startswith('sizes ')
 
 
 def test_images_that_cannot_be_read_are_part_of_the_fingerprint(tmp_path) -> None:
   splits, _ = folder.find(str(photos(tmp_path, 3)))
-  before = fingerprint.fingerprint(splits['train'])
+  before = fingerprints.fingerprint(splits['train'])
   (tmp_path / 'a/001.png').unlink()
-  assert fingerprint.differences(before, fingerprint.fingerprint(splits['train']))[0].startswith('sizes ')
+  assert fingerprints.differences(before, fingerprints.fingerprint(splits['train']))[0].startswith('sizes ')
 
 
 def test_pixels_of_arrays_are_fingerprinted(npz) -> None:
@@ -197,7 +197,7 @@ def test_records_of_tfds_are_fingerprinted_in_either_form(tmp_path) -> None:
   ],
 )
 def test_only_what_was_stored_is_compared(old: str, new: str, expected: tuple) -> None:
-  assert fingerprint.differences(old, new) == expected
+  assert fingerprints.differences(old, new) == expected
 
 
 @pytest.fixture
