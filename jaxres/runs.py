@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxres import config as config_lib
 from jaxres import data, evaluate, models, pretrained, sharding, workdir
 from jaxres.backend import keep_freed_memory, keep_programs, memory_explained
+from jaxres.data.fingerprints import same_names
 from jaxres.errors import InputError
 
 SPLITS = ('train', 'val', 'test')
@@ -129,7 +130,8 @@ def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], spli
     if run.class_names != first.class_names:
       shown = f'{", ".join(run.class_names):.100} and {", ".join(first.class_names):.100}'
       raise InputError(f'{run.path} and {first.path} have other classes: {shown}; compare runs on the same data')
-    if not np.array_equal(own, labels[0]):
+    names = [each.dataset.info.splits.get(split, '') for each in (run, first)]
+    if not np.array_equal(own, labels[0]) or not same_names(*names):  # files held out by another seed may share labels
       raise InputError(f'{run.path} and {first.path} have other {split} examples; compare runs on the same data')
 
 

@@ -44,6 +44,12 @@ def differences(old: str, new: str) -> tuple[str, str]:
   return ', '.join(before[kind] for kind in changed), ', '.join(after[kind] for kind in changed if kind in after)
 
 
+def same_names(one: str, other: str) -> bool:
+  """Return whether two fingerprints have the same names of examples, as far as both have names."""
+  found = [_parts(text).get('names') for text in (one, other)]
+  return None in found or found[0] == found[1]
+
+
 def _parts(text: str) -> dict[str, str]:
   """Return the parts of a fingerprint by their kind: the one word in each of ``96 examples, labels 0f3a``."""
   count, *rest = text.split(', ')

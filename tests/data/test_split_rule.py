@@ -229,6 +229,17 @@ def test_a_run_refuses_to_go_on_with_other_files(trained) -> None:
     runs.read([str(run)])
 
 
+def test_runs_on_other_test_images_of_the_same_labels_are_not_compared(trained, tmp_path) -> None:
+  config, run = trained
+  train.train_and_evaluate({**config, 'data': {**config['data'], 'seed': 1}}, tmp_path / 'other')
+  first, second = runs.read([str(run), str(tmp_path / 'other')])
+  labels = [np.asarray(each.dataset.test.constants['label']) for each in (first, second)]
+  np.testing.assert_array_equal(*labels)
+  with pytest.raises(InputError, match='have other test examples'):
+    runs.check_same_examples([first, second], labels, 'test')
+  runs.check_same_examples([first, first], [labels[0]] * 2, 'test')
+
+
 def as_of_old(run: pathlib.Path) -> None:
   """Make ``data.json`` what it was before there was a rule."""
   stored = json.loads((run / 'data.json').read_text())
