@@ -27,7 +27,7 @@ def test_batch_norm_of_one_value_is_its_bias_and_torch_refuses_it() -> None:
     ('resnet18', 8, 'stage4/block0/bn1'),
     ('resnet18', 2, 'stage2/block0/bn1'),
     ('resnet20', 4, 'stage3/block0/bn1'),
-    ('preact_resnet20', 4, 'stage3/block0/bn2'),
+    ('preact_resnet20', 4, 'norm'),
     ('resnet18', 9, None),
     ('resnet20', 5, None),
   ],

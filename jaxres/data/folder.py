@@ -196,10 +196,11 @@ def _too_few(folder: pathlib.Path, found: listing.Listing, kept: list[str], lost
     return f'{folder}: no images: expected files that end in {", ".join(SUFFIXES)}, found {len(found.others)} others'
   problems = [
     f'{len(found.broken)} are links to nothing or no files: repair or remove them' * bool(found.broken),
-    f'{len(lost) - len(found.broken)} lie in its sub-folders: move them up into it' * (len(lost) > len(found.broken)),
+    f'{len(lost) - len(found.broken)} lie in its sub-folders: move them up into it, or elsewhere'
+    * (len(lost) > len(found.broken)),
   ]
   counts = f'{len(kept)} images are directly in it and {len(lost)} are left out, such as {lost[0]}'
-  return f'{folder}: {counts}: {"; ".join(filter(None, problems))}, or elsewhere'
+  return f'{folder}: {counts}: {"; ".join(filter(None, problems))}'
 
 
 def _say_left_out(
