@@ -64,7 +64,8 @@ def explained(
   found = probe(probe_step, before, key, parts.dataset.train.constants, group_of(parts, number))
   ids = ids_of(parts, number)
   try:
-    again = f'jaxres doctor --replay {write(workdir, before, found, ids, parts.config)} runs it again'
+    path = write(workdir, before, found, ids, parts.config, parts.dataset.info.split_rule)
+    again = f'jaxres doctor --replay {path} runs it again'
   except OSError as error:
     again = f'no file of it could be written: {error.strerror}'
   examples = ', '.join([*map(str, ids[:SHOWN_IDS]), *['...'] * (len(ids) > SHOWN_IDS)])
@@ -73,7 +74,12 @@ def explained(
 
 
 def write(
-  workdir: pathlib.Path, train_state: TrainState, found: Found, ids: np.ndarray, config: Mapping[str, Any]
+  workdir: pathlib.Path,
+  train_state: TrainState,
+  found: Found,
+  ids: np.ndarray,
+  config: Mapping[str, Any],
+  split_rule: int,
 ) -> pathlib.Path:
   """Write what ``replay`` needs to ``<workdir>/bad_step_<N>.npz``; return the path. The first process writes.
 
@@ -83,11 +89,12 @@ def write(
     found: what is the matter with it.
     ids: int ``[B]``: the examples of its batch, by their place in the training split.
     config: of the run.
+    split_rule: of ``data.loader``.
   """
   path = workdir / f'bad_step_{found.step}.npz'
   arrays: dict[str, Any] = {f'state/{name}': array for name, array in integrity.leaves(train_state.present)}
   if distributed.leads():
-    about = json.dumps({'config': config_lib.to_dict(config), 'found': found._asdict()})
+    about = json.dumps({'config': config_lib.to_dict(config), 'found': found._asdict(), 'split_rule': split_rule})
     with path.open('wb') as file:
       np.savez(file, **arrays, ids=ids, about=np.array(about))
   return path
@@ -108,7 +115,7 @@ def replay(path: pathlib.Path) -> tuple[Found, Found, np.ndarray]:
   except (ValueError, KeyError, TypeError) as error:
     raise InputError(f'--replay: {path}: not a file of a bad step: {error}') from None
   config = config_lib.to_dict(config_lib.complete(about['config']))
-  parts, fields = programs.make_parts(config), config['train']
+  parts, fields = programs.make_parts(config, about.get('split_rule', 1)), config['train']
   pipeline, key = parts.dataset.train, jax.random.key(fields['seed'])
   spans = plan.make_plan(
     pipeline, *(fields[name] for name in ('epochs', 'eval_every_epochs', 'dry_run', 'overfit_one_batch'))

@@ -1,11 +1,13 @@
 """`jaxres crossval`: train once for each fold of the training examples, tested on what that run has not seen."""
 
 import argparse
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from jaxres import config as config_lib
 from jaxres import log, seeds
+from jaxres import workdir as workdir_lib
 from jaxres.errors import InputError
 
 
@@ -32,7 +34,18 @@ def cross_validate(config: Mapping[str, Any], workdir: str, folds: int) -> dict[
     options = config_lib.to_dict(config_lib.complete(config))
     options['data']['fold'] = (k, folds)
     configs[f'fold{k}'] = options
+  check_rules(workdir, configs)
   return seeds.series(configs, workdir, 'folds')
+
+
+def check_rules(workdir: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raise InputError where some folds of files were drawn by an older jaxres and the rest would be drawn otherwise."""
+  rules = {name: workdir_lib.split_rule(pathlib.Path(workdir).expanduser() / name) for name in configs}
+  by_name = any(options['data']['name'] in ('folder', 'csv') for options in configs.values())
+  if by_name and len(set(rules.values())) > 1:
+    old, new = min(rules, key=rules.__getitem__), max(rules, key=rules.__getitem__)
+    found = f'{old} was drawn by an older jaxres, and {new} would be drawn by another rule: the folds would overlap'
+    raise InputError(f'--workdir: {workdir}: {found}; use another --workdir')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

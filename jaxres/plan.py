@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxres import data
+from jaxres.data.notes import say
 from jaxres.errors import InputError
 
 DRY_RUN_STEPS = 2
@@ -87,10 +88,11 @@ def make_plan(
   """Return when to evaluate and save a training of ``epochs`` passes over ``train``.
 
   Raises:
-    InputError: it would never end.
+    InputError: it would never end, or one step has more examples than the whole training.
   """
   if overfit_one_batch:  # the whole schedule in a few steps
     return Plan(OVERFIT_STEPS, OVERFIT_STEPS / epochs, (OVERFIT_STEPS,))
+  check_batch(train.batch_size, train.size, epochs)
   steps_per_epoch = train.size / train.batch_size
   total = max(1, round(epochs * steps_per_epoch))
   if dry_run:
@@ -101,3 +103,17 @@ def make_plan(
     raise InputError(f'train.epochs: {found}; expected at most {MOST_STEPS:,} and {MOST_EVALUATIONS:,}')
   between = {round(k * interval) for k in range(1, int(total / interval) + 1)}
   return Plan(total, steps_per_epoch, tuple(sorted(step for step in between | {total} if 0 < step <= total)))
+
+
+def check_batch(batch_size: int, size: int, epochs: float) -> None:
+  """Say where a batch has more examples than the training split.
+
+  Raises:
+    InputError: it has more than all the epochs together: the first step would already be too long.
+  """
+  if batch_size <= size:
+    return
+  found = f'data.batch_size: a batch of {batch_size:,} has more than the {size:,} training examples'
+  if epochs * size < batch_size:
+    raise InputError(f'{found} in {epochs:g} epochs: less than one step; set data.batch_size to at most {size:,}')
+  say(f'{found}: it holds examples twice; set data.batch_size to at most {size:,}')

@@ -13,8 +13,9 @@ from PIL import Image
 
 from jaxres import config as config_lib
 from jaxres import data, models, pretrained
-from jaxres.data import decode, folder
+from jaxres.data import decode, listing
 from jaxres.data.augment import normalize
+from jaxres.data.notes import say
 from jaxres.errors import InputError, printable
 from jaxres.paths import read_regular, user_path
 
@@ -95,17 +96,32 @@ def _read_info(run: pathlib.Path) -> dict[str, Any]:
 def find(words: Iterable[str]) -> list[pathlib.Path]:
   """Return the files that ``words`` name: themselves, and of a folder all images at any depth, by name.
 
+  What is an image is what training takes for one, see ``listing``; links to nothing are left out, which is said.
+
   Raises:
     InputError: a folder has no images.
   """
   found: list[pathlib.Path] = []
   for word in words:
     path = user_path(word)
-    inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in folder.SUFFIXES and p.is_file())
-    if path.is_dir() and not inside:
-      raise InputError(f'{word}: no images there: expected files that end in {", ".join(folder.SUFFIXES)}')
-    found += inside or [path]
+    found += images_in(path) if path.is_dir() else [path]
   return found
+
+
+def images_in(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Return the images in ``folder`` at any depth, by name.
+
+  Raises:
+    InputError: there are none.
+  """
+  listings = list(listing.walk(folder))
+  images = sorted(pathlib.Path(path) for found in listings for path in found.images)
+  broken = [path for found in listings for path in found.broken]
+  if broken:
+    say(f'{folder}: {len(broken)} images are links to nothing, or no files, and left out, such as {min(broken)}')
+  if not images:
+    raise InputError(f'{folder}: no images there: expected files that end in {", ".join(listing.SUFFIXES)}')
+  return images
 
 
 def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int = 32) -> Iterator[Prediction]:

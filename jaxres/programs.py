@@ -1,17 +1,19 @@
 """What a config makes: the parts of a run, and the jitted programs of these."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from jaxres import data, evaluate, freezing, losses, models, optim, pretrained, sharding, state
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
-from jaxres.models import ResNet, whitening
+from jaxres.models import ResNet, layers, whitening
 from jaxres.plan import Plan
 from jaxres.recalibrate import Recalibrate, make_recalibrate
 from jaxres.state import TrainState
@@ -53,8 +55,12 @@ class Parts(NamedTuple):
     return self if factor == 1.0 else self._replace(make_tx=make_tx)
 
 
-def make_parts(options: Mapping[str, Mapping[str, Any]]) -> Parts:
+def make_parts(options: Mapping[str, Mapping[str, Any]], split_rule: int = data.SPLIT_RULE) -> Parts:
   """Return the parts that the sections of a config ask for; the data, which is slow to read, comes last.
+
+  Args:
+    options: the sections, whole.
+    split_rule: of ``data.loader``; that of the run which goes on.
 
   Raises:
     InputError: a section cannot be used.
@@ -64,7 +70,7 @@ def make_parts(options: Mapping[str, Mapping[str, Any]]) -> Parts:
   views = evaluate.make_views(**options['tta'])
   mesh = sharding.make_mesh()
   sharding.check_batch_size(options['data']['batch_size'], mesh)
-  dataset = data.load(**options['data'])
+  dataset = data.loader(split_rule)(**options['data'])
   evaluate.check_views(views, dataset.test.image_shape)
   augment_lib.check(augment, dataset.info.image_shape)
   model = fit_classes(model, options['model']['num_classes'], dataset.info)
@@ -112,7 +118,8 @@ def make_programs(
   """Return the programs of a run of ``parts``; they are compiled when they are first called.
 
   Raises:
-    InputError: the loss is unknown, or the batch cannot be split into ``accumulate`` parts.
+    InputError: the loss is unknown, the batch cannot be split into ``accumulate`` parts, or a part is too small for
+      BatchNorm.
   """
   model, dataset, mesh = parts.model, parts.dataset, parts.mesh
   check_accumulate(accumulate, dataset.train.batch_size, mesh)
@@ -127,6 +134,9 @@ def make_programs(
   shardings = state.shardings(jax.eval_shape(create, jax.random.key(0)), mesh, shard_optimizer=shard_optimizer)
   stages = freezing.stages(parts.frozen_until(shapes['params'], *length), shapes['batch_stats'])
   held, fetch = [freezing.freeze(model, stage) for stage in stages], dataset.train.fetch
+  together = dataset.train.batch_size // accumulate // (mesh.size if model.bn == 'per_device' else 1)
+  for stage_model in held:
+    check_norms(stage_model, dataset.info.image_shape, together)
   loss_of = losses.get(loss, label_smoothing=label_smoothing, target_threshold=target_threshold)
   losses_of = [
     make_loss(model, loss_of, parts.augment, dataset.info, stage.frozen)
@@ -169,6 +179,33 @@ def check_accumulate(accumulate: int, batch_size: int, mesh: Mesh) -> None:
     fix = f'use a data.batch_size that is a multiple of {accumulate * mesh.size}'
     found = f'{accumulate} parts of a batch of {batch_size} are not equal on {mesh.size} devices'
     raise InputError(f'train.accumulate: {found}; {fix}')
+
+
+def check_norms(model: ResNet, image_shape: tuple[int, int, int], examples: int) -> None:
+  """Raise InputError where a BatchNorm is given a single value of each channel.
+
+  Its mean is then the value and its variance 0: what it passes on is its bias, whatever the image is. (torch refuses
+  such input too.)
+
+  Args:
+    model: with the BatchNorms that are frozen, which do not look at the batch.
+    image_shape: of the training images.
+    examples: that are normalized together.
+  """
+  if examples > 1 or model.bn == 'frozen':
+    return
+  images = jax.ShapeDtypeStruct((1, *image_shape), 'float32')
+  is_norm = lambda module, _: isinstance(module, layers.BatchNorm)
+  rngs = dict.fromkeys(('params', 'dropout'), jax.random.key(0))
+  options = {'train': True, 'capture_intermediates': is_norm, 'mutable': True}
+  run = lambda x: model.clone(remat=False).init_with_output(rngs, x, **options)
+  outputs = traverse_util.flatten_dict(jax.eval_shape(run, images)[1].get('intermediates', {}), sep='/')
+  for name, (output,) in outputs.items():
+    norm = name.removesuffix('/__call__')
+    if math.prod(output.shape[:-1]) == 1 and norm not in model.frozen_norms:
+      found = f'one example at a time, of which {norm} sees one pixel: BatchNorm of a single value learns nothing'
+      fix = 'use a larger data.batch_size, a smaller train.accumulate, larger images, or model.bn=frozen'
+      raise InputError(f'data.batch_size: {found}; {fix}')
 
 
 def less_memory(batch_size: int, accumulate: int, mesh: Mesh) -> str:

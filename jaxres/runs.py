@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxres import config as config_lib
 from jaxres import data, evaluate, models, pretrained, sharding, workdir
 from jaxres.backend import keep_freed_memory, keep_programs, memory_explained
+from jaxres.data.fingerprints import same_names
 from jaxres.errors import InputError
 from jaxres.paths import user_path
 
@@ -76,9 +77,10 @@ def read(
     weights = pretrained.read(str(path), step)
     moved = {'data_dir': data_dir, 'path': data_path}
     fields = config['data'] | {key: value for key, value in moved.items() if value is not None}
-    key = json.dumps(fields, sort_keys=True)
+    rule = workdir.split_rule(path)
+    key = json.dumps([rule, fields], sort_keys=True)
     if key not in datasets:
-      datasets[key] = data.load(**fields)
+      datasets[key] = data.loader(rule)(**fields)
       datasets[key].place(mesh)
     if was := workdir.other_data(path, datasets[key].info):
       raise InputError(f'{path}: the data is not that of the run: {was}')
@@ -129,7 +131,8 @@ def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], spli
     if run.class_names != first.class_names:
       shown = f'{", ".join(run.class_names):.100} and {", ".join(first.class_names):.100}'
       raise InputError(f'{run.path} and {first.path} have other classes: {shown}; compare runs on the same data')
-    if not np.array_equal(own, labels[0]):
+    names = [each.dataset.info.splits.get(split, '') for each in (run, first)]
+    if not np.array_equal(own, labels[0]) or not same_names(*names):  # files held out by another seed may share labels
       raise InputError(f'{run.path} and {first.path} have other {split} examples; compare runs on the same data')
 
 

@@ -53,7 +53,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   be_deterministic(options['train']['deterministic'])
   workdir = workdir_lib.check_config(check_utf8(user_path(workdir, '--workdir'), '--workdir'), config)
   checkpoint.check(**options['checkpoint'])
-  parts = make_parts(options)
+  parts = make_parts(options, workdir_lib.split_rule(workdir))
   workdir_lib.check_data(workdir, parts.dataset.info)
   if parts.init and not workdir_lib.has_checkpoint(workdir):  # bad weights are found now
     parts.init(weights_lib.abstract(parts.model, parts.dataset.info.image_shape[2]))

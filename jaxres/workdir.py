@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import jaxres
 from jaxres import checkpoint, data, distributed, files
 from jaxres import config as config_lib
+from jaxres.data.fingerprints import differences
 from jaxres.errors import InputError
 
 # What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
@@ -69,9 +70,33 @@ def other_data(workdir: pathlib.Path, info: data.Info) -> str:
   stored = read_json(workdir, 'data.json')
   found = describe(info)
   for name in IDENTITY if stored else ():
-    if stored[name] != found[name]:
-      return f'{name} was {json.dumps(stored[name]):.200} there and is {json.dumps(found[name]):.200} now'
+    was, now = stored[name], found[name]
+    if name == 'splits':
+      was, now = _other_splits(was, now)
+    if was != now:
+      return f'{name} was {json.dumps(was):.200} there and is {json.dumps(now):.200} now'
   return ''
+
+
+def _other_splits(was: Mapping[str, str], now: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+  """Return of the fingerprints of the splits what differs."""
+  pairs = {part: differences(was.get(part, ''), now.get(part, '')) for part in {**was, **now}}
+  different = {part: pair for part, pair in pairs.items() if pair[0] != pair[1]}
+  return {part: old for part, (old, _) in different.items()}, {part: new for part, (_, new) in different.items()}
+
+
+def split_rule(workdir: pathlib.Path) -> int:
+  """Return the rule of ``data.loader`` by which the run in ``workdir`` splits its data: today's where there is none.
+
+  Raises:
+    InputError: ``data.json`` is damaged, or names a rule that is not known.
+  """
+  stored = read_json(workdir, 'data.json')
+  rule = data.SPLIT_RULE if stored is None else stored.get('split_rule', 1)  # older runs do not say theirs
+  if rule not in data.SPLIT_RULES:
+    expected = f'expected {" or ".join(map(str, data.SPLIT_RULES))}, found {rule!r}'
+    raise InputError(f'{workdir}/data.json: split_rule: {expected}; was it written by a newer jaxres?')
+  return int(rule)
 
 
 def describe(info: data.Info) -> dict[str, Any]:

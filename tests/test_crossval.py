@@ -77,3 +77,15 @@ def test_bad_input_is_one_line(npz, capsys) -> None:
   with pytest.raises(SystemExit):
     cli.main(['crossval', '--config', str(ROOT / 'configs/digits.py'), '--workdir', 'x', '--folds', '1'])
   assert capsys.readouterr().err == 'error: --folds: expected 2 or more, found 1\n'
+
+
+def test_folds_of_two_rules_are_refused(tmp_path) -> None:
+  for k, rule in ((0, 1), (1, 2)):
+    (tmp_path / f'fold{k}/checkpoints/1').mkdir(parents=True)
+    (tmp_path / f'fold{k}/data.json').write_text(json.dumps({'split_rule': rule}))
+  for name in ('folder', 'csv'):
+    configs = {f'fold{k}': {'data': {'name': name}} for k in range(3)}
+    with pytest.raises(InputError, match='fold0 was drawn by an older jaxres, and fold1 .*would overlap'):
+      crossval.check_rules(str(tmp_path), configs)
+    crossval.check_rules(str(tmp_path), {'fold1': configs['fold1'], 'fold2': configs['fold2']})
+  crossval.check_rules(str(tmp_path), {f'fold{k}': {'data': {'name': 'arrays'}} for k in range(3)})

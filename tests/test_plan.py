@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from jaxres import data, plan
+from jaxres.errors import InputError
 
 
 def test_a_plan_evaluates_at_every_epoch_and_at_the_end() -> None:
@@ -14,6 +15,22 @@ def test_a_plan_evaluates_at_every_epoch_and_at_the_end() -> None:
   assert list(made.segments(7)) == [(7, 12), (12, 16)]
   assert list(made.segments(16)) == []
   assert plan.make_plan(pipeline, 1.0, 0.5, False, False).eval_steps == (3, 6)
+
+
+def test_a_batch_of_more_than_all_examples(capsys) -> None:
+  def made(size: int, batch_size: int, epochs: float) -> plan.Plan:
+    images = data.Arrays(np.zeros((size, 1, 1, 1), np.uint8), np.zeros(size))
+    return plan.make_plan(data.resident.Resident(images, batch_size=batch_size, seed=0), epochs, 1.0, False, False)
+
+  with pytest.raises(InputError, match='100,000 has more than the 1,438 training .* to at most 1,438'):
+    made(1438, 100_000, 30)
+  with pytest.raises(InputError, match='less than one step'):
+    made(16, 17, 1)
+  assert capsys.readouterr().err == ''
+  assert made(16, 20, 30).total_steps == 24
+  assert 'a batch of 20 has more than the 16 training examples' in capsys.readouterr().err
+  assert made(16, 16, 1).total_steps == 1
+  assert capsys.readouterr().err == ''
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,22 @@
 """The data: ``load`` a data set by name, split and ready for a jitted step."""
 
-import hashlib
+import functools
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxres.data import arrays, decode, folder, order, prepare, tfds
+from jaxres.data import arrays, decode, folder, prepare, tfds
 from jaxres.data.arrays import Arrays, Source, Split
+from jaxres.data.fingerprints import fingerprint
 from jaxres.data.images import Images, decode_all, without_bad
 from jaxres.data.resident import Batch, Resident
-from jaxres.data.splits import check_labels, hold_out, keep_classes
+from jaxres.data.splits import check_labels, draw, hold_out, keep_classes, say_untrained
 from jaxres.data.stream import Examples, Stream
 from jaxres.errors import InputError, nearest
 
-__all__ = ['Batch', 'Dataset', 'Info', 'Pipeline', 'first_batch', 'load']
+__all__ = ['Batch', 'Dataset', 'Info', 'Pipeline', 'first_batch', 'load', 'loader']
 
 Pipeline = Resident | Stream
 Held = Arrays | Images  # a split read, or ready to be
@@ -25,6 +26,8 @@ STATISTICS = {
   'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
   'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+SPLIT_RULE = 2  # by which data is split now
+SPLIT_RULES = (1, SPLIT_RULE)
 PATHS = ('folder', 'csv', 'arrays')  # what reads data.path
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as torchvision's models are trained with
 
@@ -37,6 +40,7 @@ class Info(NamedTuple):
   mean: tuple[float, ...]  # of each channel, on the scale 0..1
   std: tuple[float, ...]
   splits: Mapping[str, str] = {}  # the fingerprint of each
+  split_rule: int = SPLIT_RULE  # of ``loader``
 
 
 class Dataset(NamedTuple):
@@ -110,17 +114,56 @@ def load(
   Raises:
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
+  return _load(SPLIT_RULE, **locals())
+
+
+def loader(split_rule: int) -> Callable[..., Dataset]:
+  """Return what loads data as the version of jaxres did that a run began with: a function of the fields of ``load``.
+
+  Args:
+    split_rule: 2, of ``load``: files are drawn by their names. 1, of runs that do not say theirs: by their place in the
+      list, and the classes of a folder are by the alphabet even where all are numbers. Arrays and TFDS sets are drawn
+      by their place in either.
+  """
+  return load if split_rule == SPLIT_RULE else functools.partial(_load, split_rule)
+
+
+def _load(
+  split_rule: int,
+  *,
+  name: str,
+  data_dir: str | None,
+  path: str | None,
+  download: bool,
+  pipeline: str,
+  batch_size: int,
+  val: float,
+  fold: tuple[int, ...],
+  limit: int | None,
+  classes: tuple[int | str, ...] | None,
+  image_size: int | None,
+  eval_image_size: int | None,
+  center_crop: float,
+  crop_scale: tuple[float, ...],
+  mean: tuple[float, ...] | None,
+  std: tuple[float, ...] | None,
+  workers: int,
+  max_bad: int,
+  seed: int,
+) -> Dataset:
+  """Return what ``load`` does, split and its classes numbered by ``split_rule``; raises as ``load`` does."""
   _check_fields(batch_size, val, limit, seed)
   _check_fold(fold, val)
   if (mean is None) != (std is None):
     raise InputError('data.mean: give data.mean and data.std, or neither')
   _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
-  source = check_labels(name, _read(name, data_dir, path, download, seed))
+  source = check_labels(name, _read(name, data_dir, path, download, seed, split_rule))
   if classes is not None:
     source = check_labels(name, keep_classes(source, classes))
   train, held_out = hold_out(source, val, seed, fold)
   if limit is not None and limit < len(train.labels):
-    train = train.take(order.stratified(train.labels, limit, seed))
+    train = train.take(draw(train, limit, seed, 'limit'))
+  say_untrained(train.labels, source.class_names)
 
   def hold(data: Split, size: int | None, part: str = 'train') -> Held:
     if isinstance(data, Arrays):
@@ -145,7 +188,8 @@ def load(
     mean, std = STATISTICS.get(name) or (channel_statistics(train.images) if isinstance(train, Arrays) else IMAGENET)
   _check_statistics(mean, std, _shape(held))
   splits = {'train': train, 'val': held_out, 'test': source.test}
-  info = Info(source.class_names, _shape(held), mean, std, {k: fingerprint(v) for k, v in splits.items() if v})
+  fingerprints = {part: fingerprint(split) for part, split in splits.items() if split}
+  info = Info(source.class_names, _shape(held), mean, std, fingerprints, split_rule)
   return Dataset(pipe(held), pipe(held_val) if held_val else None, pipe(held_test), info)
 
 
@@ -153,12 +197,6 @@ def first_batch(pipeline: Pipeline) -> Batch:
   """Return the batch that training begins with."""
   fetch: Callable[..., Batch] = pipeline.fetch
   return fetch(pipeline.constants, next(pipeline.train_feeds(0, 1)))
-
-
-def fingerprint(split: Split) -> str:
-  """Return the number of examples and a digest of their labels: what a run must find again to go on."""
-  digest = hashlib.sha256(np.ascontiguousarray(split.labels, '<i4').tobytes()).hexdigest()
-  return f'{len(split.labels):,} examples, labels {digest[:12]}'
 
 
 def resize(data: Arrays, size: int, center_crop: float) -> Arrays:
@@ -181,12 +219,12 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
   return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
 
 
-def _read(name: str, data_dir: str | None, path: str | None, download: bool, seed: int) -> Source:
+def _read(name: str, data_dir: str | None, path: str | None, download: bool, seed: int, split_rule: int) -> Source:
   readers: dict[str, Callable[[], Source]] = {
     'digits': arrays.read_digits,
     'arrays': lambda: arrays.read_npz(path),
-    'folder': lambda: folder.read_folder(path, seed),
-    'csv': lambda: folder.read_csv(path, seed),
+    'folder': lambda: folder.read_folder(path, seed, split_rule),
+    'csv': lambda: folder.read_csv(path, seed, split_rule),
   }
   if path and name not in PATHS:
     raise InputError(f'data.path: {path}, but data.name={name!r} reads no file; set data.name to {" or ".join(PATHS)}')

@@ -2,15 +2,19 @@
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxres.data import order
+from jaxres.data.notes import say
 from jaxres.errors import InputError
 from jaxres.files import load_npz
 from jaxres.paths import user_path
+
+MAX_CHANNELS = 4  # of an image whose axes are in doubt
+MAX_LABEL = 2**31 - 1
 
 
 class Arrays(NamedTuple):
@@ -31,10 +35,17 @@ class Encoded(NamedTuple):
   keys: np.ndarray  # int64 [N]: what ``name`` and ``read`` take for each example
   name: Callable[[int], str]  # of an example, for messages
   read: Callable[[int], bytes]  # raises OSError
+  names: Sequence[str] | None = None  # by key, from the place of the set: held-out examples are drawn by them
+  size: Callable[[int], int] | None = None  # of a key, in bytes, where that costs no reading; -1 where there is no file
 
   def take(self, index: np.ndarray) -> 'Encoded':
     """Return the examples at ``index``, int or bool ``[M]``."""
     return self._replace(labels=self.labels[index], keys=self.keys[index])
+
+  @property
+  def order_names(self) -> list[str] | None:
+    """Return the names of the examples in their order; None where they are drawn by their place."""
+    return None if self.names is None else [self.names[key] for key in self.keys.tolist()]
 
   def name_of(self, at: int) -> str:
     """Return the name of the example at place ``at``."""
@@ -110,7 +121,15 @@ def read_npz(path: str | None) -> Source:
     raise InputError(
       f'{path}: class_names has {len(names)} names, and a training example has label {train.labels.max()}'
     )
-  return Source(train, test, tuple(map(str, names)), val)
+  return Source(train, test, tuple(_text(path, name) for name in names), val)
+
+
+def _text(path: str, name: object) -> str:
+  """Return the name of a class, which may be bytes of UTF-8."""
+  try:
+    return name.decode('utf-8') if isinstance(name, bytes) else str(name)
+  except UnicodeDecodeError as error:
+    raise InputError(f'{path}: class_names: {bytes(name)!r} is not UTF-8: {error}') from None
 
 
 def _numbered_classes(path: str, train: Arrays) -> range:
@@ -130,12 +149,50 @@ def _split(path: str, content: dict[str, np.ndarray], split: str) -> Arrays:
   images, labels = content[f'{split}_x'], content[f'{split}_y']
   if images.ndim == 3:
     images = images[..., None]
-  if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
-    found = f'{images.dtype} {list(images.shape)}'
-    raise InputError(f'{path}: {split}_x: expected uint8 [N, H, W, C] with values 0..255, found {found}')
+  _check_images(path, f'{split}_x', images, len(labels) if labels.ndim else 0)
   if labels.dtype.kind not in 'iu' or labels.shape != images.shape[:1]:
     found = f'{labels.dtype} {list(labels.shape)}'
-    raise InputError(f'{path}: {split}_y: expected integers [{len(images)}], found {found}')
+    raise InputError(f'{path}: {split}_y: expected integers [{len(images)}], found {found}{_label_fix(labels, images)}')
   if not len(images):
     raise InputError(f'{path}: {split}_x is empty; expected at least one image')
-  return Arrays(images, labels.astype(np.int64).astype(np.int32, casting='unsafe'))
+  if labels.max() > MAX_LABEL or labels.min() < -MAX_LABEL:  # what would wrap
+    raise InputError(f'{path}: {split}_y: expected labels from 0 on, found {labels.min()} to {labels.max()}')
+  if images.max() <= 1 < images[0].size:
+    say(f'{path}: {split}_x has no value above 1: black images; levels are 0..255')
+  return Arrays(images, labels.astype(np.int32))
+
+
+def _check_images(path: str, name: str, images: np.ndarray, count: int) -> None:
+  """Raise InputError unless ``images`` are uint8 ``[N, H, W, C]``; ``count`` labels go with them."""
+  shape = list(images.shape)
+  if images.dtype != np.uint8 or images.ndim != 4 or 0 in shape[1:]:
+    fix = _image_fix(name, images)
+    raise InputError(
+      f'{path}: {name}: expected uint8 [N, H, W, C] with values 0..255, found {images.dtype} {shape}{fix}'
+    )
+  if shape[1] <= MAX_CHANNELS < shape[3] and shape[2] > MAX_CHANNELS:
+    fix = f'use {name}.transpose(0, 2, 3, 1)'
+    raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, which has the channels first; {fix}')
+  if shape[3] == count != shape[0] and shape[2] <= MAX_CHANNELS:
+    fix = f'use {name}.transpose(3, 0, 1, 2)'
+    raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, which has the examples last; {fix}')
+
+
+def _image_fix(name: str, images: np.ndarray) -> str:
+  """Return how images of another dtype become uint8, where their values say so."""
+  if images.dtype.kind not in 'biuf' or images.ndim != 4 or not images.size or images.dtype == np.uint8:
+    return ''
+  low, high = float(images.min()), float(images.max())
+  if not (low >= 0 and high <= 255):  # NaN too
+    return f' from {low:g} to {high:g}; scale them to 0..255 and round'
+  scaled = f'255 * {name}' if high <= 1 and images.dtype.kind in 'bf' else name
+  return f' from {low:g} to {high:g}; use np.rint({scaled}).astype(np.uint8)'
+
+
+def _label_fix(labels: np.ndarray, images: np.ndarray) -> str:
+  """Return how labels of another shape or dtype become integers, where they say so."""
+  if labels.ndim == 2 and len(labels) == len(images):
+    return '; use .ravel()' if labels.shape[1] == 1 else '; of one number for each class use .argmax(1)'
+  if labels.dtype.kind == 'f' and labels.shape == images.shape[:1] and (labels == np.rint(labels)).all():
+    return '; use .astype(np.int32)'
+  return ''

@@ -1,6 +1,8 @@
 """Image files to pixels: the whole image for evaluation, a random crop for training.
 
 Any image becomes uint8 RGB as torchvision's loader has it: alpha is dropped and the EXIF orientation is not applied.
+Of unsigned 16 bits the upper 8 are taken, and of 12 bits; pixels that are signed, wider or floating-point numbers have
+no one meaning in 0..255, and are refused.
 A training crop is decoded at 1/2, 1/4 or 1/8 of the size where that leaves enough pixels, then sampled bilinearly.
 simplejpeg and OpenCV do it where they are installed, else Pillow: the pixels differ by one level at most, and the
 decoded JPEGs not at all. Evaluation is always Pillow's, so that a score depends on no optional package.
@@ -13,7 +15,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ MAX_PIXELS = 89_478_485  # of an image: a quarter of a GiB at three bytes each, 
 MAX_FILE_BYTES = 1 << 30  # of an image
 _JPEG = ('JPEG', 'MPO')  # MPO: a photograph and its preview
 _STORED = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')  # the modes that ``storable`` leaves as they are
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 _PNG_DEPTH = 24  # the byte of a PNG with its bits a channel
 _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder offers for less work than the whole
 
@@ -236,11 +239,33 @@ def _open(data: bytes) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
   """Return ``image`` in 8-bit RGB."""
-  if image.mode.startswith('I'):  # 16 bits, which Pillow would clip to 255
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
-  if image.mode == 'P' and 'transparency' in image.info:
-    image = image.convert('RGBA')
+  image = eight_bits(image)
   return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+  """Return ``image`` with 8 bits a channel, ready for ``convert``, which wraps, clips or refuses what this does not.
+
+  Raises:
+    BadImageError: its pixels are numbers that are no levels of brightness.
+  """
+  tags: Mapping[int, Any] = getattr(image, 'tag_v2', {})  # of a TIFF
+  deep = image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))  # 0 to 65535
+  kind = max(tags.get(_SAMPLE_FORMAT, (1,)))
+  if kind != 1 or (image.mode in ('I', 'F') and not deep):
+    bits = max(tags.get(_BITS, (32,)))
+    what = {1: 'unsigned integers', 2: 'signed integers', 3: 'floating-point numbers'}.get(kind, 'of another kind')
+    what = 'floating-point numbers' if image.mode == 'F' else what
+    fix = 'expected unsigned ones of 8 or 16 bits: scale them to 0..255 and save again'
+    raise BadImageError(f'its pixels are {what} of {bits} bits; {fix}')
+  if deep:
+    levels = (np.asarray(image) >> (max(tags.get(_BITS, (16,))) - 8)).astype(np.uint8)
+    return Image.fromarray(255 - levels if tags.get(_PHOTOMETRIC) == 0 else levels)  # 0: white is 0, left so by Pillow
+  if image.mode in ('La', 'RGBa'):  # colors times alpha
+    return image.convert(image.mode.upper())
+  if image.mode == 'P' and 'transparency' in image.info:
+    return image.convert('RGBA')
+  return image
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ remainder is dropped, and the order depends neither on the batch size nor on the
 """
 
 import functools
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -42,19 +43,41 @@ def eval_indices(batch_size: int, size: int) -> Iterator[tuple[np.ndarray, np.nd
     yield np.minimum(index, size - 1), index < size
 
 
-def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+def by_name(names: Sequence[str], seed: int, use: str) -> np.ndarray:
+  """Return the permutation of ``range(N)`` that sorts examples by a hash of their names, int64 ``[N]``.
+
+  Which of two examples comes first depends on their own names alone, so that adding or removing another moves neither
+  before the other.
+
+  Args:
+    names: of the N examples, each its own.
+    seed: of the draw.
+    use: what is drawn, such as ``'test'``: each has an order of its own.
+  """
+  salt = f'{seed}\0{use}\0'.encode()
+  digests = [hashlib.sha256(salt + name.encode('utf-8', 'surrogateescape')).digest() for name in names]
+  return np.array(sorted(range(len(names)), key=lambda at: (digests[at], names[at])), np.int64)
+
+
+def folds(labels: np.ndarray, count: int, seed: int, shuffled: np.ndarray | None = None) -> np.ndarray:
   """Return which of ``count`` random folds each example is in, int ``[N]``.
 
   Folds differ by at most one example, and so do their examples of each class.
+
+  Args:
+    labels: int ``[N]``.
+    count: how many folds.
+    seed: of the draw.
+    shuffled: the order that the examples are drawn in, int ``[N]``; None is ``permutation`` of the seed.
   """
-  order = permutation(seed, 0, len(labels))
+  order = permutation(seed, 0, len(labels)) if shuffled is None else shuffled
   by_class = order[np.argsort(labels[order], kind='stable')]
   found = np.empty(len(labels), int)
   found[by_class] = np.arange(len(labels)) % count
   return found
 
 
-def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+def stratified(labels: np.ndarray, size: int, seed: int, shuffled: np.ndarray | None = None) -> np.ndarray:
   """Return the sorted indices of ``size`` random examples with the classes in the proportions of ``labels``.
 
   Each class gets its share rounded down; what is left goes to the classes with the largest remainders.
@@ -63,12 +86,13 @@ def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     labels: int ``[N]``.
     size: how many, at most N.
     seed: of the draw.
+    shuffled: the order that the examples are drawn in, int ``[N]``; None is ``permutation`` of the seed.
   """
   classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
   shares = size * counts / len(labels)
   quota = np.floor(shares).astype(int)
   rest = np.argsort(quota - shares, kind='stable')[: size - quota.sum()]
   quota[rest] += 1
-  order = permutation(seed, 0, len(labels))
+  order = permutation(seed, 0, len(labels)) if shuffled is None else shuffled
   members = (order[inverse[order] == k] for k in range(len(classes)))
   return np.sort(np.concatenate([m[:q] for m, q in zip(members, quota, strict=True)]))

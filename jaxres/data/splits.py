@@ -30,8 +30,7 @@ def with_test(splits: Mapping[str, Split], names: tuple[str, ...], where: str, s
     size = len(train.labels) // 5
     if not size:
       raise InputError(f'{where}: {len(train.labels)} images are too few to hold a fifth out for a test split')
-    held_out = np.zeros(len(train.labels), bool)
-    held_out[order.stratified(train.labels, size, seed)] = True
+    held_out = draw(train, size, seed, 'test')
     train, test = train.take(~held_out), train.take(held_out)
     say(f'{where} has no test split: {size:,} of its training images, a stratified fifth, are held out (seed {seed})')
   return Source(train, test, names, splits.get('val'))
@@ -79,7 +78,7 @@ def _fold(data: Split, fold: tuple[int, ...], seed: int) -> tuple[Split, Split]:
   number, count = fold
   if len(data.labels) < count:
     raise InputError(f'data.fold: {count} folds of {len(data.labels)} training examples; use fewer')
-  held_out = order.folds(data.labels, count, seed) == number
+  held_out = order.folds(data.labels, count, seed, shuffle(data, seed, 'fold')) == number
   return data.take(~held_out), data.take(held_out)
 
 
@@ -94,9 +93,37 @@ def split(data: Split, val: float, seed: int) -> tuple[Split, Split | None]:
   size = round(val * len(data.labels))
   if not 0 < size < len(data.labels):
     raise InputError(f'data.val: {val} of {len(data.labels)} training examples leaves a split empty')
-  held_out = np.zeros(len(data.labels), bool)
-  held_out[order.stratified(data.labels, size, seed)] = True
+  held_out = draw(data, size, seed, 'val')
   return data.take(~held_out), data.take(held_out)
+
+
+def draw(data: Split, size: int, seed: int, use: str) -> np.ndarray:
+  """Return which examples are among ``size`` random ones, stratified by class, bool ``[N]``.
+
+  Args:
+    data: files are drawn by their names, and arrays and TFDS's records by their place.
+    size: how many.
+    seed: of the draw.
+    use: what they are drawn for: ``'test'``, ``'val'`` or ``'limit'``.
+  """
+  drawn = np.zeros(len(data.labels), bool)
+  drawn[order.stratified(data.labels, size, seed, shuffle(data, seed, use))] = True
+  return drawn
+
+
+def shuffle(data: Split, seed: int, use: str) -> np.ndarray | None:
+  """Return the order that examples are drawn in by their names; None where they are drawn by their place."""
+  names = data.order_names if isinstance(data, Encoded) else None
+  return None if names is None else order.by_name(names, seed, use)
+
+
+def say_untrained(labels: np.ndarray, class_names: Sequence[str]) -> None:
+  """Say which classes have no training example: the network cannot learn them."""
+  missing = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
+  if len(missing):
+    others = f' and {len(missing) - 1:,} other classes' if len(missing) > 1 else ''
+    name = class_names[missing[0]]
+    say(f'no training example is of the class {name!r}{others}: of {len(class_names):,} classes these are not learned')
 
 
 def check_labels(name: str, source: Source) -> Source:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jaxres.data import labels as labels_lib
 from jaxres.data.arrays import Arrays, Encoded, Source, Split
+from jaxres.data.decode import eight_bits
 from jaxres.data.notes import say
 from jaxres.data.splits import with_test
 from jaxres.errors import InputError, nearest
@@ -250,7 +251,7 @@ def _decode(examples: list[dict[str, Any]], where: str, channels: int) -> np.nda
   images = np.empty(0, np.uint8)
   for at, example in enumerate(examples):
     try:
-      image: Image.Image = Image.open(io.BytesIO(example['image']))
+      image: Image.Image = eight_bits(Image.open(io.BytesIO(example['image'])))
       if image.mode != _MODES[channels]:
         image = image.convert(_MODES[channels])
       pixels = np.asarray(image).reshape(image.height, image.width, channels)

@@ -111,3 +111,78 @@ def test_pickled_objects_are_refused(tmp_path) -> None:
   np.savez(path, train_x=np.array([{}], dtype=object))
   with pytest.raises(InputError, match='not a readable .npz file'):
     arrays.read_npz(str(path))
+
+
+def given(**changes: np.ndarray) -> dict:
+  return make_arrays((8, 8), (6, 7, 3)) | changes
+
+
+IMAGES, LABELS = given()['train_x'], given()['train_y']
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'train_x': IMAGES.transpose(0, 3, 1, 2)}, r'channels first; use train_x.transpose\(0, 2, 3, 1\)'),
+    ({'test_x': IMAGES.transpose(0, 3, 1, 2)[:, :1]}, r'channels first; use test_x.transpose\(0, 2, 3, 1\)'),
+    ({'train_x': IMAGES.transpose(1, 2, 3, 0)}, r'examples last; use train_x.transpose\(3, 0, 1, 2\)'),
+    ({'train_x': IMAGES.reshape(8, -1)}, r'expected uint8 \[N, H, W, C\].*found uint8 \[8, 126\]'),
+    ({'train_x': (IMAGES / 255).astype(np.float32)}, r'float32 .*from 0 to 0.898039; use np.rint\(255 \* train_x\)'),
+    ({'train_x': IMAGES.astype(float)}, r'float64 .*; use np.rint\(train_x\).astype\(np.uint8\)'),
+    ({'train_x': IMAGES.astype(np.int64)}, r'int64 .*; use np.rint\(train_x\).astype\(np.uint8\)'),
+    ({'train_x': IMAGES.astype(np.int16) - 128}, r'int16 .*from -128 to .*; scale them to 0..255'),
+    ({'train_x': IMAGES.astype(np.uint16) * 257}, r'uint16 .*from 0 to .*; scale them to 0..255'),
+    ({'train_x': np.full(IMAGES.shape, np.nan)}, r'float64 .*from nan to nan; scale them'),
+    ({'train_x': IMAGES > 9}, r'bool .*from 0 to 1; use np.rint\(255 \* train_x\)'),
+    ({'train_x': IMAGES.astype('S3')}, r'found \|S3'),
+    ({'train_y': LABELS.astype(float)}, r'integers \[8\], found float64 \[8\]; use .astype\(np.int32\)'),
+    ({'train_y': LABELS + 0.5}, r'integers \[8\], found float64 \[8\]$'),
+    ({'train_y': LABELS[:, None]}, r'found int64 \[8, 1\]; use .ravel\(\)'),
+    ({'train_y': np.eye(4, dtype=int)[LABELS]}, r'found int64 \[8, 4\]; of one number for each class use .argmax'),
+    ({'train_y': LABELS + 2**32}, 'labels from 0 on, found 4294967296 to 4294967299'),
+    ({'train_y': LABELS.astype(np.uint64) + np.uint64(2**63)}, 'labels from 0 on, found 9223372036854775808 to'),
+    ({'train_y': LABELS - 2**33}, 'labels from 0 on, found -8589934592 to'),
+    ({'train_y': LABELS.astype(str)}, r'found <U'),
+    ({'train_y': np.array(3)}, r'integers \[8\], found int64 \[\]'),
+  ],
+)
+def test_arrays_of_another_form_are_refused_with_the_fix(npz, change: dict, message: str) -> None:
+  with pytest.raises(InputError, match=message) as caught:
+    arrays.read_npz(npz(**given(**change)))
+  assert '\n' not in str(caught.value)
+
+
+def test_the_fix_is_right(npz) -> None:
+  expected = arrays.read_npz(npz(**given())).train.images
+  first, last = IMAGES.transpose(0, 3, 1, 2), IMAGES.transpose(1, 2, 3, 0)
+  for fixed in (
+    first.transpose(0, 2, 3, 1),
+    last.transpose(3, 0, 1, 2),
+    np.rint(255 * (IMAGES / 255)).astype(np.uint8),
+    np.rint(IMAGES.astype(np.float32)).astype(np.uint8),
+  ):
+    np.testing.assert_array_equal(arrays.read_npz(npz(**given(train_x=fixed))).train.images, expected)
+
+
+@pytest.mark.parametrize(
+  'shape', [(8, 3, 3, 3), (8, 1, 1, 3), (8, 28, 28, 1), (8, 6, 7, 12), (8, 3, 4, 4), (8, 8, 8, 8)]
+)
+def test_shapes_that_may_be_meant_are_read(npz, shape: tuple) -> None:
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  content = given(train_x=images, test_x=images)
+  assert arrays.read_npz(npz(**content)).train.images.shape == shape
+
+
+def test_names_of_classes_in_bytes_become_text(npz) -> None:
+  names = np.array([name.encode() for name in ('Katze', 'Hündin', '猫', 'b')])
+  assert names.dtype.kind == 'S'
+  assert arrays.read_npz(npz(**given(), class_names=names)).class_names == ('Katze', 'Hündin', '猫', 'b')
+  with pytest.raises(InputError, match=r"class_names: b'caf\\xe9' is not UTF-8"):
+    arrays.read_npz(npz(**given(), class_names=np.array([b'caf\xe9', b'b', b'c', b'd'])))
+
+
+def test_images_of_zeros_and_ones_are_said(npz, capsys) -> None:
+  arrays.read_npz(npz(**given(train_x=(IMAGES > 90).astype(np.uint8))))
+  assert 'train_x has no value above 1: black images' in capsys.readouterr().err
+  arrays.read_npz(npz(**given()))
+  assert capsys.readouterr().err == ''

@@ -51,7 +51,7 @@ def test_a_flat_folder_loses_a_stratified_fifth_to_test(tmp_path, capsys) -> Non
   assert names(folder.read_folder(str(tmp_path), seed=1).test) != names(source.test)
 
 
-@pytest.mark.parametrize('suffix', ['jpg', 'JPEG', 'png', 'bmp', 'webp', 'gif'])
+@pytest.mark.parametrize('suffix', ['jpg', 'JPEG', 'png', 'bmp', 'webp', 'gif', 'tif', 'TIFF'])
 def test_suffixes(suffix: str, tmp_path) -> None:
   for name in 'ab':
     for i in range(3):
@@ -281,13 +281,69 @@ def test_integer_labels_are_in_the_order_of_their_values(tmp_path, capsys) -> No
     ('path,label,split\nimages/0.png,a,tests', "list.csv:2: unknown split 'tests'; did you mean 'test'"),
     ('path,label,split\nimages/0.png,dog,train\nimages/1.png,dogs,test', "'dogs' is in test but not in train; did"),
     ('path,label,split\nimages/0.png,a,train\nimages/1.png,a,test', 'at least two classes, found 1: a'),
-    ('path,label\n"images/0.png,a', 'not a readable CSV file: '),
+    ('path,label\n"images/0.png,a', 'list.csv:2: not a readable CSV file: '),
+    (
+      'path,label\nimages/0.png,cat, black',
+      r'list.csv:2: 3 cells, and the header has 2; quote a cell that has a comma',
+    ),
+    ('path,label,Label\nimages/0.png,a,b', '2 columns are called label; expected one'),
+    ('path,label\nimages/0.png,a\nimages/0.png,a', 'list.csv:3: images/0.png is listed in line 2 too'),
   ],
 )
 def test_wrong_csv_files_are_explained(text: str, message: str, tmp_path) -> None:
   path = write_csv(tmp_path, text)
   with pytest.raises(InputError, match=message):
     folder.read_csv(path, seed=0)
+
+
+@pytest.mark.parametrize(
+  'form',
+  [
+    '{path}, "{label}"',
+    '{path} ,  {label} ',
+    '"{path}","{label}"',
+    ' "{path}", {label}\t',
+    '{path},"{label} "',
+  ],
+)
+@pytest.mark.parametrize('header', ['path,label', 'Path, Label', ' "PATH", "label"'])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r', '\n\n'])
+def test_space_around_a_cell_is_no_part_of_it(tmp_path, form: str, header: str, end: str) -> None:
+  rows = [form.format(path=f'images/{i}.png', label='cat' if i % 2 else 'dog') for i in range(6)]
+  rows += [f'images/{i}.png,{"cat" if i % 2 else "dog"}' for i in range(6, 12)]
+  file = write_csv(tmp_path, '')
+  pathlib.Path(file).write_bytes(b'\xef\xbb\xbf' + end.join([header, *rows]).encode())
+  source = folder.read_csv(file, seed=0)
+  assert source.class_names == ('cat', 'dog')
+  found = {
+    path.stem: label for s in (source.train, source.test) for path, label in zip(paths(s), s.labels, strict=True)
+  }
+  assert found == {str(i): 1 - i % 2 for i in range(12)}
+
+
+def test_labels_that_look_alike_are_said(tmp_path, capsys) -> None:
+  labels = ['Cat', 'cat', 'caf\u00e9', 'cafe\u0301', 'dog']
+  rows = [f'images/{i}.png,{labels[i % 5]}' for i in range(10)]
+  source = folder.read_csv(write_csv(tmp_path, '\n'.join(['path,label', *rows])), seed=0)
+  assert len(source.class_names) == 5
+  said = capsys.readouterr().err
+  assert "'Cat' and 'cat' are 2 classes; write them alike if they are one" in said
+  assert 'caf' in said
+  assert 'dog' not in said
+
+
+def test_a_line_separator_in_a_cell_is_no_end_of_a_row(tmp_path) -> None:
+  rows = [f'images/{i}.png,a\u2028b' if i % 2 else f'images/{i}.png,"a\nb"' for i in range(10)]
+  source = folder.read_csv(write_csv(tmp_path, '\n'.join(['path,label', *rows])), seed=0)
+  assert source.class_names == ('a\nb', 'a\u2028b')
+
+
+def test_examples_of_a_list_are_named_as_they_are_written(tmp_path) -> None:
+  rows = [f'./images/../images/{i}.png,{"ab"[i % 2]},train' for i in range(4)]
+  rows += [f'{tmp_path}/images/{i}.png,{"ab"[i % 2]},test' for i in (4, 5)]
+  source = folder.read_csv(write_csv(tmp_path, '\n'.join(['path,label,split', *rows])), seed=0)
+  assert source.train.order_names == [f'images/{i}.png' for i in range(4)]
+  assert source.test.order_names == [f'{tmp_path}/images/{i}.png' for i in (4, 5)]
 
 
 def test_a_csv_that_is_no_text(tmp_path) -> None:

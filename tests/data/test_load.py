@@ -167,3 +167,18 @@ def test_a_fingerprint_is_of_the_labels_in_their_order(npz) -> None:
 def test_missing_cifar10_is_explained(tmp_path) -> None:
   with pytest.raises(InputError, match=r'jaxres prepare cifar10'):
     data.load('cifar10', data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'limit': 2}, "no training example is of the class 'c' and 1 other classes"),
+    ({}, "no training example is of the class 'e': of 5 classes"),
+  ],
+)
+def test_classes_without_a_training_example_are_said(npz, capsys, options: dict, message: str) -> None:
+  names = list('abcd') if options else list('abcde')
+  load(npz(**make_arrays(), class_names=np.array(names)), **options)
+  assert message in capsys.readouterr().err
+  load(npz())
+  assert capsys.readouterr().err == ''

@@ -1,0 +1,60 @@
+"""Which files of a folder are images: the one rule of training, packing and predicting."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jaxres.files import file_errors
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff')
+
+
+class Listing(NamedTuple):
+  """What is in a folder, as paths by name; hidden files and folders, such as ``._photo.jpg``, are left out."""
+
+  images: list[str]  # files by their names
+  broken: list[str]  # called as images, but links to nothing or no files
+  others: list[str]  # other files
+  folders: list[str]
+
+
+def look(folder: str | os.PathLike[str]) -> Listing:
+  """Return what is directly in ``folder``; links are followed.
+
+  Raises:
+    InputError: it cannot be read.
+  """
+  listing = Listing([], [], [], [])
+  with file_errors(pathlib.Path(folder), 'read'), os.scandir(folder) as entries:
+    for entry in sorted(entries, key=lambda entry: entry.name):
+      if not entry.name.startswith('.'):
+        _kind(entry, listing).append(entry.path)
+  return listing
+
+
+def walk(root: str | os.PathLike[str]) -> Iterator[Listing]:
+  """Yield what is in ``root`` and in its sub-folders at any depth; each folder once, whatever links lead to it.
+
+  Raises:
+    InputError: one cannot be read.
+  """
+  waiting, visited = [os.fspath(root)], set()
+  while waiting:
+    folder = waiting.pop()
+    if os.path.realpath(folder) in visited:
+      continue
+    visited.add(os.path.realpath(folder))
+    listing = look(folder)
+    yield listing
+    waiting += reversed(listing.folders)
+
+
+def _kind(entry: os.DirEntry[str], listing: Listing) -> list[str]:
+  """Return the list of ``listing`` that ``entry`` belongs to."""
+  if os.path.isdir(entry.path):
+    return listing.folders
+  is_file = os.path.isfile(entry.path)  # entry.is_file() raises at a link to itself
+  if entry.name.lower().endswith(SUFFIXES):
+    return listing.images if is_file else listing.broken
+  return listing.others if is_file else []
