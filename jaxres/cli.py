@@ -37,14 +37,15 @@ TOOLS = {
 
 
 OTHER_WORDS = {  # that other programs have, and what to type here
-  'train': config.USAGE, 'fit': config.USAGE, 'finetune': f'{config.USAGE} --config.init.source=...', 'main': config.USAGE,
-  'run': config.USAGE, 'resume': f'the command that began the run: {config.USAGE}', 'dataset': 'jaxres show-data',
+  'train': config.USAGE, 'fit': config.USAGE, 'main': config.USAGE, 'run': config.USAGE,
+  'finetune': f'{config.USAGE} --config.init.source=...', 'resume': f'the command that began the run: {config.USAGE}', 'dataset': 'jaxres show-data',
   'eval': 'jaxres evaluate RUN', 'test': 'jaxres evaluate RUN', 'score': 'jaxres evaluate RUN',
   'validate': 'jaxres evaluate RUN', 'compare': 'jaxres evaluate RUN RUN', 'confusion': 'jaxres evaluate RUN',
   'infer': 'jaxres predict RUN IMAGE', 'inference': 'jaxres predict RUN IMAGE', 'classify': 'jaxres predict RUN IMAGE',
   'export': 'jaxres convert RUN TARGET', 'import': 'jaxres convert FILE TARGET', 'download': 'jaxres prepare',
   'gradcam': 'jaxres explain RUN IMAGE', 'saliency': 'jaxres explain RUN IMAGE', 'check': 'jaxres doctor',
-  'mistakes': 'jaxres errors RUN', 'benchmark': 'jaxres profile', 'folds': 'jaxres crossval', 'show': 'jaxres show-data',
+  'mistakes': 'jaxres errors RUN', 'benchmark': 'jaxres profile', 'folds': 'jaxres crossval',
+  'show': 'jaxres show-data',
   'version': 'jaxres --version', 'help': 'jaxres --help',
 }  # fmt: skip
 
