@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
   """Write the page and the JSON, and print what was found."""
   if args.top < 1:
     raise InputError(f'--top: expected 1 or more, found {args.top}')
-  (trained,) = runs.of_arguments(args)
+  (trained,) = runs.of_arguments(args, several=False)
   found = find(trained, args.top, args.batch_size)
   if args.json:
     with file_errors(pathlib.Path(args.json)):
@@ -169,6 +169,7 @@ def run(args: argparse.Namespace) -> None:
   out = pathlib.Path(args.out) if args.out else trained.path / 'errors.html'
   with file_errors(out):
     files.write_whole(out, make_page(trained, found))
+  print(trained.origin)
   for split, own in found['labels'].items():
     print(f'{split}: {own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones')
   hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in found['classes'][:3])

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -48,12 +49,12 @@ class Run(NamedTuple):
 
 
 def read(
-  paths: Sequence[str], step: str = 'best', data_dir: str | None = None, data_path: str | None = None
+  paths: Sequence[str], step: str = pretrained.DEFAULT_STEP, data_dir: str | None = None, data_path: str | None = None
 ) -> list[Run]:
   """Return the runs at ``paths``, with their data on the devices; data that several share is read once.
 
   Args:
-    paths: workdirs.
+    paths: workdirs; of a series, such as of seeds, each run is one.
     step: ``'best'``, ``'latest'`` or a number.
     data_dir: where TFDS data sets are now; None where they were.
     data_path: where the file or folder of the data is now; None where it was.
@@ -63,9 +64,12 @@ def read(
   """
   keep_freed_memory()
   keep_programs()
-  directories = [pathlib.Path(path).expanduser() for path in paths]
+  if isinstance(paths, str | os.PathLike):
+    raise InputError(f'paths: expected a list of workdirs, found one: [{str(paths)!r}]')
+  given = [pathlib.Path(path).expanduser() for path in paths]
+  directories = [path for place in given for path in pretrained.runs_in(place) or [place]]
   names = [path.absolute().name for path in directories]
-  if len(set(map(pathlib.Path.absolute, directories))) < len(paths):
+  if len(set(map(pathlib.Path.absolute, directories))) < len(directories):
     raise InputError(f'a run is named twice: {" ".join(paths)}')
   mesh = sharding.make_mesh()
   datasets: dict[str, data.Dataset] = {}
@@ -134,14 +138,17 @@ def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], spli
 
 def add_arguments(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
   """Add the arguments that say which runs, and where their data is; ``of_arguments`` reads what they name."""
-  parser.add_argument('runs', metavar='RUN', nargs='+' if several else 1, help='workdirs of training')
-  parser.add_argument('--step', default='best', metavar='N', help="'best' (default), 'latest' or a number")
+  about = (
+    'workdirs of training; one of --seeds or of crossval is all of its runs' if several else 'a workdir of training'
+  )
+  parser.add_argument('runs', metavar='RUN', nargs='+' if several else 1, help=about)
+  parser.add_argument('--step', default=pretrained.DEFAULT_STEP, metavar='N', help=pretrained.STEP_HELP)
   parser.add_argument('--batch_size', type=int, metavar='N', help="images at a time; the run's own of evaluation")
   parser.add_argument('--data_dir', metavar='DIR', help='where TFDS data sets are now, where they have moved')
   parser.add_argument('--data_path', metavar='PATH', help='where the file or folder of the data is now')
 
 
-def of_arguments(args: argparse.Namespace) -> list[Run]:
+def of_arguments(args: argparse.Namespace, *, several: bool = True) -> list[Run]:
   """Return the runs that the arguments of ``add_arguments`` name.
 
   Raises:
@@ -149,4 +156,7 @@ def of_arguments(args: argparse.Namespace) -> list[Run]:
   """
   if args.batch_size is not None and args.batch_size < 1:
     raise InputError(f'--batch_size: expected 1 or more, found {args.batch_size}')
+  inside = pretrained.runs_in(pathlib.Path(args.runs[0]).expanduser()) if not several else []
+  if inside:
+    raise InputError(f'{args.runs[0]}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
   return read(args.runs, args.step, args.data_dir, args.data_path)
