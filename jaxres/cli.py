@@ -38,7 +38,8 @@ TOOLS = {
 
 OTHER_WORDS = {  # that other programs have, and what to type here
   'train': config.USAGE, 'fit': config.USAGE, 'main': config.USAGE, 'run': config.USAGE,
-  'finetune': f'{config.USAGE} --config.init.source=...', 'resume': f'the command that began the run: {config.USAGE}', 'dataset': 'jaxres show-data',
+  'finetune': f'{config.USAGE} --config.init.source=...', 'dataset': 'jaxres show-data',
+  'resume': f'the command that began the run: {config.USAGE}',
   'eval': 'jaxres evaluate RUN', 'test': 'jaxres evaluate RUN', 'score': 'jaxres evaluate RUN',
   'validate': 'jaxres evaluate RUN', 'compare': 'jaxres evaluate RUN RUN', 'confusion': 'jaxres evaluate RUN',
   'infer': 'jaxres predict RUN IMAGE', 'inference': 'jaxres predict RUN IMAGE', 'classify': 'jaxres predict RUN IMAGE',

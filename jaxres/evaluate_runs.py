@@ -64,12 +64,15 @@ def rows(compared: Mapping[str, Any]) -> list[list[str]]:
   """Return the rows of the table of scores: a name, and the value for each of ``columns``."""
   found = []
   for label, place in ROWS.items():
+    if label == 'top-5' and all(own['top5'] is None for own in columns(compared).values()):
+      continue  # of few classes: it is always 100 %
     row = [label]
     for own in columns(compared).values():
       value: Any = own
       for key in place:
         value = None if value is None else value[key]
-      row.append(show(label, value) + _interval(label, own['intervals']))
+      bound = ' (at the bound of the search)' if label == 'temperature' and own['temperature_at_bound'] else ''
+      row.append(show(label, value) + bound + _interval(label, own['intervals']))
     found.append(row)
   return found
 
@@ -82,7 +85,7 @@ def show(label: str, value: float | None) -> str:
 
 
 def _interval(label: str, intervals: Mapping[str, Any]) -> str:
-  if label not in INTERVALS:
+  if INTERVALS.get(label) not in intervals:
     return ''
   low, high = intervals[INTERVALS[label]]
   return f' ({show(label, low)} to {show(label, high)})'

@@ -89,7 +89,7 @@ def load(
   if not isinstance(source, str | os.PathLike):
     raise InputError(f'source: expected a path or torchvision:NAME, found {type(source).__name__}')
   source, step = os.fspath(source), str(step)
-  given = _check_seen(Seen(*(v and tuple(map(float, v)) for v in (mean, std)), image_size, center_crop))
+  given = _check_seen(Seen(_floats('mean', mean), _floats('std', std), image_size, center_crop))
   found = pretrained.read(source, step)
   names = pretrained.read_class_names(class_names, found) if class_names else found.class_names
   names = names or tuple(map(str, range(found.options['num_classes'])))
@@ -117,6 +117,14 @@ def load(
     raise InputError(f'{source}: it sees images of {list(shape)}; predict makes square ones of 1 or 3 channels')
   keep = given.center_crop or keep or 1.0
   return Predictor(model, found.variables, names, shape, keep, used_mean, used_std, found.origin)
+
+
+def _floats(name: str, values: Any) -> tuple[float, ...] | None:
+  """Return numbers that were given from Python, one or several."""
+  try:
+    return None if values is None else tuple(map(float, values if isinstance(values, Iterable) else [values]))
+  except (TypeError, ValueError):
+    raise InputError(f'{name}: expected numbers, one a channel, found {values!r:.80}') from None
 
 
 def _check_seen(given: Seen) -> Seen:
