@@ -15,8 +15,8 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 MAX_TEMPERATURE = 20.0  # of the search for one, whose other end is 1/20
 AT_BOUND = (
-  f'the temperature is at the bound of the search, {1 / MAX_TEMPERATURE:g} to {MAX_TEMPERATURE:g}: none between them is '
-  'the best, and what is said at that temperature is no calibration'
+  f'the temperature is at the bound of the search, {1 / MAX_TEMPERATURE:g} to {MAX_TEMPERATURE:g}: none between them '
+  'is the best, and what is said at that temperature is no calibration'
 )
 MOST_CLASSES = 100  # of the one-vs-one AUC, which takes the square of them
 
@@ -49,10 +49,11 @@ def assess(test: Outputs, class_names: Sequence[str], val: Outputs | None = None
     val: of other examples, which the temperature is fitted on; None fits none.
 
   Returns:
-    ``loss`` (nats), ``top1``, ``top5`` (None of 5 classes or fewer, where it is always 1); ``macro`` and ``weighted`` means, and ``classes``, of precision, recall and F1;
-    ``roc_auc_ovr``, ``roc_auc_ovo`` and ``average_precision``, means over the classes; ``confusion``, a row for each
-    label; ``calibration``, ``temperature`` and ``calibrated``; ``intervals``; and ``notes``: what is undefined (None)
-    and why. A class with no example has no part in any mean.
+    ``loss`` (nats), ``top1``, ``top5`` (None of 5 classes or fewer, where it is always 1); ``macro`` and ``weighted``
+    means, and ``classes``, of precision, recall and F1; ``roc_auc_ovr``, ``roc_auc_ovo`` and ``average_precision``,
+    means over the classes; ``confusion``, a row for each label; ``calibration``, ``temperature``,
+    ``temperature_at_bound`` and ``calibrated``; ``intervals``; and ``notes``: what is undefined (None) and why. A class
+    with no example has no part in any mean.
   """
   logits, labels, _ = test
   notes: list[str] = []

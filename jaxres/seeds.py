@@ -84,8 +84,8 @@ def series(
 def summarize(values: Sequence[float], name: str = 'loss') -> Summary:
   """Return the summary of two or more ``values``, with an interval of their mean where it says something.
 
-  It is Student's t, on a scale where the metric has no bounds: the logit of a fraction, the logarithm of a loss, each by
-  the delta method (Efron and Hastie 2016, section 11.2). So that of an accuracy stays within 0 to 100 %.
+  It is Student's t, on a scale where the metric has no bounds: the logit of a fraction, the logarithm of a loss, by
+  the delta method. So that of an accuracy stays within 0 to 100 %.
 
   Args:
     values: of the metric, in the order of the seeds.
@@ -98,7 +98,7 @@ def summarize(values: Sequence[float], name: str = 'loss') -> Summary:
 
 
 def interval(values: Sequence[float], mean: float, std: float, kind: str) -> tuple[float, float] | tuple[None, None]:
-  """Return the interval of the mean of ``values``, as ``summarize`` says; ``kind`` is ``'loss'`` or of ``FRACTIONS``."""
+  """Return the interval of the mean of ``values``, as ``summarize`` says, of a ``kind`` such as ``top1``."""
   from scipy import special, stats  # slow
 
   if len(values) < MIN_VALUES or kind not in ('loss', *FRACTIONS):
