@@ -140,7 +140,7 @@ def _integrated(
 
 
 class _Way(NamedTuple):
-  """The way from the mean colour to an image, in N parts: their ends, the scores there and in the middle, its gradient."""
+  """The way from the mean colour to an image in N parts: the scores at their ends and, with the map, in the middle."""
 
   begin: np.ndarray  # float64 [N], 0 to 1
   end: np.ndarray  # float64 [N]

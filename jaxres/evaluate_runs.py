@@ -43,6 +43,7 @@ def compare(
   Raises:
     InputError: the runs have other classes or examples, or a run has no such split or is no good.
   """
+  runs.check_runs(found)
   names = [run.name for run in found]
   tests = dict(zip(names, (runs.outputs(run, split, batch_size) for run in found), strict=True))
   runs.check_same_examples(found, [test.labels for test in tests.values()], split)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -70,6 +71,7 @@ def read(source: str, step: str = DEFAULT_STEP, skip: Sequence[str] = ()) -> Pre
     InputError: there is nothing there, or nothing that can be read.
   """
   kind, place = _parse(source)
+  step = str(step)
   directory = pathlib.Path(place).expanduser()
   is_written = (directory / 'model.json').is_file()
   if step not in ('latest', 'best') and (kind == 'torchvision' or is_written):
@@ -250,7 +252,14 @@ def write(directory: str | pathlib.Path, found: Pretrained) -> None:
 
 
 def _parse(source: str) -> tuple[str, str]:
-  """Return the kind of a source and where it is."""
+  """Return the kind of a source and where it is.
+
+  Raises:
+    InputError: it is no text or path.
+  """
+  if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+    raise InputError(f'source: expected a path, torchvision:NAME or jaxres:DIR, found {source!r:.80}')
+  source = os.fspath(source)
   kind, colon, place = source.partition(':')
   if colon and kind in SOURCES:
     return kind, place

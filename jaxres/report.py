@@ -179,7 +179,9 @@ def _say(run: runs.Run, test: evaluate.Outputs, i: int, confidence: str = '') ->
   """Return the text in place of a test image, and its caption."""
   label, predicted = run.class_names[test.labels[i]], run.class_names[test.logits[i].argmax()]
   more = '' if label == predicted else f'\nlabelled {label}'
-  return f'Test image {i}, {label}', f'{predicted} {confidence}'.rstrip() + more
+  file = run.file_of('test', i)
+  named = f'\n{run.shown("test", i)}' if file else ''
+  return f'Test image {file or i}, {label}', f'{predicted} {confidence}'.rstrip() + more + named
 
 
 def _overlays(run: runs.Run, test: evaluate.Outputs, index: np.ndarray) -> str:

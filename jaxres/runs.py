@@ -16,6 +16,7 @@ from jaxres import data, evaluate, models, pretrained, sharding, workdir
 from jaxres.backend import keep_freed_memory, keep_programs, memory_explained
 from jaxres.errors import InputError
 
+SHOWN_PARTS = 3  # of a path, in a page: split, class and file
 SPLITS = ('train', 'val', 'test')
 
 
@@ -47,6 +48,16 @@ class Run(NamedTuple):
       raise InputError(f'{self.path}: no validation split: data.val is 0 there; use --split test')
     return found
 
+  def file_of(self, split: str, index: int) -> str | None:
+    """Return the path of the file of an example of a split; None where the examples are no files."""
+    name_of = self.pipeline(split).name_of
+    return name_of(int(index)) if name_of else None
+
+  def shown(self, split: str, index: int) -> str:
+    """Return how a page calls an example: the end of its file's path, or its number in the split."""
+    file = self.file_of(split, index)
+    return '/'.join(pathlib.PurePath(file).parts[-SHOWN_PARTS:]) if file else f'#{index}'
+
 
 def read(
   paths: Sequence[str], step: str = pretrained.DEFAULT_STEP, data_dir: str | None = None, data_path: str | None = None
@@ -64,13 +75,14 @@ def read(
   """
   keep_freed_memory()
   keep_programs()
-  if isinstance(paths, str | os.PathLike):
-    raise InputError(f'paths: expected a list of workdirs, found one: [{str(paths)!r}]')
+  paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+  if not isinstance(paths, Sequence) or not all(isinstance(path, str | os.PathLike) for path in paths):
+    raise InputError(f'paths: expected a list of workdirs, found {paths!r:.80}')
   given = [pathlib.Path(path).expanduser() for path in paths]
   directories = [path for place in given for path in pretrained.runs_in(place) or [place]]
   names = [path.absolute().name for path in directories]
   if len(set(map(pathlib.Path.absolute, directories))) < len(directories):
-    raise InputError(f'a run is named twice: {" ".join(paths)}')
+    raise InputError(f'a run is named twice: {" ".join(map(str, paths))}')
   mesh = sharding.make_mesh()
   datasets: dict[str, data.Dataset] = {}
   found = []
@@ -123,6 +135,14 @@ def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Out
     count = f'{len(broken):,} of {len(found.labels):,} {split} examples, the first {broken[0]}'
     raise InputError(f'{run.origin}: logits that are not numbers for {count}: the weights are no good')
   return found
+
+
+def check_runs(found: Any) -> None:
+  """Raise InputError where ``found``, given from Python, is not what ``read`` returns."""
+  if isinstance(found, Run) or not isinstance(found, Sequence) or not all(isinstance(run, Run) for run in found):
+    raise InputError(f'runs: expected a list of what jaxres.runs.read returns, found {type(found).__name__}')
+  if not found:
+    raise InputError('runs: expected one or more, found none')
 
 
 def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], split: str) -> None:

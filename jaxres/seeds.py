@@ -12,6 +12,7 @@ from rich.table import Table
 
 from jaxres import config as config_lib
 from jaxres import files, log, train
+from jaxres.errors import InputError
 
 CONFIDENCE = 0.95
 MIN_VALUES = 3  # of an interval: that of two values is 13 standard errors to each side, nearly everything there is
@@ -45,6 +46,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   Raises:
     InputError: as ``train.train_and_evaluate``.
   """
+  if type(seeds) is not int or seeds < 2:
+    raise InputError(f'seeds: expected 2 or more, found {seeds!r:.80}')
+  train.check_workdir(workdir)
   configs = {}
   for k in range(seeds):
     options = config_lib.to_dict(config_lib.complete(config))

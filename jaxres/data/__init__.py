@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxres import config
 from jaxres.data import arrays, decode, folder, order, prepare, tfds
 from jaxres.data.arrays import Arrays, Source, Split
 from jaxres.data.images import Images, decode_all, without_bad
@@ -25,6 +26,7 @@ STATISTICS = {
   'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
   'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+FILES = ('folder', 'csv')  # whose examples are files
 PATHS = ('folder', 'csv', 'arrays')  # what reads data.path
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as torchvision's models are trained with
 
@@ -110,6 +112,7 @@ def load(
   Raises:
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
+  config.check_types('data', locals())
   _check_fields(batch_size, val, limit, seed)
   _check_fold(fold, val)
   if (mean is None) != (std is None):
@@ -122,6 +125,8 @@ def load(
   if limit is not None and limit < len(train.labels):
     train = train.take(order.stratified(train.labels, limit, seed))
 
+  files: dict[str, Callable[[int], str]] = {}  # by split
+
   def hold(data: Split, size: int | None, part: str = 'train') -> Held:
     if isinstance(data, Arrays):
       return data if size is None else resize(data, size, center_crop)
@@ -129,13 +134,19 @@ def load(
       raise InputError('data.image_size: data.pipeline=stream needs it for encoded images, such as 224')
     if part != 'train':
       data = without_bad(data, part, max_bad, workers)
+    if name in FILES:
+      files[part] = data.name_of
     images = Images(data, size, center_crop=center_crop, crop_scale=crop_scale, max_bad=max_bad)
     return decode_all(images, workers) if pipeline == 'resident' else images
 
-  def pipe(held: Held) -> Pipeline:
+  def pipe(held: Held, part: str) -> Pipeline:
+    made: Pipeline
     if pipeline == 'resident' and isinstance(held, Arrays):
-      return Resident(held, batch_size=batch_size, seed=seed)
-    return Stream(_examples(held), batch_size=batch_size, seed=seed, workers=workers)
+      made = Resident(held, batch_size=batch_size, seed=seed)
+    else:
+      made = Stream(_examples(held), batch_size=batch_size, seed=seed, workers=workers)
+    made.name_of = files.get(part)
+    return made
 
   eval_size = eval_image_size or image_size
   held, held_test = hold(train, image_size), hold(source.test, eval_size, 'test')
@@ -146,7 +157,7 @@ def load(
   _check_statistics(mean, std, _shape(held))
   splits = {'train': train, 'val': held_out, 'test': source.test}
   info = Info(source.class_names, _shape(held), mean, std, {k: fingerprint(v) for k, v in splits.items() if v})
-  return Dataset(pipe(held), pipe(held_val) if held_val else None, pipe(held_test), info)
+  return Dataset(pipe(held, 'train'), pipe(held_val, 'val') if held_val else None, pipe(held_test, 'test'), info)
 
 
 def first_batch(pipeline: Pipeline) -> Batch:
