@@ -1,6 +1,7 @@
 """`jaxres <tool>`: one table of tools; a tool's module is imported only when it is called."""
 
 import argparse
+import difflib
 import importlib
 import re
 import sys
@@ -79,8 +80,9 @@ def _run(words: list[str]) -> int | None:
   """Import the tool that the first word names and run it with the rest; alone, print the help."""
   called = words[0] if words else '--help'
   if not called.startswith('-') and called not in TOOLS:
-    other = OTHER_WORDS.get(called.lower())
-    raise InputError(f'unknown tool {called!r}{f"; {other}" if other else nearest(called, TOOLS)}')
+    close = [called.lower(), *difflib.get_close_matches(called.lower(), [*TOOLS, *OTHER_WORDS], n=1)]
+    other = next((OTHER_WORDS[word] for word in close if word in OTHER_WORDS), None)
+    raise InputError(f'unknown tool {called!r}{f"; type `{other}`" if other else nearest(called, TOOLS)}')
   parser = _Parser(prog='jaxres', description='The tools of jaxres.', allow_abbrev=False)
   parser.add_argument('--version', action='version', version=f'jaxres {__version__}')
   called_parser: argparse.ArgumentParser = parser

@@ -59,7 +59,8 @@ def make(**sections: Mapping[str, Any]) -> config_dict.ConfigDict:
   problems = [
     f'{section}: unknown config section{nearest(section, SECTIONS)}' for section in sections if section not in SECTIONS
   ]
-  whole = {section: _fill(section, sections.get(section, {}), problems) for section in SECTIONS}
+  given = to_dict(sections)
+  whole = {section: _fill(section, given.get(section, {}), problems) for section in SECTIONS}
   if problems:
     raise InputError(bounded(problems))
   return config_dict.ConfigDict(whole).lock()
@@ -219,7 +220,7 @@ def parse_flags(argv: Sequence[str], required: Sequence[str], values: flags.Flag
     hint = hints.sentence(hints.find(name, all_fields(), _own_flags(values)), value) if equals else ''
     raise InputError(f'unexpected argument {rest[1]!r}{hint or "; fields are given as --config.section.field=value"}')
   for name in required:
-    if not values[name].value:
+    if not values[name].value and not (name == 'config' and values[name].present):
       raise InputError(f'--{name} is missing: {USAGE}')
   if isinstance(values.config, config_dict.ConfigDict):
     return
@@ -270,8 +271,8 @@ def _explain(error: BaseException, argv: Sequence[str]) -> InputError:
   while chain[-1].__context__ is not None:
     chain.append(chain[-1].__context__)
   last = chain[-1]
-  if isinstance(last, InputError):
-    return last
+  if explained := next((each for each in chain if isinstance(each, InputError)), None):
+    return explained
   override = re.match(r'flag --config\.([\w.]+)=(.*?): ', str(error), re.DOTALL)
   if override and len(chain) > 1:
     section, _, field = override[1].partition('.')
@@ -318,7 +319,7 @@ def find_file(name: str) -> str:
   Raises:
     InputError: there is no such file, or it is of another kind.
   """
-  if not name:
+  if not name or name.startswith('--'):
     raise InputError(f'--config: no file is named: {USAGE}')
   place, colon, argument = name.partition(':')
   if colon and os.path.exists(name):
@@ -326,13 +327,17 @@ def find_file(name: str) -> str:
   path = pathlib.Path(os.path.expanduser(place))
   if path.is_dir():
     inside = [path / 'config.json'] if (path / 'config.json').is_file() else sorted(path.glob('*.py'))
-    found = bounded([str(file) for file in inside], ' or ')
-    raise InputError(f'--config: {place} is a directory; expected a file{f": {found}" if found else ""}')
+    found = f'; there is {bounded([str(file) for file in inside], ", ")}' if inside else ''
+    raise InputError(f'--config: {place} is a directory; expected a file{found}')
+  if not path.is_file() and path.with_name(f'{path.name}.py').is_file():
+    path = path.with_name(f'{path.name}.py')
   if not path.is_file():
     known = _recipes()
     by_name = known.get(path.name.removesuffix('.py')) if path.name == place else None
     if by_name is None:
-      siblings = sorted(file.name for file in path.parent.glob('*.py')) if path.parent.is_dir() else []
+      siblings = [
+        file.name for file in sorted(path.parent.glob('*.py')) if 'get_config' in file.read_text('utf-8', 'replace')
+      ]
       hint = nearest(path.name, siblings if path.name != place else [*siblings, *known])
       raise InputError(f'--config: no such file: {place}{hint or "; give the path of a config, see configs/"}')
     path = by_name
