@@ -127,7 +127,8 @@ def test_a_config_by_its_name_and_that_of_a_run(tmp_path: pathlib.Path, monkeypa
     ('missing.py', b'import nothere\n', "fails to load, line 1: ModuleNotFoundError: No module named 'nothere'"),
     (
       'several.py',
-      b'from jaxres import config\ndef get_config():\n  return config.make(optim=dict(lrr=1, nme=2), train=dict(epochs="x"))\n',
+      b'from jaxres import config\n'
+      b'def get_config():\n  return config.make(optim=dict(lrr=1, nme=2), train=dict(epochs="x"))\n',
       "optim.lrr: unknown field; did you mean 'lr'?; optim.nme: unknown field; did you mean 'name'?; train.epochs: exp",
     ),
     (
