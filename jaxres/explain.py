@@ -6,7 +6,6 @@ import importlib
 import io
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from PIL import Image
 from jaxres import attribution, pictures
 from jaxres import predict as predict_lib
 from jaxres.data.augment import normalize
+from jaxres.data.notes import make_teller
 from jaxres.errors import InputError, nearest
 from jaxres.files import file_errors
 from jaxres.predict import Predictor
@@ -108,19 +108,6 @@ def _map(name: str, given: Any, count: int, where: str, tell: Callable[[str], No
   return np.asarray(attribution.integrated_gradients(*given, tell=done))
 
 
-def make_teller(seconds: float = TELL_SECONDS) -> Callable[[str], None]:
-  """Return a function that prints a line on standard error, but no more often than every so many ``seconds``."""
-  last = -seconds
-
-  def tell(line: str) -> None:
-    nonlocal last
-    if time.monotonic() - last >= seconds:
-      last = time.monotonic()
-      print(f'explaining {line}', file=sys.stderr, flush=True)
-
-  return tell
-
-
 def shap_map(probabilities: Probabilities, image: np.ndarray, klass: int) -> np.ndarray:
   """Return SHAP's values of the pixels (Lundberg and Lee 2017), the mean colour standing for what is hidden."""
   import shap
@@ -210,8 +197,8 @@ def run(args: argparse.Namespace) -> int:
   klass = None if args.of is None else names.index(args.of)
   print(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler')
   print(f'by {predictor.origin}', flush=True)
-  found = []
-  for one in explain(predictor, paths, methods, klass, args.batch_size, make_teller()):
+  found, tell = [], make_teller('explaining', TELL_SECONDS, at_once=True)
+  for one in explain(predictor, paths, methods, klass, args.batch_size, tell):
     if one.problem:
       print(f'error: {one.path}: {one.problem}', file=sys.stderr)
       continue

@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 from jaxres import config as config_lib
 from jaxres import data, evaluate, models, pretrained, sharding, workdir
 from jaxres.backend import keep_freed_memory, keep_programs, memory_explained
+from jaxres.data.notes import make_teller
 from jaxres.errors import InputError
 
+TELL_SECONDS = 5.0  # from a line on the progress to the next
 SHOWN_PARTS = 3  # of a path, in a page: split, class and file
 SPLITS = ('train', 'val', 'test')
 
@@ -129,7 +131,8 @@ def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Out
   batch_size = sharding.round_up(batch_size or run.config['train']['eval_batch_size'], run.mesh)
   step = evaluate.make_predict_step(run.model, run.dataset.info, pipeline.fetch, run.mesh)
   with memory_explained(f'{run.path}: {batch_size} examples at a time', f'use --batch_size={batch_size // 2}'):
-    found = evaluate.predict(step, run.variables, pipeline, batch_size)
+    tell = make_teller(f'{run.name}, {split}:', TELL_SECONDS)
+    found = evaluate.predict(step, run.variables, pipeline, batch_size, tell)
   broken = np.flatnonzero(~np.isfinite(found.logits).all(axis=1))
   if len(broken):
     count = f'{len(broken):,} of {len(found.labels):,} {split} examples, the first {broken[0]}'

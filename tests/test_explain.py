@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from jaxres import attribution, cli, explain, pictures, predict
+from jaxres.data import notes
 from tests.conftest import merged
 from tests.test_predict import NAMES, make_run
 
@@ -61,12 +62,13 @@ def test_a_promise_that_is_not_met_is_a_warning(config, tmp_path, npz, capsys, m
 
 
 def test_progress_is_told_now_and_then(capsys, monkeypatch) -> None:
-  clock = iter([10.0, 10.0, 11.0, 12.5, 12.5])
-  monkeypatch.setattr(explain.time, 'monotonic', lambda: next(clock))
-  tell = explain.make_teller(2.0)
-  for word in 'abc':
-    tell(word)
-  assert capsys.readouterr().err == 'explaining a\nexplaining c\n'
+  for at_once, expected in ((True, 'doing a\ndoing c\n'), (False, 'doing c\n')):
+    clock = iter([10.0, 10.0, *([10.0] if at_once else []), 11.0, 12.5, 12.5])
+    monkeypatch.setattr(notes.time, 'monotonic', lambda clock=clock: next(clock))
+    tell = notes.make_teller('doing', 2.0, at_once=at_once)
+    for word in 'abc':
+      tell(word)
+    assert capsys.readouterr().err == expected
 
 
 def test_another_class_and_one_channel(config, tmp_path, npz, capsys) -> None:

@@ -10,7 +10,22 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from jaxres import cli, config, data, evaluate_runs, hints, models, pretrained, runs, seeds, train
+from jaxres import (
+  checkpoint,
+  cli,
+  config,
+  data,
+  evaluate,
+  evaluate_runs,
+  hints,
+  models,
+  optim,
+  pretrained,
+  runs,
+  seeds,
+  train,
+)
+from jaxres.data import augment
 from jaxres.errors import InputError
 from tests.conftest import ROOT
 
@@ -230,6 +245,10 @@ MODEL = models.create('resnet20')
     (lambda _: runs.read(3), 'paths: expected a list of workdirs, found 3'),
     (lambda _: evaluate_runs.compare(['runs/x']), 'runs: expected a list of what jaxres.runs.read returns, found list'),
     (lambda _: evaluate_runs.compare([]), 'runs: expected one or more, found none'),
+    (lambda _: augment.make(mixup='x'), "augment.mixup: expected float, found 'x' (str)"),
+    (lambda _: evaluate.make_views(crop=1.5), 'tta.crop: expected int, found 1.5 (float)'),
+    (lambda _: checkpoint.check(keep_latest='a', keep_best=1), "checkpoint.keep_latest: expected int, found 'a' (str)"),
+    (lambda _: optim.make({}, 10, 5.0, lr='x'), "optim.lr: expected float, found 'x' (str)"),
     (lambda _: config.load(3), 'config: expected the path of a file, found 3 (int)'),
   ],
 )
