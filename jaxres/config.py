@@ -222,7 +222,7 @@ def parse_flags(argv: Sequence[str], required: Sequence[str], values: flags.Flag
   for name in required:
     if not values[name].value and not (name == 'config' and values[name].present):
       raise InputError(f'--{name} is missing: {USAGE}')
-  if isinstance(values.config, config_dict.ConfigDict):
+  if isinstance(values.config, Mapping | config_dict.ConfigDict):
     return
   raise InputError(f'--config: get_config() returns {_shown(values.config)}; return jaxres.config.make(...)')
 
