@@ -156,7 +156,8 @@ def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], spli
       shown = f'{", ".join(run.class_names):.100} and {", ".join(first.class_names):.100}'
       raise InputError(f'{run.path} and {first.path} have other classes: {shown}; compare runs on the same data')
     if not np.array_equal(own, labels[0]):
-      raise InputError(f'{run.path} and {first.path} have other {split} examples; compare runs on the same data')
+      fix = f'compare runs on the same data, or look at each alone: jaxres evaluate {run.path}'
+      raise InputError(f'{run.path} and {first.path} have other {split} examples; {fix}')
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
