@@ -134,8 +134,9 @@ def _integrated(
   way = _Way(edges[:-1], edges[1:], ends[:-1], ends[1:], scores[middle], maps[middle])
   gradients, gap = len(scores), max(abs(ends[-1] - ends[0]), 1e-6)
   while abs(way.errors().sum()) > MARGIN * tolerance * gap and gradients + POINTS <= max_gradients:
-    way = _halve(way, np.argsort(-np.abs(way.errors()), kind='stable')[: max(POINTS, len(way.begin) // 2) // 2], look)
-    gradients += POINTS
+    calls = min(max(POINTS, len(way.begin) // 2), max_gradients - gradients) // POINTS
+    way = _halve(way, np.argsort(-np.abs(way.errors()), kind='stable')[: calls * POINTS // 2], look)
+    gradients += calls * POINTS
   return np.einsum('n,nhw->hw', way.end - way.begin, way.maps).astype(np.float32)
 
 

@@ -10,6 +10,7 @@ import numbers
 import os
 import pathlib
 import re
+import sys
 import traceback
 import types
 import typing
@@ -209,6 +210,7 @@ def parse_flags(argv: Sequence[str], required: Sequence[str], values: flags.Flag
     InputError: the command line or the config file cannot be used.
   """
   argv = check_arguments(argv)
+  sys.modules.pop('config_config', None)  # ml_collections loads a file into the module of the file before it
   try:
     rest = values(argv)
   except flags.UnrecognizedFlagError as error:

@@ -185,7 +185,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
   loss = lambda log_t: cross_entropy(logits / np.exp(log_t), labels).mean()
   end = np.log(MAX_TEMPERATURE)
-  return float(np.exp(optimize.minimize_scalar(loss, bounds=(-end, end), method='bounded').x))
+  found = optimize.minimize_scalar(loss, bounds=(-end, end), method='bounded')
+  bound = min((-end, end), key=loss)
+  return float(np.exp(bound if loss(bound) <= found.fun + 1e-9 else found.x))  # flat towards it is as good as at it
 
 
 def at_bound(temperature: float) -> bool:

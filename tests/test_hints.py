@@ -1,7 +1,6 @@
 """What a new user types: the hint names the word that is meant."""
 
 import pathlib
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -159,9 +158,7 @@ def test_a_config_by_its_name_and_that_of_a_run(tmp_path: pathlib.Path, monkeypa
     ('deep.json', b'[' * 100_000, 'deep.json: not the config.json of a run: '),
   ],
 )
-def test_files_that_are_no_config(name: str, content: bytes, message: str, tmp_path, monkeypatch) -> None:
-  for module in [module for module in sys.modules if module.endswith('_config')]:
-    monkeypatch.delitem(sys.modules, module)
+def test_files_that_are_no_config(name: str, content: bytes, message: str, tmp_path) -> None:
   (tmp_path / name).write_bytes(content)
   with pytest.raises(InputError) as caught:
     parse(['--config', str(tmp_path / name), '--workdir', 'x'])
