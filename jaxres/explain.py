@@ -105,7 +105,8 @@ def _map(name: str, given: Any, count: int, where: str, tell: Callable[[str], No
   if name != 'integrated':
     return np.asarray(attribution.METHODS[name](*given))
   done = lambda number: tell(f'{where}: {name}, {min(number, count)} of {count} done')
-  return np.asarray(attribution.integrated_gradients(*given, tell=done))
+  model, variables, images, classes = given
+  return np.asarray(attribution.integrated_gradients(model, variables, images, classes, tell=done))
 
 
 def shap_map(probabilities: Probabilities, image: np.ndarray, klass: int) -> np.ndarray:
