@@ -244,10 +244,9 @@ def check_paths(predictor: Any, paths: Any, batch_size: Any) -> list[pathlib.Pat
   if not isinstance(paths, Iterable):
     raise InputError(f'paths: expected paths of image files, found {type(paths).__name__}')
   paths = list(paths)
-  if odd := next((path for path in paths if not isinstance(path, str | os.PathLike)), None):
-    raise InputError(
-      f'paths: expected paths of image files, found {type(odd).__name__}; predict reads the files itself'
-    )
+  odd = [type(path).__name__ for path in paths if not isinstance(path, str | os.PathLike)]
+  if odd:
+    raise InputError(f'paths: expected paths of image files, found {odd[0]}; predict reads the files itself')
   if type(batch_size) is not int or batch_size < 1:
     raise InputError(f'batch_size: expected 1 or more, found {batch_size!r:.80}')
   return [pathlib.Path(path) for path in paths]
