@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from jaxres import __version__, distributed, integrity, trees
+from jaxres import __version__, config, distributed, integrity, trees
 from jaxres.errors import InputError, printable
 from jaxres.state import TrainState
 
@@ -64,6 +64,7 @@ def open(
 
 def check(*, keep_latest: int, keep_best: int) -> None:
   """Raise InputError where ``open`` would."""
+  config.check_types('checkpoint', locals())
   if keep_latest < 1 or keep_best < 0:
     raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
 

@@ -1,12 +1,14 @@
 """`jaxres <tool>`: one table of tools; a tool's module is imported only when it is called."""
 
 import argparse
+import difflib
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from jaxres import __version__
+from jaxres import __version__, config
 from jaxres.errors import InputError, nearest, one_line
 
 
@@ -33,6 +35,21 @@ TOOLS = {
     'jaxres.data.prepare', 'make a data set ready to read: CIFAR-10 or -100, an image folder, a TFDS set in tfrecord'
   ),
 }
+
+
+OTHER_WORDS = {  # that other programs have, and what to type here
+  'train': config.USAGE, 'fit': config.USAGE, 'main': config.USAGE, 'run': config.USAGE,
+  'finetune': f'{config.USAGE} --config.init.source=...', 'dataset': 'jaxres show-data',
+  'resume': f'the command that began the run: {config.USAGE}',
+  'eval': 'jaxres evaluate RUN', 'test': 'jaxres evaluate RUN', 'score': 'jaxres evaluate RUN',
+  'validate': 'jaxres evaluate RUN', 'compare': 'jaxres evaluate RUN RUN', 'confusion': 'jaxres evaluate RUN',
+  'infer': 'jaxres predict RUN IMAGE', 'inference': 'jaxres predict RUN IMAGE', 'classify': 'jaxres predict RUN IMAGE',
+  'export': 'jaxres convert RUN TARGET', 'import': 'jaxres convert FILE TARGET', 'download': 'jaxres prepare',
+  'gradcam': 'jaxres explain RUN IMAGE', 'saliency': 'jaxres explain RUN IMAGE', 'check': 'jaxres doctor',
+  'mistakes': 'jaxres errors RUN', 'benchmark': 'jaxres profile', 'folds': 'jaxres crossval',
+  'show': 'jaxres show-data',
+  'version': 'jaxres --version', 'help': 'jaxres --help',
+}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,9 +80,12 @@ def _run(words: list[str]) -> int | None:
   """Import the tool that the first word names and run it with the rest; alone, print the help."""
   called = words[0] if words else '--help'
   if not called.startswith('-') and called not in TOOLS:
-    raise InputError(f'unknown tool {called!r}{nearest(called, TOOLS)}')
+    close = [called.lower(), *difflib.get_close_matches(called.lower(), [*TOOLS, *OTHER_WORDS], n=1)]
+    other = next((OTHER_WORDS[word] for word in close if word in OTHER_WORDS), None)
+    raise InputError(f'unknown tool {called!r}{f"; type `{other}`" if other else nearest(called, TOOLS)}')
   parser = _Parser(prog='jaxres', description='The tools of jaxres.', allow_abbrev=False)
   parser.add_argument('--version', action='version', version=f'jaxres {__version__}')
+  called_parser: argparse.ArgumentParser = parser
   rows = parser.add_subparsers(title='tools', metavar='TOOL')
   for name, tool in TOOLS.items():
     row = rows.add_parser(name, help=tool.help, description=tool.help, allow_abbrev=False)
@@ -73,11 +93,29 @@ def _run(words: list[str]) -> int | None:
       module = importlib.import_module(tool.module)
       module.add_arguments(row)
       row.set_defaults(run=module.run)
+      called_parser = row
   overrides = [word for word in words if word.startswith('--config.')]
-  args = parser.parse_args([word for word in words if word not in overrides] or [called])
+  args, unknown = parser.parse_known_args([word for word in words if word not in overrides] or [called])
   if overrides and 'config' not in args:
-    parser.error(f'unrecognized arguments: {" ".join(overrides)}')
+    unknown = overrides
+  if unknown:
+    raise InputError(f'unrecognized arguments: {" ".join(unknown)}{_hint(unknown, called_parser, overrides)}')
   args.overrides = overrides
   if 'run' not in args:
     parser.error('the first word must be a tool')
   return args.run(args)
+
+
+def _hint(unknown: list[str], parser: argparse.ArgumentParser, overrides: list[str]) -> str:
+  """Return what unknown arguments of a tool may mean, as the end of a sentence."""
+  flags = sorted({word.removeprefix('--') for word in re.findall(r'--[\w-]+', parser.format_help())})
+  has_config = 'config' in flags
+  bare = next((word for word in overrides if '=' not in word), '')
+  if has_config and bare and not unknown[0].startswith('-'):
+    return f'; did you mean {bare}={unknown[0]}?'
+  if unknown[0] in overrides:
+    return f'; {parser.prog} takes no --config: a run has its own, in config.json'
+  following = unknown[1] if len(unknown) > 1 else ''
+  fields = config.all_fields() if has_config else []
+  hint = config.unknown_flag(unknown[0], following, flags, fields) if unknown[0].startswith('-') else ''
+  return hint or f'; `{parser.prog} --help` shows what there is'

@@ -40,7 +40,7 @@ def cross_validate(config: Mapping[str, Any], workdir: str, folds: int) -> dict[
 
 def check_rules(workdir: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
   """Raise InputError where some folds of files were drawn by an older jaxres and the rest would be drawn otherwise."""
-  rules = {name: workdir_lib.split_rule(pathlib.Path(workdir).expanduser() / name) for name in configs}
+  rules = {name: workdir_lib.split_rule(user_path(workdir, "--workdir") / name) for name in configs}
   by_name = any(options['data']['name'] in ('folder', 'csv') for options in configs.values())
   if by_name and len(set(rules.values())) > 1:
     old, new = min(rules, key=rules.__getitem__), max(rules, key=rules.__getitem__)

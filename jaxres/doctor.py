@@ -20,7 +20,7 @@ import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
 
-from jaxres import backend, badstep, data, integrity, log, plan, programs
+from jaxres import backend, badstep, data, integrity, log, plan, pretrained, programs
 from jaxres import config as config_lib
 from jaxres.errors import InputError
 from jaxres.paths import check_utf8, user_path
@@ -254,6 +254,11 @@ def workdir(directory: pathlib.Path) -> Checks:
   """Look at a run: its files, and every checkpoint."""
   checkpoints = check_utf8(directory, '--workdir').absolute() / 'checkpoints'
   if not checkpoints.is_dir():
+    inside = pretrained.runs_in(directory)
+    if inside:
+      raise InputError(
+        f'--workdir: {directory}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}'
+      )
     raise InputError(f'--workdir: {directory}: no checkpoints there; expected the workdir of a run')
   steps = integrity.numbered(checkpoints)
   whole = 0

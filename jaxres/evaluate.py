@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxres import losses, metrics, sharding
+from jaxres import config, losses, metrics, sharding
 from jaxres.backend import compiler_options, memory_explained
 from jaxres.data import Dataset, Info, Pipeline
 from jaxres.data.augment import normalize
@@ -47,6 +47,7 @@ def make_views(*, flip: bool = False, crop: int = 0, pad: int = 0) -> Views | No
   Raises:
     InputError: a field is out of range; from the function, where a crop is larger than the padded image.
   """
+  config.check_types('tta', locals())
   for name, pixels in (('crop', crop), ('pad', pad)):
     if pixels < 0:
       raise InputError(f'tta.{name}: expected pixels, 0 or more, found {pixels}')
@@ -132,10 +133,27 @@ def make_predict_step(model: ResNet, info: Info, fetch: Callable[..., Any], mesh
   )
 
 
-def predict(predict_step: PredictStep, variables: Any, pipeline: Pipeline, batch_size: int) -> Outputs:
-  """Return what ``variables`` make of every example of ``pipeline``, once each; arguments as of ``evaluate``."""
-  steps = (predict_step(variables, pipeline.constants, feed) for feed in pipeline.eval_feeds(batch_size))
-  *outputs, mask = map(np.concatenate, zip(*map(jax.device_get, steps), strict=True))
+def predict(
+  predict_step: PredictStep,
+  variables: Any,
+  pipeline: Pipeline,
+  batch_size: int,
+  tell: Callable[[str], None] = lambda _: None,
+) -> Outputs:
+  """Return what ``variables`` make of every example of ``pipeline``, once each.
+
+  Args:
+    predict_step: of ``make_predict_step``.
+    variables: of the model.
+    pipeline: a split; its last batch is filled up and masked.
+    batch_size: a multiple of the number of devices.
+    tell: called with how far it is, before each batch.
+  """
+  batches = []
+  for number, feed in enumerate(pipeline.eval_feeds(batch_size)):
+    tell(f'{number * batch_size:,} of {pipeline.size:,} examples')
+    batches.append(jax.device_get(predict_step(variables, pipeline.constants, feed)))
+  *outputs, mask = map(np.concatenate, zip(*batches, strict=True))
   return Outputs(*(output[mask] for output in outputs))
 
 

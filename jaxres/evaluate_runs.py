@@ -43,6 +43,7 @@ def compare(
   Raises:
     InputError: the runs have other classes or examples, or a run has no such split or is no good.
   """
+  runs.check_runs(found)
   names = [run.name for run in found]
   tests = dict(zip(names, (runs.outputs(run, split, batch_size) for run in found), strict=True))
   runs.check_same_examples(found, [test.labels for test in tests.values()], split)
@@ -64,12 +65,15 @@ def rows(compared: Mapping[str, Any]) -> list[list[str]]:
   """Return the rows of the table of scores: a name, and the value for each of ``columns``."""
   found = []
   for label, place in ROWS.items():
+    if label == 'top-5' and all(own['top5'] is None for own in columns(compared).values()):
+      continue  # of few classes: it is always 100 %
     row = [label]
     for own in columns(compared).values():
       value: Any = own
       for key in place:
         value = None if value is None else value[key]
-      row.append(show(label, value) + _interval(label, own['intervals']))
+      bound = ' (at the bound of the search)' if label == 'temperature' and own['temperature_at_bound'] else ''
+      row.append(show(label, value) + bound + _interval(label, own['intervals']))
     found.append(row)
   return found
 
@@ -82,7 +86,7 @@ def show(label: str, value: float | None) -> str:
 
 
 def _interval(label: str, intervals: Mapping[str, Any]) -> str:
-  if label not in INTERVALS:
+  if INTERVALS.get(label) not in intervals:
     return ''
   low, high = intervals[INTERVALS[label]]
   return f' ({show(label, low)} to {show(label, high)})'

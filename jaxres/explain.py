@@ -16,13 +16,20 @@ from PIL import Image
 from jaxres import attribution, pictures
 from jaxres import predict as predict_lib
 from jaxres.data.augment import normalize
+from jaxres.data.notes import make_teller
 from jaxres.errors import InputError, nearest, printable
 from jaxres.files import file_errors
 from jaxres.paths import output_path
 from jaxres.predict import Predictor
 
+TELL_SECONDS = 2.0  # from a line on the progress to the next
 CELLS = 8  # a side: the regions that LIME switches off
 EVALUATIONS = 500  # of the network for each image, by SHAP and by LIME
+
+MISSED = (
+  f'integrated gradients are NOT complete: their sum misses the score by {{:.2%}} after {attribution.MAX_GRADIENTS:,} '
+  f'gradients, more than the {attribution.TOLERANCE:.1%} that is promised; do not rely on their map'
+)
 
 Probabilities = Callable[[np.ndarray], np.ndarray]  # of uint8 [N, H, W, C], float32 [N, K]
 
@@ -45,6 +52,7 @@ def explain(
   methods: Sequence[str],
   klass: int | None = None,
   batch_size: int = 16,
+  tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Explanation]:
   """Yield the explanation of each image, in the order of ``paths``.
 
@@ -54,7 +62,9 @@ def explain(
     methods: of ``attribution.METHODS`` and ``LIBRARIES``.
     klass: the class to explain; the likeliest of each image where it is None.
     batch_size: images at a time.
+    tell: called with what is being done, often.
   """
+  paths = predict_lib.check_paths(predictor, paths, batch_size)
   model = predictor.model.clone(dtype=np.float32)
   see = jax.jit(lambda images: normalize(images, predictor.mean, predictor.std))
   run = jax.jit(lambda images: jax.nn.softmax(model.apply(predictor.variables, see(images), train=False)))  # type: ignore[arg-type]
@@ -71,10 +81,13 @@ def explain(
     problems = predict_lib.not_finite(probabilities) | problems
     classes = probabilities.argmax(-1) if klass is None else np.full(size, klass)
     given = (model, predictor.variables, see(batch), jax.numpy.asarray(classes, np.int32))
-    maps = {name: np.asarray(attribution.METHODS[name](*given)) for name in methods if name in attribution.METHODS}
+    where = f'images {begin + 1} to {begin + len(here)} of {len(paths)}'
+    maps = {name: _map(name, given, len(here), where, tell) for name in methods if name in attribution.METHODS}
     whole = maps.get('integrated')
     errors = None if whole is None else np.asarray(attribution.incompleteness(*given, whole))
     for i, path in enumerate(here):
+      if set(methods) & {*LIBRARIES}:
+        tell(f'image {begin + i + 1} of {len(paths)}: {", ".join(name for name in methods if name in LIBRARIES)}')
       own = {name: found[i] for name, found in maps.items()}
       if i not in problems:
         own |= {
@@ -85,6 +98,16 @@ def explain(
       chance = float(probabilities[i, classes[i]])
       error = None if errors is None else float(errors[i])
       yield Explanation(path, batch[i], int(classes[i]), chance, own, error, problems.get(i, ''))
+
+
+def _map(name: str, given: Any, count: int, where: str, tell: Callable[[str], None]) -> np.ndarray:
+  """Return the maps by a method, float32 ``[B, H, W]``, and tell of its progress."""
+  tell(f'{where}: {name}')
+  if name != 'integrated':
+    return np.asarray(attribution.METHODS[name](*given))
+  done = lambda number: tell(f'{where}: {name}, {min(number, count)} of {count} done')
+  model, variables, images, classes = given
+  return np.asarray(attribution.integrated_gradients(model, variables, images, classes, tell=done))
 
 
 def shap_map(probabilities: Probabilities, image: np.ndarray, klass: int) -> np.ndarray:
@@ -158,10 +181,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--of', metavar='CLASS', help='the class to explain; the likeliest of each image')
   parser.add_argument('--out', default='explain.png', metavar='FILE', help='the picture to write (explain.png)')
   parser.add_argument('--maps', metavar='FILE', help='write the maps too: an .npz file')
-  parser.add_argument('--step', default='best', metavar='N', help="of a run: 'best' (default), 'latest' or a number")
   parser.add_argument('--batch_size', type=int, default=16, metavar='N', help='images at a time (16)')
-  parser.add_argument('--image_size', type=int, metavar='N', help="pixels a side; a run's own, 224 of weights")
-  parser.add_argument('--class_names', metavar='FILE', help='text: a class name a line, in the order of the logits')
+  predict_lib.add_source_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,19 +193,23 @@ def run(args: argparse.Namespace) -> int:
   out = pictures.check_path('--out', args.out)
   maps = output_path(args.maps, '--maps') if args.maps else None
   paths = predict_lib.find(args.images)
-  predictor = predict_lib.load(args.source, args.step, args.class_names, args.image_size)
+  predictor = predict_lib.of_arguments(args)
   names = predictor.class_names
   if args.of is not None and args.of not in names:
     raise InputError(f'--of: unknown class {args.of!r}{nearest(args.of, names)}')
   klass = None if args.of is None else names.index(args.of)
-  print(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler', flush=True)
-  found = []
-  for one in explain(predictor, paths, methods, klass, args.batch_size):
+  print(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler')
+  print(f'by {predictor.origin}', flush=True)
+  found, tell = [], make_teller('explaining', TELL_SECONDS, at_once=True)
+  for one in explain(predictor, paths, methods, klass, args.batch_size, tell):
     if one.problem:
       print(printable(f'error: {one.path}: {one.problem}'), file=sys.stderr)
       continue
-    error = '' if one.incompleteness is None else f', integrated gradients complete to {one.incompleteness:.2%}'
+    is_complete = one.incompleteness is not None and one.incompleteness <= attribution.TOLERANCE
+    error = f', integrated gradients complete to {one.incompleteness:.2%}' if is_complete else ''
     print(printable(f'{one.path}: {names[one.klass]} {one.probability:.2%}{error}'))
+    if one.incompleteness is not None and not is_complete:
+      print(printable(f'warning: {one.path}: {MISSED.format(one.incompleteness)}'), file=sys.stderr)
     found.append(one)
   if found:
     write(found, methods, names, out, maps)

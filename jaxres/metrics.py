@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 Sums = dict[str, jax.Array]
 
+MIN_TOP5_CLASSES = 6  # with fewer, every prediction is a top-5 hit, and top-5 is left out
+
 
 def label_rank(logits: jax.Array, label: jax.Array) -> jax.Array:
   """Return how many classes are ranked before the label, as a stable sort of descending logits would rank them.
@@ -30,18 +32,20 @@ def sums(loss: jax.Array, logits: jax.Array, label: jax.Array, mask: jax.Array |
 
   Args:
     loss: float32 ``[B]``, one an example.
-    logits: float32 ``[B, K]``. With fewer than 5 classes every finite row is a top-5 hit.
+    logits: float32 ``[B, K]``.
     label: int32 ``[B]``, or distributions over the classes, float32 ``[B, K]``, of which the heaviest counts.
     mask: bool ``[B]``; None keeps all.
 
   Returns:
-    Float32 scalars ``loss``, ``top1``, ``top5``, ``count``.
+    Float32 scalars ``loss``, ``top1``, ``count``, and of 6 classes or more ``top5``.
   """
   if label.ndim == logits.ndim:
     label = label.argmax(axis=-1)
   keep = jnp.ones(label.shape, bool) if mask is None else mask
   rank = label_rank(logits, label)
-  values = {'loss': loss, 'top1': rank < 1, 'top5': rank < 5, 'count': jnp.ones_like(label)}
+  values = {'loss': loss, 'top1': rank < 1, 'count': jnp.ones_like(label)}
+  if logits.shape[-1] >= MIN_TOP5_CLASSES:
+    values['top5'] = rank < 5
   return {name: jnp.sum(jnp.where(keep, value, 0), dtype=jnp.float32) for name, value in values.items()}
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,9 +92,10 @@ def find(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, An
     batch_size: as of ``runs.outputs``.
 
   Returns:
-    ``labels``: by split its examples, the number of ``candidates``, and the most suspicious ones, the worst first;
-    ``duplicates``: ``Pair`` and the mean ``difference`` of their pixels in levels; ``classes``: recall on the test
-    split, the hardest first; ``pairs``: the commonest confusions there.
+    ``labels``: by split its examples, the number of ``candidates``, and the most suspicious ones, the worst first, each
+    with its ``index`` in the split and its ``file`` (None where it is none); ``duplicates``: ``Pair``, the files and
+    labels of the two, and the mean ``difference`` of their pixels in levels; ``classes``: recall on the test split, the
+    hardest first; ``pairs``: the commonest confusions there.
   """
   splits = [split for split in runs.SPLITS if split != 'val' or run.dataset.val is not None]
   outputs = {split: runs.outputs(run, split, batch_size) for split in splits}
@@ -103,7 +104,7 @@ def find(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, An
   classes = [{'class': row['name'], 'recall': row['recall']} for row in own['classes'] if row['examples']]
   return {
     'origin': run.origin,
-    'labels': {split: _labels(found, names, top) for split, found in outputs.items()},
+    'labels': {split: _labels(run, split, found, top) for split, found in outputs.items()},
     'duplicates': [_described(run, outputs, pair) for pair in near_duplicates(outputs, top)],
     'classes': sorted(classes, key=lambda row: row['recall']),
     'pairs': [
@@ -113,13 +114,15 @@ def find(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, An
   }
 
 
-def _labels(found: evaluate.Outputs, names: Sequence[str], top: int) -> dict[str, Any]:
+def _labels(run: runs.Run, split: str, found: evaluate.Outputs, top: int) -> dict[str, Any]:
+  names = run.class_names
   worst = suspicion(found.logits, found.labels)
   likely = candidates(found.logits, found.labels)
   probabilities = scores.softmax(found.logits)
   rows = [
     {
       'index': int(i),
+      'file': run.file_of(split, i),
       'label': names[found.labels[i]],
       'predicted': names[found.logits[i].argmax()],
       'probability_of_label': float(probabilities[i, found.labels[i]]),
@@ -140,7 +143,11 @@ def _described(run: runs.Run, outputs: Mapping[str, evaluate.Outputs], pair: Pai
     for s, i in ((pair.split, pair.example), (pair.other_split, pair.other_example))
   ]
   difference = float(np.abs(first.astype(int) - second).mean()) if same else None
-  return pair._asdict() | {'labels': labels, 'difference': difference}
+  files = {
+    'file': run.file_of(pair.split, pair.example),
+    'other_file': run.file_of(pair.other_split, pair.other_example),
+  }
+  return pair._asdict() | files | {'labels': labels, 'difference': difference}
 
 
 def _images(run: runs.Run, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
   out, as_json = (
     output_path(given, flag) if given else None for given, flag in ((args.out, '--out'), (args.json, '--json'))
   )
-  (trained,) = runs.of_arguments(args)
+  (trained,) = runs.of_arguments(args, several=False)
   found = find(trained, args.top, args.batch_size)
   if as_json:
     with file_errors(as_json):
@@ -172,6 +179,7 @@ def run(args: argparse.Namespace) -> None:
   out = out or trained.path / 'errors.html'
   with file_errors(out):
     files.write_whole(out, make_page(trained, found))
+  print(trained.origin)
   for split, own in found['labels'].items():
     print(f'{split}: {own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones')
   hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in found['classes'][:3])
@@ -205,10 +213,13 @@ def _label_section(trained: runs.Run, split: str, own: Mapping[str, Any]) -> pag
   cells = []
   for image, row in zip(images, own['worst'], strict=True):
     label, index = row['label'], row['index']
+    shown = trained.shown(split, index)
     marked = ['candidate'] if row['candidate'] else []
-    more = ', '.join([f'labelled {label} ({row["probability_of_label"]:.1%})', f'#{index}', *marked])
+    more = ', '.join([f'labelled {label} ({row["probability_of_label"]:.1%})', shown, *marked])
     caption = f'{row["predicted"]}?\n{more}'
-    cells.append(page.figure([pictures.data_uri(image)], f'{split} example {index}, labelled {label}', caption))
+    cells.append(
+      page.figure([pictures.data_uri(image)], f'{split} example {row["file"] or index}, labelled {label}', caption)
+    )
   text = (
     f'{own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones, by confident learning; those '
     'shown are marked. Shown are the examples whose label is furthest behind another class, the worst first.'
@@ -219,7 +230,9 @@ def _label_section(trained: runs.Run, split: str, own: Mapping[str, Any]) -> pag
 def _pair_figure(trained: runs.Run, row: Mapping[str, Any]) -> str:
   pair = Pair(*(row[name] for name in Pair._fields))
   difference = 'other sizes' if row['difference'] is None else f'{row["difference"]:.1f} levels apart'
-  where = f'{pair.split} #{pair.example}, {pair.other_split} #{pair.other_example}'
-  alt = f'{pair.split} example {pair.example} beside {pair.other_split} example {pair.other_example}'
+  shown = trained.shown(pair.split, pair.example), trained.shown(pair.other_split, pair.other_example)
+  where = f'{pair.split} {shown[0]}, {pair.other_split} {shown[1]}'
+  names = row['file'] or pair.example, row['other_file'] or pair.other_example
+  alt = f'{pair.split} example {names[0]} beside {pair.other_split} example {names[1]}'
   uris = [pictures.data_uri(image) for image in _images(trained, pair)]
   return page.figure(uris, alt, f'{" and ".join(row["labels"])}\n{where}; {difference}')

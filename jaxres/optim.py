@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxres import freezing, trees
+from jaxres import config, freezing, trees
 from jaxres.errors import InputError, nearest
 
 # torch's OneCycleLR: the share of the training that the rate rises, where it starts and where it ends.
@@ -82,6 +82,7 @@ def make(
   Raises:
     InputError: a name is unknown, a value is out of range, or a pattern matches nothing.
   """
+  config.check_types('optim', locals())
   _check(lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs, gamma=gamma, eps=eps)
   _check(l1=l1, clip_norm=clip_norm, layer_decay=layer_decay, power=power)
   _check_below_one(momentum=momentum, b1=b1, b2=b2)

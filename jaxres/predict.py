@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,13 +15,20 @@ from PIL import Image
 from jaxres import config as config_lib
 from jaxres import data, models, pretrained
 from jaxres.data import decode, listing
+from jaxres.data.archive import sha256_of
 from jaxres.data.augment import normalize
 from jaxres.data.notes import say
 from jaxres.errors import InputError, printable
 from jaxres.paths import read_regular, user_path
+from jaxres.weights import published
 
-IMAGE_SIZE, CENTER_CROP = 224, 0.875  # of weights that come alone: torchvision's evaluation, 224 of 256
-SMALL = 32  # pixels a side of weights that come alone with a stem for small images: CIFAR's, not cropped
+# torchvision's evaluation of its published weights, by recipe: https://pytorch.org/vision/stable/models.html
+IMAGE_SIZE, RESIZED = 224, {'v1': 256, 'v2': 232}
+UNKNOWN = (
+  'it does not say what images it was trained on: give --mean, --std and --image_size (and --center_crop, the share of '
+  'the short side that is kept), such as --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --image_size 224 '
+  '--center_crop 0.875 for ImageNet as torchvision has it; or predict by the run itself'
+)
 
 
 class Predictor(NamedTuple):
@@ -33,6 +41,16 @@ class Predictor(NamedTuple):
   center_crop: float  # the share of the short side that is kept
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  origin: str = ''  # which weights, and of a run which checkpoint
+
+
+class Seen(NamedTuple):
+  """What is done to an image; None is what is not known or not given."""
+
+  mean: tuple[float, ...] | None = None
+  std: tuple[float, ...] | None = None
+  image_size: int | None = None
+  center_crop: float | None = None
 
 
 class Prediction(NamedTuple):
@@ -43,45 +61,125 @@ class Prediction(NamedTuple):
   problem: str = ''
 
 
-def load(source: str, step: str = 'best', class_names: str | None = None, image_size: int | None = None) -> Predictor:
+def load(
+  source: str,
+  step: str = pretrained.DEFAULT_STEP,
+  class_names: str | None = None,
+  image_size: int | None = None,
+  *,
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
+  center_crop: float | None = None,
+) -> Predictor:
   """Return what predicts as the run or the weights at ``source`` do.
 
-  A run evaluates as its config says; weights see images as torchvision's evaluation does, or whole at 32 pixels where
-  the stem is for small images, with ImageNet's statistics.
+  A run evaluates as its config says, and what `jaxres convert` wrote of a run as that run does. torchvision's published
+  weights see images as torchvision's evaluation does. Other weights do not say what they see: it must be given.
 
   Args:
     source: as of ``pretrained.read``.
     step: of a run: ``'best'``, ``'latest'`` or a number.
     class_names: a text file with a name a line; the classes are numbers where nothing says their names.
     image_size: pixels a side, in place of the source's own.
+    mean: of each channel, on the scale 0..1, in place of the source's own; one number is that of every channel.
+    std: of each channel, on the scale 0..1, the same.
+    center_crop: the share of the resized short side that is kept, in place of the source's own.
 
   Raises:
-    InputError: the source or the file cannot be used.
+    InputError: the source or the file cannot be used, or what its images are normalised by is not known.
   """
+  if not isinstance(source, str | os.PathLike):
+    raise InputError(f'source: expected a path or torchvision:NAME, found {type(source).__name__}')
+  source, step = os.fspath(source), str(step)
+  given = _check_seen(Seen(_floats('mean', mean), _floats('std', std), image_size, center_crop))
   found = pretrained.read(source, step)
   names = pretrained.read_class_names(class_names, found) if class_names else found.class_names
   names = names or tuple(map(str, range(found.options['num_classes'])))
-  if image_size is not None and image_size < 1:
-    raise InputError(f'--image_size: expected pixels, 1 or more, found {image_size}')
   run = user_path(source.removeprefix('jaxres:'))
   if not (run / 'config.json').is_file() or (run / 'model.json').is_file():
     model = found.model()
-    is_large = model.stem_type in ('imagenet', 'deep')
-    size = image_size or (IMAGE_SIZE if is_large else SMALL)
-    shape = (size, size, found.channels)
-    mean, std = (statistic[: found.channels] for statistic in data.IMAGENET)
-    predictor = Predictor(model, found.variables, names, shape, CENTER_CROP if is_large else 1.0, mean, std)
+    known = _described(run / 'model.json') if (run / 'model.json').is_file() else _published(source)
+    size = given.image_size or known.image_size
+    shape = (size or 0, size or 0, found.channels)
+    keep = known.center_crop
   else:
     config = config_lib.to_dict(config_lib.complete(json.loads((run / 'config.json').read_text())))
     info, fields = _read_info(run), config['data']
-    size = image_size or fields['eval_image_size'] or fields['image_size']
+    size = given.image_size or fields['eval_image_size'] or fields['image_size']
     shape = (size, size, found.channels) if size else tuple(info['image_shape'])
     model = models.create(**found.options, dtype=config['model']['dtype'])
     keep = fields['center_crop'] if size else 1.0
-    predictor = Predictor(model, found.variables, names, shape, keep, tuple(info['mean']), tuple(info['std']))
+    known = Seen(tuple(info['mean']), tuple(info['std']), shape[0])
+  used_mean, used_std = (
+    _channels(value, found.channels, source) for value in (given.mean or known.mean, given.std or known.std)
+  )
+  if not (used_mean and used_std and shape[0]):
+    raise InputError(f'{source}: {UNKNOWN}')
   if shape[0] != shape[1] or shape[2] not in (1, 3):
     raise InputError(f'{source}: it sees images of {list(shape)}; predict makes square ones of 1 or 3 channels')
-  return predictor
+  keep = given.center_crop or keep or 1.0
+  return Predictor(model, found.variables, names, shape, keep, used_mean, used_std, found.origin)
+
+
+def _floats(name: str, values: Any) -> tuple[float, ...] | None:
+  """Return numbers that were given from Python, one or several."""
+  try:
+    return None if values is None else tuple(map(float, values if isinstance(values, Iterable) else [values]))
+  except (TypeError, ValueError):
+    raise InputError(f'{name}: expected numbers, one a channel, found {values!r:.80}') from None
+
+
+def _check_seen(given: Seen) -> Seen:
+  """Return ``given``; raise InputError where a value is out of its range."""
+  if given.image_size is not None and given.image_size < 1:
+    raise InputError(f'--image_size: expected pixels, 1 or more, found {given.image_size}')
+  if given.center_crop is not None and not 0 < given.center_crop <= 1:
+    raise InputError(f'--center_crop: expected a share in (0, 1], found {given.center_crop}')
+  if (given.mean is None) != (given.std is None):
+    raise InputError('--mean: give --mean and --std, or neither')
+  if given.std is not None and not all(0 < value < float('inf') for value in given.std):
+    raise InputError(f'--std: expected numbers above 0, found {given.std}')
+  return given
+
+
+def _channels(values: tuple[float, ...] | None, channels: int, source: str) -> tuple[float, ...] | None:
+  """Return a statistic of each channel; one number is that of all."""
+  if values is not None and len(values) not in (1, channels):
+    raise InputError(f'{source}: --mean and --std: expected {channels} numbers, one a channel, found {len(values)}')
+  return values and (values * channels if len(values) == 1 else values)
+
+
+def _described(path: pathlib.Path) -> Seen:
+  """Return what a ``model.json`` says is done to an image, in its field ``preprocessing``; nothing where it has none.
+
+  ``image_size`` is one number or height and width; ``center_crop`` is a share, or ``resize`` the short side in pixels
+  before the crop.
+  """
+  given = json.loads(path.read_text()).get('preprocessing')
+  if given is None:
+    return Seen()
+  try:
+    size = given['image_size']
+    height, width = (size, size) if isinstance(size, int) else size
+    keep = given.get('center_crop') or (height / given['resize'] if given.get('resize') else 1.0)
+    seen = Seen(tuple(map(float, given['mean'])), tuple(map(float, given['std'])), int(height), float(keep))
+  except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    raise InputError(f'{path}: preprocessing: expected mean, std, image_size and resize ({error!s:.80})') from None
+  if height != width:
+    raise InputError(f'{path}: it sees images of {[height, width]}; predict makes square ones of 1 or 3 channels')
+  return _check_seen(seen)
+
+
+def _published(source: str) -> Seen:
+  """Return what torchvision's evaluation does to an image where ``source`` is weights that it published, or nothing."""
+  place = source.removeprefix('torchvision:')
+  path = user_path(place)
+  if path.is_file():
+    named = [name for name, digits in published.DIGITS.items() if digits in path.name]
+    place = next((name for name in named if sha256_of(path).startswith(published.DIGITS[name])), '')
+  if place not in published.DIGITS:
+    return Seen()
+  return Seen(*data.IMAGENET, IMAGE_SIZE, IMAGE_SIZE / RESIZED['v2' if place.endswith('-v2') else 'v1'])
 
 
 def _read_info(run: pathlib.Path) -> dict[str, Any]:
@@ -102,7 +200,7 @@ def find(words: Iterable[str]) -> list[pathlib.Path]:
     InputError: a folder has no images.
   """
   found: list[pathlib.Path] = []
-  for word in words:
+  for word in [words] if isinstance(words, str | os.PathLike) else words:
     path = user_path(word)
     found += images_in(path) if path.is_dir() else [path]
   return found
@@ -125,7 +223,17 @@ def images_in(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int = 32) -> Iterator[Prediction]:
-  """Yield the logits of each image, in the order of ``paths``; an image that cannot be read has its problem instead."""
+  """Yield the logits of each image, in the order of ``paths``; an image that cannot be read has its problem instead.
+
+  Args:
+    predictor: of ``load``.
+    paths: image files, strings too; ``find`` looks for them in folders.
+    batch_size: images at a time.
+
+  Raises:
+    InputError: an argument is of another type.
+  """
+  paths = check_paths(predictor, paths, batch_size)
 
   @jax.jit
   def run(variables: Any, images: jax.Array) -> jax.Array:
@@ -142,6 +250,23 @@ def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
     problems = not_finite(logits) | problems
     for i, path in enumerate(paths[begin : begin + size]):
       yield Prediction(path, None if i in problems else logits[i], problems.get(i, ''))
+
+
+def check_paths(predictor: Any, paths: Any, batch_size: Any) -> list[pathlib.Path]:
+  """Return ``paths`` as such; raise InputError where an argument of ``predict`` is of another type."""
+  if not isinstance(predictor, Predictor):
+    raise InputError(f'predictor: expected what jaxres.predict.load returns, found {type(predictor).__name__}')
+  if isinstance(paths, str | os.PathLike):
+    paths = [paths]
+  if not isinstance(paths, Iterable):
+    raise InputError(f'paths: expected paths of image files, found {type(paths).__name__}')
+  paths = list(paths)
+  odd = [type(path).__name__ for path in paths if not isinstance(path, str | os.PathLike)]
+  if odd:
+    raise InputError(f'paths: expected paths of image files, found {odd[0]}; predict reads the files itself')
+  if type(batch_size) is not int or batch_size < 1:
+    raise InputError(f'batch_size: expected 1 or more, found {batch_size!r:.80}')
+  return [pathlib.Path(path) for path in paths]
 
 
 def not_finite(logits: np.ndarray) -> dict[int, str]:
@@ -179,12 +304,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('images', metavar='IMAGE', nargs='+', help='files, or folders of them')
   parser.add_argument('--top', type=int, default=5, metavar='N', help='classes that are shown (5)')
   parser.add_argument('--json', action='store_true', help='print a JSON object a line, one for each image')
-  parser.add_argument('--step', default='best', metavar='N', help="of a run: 'best' (default), 'latest' or a number")
   parser.add_argument('--batch_size', type=int, default=32, metavar='N', help='images at a time (32)')
-  parser.add_argument(
-    '--image_size', type=int, metavar='N', help="pixels a side; a run's own; of weights 224, or 32 with a CIFAR stem"
-  )
+  add_source_arguments(parser)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+  """Add the arguments that say what ``load`` reads; ``of_arguments`` calls it with them."""
+  default = pretrained.DEFAULT_STEP
+  parser.add_argument('--step', default=default, metavar='N', help=f'of a run: {pretrained.STEP_HELP}')
   parser.add_argument('--class_names', metavar='FILE', help='text: a class name a line, in the order of the logits')
+  parser.add_argument('--image_size', type=int, metavar='N', help="pixels a side, in place of the source's own")
+  parser.add_argument('--mean', metavar='X,X,X', help='of each channel, 0 to 1, where the weights do not say theirs')
+  parser.add_argument('--std', metavar='X,X,X', help='of each channel, 0 to 1, where the weights do not say theirs')
+  parser.add_argument(
+    '--center_crop',
+    type=float,
+    metavar='X',
+    help="the share of the short side that is kept, in place of the source's own",
+  )
+
+
+def of_arguments(args: argparse.Namespace) -> Predictor:
+  """Return what ``load`` reads as the arguments of ``add_source_arguments`` say. Raises as that."""
+  mean, std = (_numbers(f'--{name}', getattr(args, name)) for name in ('mean', 'std'))
+  options = {'mean': mean, 'std': std, 'center_crop': args.center_crop}
+  return load(args.source, args.step, args.class_names, args.image_size, **options)
+
+
+def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+  try:
+    return None if text is None else tuple(float(word) for word in text.strip('()[]').split(','))
+  except ValueError:
+    raise InputError(f'{flag}: expected numbers with commas, such as 0.485,0.456,0.406; found {text!r}') from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -193,7 +344,8 @@ def run(args: argparse.Namespace) -> int:
     if getattr(args, name) < 1:
       raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
   paths = find(args.images)
-  predictor = load(args.source, args.step, args.class_names, args.image_size)
+  predictor = of_arguments(args)
+  print(f'by {predictor.origin}', file=sys.stderr)
   status = 0
   for path, logits, problem in predict(predictor, paths, args.batch_size):
     if logits is None:

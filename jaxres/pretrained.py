@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ from jaxres.weights.names import Dialect
 
 FORMAT = 1  # of model.json
 SOURCES = ('torchvision', 'jaxres')
+DEFAULT_STEP = 'best'  # of every tool that reads a run
+STEP_HELP = "'best' by validation, without one the latest (default); 'latest'; or a number"
 
 Init = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -55,7 +59,7 @@ class Pretrained(NamedTuple):
     return weights.from_variables(self.variables, self.model(), self.dialect, batches=self.batches)
 
 
-def read(source: str, step: str = 'latest', skip: Sequence[str] = ()) -> Pretrained:
+def read(source: str, step: str = DEFAULT_STEP, skip: Sequence[str] = ()) -> Pretrained:
   """Return the network at ``source``.
 
   Args:
@@ -68,6 +72,7 @@ def read(source: str, step: str = 'latest', skip: Sequence[str] = ()) -> Pretrai
     InputError: there is nothing there, or nothing that can be read.
   """
   kind, place = _parse(source)
+  step = str(step)
   directory = user_path(place)
   is_written = (directory / 'model.json').is_file()
   if step not in ('latest', 'best') and (kind == 'torchvision' or is_written):
@@ -83,7 +88,19 @@ def read(source: str, step: str = 'latest', skip: Sequence[str] = ()) -> Pretrai
     raise InputError(f'{directory}: a file; leave out "jaxres:", which is for directories')
   if (directory / 'config.json').is_file():
     return _read_run(directory, step)
+  if inside := runs_in(directory):
+    raise InputError(f'{directory}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
   raise InputError(f'{directory}: no weights of jaxres: expected model.json, or config.json and checkpoints/ of a run')
+
+
+def runs_in(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Return the runs of a series in ``directory``, such as ``seed0`` and ``seed1``; none where it is a run itself."""
+  if (directory / 'config.json').exists():
+    return []
+  found = [
+    (re.fullmatch(r'(seed|fold)([0-9]+)', path.parent.name), path.parent) for path in directory.glob('*/config.json')
+  ]
+  return [path for _, _, path in sorted((match[1], int(match[2]), path) for match, path in found if match)]
 
 
 def make_init(
@@ -128,7 +145,7 @@ def load(
   variables: Mapping[str, Any],
   skip: Sequence[str] = (),
   *,
-  step: str = 'latest',
+  step: str = DEFAULT_STEP,
   new_head: bool = False,
   class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -236,7 +253,14 @@ def write(directory: str | pathlib.Path, found: Pretrained) -> None:
 
 
 def _parse(source: str) -> tuple[str, str]:
-  """Return the kind of a source and where it is."""
+  """Return the kind of a source and where it is.
+
+  Raises:
+    InputError: it is no text or path.
+  """
+  if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+    raise InputError(f'source: expected a path, torchvision:NAME or jaxres:DIR, found {source!r:.80}')
+  source = os.fspath(source)
   kind, colon, place = source.partition(':')
   if colon and kind in SOURCES:
     return kind, place
@@ -293,7 +317,9 @@ def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
   variables = jax.tree.map(np.asarray, variables)
   options['num_classes'] = variables['params']['head']['fc']['kernel'].shape[1]
   dialect = Dialect.of_model(models.create(**options).shortcut)
-  origin = f'{directory}, step {number}' + (', moving average' if 'ema' in saved else '')
+  origin = f'{directory}, step {number} ({_why(directory, number, step)})' + (
+    ', moving average' if 'ema' in saved else ''
+  )
   return Pretrained(variables, options, _channels(variables), dialect, number, _class_names(directory), origin)
 
 
@@ -334,6 +360,14 @@ def _choose(where: pathlib.Path, step: str) -> int:
   if not step.isdecimal() or int(step) not in known:
     raise InputError(f'{where}: no step {step}; there are {known}')
   return int(step)
+
+
+def _why(directory: pathlib.Path, number: int, step: str) -> str:
+  """Return in words why a checkpoint was taken."""
+  if step != 'best':
+    return 'the latest' if step == 'latest' else 'as asked for'
+  top1 = _scores(directory.absolute() / 'checkpoints' / str(number), number).get(checkpoint.BEST_METRIC)
+  return 'the latest, as nothing was validated' if top1 is None else f'the best on validation: top-1 {top1:.2%}'
 
 
 def _scores(path: pathlib.Path, number: int) -> dict[str, float]:

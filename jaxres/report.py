@@ -71,7 +71,7 @@ def _headline(compared: Mapping[str, Any]) -> str:
   columns = evaluate_runs.columns(compared)
   rows = {row[0]: row[1:] for row in evaluate_runs.rows(compared)}
   cells = []
-  for label in HEADLINE if len(columns) == 1 else HEADLINE[:1]:
+  for label in [label for label in HEADLINE if label in rows] if len(columns) == 1 else HEADLINE[:1]:
     for name, text in zip(columns, rows[label], strict=True):
       value, _, interval = text.rstrip(')').partition(' (')
       cells.append((label if len(columns) == 1 else f'{label}, {name}', value, interval))
@@ -128,7 +128,8 @@ def _quality(own: Mapping[str, Any], run: runs.Run) -> list[Section]:
   ]
   charts = [page.reliability_chart('As it is', own['calibration']['bins'])]
   if own['calibrated']:
-    title = f'At temperature {own["temperature"]:.3g}, fitted on the validation split'
+    bound = ', the bound of its search' if own['temperature_at_bound'] else ''
+    title = f'At temperature {own["temperature"]:.3g}{bound}, fitted on the validation split'
     charts.append(page.reliability_chart(title, own['calibrated']['bins']))
   error = (
     f'Expected calibration error {own["calibration"]["ece"]:.2%}. A bar is the accuracy at that confidence, on the '
@@ -180,7 +181,9 @@ def _say(run: runs.Run, test: evaluate.Outputs, i: int, confidence: str = '') ->
   """Return the text in place of a test image, and its caption."""
   label, predicted = run.class_names[test.labels[i]], run.class_names[test.logits[i].argmax()]
   more = '' if label == predicted else f'\nlabelled {label}'
-  return f'Test image {i}, {label}', f'{predicted} {confidence}'.rstrip() + more
+  file = run.file_of('test', i)
+  named = f'\n{run.shown("test", i)}' if file else ''
+  return f'Test image {file or i}, {label}', f'{predicted} {confidence}'.rstrip() + more + named
 
 
 def _overlays(run: runs.Run, test: evaluate.Outputs, index: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,9 +15,12 @@ from jaxres import config as config_lib
 from jaxres import data, evaluate, models, pretrained, sharding, workdir
 from jaxres.backend import keep_freed_memory, keep_programs, memory_explained
 from jaxres.data.fingerprints import same_names
+from jaxres.data.notes import make_teller
 from jaxres.errors import InputError
 from jaxres.paths import user_path
 
+TELL_SECONDS = 5.0  # from a line on the progress to the next
+SHOWN_PARTS = 3  # of a path, in a page: split, class and file
 SPLITS = ('train', 'val', 'test')
 
 
@@ -48,14 +52,24 @@ class Run(NamedTuple):
       raise InputError(f'{self.path}: no validation split: data.val is 0 there; use --split test')
     return found
 
+  def file_of(self, split: str, index: int) -> str | None:
+    """Return the path of the file of an example of a split; None where the examples are no files."""
+    name_of = self.pipeline(split).name_of
+    return name_of(int(index)) if name_of else None
+
+  def shown(self, split: str, index: int) -> str:
+    """Return how a page calls an example: the end of its file's path, or its number in the split."""
+    file = self.file_of(split, index)
+    return '/'.join(pathlib.PurePath(file).parts[-SHOWN_PARTS:]) if file else f'#{index}'
+
 
 def read(
-  paths: Sequence[str], step: str = 'best', data_dir: str | None = None, data_path: str | None = None
+  paths: Sequence[str], step: str = pretrained.DEFAULT_STEP, data_dir: str | None = None, data_path: str | None = None
 ) -> list[Run]:
   """Return the runs at ``paths``, with their data on the devices; data that several share is read once.
 
   Args:
-    paths: workdirs.
+    paths: workdirs; of a series, such as of seeds, each run is one.
     step: ``'best'``, ``'latest'`` or a number.
     data_dir: where TFDS data sets are now; None where they were.
     data_path: where the file or folder of the data is now; None where it was.
@@ -65,10 +79,14 @@ def read(
   """
   keep_freed_memory()
   keep_programs()
-  directories = [user_path(path) for path in paths]
+  paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+  if not isinstance(paths, Sequence) or not all(isinstance(path, str | os.PathLike) for path in paths):
+    raise InputError(f'paths: expected a list of workdirs, found {paths!r:.80}')
+  given = [user_path(path) for path in paths]
+  directories = [path for place in given for path in pretrained.runs_in(place) or [place]]
   names = [path.absolute().name for path in directories]
-  if len(set(map(pathlib.Path.absolute, directories))) < len(paths):
-    raise InputError(f'a run is named twice: {" ".join(paths)}')
+  if len(set(map(pathlib.Path.absolute, directories))) < len(directories):
+    raise InputError(f'a run is named twice: {" ".join(map(str, paths))}')
   mesh = sharding.make_mesh()
   datasets: dict[str, data.Dataset] = {}
   found = []
@@ -116,12 +134,21 @@ def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Out
   batch_size = sharding.round_up(batch_size or run.config['train']['eval_batch_size'], run.mesh)
   step = evaluate.make_predict_step(run.model, run.dataset.info, pipeline.fetch, run.mesh)
   with memory_explained(f'{run.path}: {batch_size} examples at a time', f'use --batch_size={batch_size // 2}'):
-    found = evaluate.predict(step, run.variables, pipeline, batch_size)
+    tell = make_teller(f'{run.name}, {split}:', TELL_SECONDS)
+    found = evaluate.predict(step, run.variables, pipeline, batch_size, tell)
   broken = np.flatnonzero(~np.isfinite(found.logits).all(axis=1))
   if len(broken):
     count = f'{len(broken):,} of {len(found.labels):,} {split} examples, the first {broken[0]}'
     raise InputError(f'{run.origin}: logits that are not numbers for {count}: the weights are no good')
   return found
+
+
+def check_runs(found: Any) -> None:
+  """Raise InputError where ``found``, given from Python, is not what ``read`` returns."""
+  if isinstance(found, Run) or not isinstance(found, Sequence) or not all(isinstance(run, Run) for run in found):
+    raise InputError(f'runs: expected a list of what jaxres.runs.read returns, found {type(found).__name__}')
+  if not found:
+    raise InputError('runs: expected one or more, found none')
 
 
 def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], split: str) -> None:
@@ -133,19 +160,23 @@ def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], spli
       raise InputError(f'{run.path} and {first.path} have other classes: {shown}; compare runs on the same data')
     names = [each.dataset.info.splits.get(split, '') for each in (run, first)]
     if not np.array_equal(own, labels[0]) or not same_names(*names):  # files held out by another seed may share labels
-      raise InputError(f'{run.path} and {first.path} have other {split} examples; compare runs on the same data')
+      fix = f'compare runs on the same data, or look at each alone: jaxres evaluate {run.path}'
+      raise InputError(f'{run.path} and {first.path} have other {split} examples; {fix}')
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
   """Add the arguments that say which runs, and where their data is; ``of_arguments`` reads what they name."""
-  parser.add_argument('runs', metavar='RUN', nargs='+' if several else 1, help='workdirs of training')
-  parser.add_argument('--step', default='best', metavar='N', help="'best' (default), 'latest' or a number")
+  about = (
+    'workdirs of training; one of --seeds or of crossval is all of its runs' if several else 'a workdir of training'
+  )
+  parser.add_argument('runs', metavar='RUN', nargs='+' if several else 1, help=about)
+  parser.add_argument('--step', default=pretrained.DEFAULT_STEP, metavar='N', help=pretrained.STEP_HELP)
   parser.add_argument('--batch_size', type=int, metavar='N', help="images at a time; the run's own of evaluation")
   parser.add_argument('--data_dir', metavar='DIR', help='where TFDS data sets are now, where they have moved')
   parser.add_argument('--data_path', metavar='PATH', help='where the file or folder of the data is now')
 
 
-def of_arguments(args: argparse.Namespace) -> list[Run]:
+def of_arguments(args: argparse.Namespace, *, several: bool = True) -> list[Run]:
   """Return the runs that the arguments of ``add_arguments`` name.
 
   Raises:
@@ -156,4 +187,7 @@ def of_arguments(args: argparse.Namespace) -> list[Run]:
   for flag, path in (('--data_dir', args.data_dir), ('--data_path', args.data_path)):
     if path:
       user_path(path, flag)
+  inside = pretrained.runs_in(user_path(args.runs[0])) if not several else []
+  if inside:
+    raise InputError(f'{args.runs[0]}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
   return read(args.runs, args.step, args.data_dir, args.data_path)

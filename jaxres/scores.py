@@ -13,6 +13,11 @@ from jaxres.evaluate import Outputs
 BINS = 15  # of the reliability curve: Guo et al. 2017
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+MAX_TEMPERATURE = 20.0  # of the search for one, whose other end is 1/20
+AT_BOUND = (
+  f'the temperature is at the bound of the search, {1 / MAX_TEMPERATURE:g} to {MAX_TEMPERATURE:g}: none between them '
+  'is the best, and what is said at that temperature is no calibration'
+)
 MOST_CLASSES = 100  # of the one-vs-one AUC, which takes the square of them
 
 Scores = dict[str, Any]
@@ -44,26 +49,31 @@ def assess(test: Outputs, class_names: Sequence[str], val: Outputs | None = None
     val: of other examples, which the temperature is fitted on; None fits none.
 
   Returns:
-    ``loss`` (nats), ``top1``, ``top5``; ``macro`` and ``weighted`` means, and ``classes``, of precision, recall and F1;
-    ``roc_auc_ovr``, ``roc_auc_ovo`` and ``average_precision``, means over the classes; ``confusion``, a row for each
-    label; ``calibration``, ``temperature`` and ``calibrated``; ``intervals``; and ``notes``: what is undefined (None)
-    and why. A class with no example has no part in any mean.
+    ``loss`` (nats), ``top1``, ``top5`` (None of 5 classes or fewer, where it is always 1); ``macro`` and ``weighted``
+    means, and ``classes``, of precision, recall and F1; ``roc_auc_ovr``, ``roc_auc_ovo`` and ``average_precision``,
+    means over the classes; ``confusion``, a row for each label; ``calibration``, ``temperature``,
+    ``temperature_at_bound`` and ``calibrated``; ``intervals``; and ``notes``: what is undefined (None) and why. A class
+    with no example has no part in any mean.
   """
   logits, labels, _ = test
   notes: list[str] = []
   temperature = None if val is None else fit_temperature(val.logits, val.labels)
+  bounded = temperature is not None and at_bound(temperature)
+  if bounded:
+    notes.append(AT_BOUND)
   rank = rank_of_label(logits, labels)
   return (
     {
       'examples': len(labels),
       'loss': float(cross_entropy(logits, labels).mean()),
       'top1': float((rank < 1).mean()),
-      'top5': float((rank < 5).mean()),
+      'top5': float((rank < 5).mean()) if _has_top5(logits) else None,
     }
     | by_class(logits, labels, class_names, notes)
     | {
       'calibration': calibration(logits, labels),
       'temperature': temperature,
+      'temperature_at_bound': bounded,
       'calibrated': None if temperature is None else calibration(logits / temperature, labels),
       'intervals': intervals(logits, labels),
       'notes': notes,
@@ -167,15 +177,30 @@ def calibration(logits: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-  """Return what to divide logits by for the least cross-entropy, in 1/20 to 20 (Guo et al. 2017, section 4.2)."""
+  """Return what to divide logits by for the least cross-entropy, in 1/20 to 20 (Guo et al. 2017, section 4.2).
+
+  Where there is no least one between them, such as of logits that are all right, it is ``at_bound``.
+  """
   from scipy import optimize  # slow
 
   loss = lambda log_t: cross_entropy(logits / np.exp(log_t), labels).mean()
-  return float(np.exp(optimize.minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method='bounded').x))
+  end = np.log(MAX_TEMPERATURE)
+  found = optimize.minimize_scalar(loss, bounds=(-end, end), method='bounded')
+  bound = min((-end, end), key=loss)
+  return float(np.exp(bound if loss(bound) <= found.fun + 1e-9 else found.x))  # flat towards it is as good as at it
+
+
+def at_bound(temperature: float) -> bool:
+  """Return whether a temperature of ``fit_temperature`` is where its search ends, not a least cross-entropy."""
+  return bool(abs(np.log(temperature)) > 0.99 * np.log(MAX_TEMPERATURE))
+
+
+def _has_top5(logits: np.ndarray) -> bool:
+  return logits.shape[-1] >= metrics.MIN_TOP5_CLASSES
 
 
 def intervals(logits: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float]]:
-  """Return the 95 % percentile bootstrap intervals of top-1, top-5, loss and macro F1 over the examples."""
+  """Return the 95 % percentile bootstrap intervals over the examples: top-1, top-5 where it counts, loss, macro F1."""
   classes = logits.shape[-1]
   predicted, loss = logits.argmax(-1), cross_entropy(logits, labels)
   top5 = rank_of_label(logits, labels) < 5
@@ -187,7 +212,8 @@ def intervals(logits: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str
     counts = np.bincount(own, minlength=classes) + np.bincount(found, minlength=classes)
     f1 = 2 * np.bincount(own[right], minlength=classes) / np.maximum(counts, 1)
     rows.append((right.mean(), top5[index].mean(), loss[index].mean(), f1[present].mean()))
-  return dict(zip(('top1', 'top5', 'loss', 'macro_f1'), _percentiles(np.array(rows)), strict=True))
+  found = dict(zip(('top1', 'top5', 'loss', 'macro_f1'), _percentiles(np.array(rows)), strict=True))
+  return {name: interval for name, interval in found.items() if name != 'top5' or _has_top5(logits)}
 
 
 def _percentiles(draws: np.ndarray) -> list[tuple[float, float]]:

@@ -1,6 +1,7 @@
 """Several runs of one config, such as of several seeds: mean, spread and confidence interval of every metric."""
 
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -11,9 +12,12 @@ from rich.table import Table
 
 from jaxres import config as config_lib
 from jaxres import files, log, train
+from jaxres.errors import InputError
 from jaxres.paths import user_path
 
 CONFIDENCE = 0.95
+MIN_VALUES = 3  # of an interval: that of two values is 13 standard errors to each side, nearly everything there is
+FRACTIONS = ('top1', 'top5')
 
 
 class Summary(NamedTuple):
@@ -21,8 +25,8 @@ class Summary(NamedTuple):
 
   mean: float
   std: float  # of the sample: with n - 1
-  low: float  # of the interval that holds the mean of all seeds in 95 of 100 such trials
-  high: float
+  low: float | None  # of the interval that holds the mean of all seeds in 95 of 100 such trials; None has none
+  high: float | None
   values: tuple[float, ...]  # in the order of the seeds
 
 
@@ -43,6 +47,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   Raises:
     InputError: as ``train.train_and_evaluate``.
   """
+  if type(seeds) is not int or seeds < 2:
+    raise InputError(f'seeds: expected 2 or more, found {seeds!r:.80}')
+  train.check_workdir(workdir)
   configs = {}
   for k in range(seeds):
     options = config_lib.to_dict(config_lib.complete(config))
@@ -71,7 +78,7 @@ def series(
   workdir = user_path(workdir, '--workdir')
   found = [train.train_and_evaluate(options, workdir / name) for name, options in configs.items()]
   names = [name for name in found[0] if all(name in metrics for metrics in found)]
-  summaries = {name: summarize([metrics[name] for metrics in found]) for name in names}
+  summaries = {name: summarize([metrics[name] for metrics in found], name) for name in names}
   content = {name: summary._asdict() for name, summary in summaries.items()}
   if not any(options['train']['dry_run'] for options in configs.values()):
     files.write_whole(workdir / f'{what}.json', json.dumps(content, indent=2) + '\n')
@@ -79,13 +86,36 @@ def series(
   return summaries
 
 
-def summarize(values: Sequence[float]) -> Summary:
-  """Return the summary of two or more ``values``, with Student's t interval of their mean."""
-  from scipy import stats  # slow
+def summarize(values: Sequence[float], name: str = 'loss') -> Summary:
+  """Return the summary of two or more ``values``, with an interval of their mean where it says something.
 
-  n, mean, std = len(values), statistics.fmean(values), statistics.stdev(values)
-  half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / n**0.5
-  return Summary(mean, std, mean - half, mean + half, tuple(values))
+  It is Student's t, on a scale where the metric has no bounds: the logit of a fraction, the logarithm of a loss, by
+  the delta method. So that of an accuracy stays within 0 to 100 %.
+
+  Args:
+    values: of the metric, in the order of the seeds.
+    name: of the metric, such as ``'test/top1'``. What is no score, such as the learning rate or the speed, has no
+      interval, nor have fewer than three values.
+  """
+  mean, std = statistics.fmean(values), statistics.stdev(values)
+  low, high = interval(values, mean, std, name.rpartition('/')[2])
+  return Summary(mean, std, low, high, tuple(values))
+
+
+def interval(values: Sequence[float], mean: float, std: float, kind: str) -> tuple[float, float] | tuple[None, None]:
+  """Return the interval of the mean of ``values``, as ``summarize`` says, of a ``kind`` such as ``top1``."""
+  from scipy import special, stats  # slow
+
+  if len(values) < MIN_VALUES or kind not in ('loss', *FRACTIONS):
+    return None, None
+  if std == 0:
+    return mean, mean
+  half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * std / len(values) ** 0.5
+  if kind == 'loss':
+    factor = math.exp(min(half / mean, 700.0))
+    return mean / factor, mean * factor
+  center, width = special.logit(mean), half / (mean * (1 - mean))
+  return float(special.expit(center - width)), float(special.expit(center + width))
 
 
 def print_summaries(summaries: Mapping[str, Summary], workdir: pathlib.Path, what: str) -> None:
@@ -94,6 +124,8 @@ def print_summaries(summaries: Mapping[str, Summary], workdir: pathlib.Path, wha
   table = Table('metric', 'mean', 'std', f'{CONFIDENCE:.0%} interval', title=f'{count} {what}')
   for name, (mean, std, low, high, _) in summaries.items():
     show = lambda value, name=name: log.format_value(name, value)
-    table.add_row(name, show(mean), show(std), f'{show(low)} to {show(high)}')
+    table.add_row(name, show(mean), show(std), '-' if low is None else f'{show(low)} to {show(high)}')
   log.console.print(table)
+  if count < MIN_VALUES:
+    log.console.print(f'no intervals: they take {MIN_VALUES} {what} or more')
   log.console.print(f'runs and {what}.json: {workdir}')

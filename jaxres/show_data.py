@@ -9,6 +9,8 @@ import numpy as np
 from jaxres import config as config_lib
 from jaxres import data
 from jaxres.data import augment as augment_lib
+from jaxres.data import order
+from jaxres.data.stream import Stream
 from jaxres.errors import InputError, printable
 from jaxres.pictures import check_path, make_picture
 from jaxres.step import step_key
@@ -25,16 +27,22 @@ def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, example
     draws: how many steps; the first is the very batch that training begins with.
 
   Returns:
-    uint8 ``[examples, 1 + draws, H, W, C]``; the originals come first.
+    uint8 ``[examples, 1 + draws, H, W, C]``; the originals come first, whole: as evaluation sees them. Every column
+    beside them has the random crops and the augmentation of its step.
   """
-  batch = data.first_batch(dataset.train)
+  train = dataset.train
+  batch = data.first_batch(train)
+  index = order.train_indices(train.seed, 0, train.batch_size, train.size)
 
   @jax.jit
   def see(step: int, images: jax.Array, label: jax.Array) -> jax.Array:
     return augment.batch(step_key(jax.random.key(seed), step), images, label, len(dataset.info.class_names))[0]
 
-  columns = [batch['image'], *(see(step, batch['image'], batch['label']) for step in range(draws))]
-  return np.asarray(jnp.stack(columns, axis=1)[:examples])
+  def cropped(step: int) -> jax.Array:  # a stream's crops are drawn on the host
+    return jnp.asarray(train.crops(index, step)) if isinstance(train, Stream) else batch['image']
+
+  columns = [see(step, cropped(step), batch['label'])[:examples] for step in range(draws)]
+  return np.stack([train.images(index[:examples]), *map(np.asarray, columns)], axis=1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -45,6 +45,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
       a step is not finite, or the device has too little memory.
     StoppedError: a KeyboardInterrupt: SIGTERM or SIGINT came, and the run has saved.
   """
+  check_workdir(workdir)
   keep_freed_memory()
   keep_programs()
   log.console.quiet = not distributed.leads()
@@ -293,6 +294,12 @@ def best_scan_steps(train: data.Pipeline) -> int:
   A CPU gains nothing by more than one: its steps are long. Nor does a stream: the program would wait for more batches.
   """
   return 1 if jax.default_backend() == 'cpu' or not train.constants else SCAN_STEPS
+
+
+def check_workdir(workdir: Any) -> None:
+  """Raise InputError where ``workdir``, given from Python, is no path."""
+  if not isinstance(workdir, str | os.PathLike) or not os.fspath(workdir):
+    raise InputError(f"workdir: expected the path of a directory, such as 'runs/digits', found {workdir!r:.80}")
 
 
 def check_positive(**fields: float) -> None:

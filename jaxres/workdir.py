@@ -47,10 +47,9 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Pa
     return workdir
   written = config_lib.complete(stored)  # by an older jaxres: a new field is at its default
   changed = config_lib.differences(written, config)
-  for path, (old, new) in changed.items():
-    if path not in MAY_CHANGE:
-      found = f'{path} was {json.dumps(old)} there and is {json.dumps(new)} now'
-      raise InputError(f'--workdir: {workdir} holds a run of another config: {found}; use another --workdir')
+  if fixed := {path: values for path, values in changed.items() if path not in MAY_CHANGE}:
+    found = config_lib.describe_changes(fixed)
+    raise InputError(f'--workdir: {workdir} holds a run of another config: {found}; use another --workdir')
   return workdir
 
 

@@ -1,6 +1,7 @@
 """Maps against closed forms, torch-free references, and a network whose answer hangs on a planted patch."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -168,23 +169,50 @@ def test_a_planted_patch_is_found(method: str, decided) -> None:
   assert found['share'] > (0.3 if method in ('saliency', 'smoothgrad') else 0.7)
 
 
-def test_only_images_that_miss_are_integrated_further(monkeypatch) -> None:
-  model, variables = make_model('basic')
-  images, classes = make_images(3)
-  asked, real = [], attribution._integrated
+class Line(NamedTuple):
+  """A score that is linear but for bends at places of the way: a stand-in for a network, with a known integral."""
 
-  def noted(*args):
-    asked.append((args[4].tolist(), args[5]))
+  bends: tuple[float, ...]
+
+  def apply(self, _, images, train):
+    x = images[:, :, :, 0].sum((1, 2))
+    return jnp.stack([x + sum(7.0 * jax.nn.relu(x - bend) for bend in self.bends), 0 * x], 1)
+
+
+def test_the_way_is_halved_where_the_score_bends() -> None:
+  """A bend at 0.3 of the way from 0 to 1: the integral of the gradient is that of the score, 1 + 7 * 0.7."""
+  model, calls = Line((0.3, 0.71)), []
+  images, classes = jnp.full((1, 2, 2, 1), 0.25), jnp.zeros(1, jnp.int32)
+  maps = attribution.integrated_gradients(model, {}, images, classes, tell=calls.append)
+  exact = 1 + 7 * (0.7 + 0.29)
+  assert calls == [1]
+  np.testing.assert_allclose(maps.sum(), exact, rtol=attribution.TOLERANCE)
+  np.testing.assert_allclose(maps, np.full((1, 2, 2), maps.sum() / 4), rtol=1e-6)
+  coarse = attribution.integrated_gradients(model, {}, images, classes, max_gradients=0)
+  middles = (np.arange(attribution.FIRST_PARTS) + 0.5) / attribution.FIRST_PARTS
+  expected = np.mean([1 + 7.0 * (at > 0.3) + 7.0 * (at > 0.71) for at in middles])
+  np.testing.assert_allclose(coarse.sum(), expected, rtol=1e-6)
+
+
+def test_the_budget_bounds_the_gradients(monkeypatch) -> None:
+  model, variables = make_model('basic')
+  images, classes = make_images(2)
+  calls, real = [], attribution._along
+
+  def counted(*args):
+    calls.append(len(args[-1]))
     return real(*args)
 
-  errors = iter([np.array([0.1, 0.001, 0.1]), np.array([0.001, 0.001, 0.1]), np.zeros(3)])
-  monkeypatch.setattr(attribution, '_integrated', noted)
-  monkeypatch.setattr(attribution, 'incompleteness', lambda *_: next(errors))
-  maps = attribution.integrated_gradients(model, variables, images, classes)
-  assert asked == [([0, 1, 2], 32), ([0, 2], 64), ([2], 128)]
-  for row, steps in enumerate((64, 32, 128)):
-    place = (np.arange(steps, dtype=np.float32) + 0.5) / steps
-    alone = [images[row : row + 1] * at for at in place]
-    sums = sum(np.asarray(attribution.gradient(model, variables, x, classes[row : row + 1])) for x in alone)
-    expected = (np.asarray(images[row]) * sums[0] / steps).sum(-1)
-    np.testing.assert_allclose(maps[row], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+  monkeypatch.setattr(attribution, '_along', counted)
+  attribution.integrated_gradients(model, variables, images, classes, tolerance=0.0, max_gradients=200)
+  assert 2 * 100 < sum(calls) <= 2 * (200 + attribution.POINTS)
+
+
+def test_parts_that_are_halved_are_a_finer_midpoint_rule() -> None:
+  model, variables = make_model('basic')
+  images, classes = make_images(1)
+  found = attribution._integrated(model, variables, images[0], classes[0], 0.0, 33 + attribution.POINTS)
+  place = (np.arange(32, dtype=np.float32) + 0.5) / 32  # all 16 parts are halved
+  sums = sum(np.asarray(attribution.gradient(model, variables, images * at, classes)) for at in place)
+  expected = (np.asarray(images[0]) * sums[0] / 32).sum(-1)
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())

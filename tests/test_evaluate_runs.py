@@ -32,8 +32,7 @@ def test_several_runs(config, tmp_path, capsys) -> None:
   for seed in (0, 1):
     train.train_and_evaluate(merged(config, train={'seed': seed, 'epochs': 1 + seed}), tmp_path / f'seed{seed}')
   capsys.readouterr()
-  paths = [str(tmp_path / f'seed{seed}') for seed in (0, 1)]
-  cli.main(['evaluate', *paths, '--out', str(tmp_path / 'scores.json')])
+  cli.main(['evaluate', str(tmp_path), '--out', str(tmp_path / 'scores.json')])
   out = capsys.readouterr().out
   found = json.loads((tmp_path / 'scores.json').read_text())
   assert list(found['runs']) == ['seed0', 'seed1']
@@ -41,6 +40,13 @@ def test_several_runs(config, tmp_path, capsys) -> None:
   assert 'note: no temperature without validation examples' in out
   assert found['ensemble']['examples'] == 40
   assert found['pairs'][0]['runs'] == ['seed0', 'seed1']
+  assert 'top-5' not in out  # of four classes
+  for words in (['errors', str(tmp_path)], ['predict', str(tmp_path), '.'], ['convert', str(tmp_path), 'x']):
+    (tmp_path / 'x.png').touch()
+    with pytest.raises(SystemExit):
+      cli.main([word if word != '.' else str(tmp_path / 'x.png') for word in words])
+    expected = f'error: {tmp_path}: 2 runs are in it; name one: {tmp_path}/seed0 {tmp_path}/seed1\n'
+    assert capsys.readouterr().err == expected
 
 
 def test_a_file_that_cannot_be_written(config, tmp_path, capsys) -> None:

@@ -11,7 +11,7 @@ import jaxres
 
 PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
-  {'errors'},
+  {'errors', 'hints'},
   {'paths'},
   {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
   {'files'},

@@ -80,7 +80,11 @@ BAD = {
   'unknown data set': ([*DIGITS, '--config.data.name=digit'], "unknown data set 'digit'; did you mean 'digits'?"),
   'missing config': (['--config', 'configs/digit.py'], "no such file: configs/digit.py; did you mean 'digits.py'?"),
   'no config': ([], '--config is missing'),
-  'unknown flag': ([*DIGITS, '--foo=1'], "Unknown command line flag 'foo'"),
+  'unknown flag': ([*DIGITS, '--foo=1'], "unknown flag '--foo'; there are --"),
+  'a field without its section': (
+    [*DIGITS, '--epochs', '3'],
+    "unknown flag '--epochs'; did you mean --config.train.epochs=3?",
+  ),
   'stray word': ([*DIGITS, 'foo'], "unexpected argument 'foo'"),
   'path of digits': ([*DIGITS, '--config.data.path=photos'], "data.name='digits' reads no file"),
   'batch size 0': ([*DIGITS, '--config.data.batch_size=0'], 'data.batch_size: expected 1 or more, found 0'),
@@ -120,16 +124,19 @@ def test_a_config_file_that_fails_to_load(tmp_path) -> None:
   assert (done.returncode, 'the file has no function get_config()' in done.stderr) == (2, True)
   broken.write_text('def get_config():\n  return undefined\n')
   done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'))
-  expected = "error: --config: the file fails to load: NameError: name 'undefined' is not defined\n"
+  expected = "error: --config: the file fails to load, line 2: NameError: name 'undefined' is not defined\n"
   assert (done.returncode, done.stderr) == (2, expected)
 
 
 def test_another_config_does_not_touch_a_finished_run(finished) -> None:
   workdir, _ = finished
   before = json.loads((workdir / 'config.json').read_text())
-  done = run(*DIGITS, '--workdir', str(workdir), *QUICK, '--config.optim.lr=0.5')
+  done = run(*DIGITS, '--workdir', str(workdir), *QUICK, '--config.optim.lr=0.5', '--config.train.seed=3')
   assert done.returncode == 2
-  assert 'holds a run of another config: optim.lr was 0.1 there and is 0.5 now' in done.stderr
+  assert (
+    'holds a run of another config: optim.lr was 0.1 there and is 0.5 now, train.seed was 0 there and is 3 now'
+    in done.stderr
+  )
   assert json.loads((workdir / 'config.json').read_text()) == before
 
 

@@ -1,9 +1,11 @@
 """Planted wrong labels and near-duplicates are found, on closed forms and by the tool."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn import metrics as sk
 
 from jaxres import cli, mistakes, train
@@ -84,6 +86,7 @@ def test_the_tool(config, npz, tmp_path, capsys) -> None:
   found = json.loads((tmp_path / 'found.json').read_text())
   worst = found['labels']['train']['worst']
   assert set(wrong) <= {row['index'] for row in worst}
+  assert worst[0]['file'] is None
   assert worst[0]['label'] != worst[0]['predicted']
   assert set(found['labels']) == {'train', 'test'}
   same = found['duplicates'][0]
@@ -102,3 +105,27 @@ def test_the_tool(config, npz, tmp_path, capsys) -> None:
   with pytest.raises(SystemExit):
     cli.main(['errors', str(tmp_path / 'run'), '--top', '0'])
   assert capsys.readouterr().err == 'error: --top: expected 1 or more, found 0\n'
+
+
+def test_files_are_named(config, tmp_path, capsys) -> None:
+  rng, arrays = np.random.default_rng(0), make_arrays((60, 20))
+  for i, (image, label) in enumerate(zip(arrays['train_x'], arrays['train_y'], strict=True)):
+    file = tmp_path / 'photos' / f'class{rng.integers(4) if i < 10 else label}' / f'{i:02}.png'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+  config = merged(config, data={'name': 'folder', 'path': str(tmp_path / 'photos'), 'image_size': 8, 'val': 0.25})
+  train.train_and_evaluate(config, tmp_path / 'run')
+  assert cli.main(['errors', str(tmp_path / 'run'), '--top', '8', '--json', str(tmp_path / 'found.json')]) is None
+  assert cli.main(['report', str(tmp_path / 'run')]) is None
+  found = json.loads((tmp_path / 'found.json').read_text())
+  html = (tmp_path / 'run/errors.html').read_text()
+  rows = [row for split in found['labels'].values() for row in split['worst']]
+  assert len({row['file'] for row in rows}) == len(rows) > 8
+  for row in rows:
+    file = pathlib.Path(row['file'])
+    assert file.is_file()
+    assert file.parent.name == row['label']
+    assert f'photos/{file.parent.name}/{file.name}' in html
+  for row in found['duplicates']:
+    assert [pathlib.Path(row[name]).parent.name for name in ('file', 'other_file')] == row['labels']
+  assert 'photos/class' in (tmp_path / 'run/report.html').read_text()

@@ -6,12 +6,15 @@ import pytest
 from PIL import Image
 
 from jaxres import cli, data, models, predict, pretrained, train, weights
-from jaxres.data import augment
+from jaxres.data import archive, augment
 from jaxres.errors import InputError
+from jaxres.weights import published
 from tests.conftest import make_arrays, merged
 from tests.weights.conftest import make_state
 
 NAMES = ['ant', 'bee', 'cat', 'dog']
+SEEN = {'mean': data.IMAGENET[0], 'std': data.IMAGENET[1], 'image_size': 32}
+TOLD = ['--mean', '0.485,0.456,0.406', '--std', '0.229,0.224,0.225']
 
 
 def make_run(config, tmp_path, npz, **changes) -> str:
@@ -71,6 +74,7 @@ def test_the_tool_on_a_run(config, tmp_path, npz, capsys) -> None:
     assert {first['class'], second['class']} < set(NAMES)
     assert 1 >= first['probability'] >= second['probability'] > 0
   assert done.err.splitlines() == [
+    f'by {run}, step 24 (the latest, as nothing was validated)',
     f'error: {tmp_path}/images/deep/bad.jpg: cannot decode the image: cannot identify image file',
     f'error: {gone}: No such file or directory',
   ]
@@ -82,23 +86,32 @@ def test_the_tool_on_a_run(config, tmp_path, npz, capsys) -> None:
   assert total == pytest.approx(100, abs=0.03)
 
 
-def test_weights_alone_see_images_as_torchvision_does(tmp_path) -> None:
+def test_published_weights_see_images_as_torchvision_does(tmp_path, monkeypatch) -> None:
   model = models.create('resnet18', num_classes=4)
   variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), weights.abstract(model, 3))
   weights.write(tmp_path / 'large.pth', weights.from_variables(variables, model))
+  with pytest.raises(InputError, match='large.pth: it does not say what images it was trained on: give --mean'):
+    predict.load(str(tmp_path / 'large.pth'))
+  digits = archive.sha256_of(tmp_path / 'large.pth')[:8]
+  (tmp_path / 'large.pth').rename(tmp_path / f'large-{digits}.pth')
+  monkeypatch.setitem(published.DIGITS, 'large-v2', digits)
+  newer = predict.load(str(tmp_path / f'large-{digits}.pth'))
+  assert (newer.image_shape, newer.center_crop) == ((224, 224, 3), 224 / 232)
+  monkeypatch.delitem(published.DIGITS, 'large-v2')
+  monkeypatch.setitem(published.DIGITS, 'large', digits)
   pixels = np.random.default_rng(0).integers(0, 256, (256, 300, 3)).astype(np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'noise.png')
-  predictor = predict.load(str(tmp_path / 'large.pth'))
+  predictor = predict.load(str(tmp_path / f'large-{digits}.pth'))
   assert (predictor.mean, predictor.std) == data.IMAGENET
   seen = predict.read(tmp_path / 'noise.png', predictor)
   np.testing.assert_array_equal(seen, pixels[16:240, 38:262])  # 224 of 256: nothing to resize
 
 
-def test_weights_of_a_small_stem_see_32_pixels(tmp_path, tiny, capsys) -> None:
+def test_weights_see_images_as_they_are_told_to(tmp_path, tiny, capsys) -> None:
   weights.write(tmp_path / 'tiny.pth', make_state(4))
   pixels = np.random.default_rng(0).integers(0, 256, (32, 40, 3)).astype(np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'noise.png')
-  predictor = predict.load(str(tmp_path / 'tiny.pth'))
+  predictor = predict.load(str(tmp_path / 'tiny.pth'), **SEEN)
   seen = predict.read(tmp_path / 'noise.png', predictor)
   np.testing.assert_array_equal(seen, pixels[:, 4:36])
   (row,) = predict.predict(predictor, [tmp_path / 'noise.png'])
@@ -109,7 +122,7 @@ def test_weights_of_a_small_stem_see_32_pixels(tmp_path, tiny, capsys) -> None:
   assert predictor.class_names == ('0', '1', '2', '3')
   (tmp_path / 'names.txt').write_text('\n'.join(NAMES))
   words = [str(tmp_path / 'tiny.pth'), str(tmp_path / 'noise.png'), '--class_names', str(tmp_path / 'names.txt')]
-  assert cli.main(['predict', *words, '--top', '1', '--image_size', '16']) == 0
+  assert cli.main(['predict', *words, '--top', '1', '--image_size', '16', *TOLD]) == 0
   assert capsys.readouterr().out.split()[-1] in NAMES
 
 
@@ -126,12 +139,12 @@ def test_bad_input_is_one_line(tmp_path, tiny) -> None:
     predict.load(good, class_names=str(tmp_path / 'names.txt'))
   weights.write(tmp_path / 'four.pth', make_state(4, channels=4))
   with pytest.raises(InputError, match='predict makes square ones of 1 or 3 channels'):
-    predict.load(str(tmp_path / 'four.pth'))
+    predict.load(str(tmp_path / 'four.pth'), mean=[0.5], std=[0.2], image_size=32)
   with pytest.raises(InputError, match='tiny.pth: it is no run, and has no step 7'):
     predict.load(good, step='7')
   (tmp_path / 'nan.npy').write_bytes(b'no image')
   assert [
-    row.problem for row in predict.predict(predict.load(good), [tmp_path / 'nan.npy', tmp_path / 'none.png'])
+    row.problem for row in predict.predict(predict.load(good, **SEEN), [tmp_path / 'nan.npy', tmp_path / 'none.png'])
   ] == [
     'cannot decode the image: cannot identify image file',
     'No such file or directory',
@@ -140,6 +153,74 @@ def test_bad_input_is_one_line(tmp_path, tiny) -> None:
     with pytest.raises(SystemExit) as caught:
       cli.main(['predict', good, good, *words])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize('spelling', ['resize', 'center_crop'])
+def test_a_run_and_its_converted_weights_predict_the_same(config, tmp_path, npz, spelling, capsys) -> None:
+  config = merged(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
+  run, target = make_run(config, tmp_path, npz, shape=(20, 26, 3)), tmp_path / 'converted'
+  assert cli.main(['convert', run, str(target)]) == 0
+  description = json.loads((target / 'model.json').read_text())
+  info = json.loads((tmp_path / 'run/data.json').read_text())
+  seen = {'mean': info['mean'], 'std': info['std']}
+  seen |= {'image_size': 12, 'resize': 16} if spelling == 'resize' else {'image_size': [12, 12], 'center_crop': 0.75}
+  (target / 'model.json').write_text(json.dumps(description | {'preprocessing': None}))
+  with pytest.raises(InputError, match='converted: it does not say what images it was trained on: give --mean'):
+    predict.load(str(target))
+  (target / 'model.json').write_text(json.dumps(description | {'preprocessing': seen}))
+  capsys.readouterr()
+  answers = []
+  for source in (run, str(target)):
+    assert cli.main(['predict', source, str(tmp_path / 'images'), '--json', '--top=4']) == 0
+    answers.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+  assert len(answers[0]) == 40
+  for a, b in zip(*answers, strict=True):
+    assert [row['class'] for row in a['top']] == [row['class'] for row in b['top']]
+    np.testing.assert_allclose(*([row['probability'] for row in each['top']] for each in (a, b)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ((None, ['x.png']), 'predictor: expected what jaxres.predict.load returns, found NoneType'),
+    ((0, 3), 'paths: expected paths of image files, found int'),
+    ((0, [np.zeros((2, 2))]), 'paths: expected paths of image files, found ndarray'),
+    ((0, ['x.png'], 0), 'batch_size: expected 1 or more, found 0'),
+    ((0, ['x.png'], '3'), "batch_size: expected 1 or more, found '3'"),
+  ],
+)
+def test_wrong_arguments_from_python_are_one_line(arguments, message, tmp_path, tiny) -> None:
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  predictor = predict.load(tmp_path / 'tiny.pth', **SEEN)
+  first, *rest = arguments
+  with pytest.raises(InputError, match=message):
+    next(predict.predict(predictor if first == 0 else first, *rest))
+
+
+def test_paths_may_be_strings(tmp_path, tiny) -> None:
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / 'x.png')
+  predictor = predict.load(tmp_path / 'tiny.pth', **SEEN)
+  (one,) = predict.predict(predictor, [str(tmp_path / 'x.png')])
+  (two,) = predict.predict(predictor, str(tmp_path / 'x.png'))
+  np.testing.assert_array_equal(one.logits, two.logits)
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ({'mean': [0.5]}, '--mean: give --mean and --std, or neither'),
+    ({'mean': [0.5], 'std': [0.0], 'image_size': 8}, '--std: expected numbers above 0'),
+    ({'mean': [0.5, 0.5], 'std': [0.1, 0.1], 'image_size': 8}, 'expected 3 numbers, one a channel, found 2'),
+    ({'mean': 'x', 'std': [0.1], 'image_size': 8}, "mean: expected numbers, one a channel, found 'x'"),
+    ({'mean': [0.5], 'std': [0.1], 'image_size': 8, 'center_crop': 2.0}, r'--center_crop: expected a share in \(0, 1]'),
+    ({'mean': [0.5], 'std': [0.1]}, 'it does not say what images'),
+  ],
+)
+def test_preprocessing_that_cannot_be(given, message, tmp_path, tiny) -> None:
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  with pytest.raises(InputError, match=message):
+    predict.load(str(tmp_path / 'tiny.pth'), **given)
 
 
 def test_a_run_of_before_the_statistics_were_written(config, tmp_path, npz) -> None:

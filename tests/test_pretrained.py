@@ -163,7 +163,8 @@ def keep_run(path, scores, classes=None):
 def test_the_best_step_is_the_earliest_best_on_validation_or_the_latest(tmp_path, tiny, scores, best):
   run = keep_run(tmp_path / 'run', scores)
   assert same(pretrained.read(run, 'best').variables, variables_of(4, best))
-  assert same(pretrained.read(run).variables, variables_of(4, len(scores)))
+  assert same(pretrained.read(run).variables, variables_of(4, best))
+  assert same(pretrained.read(run, 'latest').variables, variables_of(4, len(scores)))
   (tmp_path / 'run/checkpoints/1/metrics/metrics').unlink()
   assert 'its metrics cannot be read' in refused(pretrained.read, run, 'best')
 

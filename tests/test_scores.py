@@ -27,7 +27,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
   predicted = logits.argmax(1)
   assert found['top1'] == sk.accuracy_score(test.labels, predicted)
   assert 0.3 < found['top1'] < 1
-  assert found['top5'] == 1.0
+  assert found['top5'] is None
   assert found['loss'] == pytest.approx(sk.log_loss(test.labels, probabilities), rel=1e-6)
   assert found['confusion'] == sk.confusion_matrix(test.labels, predicted).tolist()
   report = sk.classification_report(test.labels, predicted, target_names=NAMES, output_dict=True)
@@ -51,6 +51,7 @@ def test_top5_of_many_classes() -> None:
   found = scores.assess(test, tuple(map(str, range(12))))
   assert found['top5'] == sk.top_k_accuracy_score(test.labels, test.logits, k=5)
   assert found['top1'] < found['top5'] < 1
+  assert found['intervals']['top5'][0] < found['top5'] < found['intervals']['top5'][1]
 
 
 def test_calibration_by_hand() -> None:
@@ -77,6 +78,19 @@ def test_the_temperature_undoes_a_scale() -> None:
   assert found['temperature'] == pytest.approx(hot, rel=0.2)
 
 
+@pytest.mark.parametrize('right', [True, False])
+def test_a_temperature_at_the_bound_of_the_search_says_so(right: bool) -> None:
+  """Logits that are all right want to be infinitely sure, those that are all wrong not at all."""
+  labels = np.arange(40, dtype=np.int32) % 4
+  val = Outputs(np.float32(3 * np.eye(4)[labels if right else (labels + 1) % 4]), labels, np.zeros((40, 1)))
+  found = scores.assess(outputs(), NAMES, val=val)
+  assert found['temperature_at_bound'] is True
+  assert found['temperature'] == pytest.approx(1 / 20 if right else 20, rel=0.05)
+  assert scores.AT_BOUND in found['notes']
+  inside = scores.assess(outputs(), NAMES, val=outputs(seed=1))
+  assert (inside['temperature_at_bound'], inside['notes']) == (False, [])
+
+
 def test_intervals_are_those_of_the_normal_approximation() -> None:
   test = outputs(2000)
   found = scores.intervals(test.logits, test.labels)
@@ -88,7 +102,7 @@ def test_intervals_are_those_of_the_normal_approximation() -> None:
   np.testing.assert_allclose(found['loss'], [loss.mean() - half, loss.mean() + half], atol=0.1 * half)
   low, high = found['macro_f1']
   assert low < sk.f1_score(test.labels, test.logits.argmax(1), average='macro') < high
-  assert found['top5'] == (1.0, 1.0)
+  assert set(found) == {'top1', 'loss', 'macro_f1'}
 
 
 def test_mcnemar_is_the_binomial_test() -> None:

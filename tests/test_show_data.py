@@ -45,6 +45,28 @@ def test_mixing_shows(npz) -> None:
   np.testing.assert_array_equal(picture[2:66:8, 2:66:8], grid[0, 0])
 
 
+@pytest.fixture
+def photos(tmp_path: pathlib.Path) -> pathlib.Path:
+  """A folder of two classes of noise."""
+  rng = np.random.default_rng(0)
+  for i in range(20):
+    file = tmp_path / 'photos' / 'ab'[i % 2] / f'{i:02}.png'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)).save(file)
+  return tmp_path / 'photos'
+
+
+def test_a_stream_shows_whole_originals_and_its_own_crops(photos: pathlib.Path) -> None:
+  options = {'path': str(photos), 'pipeline': 'stream', 'image_size': 16, 'batch_size': 8}
+  dataset = data.load('folder', **options)
+  grid = show_data.draw(dataset, augment.make(), 0, 4, 3)
+  whole = data.load('folder', **options | {'crop_scale': ()})
+  np.testing.assert_array_equal(grid[:, 0], data.first_batch(whole.train)['image'][:4])
+  np.testing.assert_array_equal(grid[:, 1], data.first_batch(dataset.train)['image'][:4])
+  columns = [grid[:, k] for k in range(4)]
+  assert all((columns[a] != columns[b]).any((1, 2, 3)).all() for a in range(4) for b in range(a))
+
+
 @pytest.mark.parametrize(
   ('words', 'message'),
   [

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxres import config
 from jaxres.data import arrays, decode, folder, prepare, tfds
 from jaxres.data.arrays import Arrays, Source, Split
 from jaxres.data.fingerprints import fingerprint
@@ -28,6 +29,7 @@ STATISTICS = {
 }
 SPLIT_RULE = 2  # by which data is split now
 SPLIT_RULES = (1, SPLIT_RULE)
+FILES = ('folder', 'csv')  # whose examples are files
 PATHS = ('folder', 'csv', 'arrays')  # what reads data.path
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as torchvision's models are trained with
 
@@ -114,7 +116,9 @@ def load(
   Raises:
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
-  return _load(SPLIT_RULE, **locals())
+  fields = locals()
+  config.check_types('data', fields)
+  return _load(SPLIT_RULE, **fields)
 
 
 def loader(split_rule: int) -> Callable[..., Dataset]:
@@ -165,6 +169,8 @@ def _load(
     train = train.take(draw(train, limit, seed, 'limit'))
   say_untrained(train.labels, source.class_names)
 
+  files: dict[str, Callable[[int], str]] = {}  # by split
+
   def hold(data: Split, size: int | None, part: str = 'train') -> Held:
     if isinstance(data, Arrays):
       return data if size is None else resize(data, size, center_crop)
@@ -172,13 +178,19 @@ def _load(
       raise InputError('data.image_size: data.pipeline=stream needs it for encoded images, such as 224')
     if part != 'train':
       data = without_bad(data, part, max_bad, workers)
+    if name in FILES:
+      files[part] = data.name_of
     images = Images(data, size, center_crop=center_crop, crop_scale=crop_scale, max_bad=max_bad)
     return decode_all(images, workers) if pipeline == 'resident' else images
 
-  def pipe(held: Held) -> Pipeline:
+  def pipe(held: Held, part: str) -> Pipeline:
+    made: Pipeline
     if pipeline == 'resident' and isinstance(held, Arrays):
-      return Resident(held, batch_size=batch_size, seed=seed)
-    return Stream(_examples(held), batch_size=batch_size, seed=seed, workers=workers)
+      made = Resident(held, batch_size=batch_size, seed=seed)
+    else:
+      made = Stream(_examples(held), batch_size=batch_size, seed=seed, workers=workers)
+    made.name_of = files.get(part)
+    return made
 
   eval_size = eval_image_size or image_size
   held, held_test = hold(train, image_size), hold(source.test, eval_size, 'test')
@@ -190,7 +202,7 @@ def _load(
   splits = {'train': train, 'val': held_out, 'test': source.test}
   fingerprints = {part: fingerprint(split) for part, split in splits.items() if split}
   info = Info(source.class_names, _shape(held), mean, std, fingerprints, split_rule)
-  return Dataset(pipe(held), pipe(held_val) if held_val else None, pipe(held_test), info)
+  return Dataset(pipe(held, 'train'), pipe(held_val, 'val') if held_val else None, pipe(held_test, 'test'), info)
 
 
 def first_batch(pipeline: Pipeline) -> Batch:

@@ -1,6 +1,6 @@
 """The resident pipeline: a split kept whole on every device, as uint8, and gathered by index inside the jit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class Resident:
   """
 
   mesh: Mesh | None = None
+  name_of: Callable[[int], str] | None = None  # the file of an example, where it is one
 
   def __init__(self, arrays: Arrays, *, batch_size: int, seed: int):
     self.constants = {'image': arrays.images, 'label': arrays.labels}

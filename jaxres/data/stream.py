@@ -45,6 +45,7 @@ class Stream:
   """
 
   mesh: Mesh | None = None
+  name_of: Callable[[int], str] | None = None  # the file of an example, where it is one
 
   def __init__(self, examples: Examples, *, batch_size: int, seed: int, workers: int):
     self.constants: dict[str, jax.Array] = {}
@@ -85,6 +86,10 @@ class Stream:
     """Return the images at ``index``, int ``[M]``, as evaluation sees them: uint8 ``[M, H, W, C]``."""
     images = [self.examples.get(int(i), None)[0] for i in index]
     return np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8)
+
+  def crops(self, index: np.ndarray, step: int) -> np.ndarray:
+    """Return the images at ``index``, int ``[B]``, with the random crops of ``step``: uint8 ``[B, H, W, C]``."""
+    return next(self._ahead(iter([(index, crop_draws(self.seed, step, len(index)), {})])))['image']
 
   @staticmethod
   def fetch(constants: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxres import config
 from jaxres.data.augment import geometry, mixing, pixels, policies
 from jaxres.errors import InputError
 
@@ -84,6 +85,7 @@ def make(
   Raises:
     InputError: a field is out of range.
   """
+  config.check_types('augment', locals())
   _check_sizes(crop_pad=crop_pad, cutout=cutout)
   _check_range('fill', fill, 0, 255)
   _check_range('erase', erase, 0, 1)

@@ -1,0 +1,263 @@
+"""What a new user types: the hint names the word that is meant."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from jaxres import (
+  checkpoint,
+  cli,
+  config,
+  data,
+  evaluate,
+  evaluate_runs,
+  hints,
+  models,
+  optim,
+  pretrained,
+  runs,
+  seeds,
+  train,
+)
+from jaxres.data import augment
+from jaxres.errors import InputError
+from tests.conftest import ROOT
+
+DIGITS = ['--config', str(ROOT / 'configs/digits.py'), '--workdir', 'x']
+
+
+def parse(words: list[str]) -> flags.FlagValues:
+  """Parse the flags of main.py."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', None, '', flag_values=values, sys_argv=['main.py', *words])
+  flags.DEFINE_string('workdir', '', '', flag_values=values)
+  flags.DEFINE_integer('seeds', 1, '', flag_values=values)
+  config.parse_flags(['main.py', *words], ['config', 'workdir'], values)
+  return values
+
+
+def test_every_synonym_leads_to_a_field_or_flag() -> None:
+  fields, own = config.all_fields(), ['config', 'workdir', 'seeds', 'debug']
+  for word, meant in hints.SYNONYMS.items():
+    assert all(each in fields or each.removeprefix('--') in own for each in meant), word
+    assert hints.find(word, fields, own) == meant, word
+
+
+def test_every_field_is_found_without_its_section() -> None:
+  for field in config.all_fields():
+    assert field in hints.find(field.partition('.')[2], config.all_fields())
+
+
+@pytest.mark.parametrize(
+  ('words', 'hint'),
+  [
+    (['--epochs', '3'], '--config.train.epochs=3?'),
+    (['--epochs=3'], '--config.train.epochs=3?'),
+    (['--epoch', '3'], '--config.train.epochs=3?'),
+    (['--batch-size', '4'], '--config.data.batch_size=4?'),
+    (['--model=resnet18'], '--config.model.name=resnet18?'),
+    (['--seed', '7'], '--config.data.seed=7 or --config.train.seed=7?'),
+    (['--name', 'x'], 'did you mean --config.model.name=x or --config.data.name=x or --config.optim.name=x?'),
+    (['--data', 'cifar10'], '--config.data.name=cifar10 or --config.data.path=cifar10?'),
+    (['--train.epochs=3'], '--config.train.epochs=3?'),
+    (['--optim.lrr=3'], '--config.optim.lr=3?'),
+    (['--work_dir', 'runs/x'], '--workdir=runs/x?'),
+    (['--learning_rate=1'], '--config.optim.lr=1?'),
+    (['epochs=3'], "unexpected argument 'epochs=3'; did you mean --config.train.epochs=3?"),
+    (['--config.epochs=3'], '--config.train.epochs=3?'),
+    (['--config.optim.epochs=3'], '--config.train.epochs=3?'),
+    (['--config.train=3'], '--config.train: a section; expected a field of it: epochs, '),
+    (['--config.optim.lrr=1', '--config.foo.x=1'], "--config.foo.x: unknown config section 'foo'"),
+    (['--foo=1'], "unknown flag '--foo'; there are --config, --seeds, --workdir"),
+  ],
+)
+def test_flags_of_main(words: list[str], hint: str) -> None:
+  with pytest.raises(InputError) as caught:
+    parse([*DIGITS, *words])
+  assert hint in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (['train', '--config', 'x'], "unknown tool 'train'; type `python main.py --config"),
+    (['trian'], "unknown tool 'trian'; type `python main.py --config"),
+    (['eval', 'r'], "unknown tool 'eval'; type `jaxres evaluate RUN`"),
+    (['evalute', 'r'], "did you mean 'evaluate'?"),
+    (['predict', 'r', 'i', '--topp', '3'], 'did you mean --top=3?'),
+    (['predict', 'r', 'i', '--batch-size', '3'], 'did you mean --batch_size=3?'),
+    (['predict', 'r', 'i', '--config.train.epochs=3'], 'jaxres predict takes no --config'),
+    (['show-data', '--config', 'digits', '--out', 'x.png', '--epochs', '3'], 'did you mean --config.train.epochs=3?'),
+    (
+      ['show-data', '--config', 'digits', '--out', 'x.png', '--config.train.epochs', '3'],
+      'did you mean --config.train.epochs=3?',
+    ),
+  ],
+)
+def test_words_of_tools(words: list[str], message: str, capsys) -> None:
+  with pytest.raises(SystemExit) as caught:
+    cli.main(words)
+  assert caught.value.code == 2
+  line = capsys.readouterr().err
+  assert message in line
+  assert line.count('\n') == 1
+
+
+def test_a_config_by_its_name_and_that_of_a_run(tmp_path: pathlib.Path, monkeypatch) -> None:
+  assert config.load('digits') == config.load(str(ROOT / 'configs/digits.py'))
+  assert config.load('digits.py', ['--config.train.epochs=3']).train.epochs == 3
+  written = config.make(model={'name': 'resnet20'}, optim={'milestones': (1, 2.5)})
+  (tmp_path / 'config.json').write_text(config.to_json(written))
+  assert config.load(str(tmp_path / 'config.json')) == written
+  changed = config.load(str(tmp_path / 'config.json'), ['--config.optim.lr=0.25'])
+  assert config.differences(written, changed) == {'optim.lr': (written.optim.lr, 0.25)}
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs/mine.py').write_text((ROOT / 'configs/digits.py').read_text())
+  assert config.load('mine') == config.load('digits')
+  assert config.load('configs/mine') == config.load('digits')
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('a.yaml', b'a: 1', 'expected a Python file, such as configs/digits.py, or the config.json of a run'),
+    ('empty.py', b'', 'the file has no function get_config()'),
+    ('syntax.py', b'def get_config(:\n', 'SyntaxError: invalid syntax'),
+    ('raises.py', b'def get_config():\n  x = 1\n  return 1/0\n', 'fails to load, line 3: ZeroDivisionError'),
+    (
+      'none.py',
+      b'def get_config():\n  return None\n',
+      'get_config() returns None (NoneType); return jaxres.config.make',
+    ),
+    ('list.py', b'def get_config():\n  return [1]\n', 'get_config() returns [1] (list); return jaxres.config.make'),
+    ('argument.py', b'def get_config(x):\n  return x\n', 'missing 1 required positional argument'),
+    ('missing.py', b'import nothere\n', "fails to load, line 1: ModuleNotFoundError: No module named 'nothere'"),
+    (
+      'several.py',
+      b'from jaxres import config\n'
+      b'def get_config():\n  return config.make(optim=dict(lrr=1, nme=2), train=dict(epochs="x"))\n',
+      "optim.lrr: unknown field; did you mean 'lr'?; optim.nme: unknown field; did you mean 'name'?; train.epochs: exp",
+    ),
+    (
+      'section.py',
+      b'from jaxres import config\ndef get_config():\n  return config.make(data=3)\n',
+      'data: expected a dict',
+    ),
+    ('broken.json', b'{', 'broken.json: not the config.json of a run: Expecting property name'),
+    ('bytes.json', b'\xff\xfe', 'bytes.json: not the config.json of a run: '),
+    ('list.json', b'[]', 'list.json: config: expected a dict of sections, found [] (list)'),
+    ('number.json', b'{"model": 3}', 'number.json: model: expected a dict of fields, such as dict(name=...), found 3'),
+    ('odd.json', b'{"optim": {"lr": "x"}}', "odd.json: optim.lr: expected float, found 'x' (str)"),
+    ('deep.json', b'[' * 100_000, 'deep.json: not the config.json of a run: '),
+  ],
+)
+def test_files_that_are_no_config(name: str, content: bytes, message: str, tmp_path) -> None:
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(InputError) as caught:
+    parse(['--config', str(tmp_path / name), '--workdir', 'x'])
+  assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (['--config', 'digit'], "no such file: digit; did you mean 'digits'?"),
+    (['--config', 'configs'], 'configs is a directory; expected a file; there is configs/digits.py, '),
+    (['--config='], '--config: no file is named: python main.py --config'),
+    (['--config', '--workdir'], '--config: no file is named'),
+    (['--workdir', 'x'], '--config is missing: python main.py'),
+  ],
+)
+def test_names_that_are_no_config(words: list[str], message: str, monkeypatch) -> None:
+  monkeypatch.chdir(ROOT)
+  with pytest.raises(InputError) as caught:
+    parse(words)
+  assert message in str(caught.value)
+  assert 'main.py' not in str(caught.value).replace('python main.py', '')
+
+
+def test_every_difference_is_named_up_to_a_bound() -> None:
+  old, new = config.make(), config.make(optim={'lr': 0.5, 'momentum': 0.5}, train={'seed': 3})
+  said = config.describe_changes(config.differences(old, new))
+  assert said.count(' was ') == 3
+  assert 'train.seed was 0 there and is 3 now' in said
+  many = {f'optim.x{k}': (0, 1) for k in range(11)}
+  assert config.describe_changes(many).endswith('optim.x7 was 0 there and is 1 now, and 3 more')
+
+
+MODEL = models.create('resnet20')
+
+
+@pytest.mark.parametrize(
+  ('call', 'message'),
+  [
+    (
+      lambda w: train.train_and_evaluate({'optim': optax.adam(0.1)}, w),
+      'optim: expected a dict of fields, such as dict',
+    ),
+    (
+      lambda w: train.train_and_evaluate({'model': MODEL}, w),
+      'model: expected a dict of fields, such as dict(name=...)',
+    ),
+    (lambda w: train.train_and_evaluate({'optim': {'lr': optax.constant_schedule(1)}}, w), 'optim.lr: expected float'),
+    (
+      lambda w: train.train_and_evaluate({'model': {'name': MODEL}}, w),
+      'model.name: expected str, found a jaxres ResNet',
+    ),
+    (
+      lambda w: train.train_and_evaluate({'model': 'resnet20'}, w),
+      'model: expected a dict of fields, such as dict(name=',
+    ),
+    (lambda w: train.train_and_evaluate('configs/digits.py', w), 'jaxres.config.load(path) reads a file'),
+    (lambda w: train.train_and_evaluate(None, w), 'config: expected a dict of sections, found None'),
+    (lambda w: train.train_and_evaluate([('optim', {})], w), 'config: expected a dict of sections'),
+    (lambda w: train.train_and_evaluate({3: {}}, w), 'config: expected names of sections, found 3 (int)'),
+    (lambda _: train.train_and_evaluate({}, None), "workdir: expected the path of a directory, such as 'runs/digits'"),
+    (lambda _: train.train_and_evaluate({}, ''), 'workdir: expected the path of a directory'),
+    (lambda w: seeds.train_and_evaluate({}, w, 1), 'seeds: expected 2 or more, found 1'),
+    (lambda w: seeds.train_and_evaluate({}, w, '3'), "seeds: expected 2 or more, found '3'"),
+    (lambda _: models.create(3), 'model.name: expected str, found 3 (int)'),
+    (
+      lambda _: models.create('resnet20', num_classes='10'),
+      "model.num_classes: expected int or None, found '10' (str)",
+    ),
+    (lambda _: models.create('resnet20', dropout='x'), "model.dropout: expected float, found 'x' (str)"),
+    (lambda _: models.create('resnet20', dtype=jnp.float32), "model.dtype: expected 'auto' or 'float32'"),
+    (lambda _: data.load(3), 'data.name: expected str, found 3 (int)'),
+    (lambda _: data.load('digits', batch_size='x'), "data.batch_size: expected int, found 'x' (str)"),
+    (lambda _: data.load('digits', val=None), 'data.val: expected float, found None (NoneType)'),
+    (
+      lambda _: data.load('digits', pipeline='streem'),
+      "data.pipeline: expected 'resident' or 'stream', found 'streem'",
+    ),
+    (lambda _: pretrained.read(None), 'source: expected a path, torchvision:NAME or jaxres:DIR, found None'),
+    (lambda _: pretrained.read(''), "source: expected a path, torchvision:NAME or jaxres:DIR, found ''"),
+    (lambda _: runs.read(3), 'paths: expected a list of workdirs, found 3'),
+    (lambda _: evaluate_runs.compare(['runs/x']), 'runs: expected a list of what jaxres.runs.read returns, found list'),
+    (lambda _: evaluate_runs.compare([]), 'runs: expected one or more, found none'),
+    (lambda _: augment.make(mixup='x'), "augment.mixup: expected float, found 'x' (str)"),
+    (lambda _: evaluate.make_views(crop=1.5), 'tta.crop: expected int, found 1.5 (float)'),
+    (lambda _: checkpoint.check(keep_latest='a', keep_best=1), "checkpoint.keep_latest: expected int, found 'a' (str)"),
+    (lambda _: optim.make({}, 10, 5.0, lr='x'), "optim.lr: expected float, found 'x' (str)"),
+    (lambda _: config.load(3), 'config: expected the path of a file, found 3 (int)'),
+  ],
+)
+def test_wrong_arguments_from_python(call, message: str, tmp_path) -> None:
+  with pytest.raises(InputError) as caught:
+    call(tmp_path / 'run')
+  assert message in str(caught.value)
+  assert len(str(caught.value)) < 400
+  assert not (tmp_path / 'run').exists()
+
+
+def test_numbers_of_numpy_and_paths_are_taken(npz) -> None:
+  made = config.make(optim={'lr': np.float32(0.5)}, data={'batch_size': np.int64(4), 'path': pathlib.Path('x')})
+  assert (made.optim.lr, made.data.batch_size, made.data.path) == (0.5, 4, 'x')
+  assert models.create('resnet20', num_classes=np.int64(3)).num_classes == 3
