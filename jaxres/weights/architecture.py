@@ -1,5 +1,6 @@
 """The architecture of a state dict, from the names and shapes of its tensors."""
 
+import collections
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from jaxres import models
 from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.models.resnet import MODELS
-from jaxres.weights.names import Dialect
+from jaxres.weights.names import Dialect, shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 STEM_OF_SIZE = {2: 'whitening', 3: 'cifar', 7: 'imagenet'}
@@ -58,7 +59,7 @@ def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict') -
     stem = shapes['conv1.0.weight'] if 'conv1.0.weight' in shapes else shapes['conv1.weight']
     channels = stem[1]
   except (LookupError, ValueError, ZeroDivisionError):
-    found = ', '.join(f'{name:.60}' for name in [*shapes][:4]) or 'nothing'
+    found = ', '.join(shown(name, 40) for name in [*shapes][:4]) or 'nothing'
     raise InputError(
       f'{where}: no ResNet that jaxres knows; expected conv1.weight, layer1.0.conv1.weight ..., found {found} ...'
     ) from None
@@ -69,17 +70,18 @@ def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict') -
   kind = 'bottlenecks' if seen.expansion == 4 else 'basic blocks'
   more = ', SE' * seen.se + ', pre-activation' * seen.preact
   raise InputError(
-    f'{where}: a ResNet of {list(seen.stage_sizes)} {kind} of {list(seen.widths)} channels, stem {seen.stem_width}, '
-    f'groups {seen.groups}, width per group {seen.width_per_group}{more}; '
+    f'{where}: a ResNet of {list(seen.stage_sizes)!s:.60} {kind} of {list(seen.widths)!s:.60} channels, '
+    f'stem {seen.stem_width}, groups {seen.groups}, width per group {seen.width_per_group}{more}; '
     'no network of jaxres.models.list() is like it'
   )
 
 
 def _look(shapes: Shapes) -> _Seen:
-  blocks = [re.fullmatch(r'layer(\d+)\.(\d+)\.conv1\.weight', name) for name in shapes]
-  numbers = sorted((int(found[1]), int(found[2])) for found in blocks if found)
-  sizes = tuple(sum(stage == i for stage, _ in numbers) for i in range(1, numbers[-1][0] + 1))
-  if numbers != [(i + 1, j) for i, size in enumerate(sizes) for j in range(size)]:
+  blocks = [re.fullmatch(r'layer(\d{1,4})\.(\d{1,4})\.conv1\.weight', name) for name in shapes]
+  numbers = sorted((int(match[1]), int(match[2])) for match in blocks if match)
+  counts = collections.Counter(stage for stage, _ in numbers)
+  sizes = tuple(counts[i] for i in range(1, len(counts) + 1))  # a number can be large, how many there are cannot
+  if not sizes or numbers != [(i + 1, j) for i, size in enumerate(sizes) for j in range(size)]:
     raise ValueError('blocks are missing')
   expansion = 4 if 'layer1.0.conv3.weight' in shapes else 1
   last = 'conv3' if expansion == 4 else 'conv2'
