@@ -38,26 +38,29 @@ class _Seen(NamedTuple):
   se: bool
 
 
-def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict') -> Recognised:
+def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict', stem: str | None = None) -> Recognised:
   """Return which network of ``models.list()`` has these tensors.
 
   What has no tensor cannot be seen: the activation is taken for ReLU, the stride of a 3x3 stem for 1, that of a
-  bottleneck to be on its 3x3.
+  bottleneck to be on its 3x3. Nor is a max-pool after a 3x3 stem: ``stem`` says that it is there.
 
   Args:
     state_dict: by torch's names, as ``reader.read`` returns it.
     where: the file, for the error.
+    stem: ``'cifar'`` or ``'cifar_pool'`` of a 3x3 stem; taken for the former where it is not given.
 
   Raises:
-    InputError: it is no ResNet, or none of the table.
+    InputError: it is no ResNet, its stem is not ``stem``, or none of the table.
   """
   shapes = {name: value.shape for name, value in state_dict.items()}
   dialect = Dialect.of_names(shapes)
   try:
     seen = _look(shapes)
-    options = _options(shapes, dialect, seen)
+    options = _options(shapes, dialect, seen, where, stem)
     stem = shapes['conv1.0.weight'] if 'conv1.0.weight' in shapes else shapes['conv1.weight']
     channels = stem[1]
+  except InputError:
+    raise
   except (LookupError, ValueError, ZeroDivisionError):
     found = ', '.join(shown(name, 40) for name in [*shapes][:4]) or 'nothing'
     raise InputError(
@@ -95,9 +98,12 @@ def _look(shapes: Shapes) -> _Seen:
   return _Seen(sizes, widths, stem_width, expansion, preact, groups, inner * 64 // (groups * widths[0]), se)
 
 
-def _options(shapes: Shapes, dialect: Dialect, seen: _Seen) -> dict[str, Any]:
+def _options(shapes: Shapes, dialect: Dialect, seen: _Seen, where: str, given_stem: str | None) -> dict[str, Any]:
   """Return the arguments of ``models.create`` that tensors show."""
   stem = 'deep' if 'conv1.0.weight' in shapes else STEM_OF_SIZE[shapes['conv1.weight'][2]]
+  if given_stem and (given_stem if stem != 'cifar' else given_stem.removesuffix('_pool')) != stem:
+    raise InputError(f'{where}: its stem is {stem!r}, not {given_stem!r}: leave --stem (model.stem) out')
+  stem = given_stem or stem
   reshapes = len(seen.widths) > 1
   shortcut = 'average' if dialect.average else 'projection'
   if reshapes and not any(f'.{dialect.shortcut}.' in name for name in shapes):

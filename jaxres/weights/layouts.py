@@ -36,9 +36,7 @@ def find(names: Iterable[str]) -> list[Network]:
   names = [name for name in names if name.endswith(('.0.conv1.weight', '.0.convolution.weight'))]
   for layout, anchor in ANCHORS.items():
     matches = [anchor.fullmatch(name) for name in names]
-    prefixes = dict.fromkeys(
-      match[1] or '' for match in matches if match
-    )  # a sequence: one a stage
+    prefixes = dict.fromkeys(match[1] or '' for match in matches if match)  # a sequence: one a stage
     if prefixes:
       return [Network(prefix, layout) for prefix in prefixes if prefix not in _inside(prefixes, layout)]
   return []
