@@ -20,6 +20,7 @@ from jaxres.weights.names import Dialect
 from jaxres.weights.preprocessing import Preprocessing
 
 FORMAT = 1  # of model.json
+SNAPSHOT = ('model.safetensors', 'pytorch_model.bin')  # what a directory of Hugging Face's hub has
 SOURCES = ('torchvision', 'jaxres')
 
 Init = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -66,7 +67,8 @@ def read(
 
   Args:
     source: ``'torchvision:NAME'`` (published weights, downloaded once), ``'torchvision:PATH'`` or ``'PATH'`` (a file
-      of any torch ResNet), ``'jaxres:DIR'`` or ``'DIR'`` (of ``write``, or the workdir of a run).
+      of any torch ResNet, or a directory of Hugging Face's hub), ``'jaxres:DIR'`` or ``'DIR'`` (of ``write``, or the
+      workdir of a run).
     step: of a run with several checkpoints: ``'latest'``, ``'best'`` (by validation) or a number.
     skip: regular expressions of what in a torch file is not part of the network, such as ``'aux.*'``.
     prefix: of the network in a torch file with several, such as ``'ema_model'``.
@@ -260,7 +262,14 @@ def _parse(source: str) -> tuple[str, str]:
   kind, colon, place = source.partition(':')
   if colon and kind in SOURCES:
     return kind, place
-  return ('jaxres' if pathlib.Path(source).expanduser().is_dir() else 'torchvision'), source
+  path = pathlib.Path(source).expanduser()
+  if not path.is_dir():
+    return 'torchvision', source
+  if not ((path / 'model.json').exists() or (path / 'checkpoints').exists()):  # it has a config.json of its own
+    for name in SNAPSHOT:
+      if (path / name).is_file():
+        return 'torchvision', str(path / name)
+  return 'jaxres', source
 
 
 def _file(place: str) -> pathlib.Path:
