@@ -19,6 +19,7 @@ _WORDS = {'convolution': 'conv', 'normalization': 'bn'}
 _STEM = re.compile(r'embedder\.embedder\.(convolution|normalization)\.(\w+)')
 _BLOCK = re.compile(r'encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d)\.(convolution|normalization)\.(\w+)')
 _SHORTCUT = re.compile(r'encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.(\w+)')
+_DENSE = re.compile(r'\d{1,2}\.weight')
 _NUMBERED = re.compile(r'(\d{1,2})\.(.+)')
 _SE = re.compile(r'(layer\d+\.\d+)\.(?:se|se_module)\.(fc1|fc2|conv_reduce|conv_expand)\.(weight|bias)')
 _SE_WORDS = {'conv_reduce': 'fc1', 'conv_expand': 'fc2'}
@@ -38,7 +39,7 @@ def find(names: Iterable[str]) -> list[Network]:
     matches = [anchor.fullmatch(name) for name in names]
     prefixes = dict.fromkeys(match[1] or '' for match in matches if match)  # a sequence: one a stage
     if prefixes:
-      return [Network(prefix, layout) for prefix in prefixes if prefix not in _inside(prefixes, layout)]
+      return [Network(prefix, layout) for prefix in prefixes]
   return []
 
 
@@ -58,14 +59,6 @@ def to_torchvision(shapes: Mapping[str, tuple[int, ...]], layout: str) -> dict[s
   return {name: _SE.sub(lambda m: f'{m[1]}.se.{_SE_WORDS.get(m[2], m[2])}.{m[3]}', name) for name in shapes}
 
 
-def _inside(prefixes: Iterable[str], layout: str) -> set[str]:
-  """Return the prefixes that are part of another network: of nested sequences only the outermost is one."""
-  if layout != SEQUENTIAL:
-    return set()
-  prefixes = [*prefixes]
-  return {inner for inner in prefixes if any(inner != outer and inner.startswith(outer) for outer in prefixes)}
-
-
 def _of_transformers(name: str) -> str:
   if match := _STEM.fullmatch(name):
     return f'{_WORDS[match[1]]}1.{match[2]}'
@@ -81,10 +74,10 @@ def _of_transformers(name: str) -> str:
 def _of_sequence(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
   """Return the names of the children of a network by their numbers: 0 conv1, 1 bn1, ..., stages, ..., fc."""
   stages = sorted({int(name.split('.')[0]) for name in shapes if re.fullmatch(r'\d{1,2}\.0\.conv1\.weight', name)})
-  last = stages[-1]
-  heads = [name for name, shape in shapes.items() if len(shape) == 2 and re.fullmatch(r'\d{1,2}\.weight', name)]
+  heads = {int(name.split('.')[0]) for name, shape in shapes.items() if _DENSE.fullmatch(name) and len(shape) == 2}
   words = {number: f'layer{i + 1}' for i, number in enumerate(stages)} | {0: 'conv1', 1: 'bn1'}
-  words |= {number: 'fc' for number in (int(name.split('.')[0]) for name in heads) if number > last}
+  if len(heads) == 1 and max(heads) > stages[-1]:  # of several layers it is no classifier that jaxres has
+    words[max(heads)] = 'fc'
   result = {}
   for name in shapes:
     match = _NUMBERED.fullmatch(name)

@@ -105,7 +105,7 @@ def _choose(
   if not candidates:
     found = f'a {type(content).__name__}'
     if isinstance(content, dict):
-      found = 'keys ' + (', '.join(shown(str(key), 30) for key in [*content][:LISTED]) or 'none')
+      found = 'keys ' + (', '.join(shown(key, 30) for key in [*content][:LISTED]) or 'none')
     expected = 'expected one, or one under "state_dict", "model" or another key'
     raise InputError(f'{where}: it holds no state dict of a ResNet; found {found}; {expected}')
   chosen = candidates if prefix is None else _match_prefix(candidates, prefix.strip('.'), keys)
