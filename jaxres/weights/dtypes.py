@@ -75,5 +75,6 @@ def counters(value: np.ndarray) -> np.ndarray:
   value = np.asarray(value)
   if value.dtype.kind != 'f':
     return value.astype(np.int64, copy=False)
-  safe = np.where(np.abs(value) < 2.0**62, value, 0)  # not where it is no number either
+  wide = value.astype(np.float64)
+  safe = np.where(np.abs(wide) < 2.0**62, wide, 0)  # not where it is no number either
   return safe.astype(np.int64)

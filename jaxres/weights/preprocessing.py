@@ -39,6 +39,8 @@ def of_run(run: pathlib.Path) -> Preprocessing | None:
   try:
     fields = config_lib.to_dict(config_lib.complete(json.loads((run / 'config.json').read_text())))['data']
     info = json.loads((run / 'data.json').read_text())
+    if {'image_shape', 'mean', 'std'} - {*info}:
+      return None  # written by an older jaxres
     height, width, _ = info['image_shape']
     size = fields['eval_image_size'] or fields['image_size']
     given = {

@@ -59,7 +59,8 @@ def select(content: Any, where: str, skip: Sequence[str] = (), prefix: str | Non
     matches = [_matches(patterns, word) for word in (raw, short, name)]
     if any(matches):
       skipped |= {raw, short, name}
-    if matches[0] and not any(matches[1:]):
+    is_outside = bool(network and network.prefix) and raw == short and short not in HEAD_NAMES
+    if any(matches) and (is_outside or not any(matches[1:])):
       continue
     if name in result:
       raise InputError(f'{where}: two tensors are called {shown(name)}; {_how_to_choose()}')

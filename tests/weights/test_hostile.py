@@ -85,7 +85,8 @@ def named(name: str) -> bytes:
 
 
 DOUBLED = b'(' + b'K\x01K\x01tq\x00' + b'0(h\x00h\x00tq\x00' * 40  # 2 ** 40 numbers for who walks it
-CALLED = b'\x80\x02]q\x00(' + b'(K\x01K\x02t' * 20_000 + b'e(' + b'ccollections\nOrderedDict\n(h\x00tR' * 2000 + b't.'
+PAIRS = b''.join(b'(J' + struct.pack('<i', i) + b'K\x02t' for i in range(10_000))
+CALLED = b'\x80\x02]q\x00(' + PAIRS + b'e(' + b'ccollections\nOrderedDict\n(h\x00tR' * 2000 + b't.'
 MANY = b'\x80\x02(' + b'K\x01' * 100_000 + b'tq\x00'
 REBUILD = b'ctorch._utils\n_rebuild_tensor_v2\n'
 STORAGE = b'(' + text('storage') + b'ctorch\nFloatStorage\n' + text('0') + text('cpu') + b'K\x04tQ'
