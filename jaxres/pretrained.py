@@ -169,7 +169,8 @@ def load(
   if kind == 'torchvision':
     where, theirs = str(_file(place)), None
     file = weights.read_file(where, skip, prefix)
-    state_dict, skipped = file.tensors, file.skipped
+    state_dict: weights.StateDict = file.tensors
+    skipped = file.skipped
     for note in file.notes if distributed.leads() else ():
       print(f'{where}: {note}')
   elif prefix:

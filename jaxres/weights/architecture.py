@@ -57,8 +57,7 @@ def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict', s
   try:
     seen = _look(shapes)
     options = _options(shapes, dialect, seen, where, stem)
-    stem = shapes['conv1.0.weight'] if 'conv1.0.weight' in shapes else shapes['conv1.weight']
-    channels = stem[1]
+    channels = shapes['conv1.0.weight' if 'conv1.0.weight' in shapes else 'conv1.weight'][1]
   except InputError:
     raise
   except (LookupError, ValueError, ZeroDivisionError):

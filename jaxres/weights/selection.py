@@ -50,7 +50,11 @@ def select(content: Any, where: str, skip: Sequence[str] = (), prefix: str | Non
   patterns = compile_patterns(skip, where)
   tensors, network = _choose(content, where, patterns, prefix)
   _check_names(tensors, where)
-  by_name, left_out = _strip(tensors, network, patterns, where, exclusive=prefix is not None)
+  inner: tuple[str, ...] = ()
+  if prefix is not None and network:  # another network may be called as a part of this one
+    prefixes = {other.prefix for other in _networks(tensors, patterns)} - {network.prefix}
+    inner = tuple(other for other in prefixes if other.startswith(network.prefix))
+  by_name, left_out = _strip(tensors, network, patterns, where, inner, exclusive=prefix is not None)
   shapes = {short: value.shape if isinstance(value, KINDS) else () for short, (_, value) in by_name.items()}
   known = layouts.to_torchvision(shapes, network.layout) if network else {short: short for short in by_name}
   result, skipped = {}, set()
@@ -161,7 +165,8 @@ def _has_tensors(content: Any) -> bool:
 
 def _state_dicts(content: Any) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
   """Return the dicts in ``content`` that have tensors, after the keys that lead to them; each dict once."""
-  result, seen = [], set()
+  result: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+  seen: set[int] = set()
   left: list[tuple[tuple[str, ...], Any]] = [((), content)]
   for keys, value in left:  # it grows
     if not isinstance(value, dict) or id(value) in seen or len(seen) >= MAX_DICTS:
@@ -196,12 +201,13 @@ def _strip(
   network: Network | None,
   patterns: Sequence[re.Pattern[str]],
   where: str,
+  inner: tuple[str, ...],
   *,
   exclusive: bool,
 ) -> tuple[dict[str, tuple[str, Any]], int]:
   """Return ``{name without the prefix: (name, tensor)}``, and how many ``exclusive`` left out.
 
-  A name that has only the first words of the prefix, such as ``module.head.fc.weight``, loses those; with
+  ``inner`` are the prefixes of other networks. A name that has only the first words of the prefix, such as ``module.head.fc.weight``, loses those; with
   ``exclusive`` only a classifier may be called so.
   """
   prefix = network.prefix if network else ''
@@ -214,7 +220,8 @@ def _strip(
       continue
     start = next((start for start in starts if name.startswith(start)), '')
     short = name.removeprefix(start)
-    if exclusive and start != prefix and short not in HEAD_NAMES:
+    is_other = start != prefix and short not in HEAD_NAMES
+    if exclusive and (is_other or name.startswith(inner)):
       left_out += 1
       continue
     if short in result:
