@@ -207,8 +207,8 @@ def _strip(
 ) -> tuple[dict[str, tuple[str, Any]], int]:
   """Return ``{name without the prefix: (name, tensor)}``, and how many ``exclusive`` left out.
 
-  ``inner`` are the prefixes of other networks. A name that has only the first words of the prefix, such as ``module.head.fc.weight``, loses those; with
-  ``exclusive`` only a classifier may be called so.
+  ``inner`` are the prefixes of other networks in this one. A name that has only the first words of the prefix, such as
+  ``module.head.fc.weight``, loses those; with ``exclusive`` only a classifier may be called so.
   """
   prefix = network.prefix if network else ''
   words = prefix.split('.')[:-1]
