@@ -53,6 +53,7 @@ def report(found: Pretrained) -> bool:
   if importlib.util.find_spec('torch'):
     errors = check(found)
     print(f'jaxres and torch on 2 random images of {SIZE}x{SIZE}: largest difference, of the largest value')
+    print('  both compute the network named above: a stem, an activation or a stride that it has not is not seen here')
     for name, error in errors.items():
       print(f'  {name:8} {error:.1e}')
     worst = max(errors.values())
@@ -72,10 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('source', metavar='SOURCE', help='a torch file, torchvision:NAME, a run, or what this tool wrote')
   parser.add_argument('target', metavar='TARGET', help=f'a directory, or a file ending in {", ".join(SUFFIXES)}')
   parser.add_argument(
-    '--step', default='latest', metavar='N', help="of a run: the checkpoint, a number or 'latest' (default)"
+    '--step', default='best', metavar='N', help="of a run: 'best' (by validation, the default), 'latest' or a number"
   )
   parser.add_argument(
     '--skip', action='append', default=[], metavar='REGEX', help='of a torch file: tensors to leave out, such as aux.*'
+  )
+  parser.add_argument(
+    '--prefix', metavar='WORDS', help='of a torch file with several networks: the one that is meant, such as ema_model'
+  )
+  parser.add_argument(
+    '--stem',
+    choices=('cifar', 'cifar_pool'),
+    help='of a torch file with a 3x3 stem: with no max-pool, or with one',
   )
   parser.add_argument('--class_names', metavar='FILE', help='text: a class name a line, in the order of the logits')
   parser.add_argument('--check', action='store_true', help='compare the activations of jaxres with those of torch')
@@ -86,12 +95,14 @@ def run(args: argparse.Namespace) -> int:
   target = user_path(args.target)
   to_file = target.suffix in SUFFIXES
   _check_target(target, to_file)
-  found = pretrained.read(args.source, args.step, args.skip)
+  found = pretrained.read(args.source, args.step, args.skip, args.prefix, args.stem)
   if args.class_names:
     found = found._replace(class_names=pretrained.read_class_names(args.class_names, found))
   leaves = jax.tree.leaves(found.variables['params'])
   options = ', '.join(f'{key}={value!r}' for key, value in found.options.items() if key != 'name')
   print(f'{found.options["name"]} ({options}), {found.channels} channels, {sum(x.size for x in leaves):,} parameters')
+  for note in found.notes:
+    print(note)
   well = report(found) if args.check else True
   if to_file:
     weights.write(target, found.state_dict())

@@ -1,7 +1,6 @@
 """`jaxres crossval`: train once for each fold of the training examples, tested on what that run has not seen."""
 
 import argparse
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from jaxres import config as config_lib
 from jaxres import log, seeds
 from jaxres import workdir as workdir_lib
 from jaxres.errors import InputError
+from jaxres.paths import user_path
 
 
 def cross_validate(config: Mapping[str, Any], workdir: str, folds: int) -> dict[str, seeds.Summary]:
@@ -40,7 +40,7 @@ def cross_validate(config: Mapping[str, Any], workdir: str, folds: int) -> dict[
 
 def check_rules(workdir: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
   """Raise InputError where some folds of files were drawn by an older jaxres and the rest would be drawn otherwise."""
-  rules = {name: workdir_lib.split_rule(user_path(workdir, "--workdir") / name) for name in configs}
+  rules = {name: workdir_lib.split_rule(user_path(workdir, '--workdir') / name) for name in configs}
   by_name = any(options['data']['name'] in ('folder', 'csv') for options in configs.values())
   if by_name and len(set(rules.values())) > 1:
     old, new = min(rules, key=rules.__getitem__), max(rules, key=rules.__getitem__)

@@ -12,16 +12,18 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from jaxres import checkpoint, integrity, models, weights
+from jaxres import checkpoint, distributed, integrity, models, weights
 from jaxres import config as config_lib
 from jaxres.errors import InputError
 from jaxres.files import complete, file_errors
 from jaxres.models import ResNet
 from jaxres.paths import MAX_TEXT_BYTES, check_utf8, open_regular, read_regular, user_path
-from jaxres.weights import published, safetensors
+from jaxres.weights import preprocessing, published, safetensors
 from jaxres.weights.names import Dialect
+from jaxres.weights.preprocessing import Preprocessing
 
 FORMAT = 1  # of model.json
+SNAPSHOT = ('model.safetensors', 'pytorch_model.bin')  # what a directory of Hugging Face's hub has
 SOURCES = ('torchvision', 'jaxres')
 DEFAULT_STEP = 'best'  # of every tool that reads a run
 STEP_HELP = "'best' by validation, without one the latest (default); 'latest'; or a number"
@@ -40,6 +42,8 @@ class Pretrained(NamedTuple):
     batches: ``num_batches_tracked`` by torch's name, or of every BatchNorm.
     class_names: in the order of the logits; None where the source does not say.
     origin: what was read, for a person.
+    preprocessing: of the images; None where the source does not say.
+    notes: what else a person should know of the source.
   """
 
   variables: dict[str, Any]
@@ -49,6 +53,8 @@ class Pretrained(NamedTuple):
   batches: dict[str, int] | int
   class_names: tuple[str, ...] | None
   origin: str
+  preprocessing: Preprocessing | None = None
+  notes: tuple[str, ...] = ()
 
   def model(self) -> ResNet:
     """Return the network, computing in float32."""
@@ -59,14 +65,19 @@ class Pretrained(NamedTuple):
     return weights.from_variables(self.variables, self.model(), self.dialect, batches=self.batches)
 
 
-def read(source: str, step: str = DEFAULT_STEP, skip: Sequence[str] = ()) -> Pretrained:
+def read(
+  source: str, step: str = DEFAULT_STEP, skip: Sequence[str] = (), prefix: str | None = None, stem: str | None = None
+) -> Pretrained:
   """Return the network at ``source``.
 
   Args:
     source: ``'torchvision:NAME'`` (published weights, downloaded once), ``'torchvision:PATH'`` or ``'PATH'`` (a file
-      of any torch ResNet), ``'jaxres:DIR'`` or ``'DIR'`` (of ``write``, or the workdir of a run).
+      of any torch ResNet, or a directory of Hugging Face's hub), ``'jaxres:DIR'`` or ``'DIR'`` (of ``write``, or the
+      workdir of a run).
     step: of a run with several checkpoints: ``'latest'``, ``'best'`` (by validation) or a number.
     skip: regular expressions of what in a torch file is not part of the network, such as ``'aux.*'``.
+    prefix: of the network in a torch file with several, such as ``'ema_model'``.
+    stem: of a torch file: ``'cifar_pool'`` where a max-pool follows a 3x3 stem, which no tensor shows.
 
   Raises:
     InputError: there is nothing there, or nothing that can be read.
@@ -79,15 +90,16 @@ def read(source: str, step: str = DEFAULT_STEP, skip: Sequence[str] = ()) -> Pre
     raise InputError(f'{place}: it is no run, and has no step {step}; leave the step out')
   if kind == 'torchvision':
     path = _file(place)
-    return _of_torch(weights.read(path), path, skip)
-  if skip:
-    raise InputError(f'{place}: skip is for tensors of torch files; leave it out')
+    return _of_torch(weights.read_file(path, skip, prefix), path, skip, stem)
+  for word, value in {'skip': skip, 'prefix': prefix, 'stem': stem}.items():
+    if value:
+      raise InputError(f'{place}: {word} is for tensors of torch files; leave it out')
   if is_written:
-    return _read_written(directory)
+    return _read_written(directory)._replace(preprocessing=preprocessing.of_description(directory / 'model.json'))
   if directory.is_file():
     raise InputError(f'{directory}: a file; leave out "jaxres:", which is for directories')
   if (directory / 'config.json').is_file():
-    return _read_run(directory, step)
+    return _read_run(directory, step)._replace(preprocessing=preprocessing.of_run(directory), notes=_choice(step))
   if inside := runs_in(directory):
     raise InputError(f'{directory}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
   raise InputError(f'{directory}: no weights of jaxres: expected model.json, or config.json and checkpoints/ of a run')
@@ -112,6 +124,7 @@ def make_init(
   step: str = 'best',
   skip: tuple[str, ...] = (),
   new_head: bool = False,
+  prefix: str | None = None,
 ) -> Init | None:
   """Return the function of fresh variables to those that a training starts from; None where there is no source.
 
@@ -126,13 +139,15 @@ def make_init(
     skip: regular expressions of paths, such as ``'stem/.*'``, that keep their fresh values, or of names in a torch
       file that are left out.
     new_head: the classifier keeps its fresh values.
+    prefix: of the network in a torch file with several, such as ``'ema_model'`` or ``'teacher.backbone'``.
   """
   if source is None:
     return None
 
   def init(variables: Mapping[str, Any]) -> dict[str, Any]:
     try:
-      return load(source, model, variables, skip, step=step, new_head=new_head, class_names=class_names)
+      options: dict[str, Any] = {'step': step, 'new_head': new_head, 'class_names': class_names, 'prefix': prefix}
+      return load(source, model, variables, skip, **options)
     except InputError as error:
       raise InputError(f'init.source: {error}') from None
 
@@ -148,6 +163,7 @@ def load(
   step: str = DEFAULT_STEP,
   new_head: bool = False,
   class_names: Sequence[str] = (),
+  prefix: str | None = None,
 ) -> dict[str, Any]:
   """Return ``variables`` of ``model`` with the weights at ``source`` in place of all that ``skip`` does not match.
 
@@ -162,6 +178,7 @@ def load(
     step: as of ``make_init``.
     new_head: skip the head too.
     class_names: those of a head that is loaded must be the same, where the source knows them.
+    prefix: as of ``make_init``.
 
   Raises:
     InputError: there is nothing that can be read, or it does not fit: nothing is loaded in part.
@@ -169,17 +186,23 @@ def load(
   kind, place = _parse(source)
   if kind == 'torchvision':
     where, theirs = str(_file(place)), None
-    state_dict: weights.StateDict = weights.read(where)
+    file = weights.read_file(where, skip, prefix)
+    state_dict: weights.StateDict = file.tensors
+    skipped = file.skipped
+    for note in file.notes if distributed.leads() else ():
+      print(f'{where}: {note}')
+  elif prefix:
+    raise InputError(f'{place}: prefix is for tensors of torch files; leave it out')
   else:
     found = read(source, step)
-    state_dict, where, theirs = found.state_dict(), place, found.class_names
+    state_dict, where, theirs, skipped = found.state_dict(), place, found.class_names, frozenset()
   name, _, _ = weights.recognise(state_dict, where)
   if weights.name_of(models.create(name)) != weights.name_of(model):
     raise InputError(f'{where}: it holds a {name}, and the model is a {weights.name_of(model)}; set model.name={name}')
   skip = (*skip, 'head/.*') if new_head else skip
   state_dict = adapt_channels(state_dict, _channels(variables))
   try:
-    loaded = weights.to_variables(state_dict, model, variables, skip=skip, where=where)
+    loaded = weights.to_variables(state_dict, model, variables, skip=skip, skipped=skipped, where=where)
   except InputError as error:
     fix = 'init.skip names what keeps its fresh values, init.new_head=True is for another head'
     raise InputError(f'{error}; {fix}') from None
@@ -246,6 +269,7 @@ def write(directory: str | pathlib.Path, found: Pretrained) -> None:
       'num_batches_tracked': found.batches,
       'class_names': found.class_names,
       'origin': found.origin,
+      'preprocessing': found.preprocessing and found.preprocessing._asdict(),
       'sha256': digest,
     }
     with complete(directory / 'model.json') as part:
@@ -264,7 +288,14 @@ def _parse(source: str) -> tuple[str, str]:
   kind, colon, place = source.partition(':')
   if colon and kind in SOURCES:
     return kind, place
-  return ('jaxres' if user_path(source).is_dir() else 'torchvision'), source
+  path = user_path(source)
+  if not path.is_dir():
+    return 'torchvision', source
+  if not ((path / 'model.json').exists() or (path / 'checkpoints').exists()):  # it has a config.json of its own
+    for name in SNAPSHOT:
+      if (path / name).is_file():
+        return 'torchvision', str(path / name)
+  return 'jaxres', source
 
 
 def _file(place: str) -> pathlib.Path:
@@ -274,13 +305,31 @@ def _file(place: str) -> pathlib.Path:
   return published.find(place) if is_name else path
 
 
-def _of_torch(state_dict: weights.StateDict, path: pathlib.Path, skip: Sequence[str]) -> Pretrained:
-  found = weights.recognise(state_dict, str(path))
+def _of_torch(file: weights.File, path: pathlib.Path, skip: Sequence[str], stem: str | None) -> Pretrained:
+  found = weights.recognise(file.tensors, str(path), stem)
   options = {'name': found.name, **found.options}
-  dialect = weights.dialect_of(state_dict)
+  dialect = weights.dialect_of(file.tensors)
+  if f'{dialect.head}.weight' not in file.tensors:
+    fix = f'a training gives it one: --config.init.source={path} --config.init.new_head=True'
+    raise InputError(f'{path}: a {found.name} without a classifier; {fix}')
   model = models.create(**options, dtype='float32')
-  variables = weights.to_variables(state_dict, model, skip=skip, where=str(path))
-  return Pretrained(variables, options, found.channels, dialect, weights.batches(state_dict), None, str(path))
+  variables = weights.to_variables(file.tensors, model, skip=skip, skipped=file.skipped, where=str(path))
+  notes = (*file.notes, *_guesses(model, stem))
+  counters = weights.batches(file.tensors)
+  return Pretrained(variables, options, found.channels, dialect, counters, None, str(path), notes=notes)
+
+
+def _guesses(model: ResNet, stem: str | None) -> tuple[str, ...]:
+  """Return what was taken for granted of a network that no tensor shows, where another one is likely."""
+  if model.stem_type != 'cifar' or stem or len(model.stage_sizes) < 4:
+    return ()
+  return ('its 3x3 stem is taken to have no max-pool after it, which no tensor shows; else give --stem cifar_pool',)
+
+
+def _choice(step: str) -> tuple[str, ...]:
+  """Return how the checkpoint of a run was chosen."""
+  how = {'best': 'the best by validation, or the latest where there was none', 'latest': 'the latest checkpoint'}
+  return (f'taken: {how.get(step, f"step {step}")}',)
 
 
 def _read_written(directory: pathlib.Path) -> Pretrained:

@@ -85,7 +85,10 @@ def test_pairs_on_the_command_line(monkeypatch, value: str, expected: tuple) -> 
     ({'optim': {'lr_mult': (('a', 'b'),)}}, r'optim.lr_mult: expected tuple of \(str, float\)'),
     ({'optim': {'lr_mult': 'stem'}}, r"optim.lr_mult: expected tuple of \(str, float\), found 'stem' \(str\)"),
     ({'train': {'dry_run': 1}}, r'train.dry_run: expected bool, found 1 \(int\)'),
-    ({'model': {'stem': 3}}, r"model.stem: expected 'cifar' or 'imagenet' or 'deep' or None, found 3 \(int\)"),
+    (
+      {'model': {'stem': 3}},
+      r"model.stem: expected 'cifar' or 'cifar_pool' or 'imagenet' or 'deep' or None, found 3 \(int\)",
+    ),
   ],
 )
 def test_wrong_configs_are_named(sections: dict, message: str) -> None:

@@ -2,10 +2,15 @@ import json
 import sys
 
 import flax.traverse_util
+import jax
 import numpy as np
+import optax
 import pytest
 
-from jaxres import cli, convert, models, pretrained, weights
+from jaxres import checkpoint, cli, convert, models, pretrained, state, weights
+from jaxres import config as config_lib
+from jaxres.errors import InputError
+from jaxres.weights import preprocessing
 from jaxres.weights.names import Dialect
 from tests.models.conftest import full_precision  # noqa: F401
 from tests.weights.conftest import assert_same, make_state
@@ -32,7 +37,7 @@ def test_there_and_back_is_the_identity(file, tmp_path, capsys, suffix):
   assert cli.main(['convert', file, str(tmp_path / 'dir')]) == 0
   assert 'tiny (num_classes=4), 3 channels, 1,4' in capsys.readouterr().out
   assert cli.main(['convert', str(tmp_path / 'dir'), str(out)]) == 0
-  assert_same(weights.read(out), make_state(4))
+  assert_same(weights.read(out), make_state(4), ordered=suffix != '.safetensors')
 
 
 def test_class_names_and_skip(file, tmp_path, capsys):
@@ -126,3 +131,148 @@ def test_check_without_torch(file, tmp_path, capsys, monkeypatch):
   assert 'torch is not installed' in out
   assert '  fc.weight [4, 8]\n' in out
   assert weights.digest(make_state(4)) in out
+
+
+INFO = {
+  'class_names': ['a', 'b', 'c', 'd'], 'image_shape': [8, 9, 3], 'mean': [0.5, 0.25, 0.125], 'std': [0.5, 1, 2],
+  'splits': {},
+}  # fmt: skip
+
+
+def variables_of(seed: int):
+  return weights.to_variables(make_state(4, seed=seed), models.create('tiny', num_classes=4))
+
+
+def make_run(path, **fields):
+  """Make a run of `tiny`: steps 5, 7 and 9 of seeds 5, 7 and 9, and step 7 is the best by validation."""
+  path.mkdir()
+  config = config_lib.make(model=dict(name='tiny'), data=fields)
+  (path / 'config.json').write_text(config_lib.to_json(config))
+  (path / 'data.json').write_text(json.dumps(INFO))
+  with checkpoint.open(path / 'checkpoints', keep_latest=3) as manager:
+    for step, top1 in ((5, 0.5), (7, 0.9), (9, 0.6)):
+      whole = state.create(variables_of(step), optax.sgd(0.1))
+      whole = whole.replace(step=whole.step + step)
+      checkpoint.save(manager, jax.tree.map(jax.numpy.asarray, whole), {}, {'val/top1': top1})
+  return path
+
+
+def kernel_of(directory) -> np.ndarray:
+  return pretrained.read(str(directory)).state_dict()['fc.weight']
+
+
+def test_the_best_checkpoint_is_taken_and_named(tmp_path, capsys, tiny):
+  run = make_run(tmp_path / 'run')
+  for step, seed, words in (
+    ((), 7, 'the best by validation'),
+    (('--step', 'latest'), 9, 'the latest checkpoint'),
+    (('--step', '5'), 5, 'step 5'),
+  ):
+    assert cli.main(['convert', str(run), str(tmp_path / f'out{seed}'), *step]) == 0
+    out = capsys.readouterr().out
+    assert f'taken: {words}' in out
+    assert f'step {seed}' in out
+    np.testing.assert_array_equal(kernel_of(tmp_path / f'out{seed}'), make_state(4, seed=seed)['fc.weight'])
+
+
+@pytest.mark.parametrize(
+  ('fields', 'size', 'crop'),
+  [
+    ({}, (8, 9), 1.0),
+    ({'image_size': 20}, (20, 20), None),
+    ({'image_size': 20, 'eval_image_size': 24}, (24, 24), None),
+  ],
+)
+def test_what_is_done_to_images_goes_with_the_weights(tmp_path, tiny, fields, size, crop):
+  run = make_run(tmp_path / 'run', **fields)
+  assert cli.main(['convert', str(run), str(tmp_path / 'out')]) == 0
+  found = pretrained.read(str(tmp_path / 'out'))
+  assert found.class_names == ('a', 'b', 'c', 'd')
+  assert found.preprocessing == pretrained.read(str(run)).preprocessing
+  mean, std, image_size, center_crop = found.preprocessing
+  assert (mean, std, image_size) == ((0.5, 0.25, 0.125), (0.5, 1.0, 2.0), size)
+  config = config_lib.to_dict(config_lib.complete(json.loads((run / 'config.json').read_text())))
+  assert center_crop == (crop or config['data']['center_crop'])
+  given = json.loads((tmp_path / 'out/model.json').read_text())
+  assert given['preprocessing']['image_size'] == [*size]
+
+
+def test_a_directory_without_preprocessing_is_read(file, tmp_path, capsys):
+  """Of a torch file, and of a jaxres that did not write it."""
+  assert cli.main(['convert', file, str(tmp_path / 'out')]) == 0
+  assert pretrained.read(str(tmp_path / 'out')).preprocessing is None
+  path = tmp_path / 'out/model.json'
+  given = json.loads(path.read_text())
+  del given['preprocessing']
+  given.pop('description_sha256', None)
+  path.write_text(json.dumps(given))
+  assert pretrained.read(str(tmp_path / 'out')).preprocessing is None
+
+
+GOOD = {'mean': [0.5], 'std': [1], 'image_size': [8, 8], 'center_crop': 1.0}
+
+
+@pytest.mark.parametrize(
+  ('change', 'expected'),
+  [
+    ({'std': [0]}, 'std: expected'),
+    ({'std': [1, 1]}, 'std: expected 1'),
+    ({'mean': [float('nan')]}, 'mean: expected a finite number'),
+    ({'mean': 0.5}, 'mean: expected'),
+    ({'mean': [True]}, 'mean: expected'),
+    ({'image_size': [8]}, 'image_size: expected'),
+    ({'image_size': [100_000, 100_000]}, 'image_size: expected'),
+    ({'image_size': [8.0, 8]}, 'image_size: expected'),
+    ({'center_crop': 0}, 'center_crop: expected'),
+    ({'center_crop': '1'}, 'center_crop: expected'),
+    ({'more': 1}, 'expected mean, std, image_size, center_crop'),
+  ],
+)
+def test_bad_preprocessing_is_one_line(change, expected):
+  assert preprocessing.parse(GOOD, 'x').image_size == (8, 8)
+  with pytest.raises(InputError, match=expected):
+    preprocessing.parse(GOOD | change, 'x')
+
+
+def test_prefix_and_stem(tmp_path, capsys, tiny):
+  both = {f'model.{n}': v for n, v in make_state(4).items()}
+  both |= {f'ema_model.{n}': v for n, v in make_state(4, seed=1).items()}
+  weights.write(tmp_path / 'both.pth', both)
+  out = str(tmp_path / 'out')
+  line = failed(capsys, str(tmp_path / 'both.pth'), out)
+  assert "2 networks, with prefixes 'model.', 'ema_model.'; choose one by --prefix (init.prefix)" in line
+  assert cli.main(['convert', str(tmp_path / 'both.pth'), out, '--prefix', 'ema_model']) == 0
+  assert '20 tensors beside the network are left out' in capsys.readouterr().out
+  np.testing.assert_array_equal(kernel_of(out), make_state(4, seed=1)['fc.weight'])
+  assert 'prefix is for tensors of torch files' in failed(capsys, out, str(tmp_path / 'x.pth'), '--prefix', 'model')
+  assert 'stem is for tensors of torch files' in failed(capsys, out, str(tmp_path / 'x.pth'), '--stem', 'cifar')
+  assert 'tiny without a classifier' not in line
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
+def test_a_directory_of_the_hub(tmp_path, capsys, name, tiny):
+  hub = tmp_path / 'resnet50d.ra2_in1k'
+  hub.mkdir()
+  (hub / 'config.json').write_text('{"architecture": "resnet50d"}')
+  weights.write(tmp_path / f'x.{"pth" if name.endswith("bin") else "safetensors"}', make_state(4))
+  next(path for path in tmp_path.glob('x.*')).rename(hub / name)
+  assert cli.main(['convert', str(hub), str(tmp_path / 'out')]) == 0
+  np.testing.assert_array_equal(kernel_of(tmp_path / 'out'), make_state(4)['fc.weight'])
+
+
+def test_a_bare_backbone_says_what_to_do(tmp_path, capsys, tiny):
+  bare = {name: value for name, value in make_state(4).items() if not name.startswith('fc')}
+  weights.write(tmp_path / 'bare.pth', bare)
+  line = failed(capsys, str(tmp_path / 'bare.pth'), str(tmp_path / 'x'))
+  assert 'a tiny without a classifier' in line
+  assert '--config.init.new_head=True' in line
+
+
+@pytest.mark.torch
+def test_check_says_what_it_does_not_see(file, tmp_path, capsys):
+  pytest.importorskip('torch')
+  assert cli.main(['convert', file, str(tmp_path / 'x'), '--check', '--stem', 'cifar_pool']) == 0
+  out = capsys.readouterr().out
+  assert "stem='cifar_pool'" in out
+  assert 'both compute the network named above' in out
+  assert 'equal within 1e-04' in out

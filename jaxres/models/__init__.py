@@ -25,7 +25,7 @@ def create(
   name: str = 'resnet50',
   *,
   num_classes: int | None = None,
-  stem: Literal['cifar', 'imagenet', 'deep'] | None = None,
+  stem: Literal['cifar', 'cifar_pool', 'imagenet', 'deep'] | None = None,
   shortcut: Literal['projection', 'average', 'pad'] | None = None,
   zero_init_residual: bool = False,
   act: Literal['relu', 'silu', 'gelu', 'leaky_relu'] | None = None,
@@ -40,8 +40,8 @@ def create(
   Args:
     name: one of ``list()``; spelt as torchvision does, or for the thin CIFAR networks as the paper does.
     num_classes: width of the logits; 1000 where it is not given.
-    stem: ``'imagenet'`` (7x7 stride 2, max-pool), ``'deep'`` (three 3x3, max-pool) or ``'cifar'`` (3x3); the
-      published one where it is not given.
+    stem: ``'imagenet'`` (7x7 stride 2, max-pool), ``'deep'`` (three 3x3, max-pool), ``'cifar'`` (3x3) or
+      ``'cifar_pool'`` (3x3, max-pool); the published one where it is not given.
     shortcut: where the shape changes: ``'projection'``, ``'average'`` (average-pool, then projection) or ``'pad'``
       (option A); the published one where it is not given.
     zero_init_residual: start each block as the identity.
@@ -60,7 +60,7 @@ def create(
   config.check_types('model', locals())
   if name not in MODELS:
     raise InputError(f'model.name: unknown model {name!r}{nearest(name, MODELS)}')
-  _check_known('stem', stem, [None, 'cifar', 'imagenet', 'deep'])
+  _check_known('stem', stem, [None, 'cifar', 'cifar_pool', 'imagenet', 'deep'])
   _check_known('shortcut', shortcut, [None, *SHORTCUTS])
   _check_known('act', act, [None, *ACTIVATIONS])
   _check_known('bn', bn, BN_MODES)

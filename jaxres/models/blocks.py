@@ -55,6 +55,18 @@ class CifarStem(Stem):
     return self.finish(self.conv(self.width, 3, name='conv')(x), 'bn')
 
 
+class CifarPoolStem(Stem):
+  """``CifarStem`` and 3x3 max-pool of stride 2: torchvision's network whose first convolution alone was exchanged.
+
+  Maps ``[B, H, W, C]`` to ``[B, ceil(H / 2), ceil(W / 2), width]``.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = self.finish(self.conv(self.width, 3, name='conv')(x), 'bn')
+    return nn.max_pool(x, (3, 3), (2, 2), padding=torch_padding(3))
+
+
 class ImageNetStem(Stem):
   """7x7 convolution of stride 2 and 3x3 max-pool of stride 2 (He et al. 2015, table 1).
 

@@ -13,6 +13,7 @@ from jaxres.models import blocks, layers
 
 STEMS = {
   'cifar': blocks.CifarStem,
+  'cifar_pool': blocks.CifarPoolStem,
   'imagenet': blocks.ImageNetStem,
   'deep': blocks.DeepStem,
   'whitening': blocks.WhiteningStem,
@@ -42,7 +43,7 @@ class ResNet(nn.Module):
     widths: channels of each stage before the block's expansion; every stage but the first halves the image.
     block: one of ``blocks``; after the last of a pre-activation network come a norm, ``norm``, and an activation.
     num_classes: width of the logits.
-    stem_type: ``'cifar'``, ``'imagenet'``, ``'deep'`` or ``'whitening'``.
+    stem_type: ``'cifar'``, ``'cifar_pool'``, ``'imagenet'``, ``'deep'`` or ``'whitening'``.
     shortcut: where the shape changes: ``'projection'`` (1x1 convolution), ``'average'`` (the same after an
       average-pool) or ``'pad'`` (zero channels, option A).
     zero_init_residual: start each block as the identity: the scale of its last norm (Goyal et al. 2017, section 5.1),

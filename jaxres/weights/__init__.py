@@ -10,8 +10,7 @@ weights.write('again.pth', weights.from_variables(variables, model, batches=weig
 """
 
 import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -21,16 +20,17 @@ import numpy as np
 
 from jaxres.errors import InputError
 from jaxres.models import ResNet
-from jaxres.weights import names
+from jaxres.weights import dtypes, names
 from jaxres.weights.architecture import Recognised, name_of, recognise
 from jaxres.weights.dtypes import COUNTER
-from jaxres.weights.names import Dialect
-from jaxres.weights.reader import read
+from jaxres.weights.names import Dialect, shown
+from jaxres.weights.reader import File, read, read_file
+from jaxres.weights.selection import compile_patterns
 from jaxres.weights.writer import write
 
 __all__ = [
-  'Dialect', 'Recognised', 'abstract', 'batches', 'dialect_of', 'digest', 'from_variables', 'name_of', 'read',
-  'recognise', 'to_variables', 'write',
+  'Dialect', 'File', 'Recognised', 'abstract', 'batches', 'dialect_of', 'digest', 'from_variables', 'name_of', 'read',
+  'read_file', 'recognise', 'to_variables', 'write',
 ]  # fmt: skip
 
 SHOWN = 5  # names of each kind in an error
@@ -43,6 +43,7 @@ def to_variables(
   variables: Mapping[str, Any] | None = None,
   *,
   skip: Sequence[str] = (),
+  skipped: Collection[str] = (),
   where: str = 'state_dict',
 ) -> dict[str, Any]:
   """Return the variables of ``model`` that ``state_dict`` holds: all of them, or what ``skip`` leaves.
@@ -53,6 +54,7 @@ def to_variables(
     variables: what the skipped leaves keep; needed only where ``skip`` matches leaves.
     skip: regular expressions. Leaves whose path, such as ``head/fc/kernel``, matches one whole are not loaded, and
       tensors of ``state_dict`` whose name matches are not missed.
+    skipped: names that ``skip`` has matched in the file and that may have been left out there, see ``read_file``.
     where: the file, for the error.
 
   Returns:
@@ -66,21 +68,21 @@ def to_variables(
   leaves = flax.traverse_util.flatten_dict({key: whole[key] for key in ('params', 'batch_stats')}, sep='/')
   dialect = dialect_of(state_dict)._replace(average=model.shortcut == 'average')
   known = names.torch_names([*leaves, *names.counters(leaves)], dialect)
-  skipped = _skipped(skip, known, state_dict, where)
-  if variables is None and (bare := [path for path in leaves if path in skipped]):
+  left_out = _skipped(skip, known, [*state_dict, *skipped], where)
+  if variables is None and (bare := [path for path in leaves if path in left_out]):
     raise InputError(f'{where}: skip: nothing would give {_listed(bare)} their values')
-  wanted = {path: name for path, name in known.items() if path in leaves and path not in skipped}
-  allowed = {known.get(name, name) for name in skipped} | set(known.values())
+  wanted = {path: name for path, name in known.items() if path in leaves and path not in left_out}
+  allowed = {known.get(name, name) for name in left_out} | set(known.values())
   missing = [name for name in wanted.values() if name not in state_dict]
   unexpected = [name for name in state_dict if name not in allowed]
   shapes = {name: names.torch_shape(leaves[path].shape) for path, name in wanted.items()}
-  shapes |= {name: () for path, name in known.items() if path not in leaves and path not in skipped}
+  shapes |= {name: () for path, name in known.items() if path not in leaves and path not in left_out}
   given = {name: state_dict[name] for name in shapes if name in state_dict}
   complaints = {
     'missing': missing,
     'unexpected': unexpected,
     'of another shape': [
-      f'{name} {list(value.shape)} instead of {list(shapes[name])}'
+      f'{shown(name, 50)} {list(value.shape)} instead of {list(shapes[name])}'
       for name, value in given.items()
       if value.shape != shapes[name]
     ],
@@ -126,7 +128,7 @@ def from_variables(
 
 def batches(state_dict: StateDict) -> dict[str, int]:
   """Return every ``num_batches_tracked`` of ``state_dict`` by its name."""
-  return {name: int(value) for name, value in state_dict.items() if name.endswith(COUNTER)}
+  return {name: int(dtypes.counters(value)) for name, value in state_dict.items() if name.endswith(COUNTER)}
 
 
 def dialect_of(state_dict: StateDict) -> Dialect:
@@ -151,16 +153,14 @@ def digest(state_dict: StateDict) -> str:
 
 def _skipped(skip: Sequence[str], known: Mapping[str, str], given: Iterable[str], where: str) -> set[str]:
   """Return the paths, and the names in the file, that a pattern of ``skip`` matches."""
-  candidates = {path: path.partition('/')[2] for path in known} | {name: name for name in given}
+  candidates = {path: path.partition('/')[2] for path in known} | {name: name for name in (*known.values(), *given)}
   result = set()
-  for pattern in skip:
-    try:
-      found = {key for key, name in candidates.items() if re.fullmatch(pattern, name)}
-    except re.error as error:
-      raise InputError(f'{where}: skip: {pattern!r} is no regular expression: {error}') from None
-    if not found:
-      raise InputError(f'{where}: skip: {pattern!r} matches nothing; names read like "head/fc/kernel" or "fc.weight"')
-    result |= found
+  for pattern in compile_patterns(skip, where):
+    matches = {key for key, name in candidates.items() if pattern.fullmatch(name)}
+    if not matches:
+      near = 'names read like "head/fc/kernel" or "fc.weight"'
+      raise InputError(f'{where}: skip: {pattern.pattern!r} matches nothing; {near}')
+    result |= matches
   return result | {path for path, name in known.items() if name in result}
 
 
@@ -174,4 +174,4 @@ def _described(state_dict: StateDict) -> str:
 
 def _listed(found: Sequence[str]) -> str:
   rest = len(found) - SHOWN
-  return ', '.join(f'{name:.120}' for name in found[:SHOWN]) + (f' and {rest} more' if rest > 0 else '')
+  return ', '.join(shown(name, 120) for name in found[:SHOWN]) + (f' and {rest} more' if rest > 0 else '')

@@ -1,5 +1,6 @@
 """The architecture of a state dict, from the names and shapes of its tensors."""
 
+import collections
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from jaxres import models
 from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.models.resnet import MODELS
-from jaxres.weights.names import Dialect
+from jaxres.weights.names import Dialect, shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 STEM_OF_SIZE = {2: 'whitening', 3: 'cifar', 7: 'imagenet'}
@@ -37,28 +38,30 @@ class _Seen(NamedTuple):
   se: bool
 
 
-def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict') -> Recognised:
+def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict', stem: str | None = None) -> Recognised:
   """Return which network of ``models.list()`` has these tensors.
 
   What has no tensor cannot be seen: the activation is taken for ReLU, the stride of a 3x3 stem for 1, that of a
-  bottleneck to be on its 3x3.
+  bottleneck to be on its 3x3. Nor is a max-pool after a 3x3 stem: ``stem`` says that it is there.
 
   Args:
     state_dict: by torch's names, as ``reader.read`` returns it.
     where: the file, for the error.
+    stem: ``'cifar'`` or ``'cifar_pool'`` of a 3x3 stem; taken for the former where it is not given.
 
   Raises:
-    InputError: it is no ResNet, or none of the table.
+    InputError: it is no ResNet, its stem is not ``stem``, or none of the table.
   """
   shapes = {name: value.shape for name, value in state_dict.items()}
   dialect = Dialect.of_names(shapes)
   try:
     seen = _look(shapes)
-    options = _options(shapes, dialect, seen)
-    stem = shapes['conv1.0.weight'] if 'conv1.0.weight' in shapes else shapes['conv1.weight']
-    channels = stem[1]
+    options = _options(shapes, dialect, seen, where, stem)
+    channels = shapes['conv1.0.weight' if 'conv1.0.weight' in shapes else 'conv1.weight'][1]
+  except InputError:
+    raise
   except (LookupError, ValueError, ZeroDivisionError):
-    found = ', '.join(f'{name:.60}' for name in [*shapes][:4]) or 'nothing'
+    found = ', '.join(shown(name, 40) for name in [*shapes][:4]) or 'nothing'
     raise InputError(
       f'{where}: no ResNet that jaxres knows; expected conv1.weight, layer1.0.conv1.weight ..., found {found} ...'
     ) from None
@@ -69,17 +72,18 @@ def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict') -
   kind = 'bottlenecks' if seen.expansion == 4 else 'basic blocks'
   more = ', SE' * seen.se + ', pre-activation' * seen.preact
   raise InputError(
-    f'{where}: a ResNet of {list(seen.stage_sizes)} {kind} of {list(seen.widths)} channels, stem {seen.stem_width}, '
-    f'groups {seen.groups}, width per group {seen.width_per_group}{more}; '
+    f'{where}: a ResNet of {list(seen.stage_sizes)!s:.60} {kind} of {list(seen.widths)!s:.60} channels, '
+    f'stem {seen.stem_width}, groups {seen.groups}, width per group {seen.width_per_group}{more}; '
     'no network of jaxres.models.list() is like it'
   )
 
 
 def _look(shapes: Shapes) -> _Seen:
-  blocks = [re.fullmatch(r'layer(\d+)\.(\d+)\.conv1\.weight', name) for name in shapes]
-  numbers = sorted((int(found[1]), int(found[2])) for found in blocks if found)
-  sizes = tuple(sum(stage == i for stage, _ in numbers) for i in range(1, numbers[-1][0] + 1))
-  if numbers != [(i + 1, j) for i, size in enumerate(sizes) for j in range(size)]:
+  blocks = [re.fullmatch(r'layer(\d{1,4})\.(\d{1,4})\.conv1\.weight', name) for name in shapes]
+  numbers = sorted((int(match[1]), int(match[2])) for match in blocks if match)
+  counts = collections.Counter(stage for stage, _ in numbers)
+  sizes = tuple(counts[i] for i in range(1, len(counts) + 1))  # a number can be large, how many there are cannot
+  if not sizes or numbers != [(i + 1, j) for i, size in enumerate(sizes) for j in range(size)]:
     raise ValueError('blocks are missing')
   expansion = 4 if 'layer1.0.conv3.weight' in shapes else 1
   last = 'conv3' if expansion == 4 else 'conv2'
@@ -93,9 +97,12 @@ def _look(shapes: Shapes) -> _Seen:
   return _Seen(sizes, widths, stem_width, expansion, preact, groups, inner * 64 // (groups * widths[0]), se)
 
 
-def _options(shapes: Shapes, dialect: Dialect, seen: _Seen) -> dict[str, Any]:
+def _options(shapes: Shapes, dialect: Dialect, seen: _Seen, where: str, given_stem: str | None) -> dict[str, Any]:
   """Return the arguments of ``models.create`` that tensors show."""
   stem = 'deep' if 'conv1.0.weight' in shapes else STEM_OF_SIZE[shapes['conv1.weight'][2]]
+  if given_stem and (given_stem if stem != 'cifar' else given_stem.removesuffix('_pool')) != stem:
+    raise InputError(f'{where}: its stem is {stem!r}, not {given_stem!r}: leave --stem (model.stem) out')
+  stem = given_stem or stem
   reshapes = len(seen.widths) > 1
   shortcut = 'average' if dialect.average else 'projection'
   if reshapes and not any(f'.{dialect.shortcut}.' in name for name in shapes):

@@ -71,6 +71,18 @@ class Dialect(NamedTuple):
     return cls(shortcut, head, average)
 
 
+def shown(value: object, size: int = 60) -> str:
+  """Return ``value``, of a file that may be hostile, for a message: short, printable, and never walked into.
+
+  Args:
+    value: a string, or anything, of which only the type is said.
+    size: of the result, in characters.
+  """
+  text = value[: size + 1] if type(value) is str else f'a {type(value).__name__}'
+  text = text if len(text) <= size else f'{text[: size - 3]}...'
+  return ''.join(c if c.isprintable() else '?' for c in text)
+
+
 def torch_names(paths: Iterable[str], dialect: Dialect) -> dict[str, str]:
   """Return ``{path: torch's name}`` in the order of torch's state dicts; the dict inverted is the way back.
 

@@ -14,7 +14,8 @@ def torch_activations(
 ) -> dict[str, np.ndarray]:
   """Return what torch computes in evaluation mode: the stem, each stage and the logits.
 
-  No module of jaxres is used, and of ``model`` only what tensors do not show: the stem, the activation, the groups.
+  No module of jaxres is used, and of ``model`` only what tensors do not show: the stem, the activation, the groups. Of
+  these it says nothing: a network that is taken for another one is that for torch too.
 
   Args:
     state_dict: by torch's names.
@@ -68,7 +69,7 @@ class _Network:
     else:
       x = self.conv(x, 'conv1', 2 if self.model.stem_type == 'imagenet' else 1)
     x = x if self.preact else self.act(self.norm(x, 'bn1'))
-    if self.model.stem_type != 'cifar':
+    if self.model.stem_type != 'cifar':  # 'cifar_pool' too
       x = self.functional.max_pool2d(x, 3, 2, 1)
     found = {'stem': x}
     stage = 0

@@ -1,8 +1,12 @@
 """The part of pickle that torch.save writes for tensors, interpreted here; Python's own unpickler is never used.
 
 A pickle is a program. This interpreter knows the opcodes that build numbers, strings, lists, tuples and dicts, and the
-four functions and ten storage types below; it makes plain values of them and nothing else. Any other global is refused
+few functions and ten storage types below; it makes plain values of them and nothing else. Any other global is refused
 by its name where it is named, before anything could be made of it, and any other opcode by the opcode's name.
+
+Work and memory are bounded by the bytes of the pickle, whatever it says: an opcode costs no more than the bytes that it
+takes, what a call copies is charged against the length of the pickle, and no value of the file is ever formatted,
+hashed or compared at depth.
 """
 
 import pickletools
@@ -11,9 +15,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxres.errors import InputError
+from jaxres.weights.names import shown
 
 MAX_BYTES = 16 << 20  # of one pickle; that of a ResNet-50 has 40 kB
-MAX_TENSORS = 100_000
+MAX_OPCODES = 1_000_000  # of one pickle, about a second; that of a ResNet-152 with its optimizer has 40,000
+MAX_DEPTH = 1000  # of marks that are open
+MAX_TENSORS = 20_000
+MAX_ARGUMENTS = 8  # of a call
+MAX_DIMENSIONS = 64  # of any tensor; a network has 4
+MAX_LINE = 1000  # bytes
+MAX_KEY = 1 << 32  # of a number that is a key: larger ones can be chosen so that all have one hash
 
 
 class Storage(NamedTuple):
@@ -42,15 +53,27 @@ class _Global(NamedTuple):
 
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+  if type(pairs) not in (list, tuple):
+    raise ValueError('an OrderedDict of no pairs')
   result: dict[Any, Any] = {}
-  for key, value in pairs:
-    result[_key(key)] = value
+  for pair in pairs:
+    if type(pair) not in (list, tuple) or len(pair) != 2:
+      raise ValueError('an OrderedDict of no pairs')
+    result[_key(pair[0])] = pair[1]
   return result
 
 
+def _namespace() -> dict[Any, Any]:
+  """Return what stands for an argparse.Namespace, which training scripts save beside the weights: nothing of it."""
+  return {}
+
+
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-  numbers = [offset, *shape, *strides]
-  if not isinstance(storage, Storage) or any(type(number) is not int for number in numbers):
+  if not isinstance(storage, Storage) or type(shape) not in (list, tuple) or type(strides) not in (list, tuple):
+    raise ValueError('the arguments of a tensor')
+  if max(len(shape), len(strides)) > MAX_DIMENSIONS:
+    raise ValueError(f'a tensor of {max(len(shape), len(strides))} dimensions')
+  if any(type(number) is not int or abs(number) >= 1 << 63 for number in (offset, *shape, *strides)):
     raise ValueError('the arguments of a tensor')
   return Tensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -65,6 +88,8 @@ def _key(key: Any) -> Any:
   """Return ``key`` where a dict may have it; a deeply nested tuple would overflow the stack when it is hashed."""
   if type(key) not in (str, int, float, bool, bytes):
     raise ValueError(f'a dict key of type {type(key).__name__}')
+  if type(key) in (int, float) and not abs(key) < MAX_KEY:
+    raise ValueError('a dict key that is no small number')
   return key
 
 
@@ -86,12 +111,15 @@ MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
   ('torch._utils', '_rebuild_tensor_v2'): _tensor,
   ('torch._utils', '_rebuild_parameter'): _parameter,
 }
+NAMESPACE = _Global('argparse.Namespace', make=_namespace)
 KNOWN = {key: _Global('.'.join(key), make=make) for key, make in MAKERS.items()} | {
   (module, name): _Global(f'{module}.{name}', dtype)
   for name, dtype in STORAGES.items()
   for module in ('torch', 'torch.cuda')
 }
+KNOWN[('argparse', 'Namespace')] = NAMESPACE
 
+STOP = ord('.')
 NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 _CONSTANTS: dict[int, Callable[[], Any]] = {
   ord('N'): lambda: None,
@@ -115,13 +143,14 @@ _PUTS = {ord('q'): '<B', ord('r'): '<I'}
 _GETS = {ord('h'): '<B', ord('j'): '<I'}
 
 
-def load(data: Any, where: str, start: int = 0) -> tuple[Any, int]:
+def load(data: Any, where: str, start: int = 0, max_opcodes: int | None = None) -> tuple[Any, int]:
   """Return what the pickle at ``data[start:]`` describes, and where it ends.
 
   Args:
-    data: bytes, or what slices like them.
+    data: bytes, or a mapped file.
     where: the file, for the error.
     start: of the pickle.
+    max_opcodes: of the pickle; ``MAX_OPCODES`` where not given.
 
   Returns:
     Numbers, strings, bytes, None, lists, tuples, dicts (an ``OrderedDict`` too becomes one) and ``Tensor``s.
@@ -131,7 +160,7 @@ def load(data: Any, where: str, start: int = 0) -> tuple[Any, int]:
   """
   machine = _Machine(data, where, start)
   try:
-    return machine.run(), machine.at
+    return machine.run(MAX_OPCODES if max_opcodes is None else max_opcodes), machine.at
   except InputError:
     raise
   except (ValueError, TypeError, LookupError, struct.error, OverflowError) as error:
@@ -143,16 +172,19 @@ class _Machine:
   """The stack machine of a pickle."""
 
   def __init__(self, data: Any, where: str, start: int) -> None:
-    self.data, self.where, self.at = data, where, start
+    self.data, self.where, self.start, self.at = data, where, start, start
     self.end = min(len(data), start + MAX_BYTES)
     self.stack: list[Any] = []
     self.marks: list[int] = []
     self.memo: dict[int, Any] = {}
-    self.tensors = 0
+    self.tensors = self.copied = 0
 
-  def run(self) -> Any:
+  def run(self, max_opcodes: int) -> Any:
     """Return what is on the stack at the opcode STOP."""
-    while (code := self.number('<B')) != ord('.'):
+    for _ in range(max_opcodes):
+      code = self.take(1)[0]
+      if code == STOP:
+        return self.stack.pop()
       if code in _CONSTANTS:
         self.stack.append(_CONSTANTS[code]())
       elif code in _NUMBERS:
@@ -165,7 +197,7 @@ class _Machine:
         self.stack.append(self.memo[self.number(_GETS[code])])
       else:
         self.build(code)
-    return self.stack.pop()
+    raise ValueError(f'more than {max_opcodes:,} steps')
 
   def take(self, size: int) -> bytes:
     """Return the next ``size`` bytes."""
@@ -185,10 +217,10 @@ class _Machine:
 
   def line(self) -> str:
     """Return the text up to the next line end."""
-    text = b''
-    while not text.endswith(b'\n') and len(text) < 1000:
-      text += self.take(1)
-    return text[:-1].decode('utf-8')
+    end = self.data.find(b'\n', self.at, min(self.end, self.at + MAX_LINE))
+    if end < 0:
+      raise ValueError('the pickle breaks off')
+    return self.take(end + 1 - self.at)[:-1].decode('utf-8')
 
   def items(self) -> list[Any]:
     """Pop and return what lies above the last mark."""
@@ -207,12 +239,16 @@ class _Machine:
       case '\x8a':  # LONG1
         self.stack.append(int.from_bytes(self.take(self.number('<B')), 'little', signed=True))
       case '(':
+        if len(self.marks) >= MAX_DEPTH:
+          raise ValueError(f'nested more than {MAX_DEPTH} deep')
         self.marks.append(len(self.stack))
       case '0':
         self.stack.pop()
       case 't':
         self.stack.append(tuple(self.items()))
       case '\x85' | '\x86' | '\x87':  # TUPLE1, 2, 3
+        if len(self.stack) < code - 0x84:
+          raise LookupError
         self.marks.append(len(self.stack) - (code - 0x84))
         self.stack.append(tuple(self.items()))
       case 's':
@@ -237,6 +273,8 @@ class _Machine:
       case 'R':
         arguments, function = self.stack.pop(), self.stack.pop()
         self.stack.append(self.call(function, arguments))
+      case '\x81' if self.stack[-2] is NAMESPACE and self.stack[-1] == ():  # NEWOBJ
+        self.stack[-2:] = [_namespace()]
       case 'Q':
         self.stack.append(self.storage(self.stack.pop()))
       case 'b':  # BUILD: an OrderedDict's _metadata is not needed
@@ -261,12 +299,17 @@ class _Machine:
     """Return the global of this name where it is one of the few that are known."""
     found = KNOWN.get((module, name)) if type(module) is type(name) is str else None
     if found is None:
-      raise self.refused(f'{module!s:.80}.{name!s:.80}')
+      raise self.refused('.'.join(shown(word) for word in (module, name)))
     return found
 
   def call(self, function: Any, arguments: Any) -> Any:
     if not isinstance(function, _Global) or function.make is None or type(arguments) is not tuple:
       raise ValueError('a call of what is no function')
+    if len(arguments) > MAX_ARGUMENTS:
+      raise ValueError(f'a call with {len(arguments)} arguments')
+    self.copied += sum(len(argument) for argument in arguments if type(argument) in (list, tuple))
+    if self.copied > self.at - self.start:  # one list can be given to many calls
+      raise ValueError('it makes more than it holds')
     made = function.make(*arguments)
     self.tensors += isinstance(made, Tensor)
     if self.tensors > MAX_TENSORS:
@@ -285,7 +328,6 @@ class _Machine:
     return Storage(kind.dtype, key, size)
 
   def refused(self, what: str) -> InputError:
-    what = ''.join(c if c.isprintable() else '?' for c in what)
     return InputError(
       f'{self.where}: refused: its pickle asks for {what}, and only tensors and plain containers are read; nothing of '
       'it was run. Where you trust the file, save its state dict alone'

@@ -7,25 +7,37 @@ it is, is seen from the content. The file is mapped, not copied: float32 tensors
 import math
 import mmap
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxres.errors import InputError
 from jaxres.paths import open_regular, user_path
-from jaxres.weights import dtypes, pickles, safetensors
+from jaxres.weights import dtypes, pickles, safetensors, zipped
+from jaxres.weights.names import shown
+from jaxres.weights.selection import Selection, select
 
-WRAPPERS = (
-  'state_dict', 'model_state_dict', 'model_state', 'model', 'net', 'network', 'weights', 'params',
-  'state_dict_ema', 'model_ema', 'ema_state_dict', 'ema',
-)  # fmt: skip
-ANCHOR = 'layer1.0.conv1.weight'  # every network that is read has it; what stands before it is the prefix
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
 LEGACY_PROTOCOL = 1001
 MAX_SHARING = 4  # tensors may be views of one storage, but not so that they have many times the file's bytes
+MAX_PREAMBLE = 100  # opcodes of each of the three pickles before the content of the older format
+
+ArraysOf = Callable[[Mapping[str, Any], frozenset[str]], dict[str, np.ndarray]]
+
+
+class File(NamedTuple):
+  """What was read.
+
+  Attributes:
+    tensors: float32 arrays, and int64 scalars called ``...num_batches_tracked``, by torchvision's names.
+    skipped: names, in the file and of ``tensors``, that a pattern of ``skip`` matches; some are still in ``tensors``.
+    notes: what else a person should know.
+  """
+
+  tensors: dict[str, np.ndarray]
+  skipped: frozenset[str]
+  notes: tuple[str, ...]
 
 
 class _Storages(NamedTuple):
@@ -36,14 +48,19 @@ class _Storages(NamedTuple):
   order: str  # of bytes, '<' or '>'
 
 
-def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """Return the tensors of the state dict in the file, by torch's names.
+def read(path: str | pathlib.Path, skip: Sequence[str] = (), prefix: str | None = None) -> dict[str, np.ndarray]:
+  """Return the tensors of the state dict in the file, by torchvision's names.
 
   What wraps the state dict (``state_dict``, ``model`` ...) and the prefix of its names (``module.``, ``backbone.`` ...)
-  are taken off. float16 and bfloat16 are widened to float32.
+  are taken off; the names of ``nn.Sequential`` and of Hugging Face's transformers become torchvision's. float16 and
+  bfloat16 are widened to float32, float64 is rounded.
 
   Args:
     path: of the file.
+    skip: regular expressions of names, with or without prefix. What they match is not judged: it is in the result
+      where it is such a tensor as a network has, and else it is not.
+    prefix: of the network that is meant, such as ``'ema_model'`` or ``'teacher.backbone'``, where there are several;
+      what does not belong to it is left out.
 
   Returns:
     float32 arrays, read-only, and int64 scalars called ``...num_batches_tracked``.
@@ -52,21 +69,65 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     InputError: there is no such file, it is of no format that is read, cut off or damaged; it holds anything but
       tensors and plain containers, or numbers of another dtype; or its sizes do not agree.
   """
+  return read_file(path, skip, prefix).tensors
+
+
+def read_file(path: str | pathlib.Path, skip: Sequence[str] = (), prefix: str | None = None) -> File:
+  """Return what ``read`` does, with what was skipped and what a person should know; the arguments are those of it."""
   path = user_path(path)
   where = str(path)
+  data = _map(path, where)
+  content, arrays_of = _format(data, where)(data, where)
+  selection = select(content, where, skip, prefix)
+  judged = _judge(selection, where)
+  tensors = arrays_of(judged, selection.skipped)
+  return File(tensors, selection.skipped, _notes(judged, selection))
+
+
+def _map(path: pathlib.Path, where: str) -> Any:
+  """Return the content of a regular file, mapped: a pipe or a device could be read without end."""
   if path.is_dir():
     raise InputError(f'{where}: a directory; expected a file of torch.save or safetensors')
   try:
     with open_regular(path) as file:
-      data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-  except ValueError:
+      return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+  except ValueError:  # of mmap
     raise InputError(f'{where}: the file is empty') from None
   except OSError as error:
     raise InputError(f'{where}: cannot be read: {error.strerror or error}') from None
-  return strip_prefix(_format(data, where)(data, where), where)
 
 
-def _format(data: Any, where: str) -> Callable[[Any, str], dict[str, np.ndarray]]:
+def _dtype(value: Any) -> str:
+  """Return the dtype of what a file says of a tensor, as torch calls it."""
+  dtype: str = value.storage.dtype if isinstance(value, pickles.Tensor) else value.dtype
+  return dtype
+
+
+def _judge(selection: Selection, where: str) -> dict[str, Any]:
+  """Return the tensors of ``selection`` whose numbers are read, after refusing what is not skipped and cannot be."""
+  result = {}
+  for name, value in selection.tensors.items():
+    is_tensor = isinstance(value, (pickles.Tensor, safetensors.Entry))
+    found = dtypes.problem(name, _dtype(value)) if is_tensor else 'no tensor'
+    if not found:
+      result[name] = value
+    elif name not in selection.skipped:
+      raise InputError(f'{where}: {found}')
+  return result
+
+
+def _notes(tensors: Mapping[str, Any], selection: Selection) -> tuple[str, ...]:
+  wide = sum(_dtype(value) == 'float64' for value in tensors.values())
+  halved = sum(name.endswith(dtypes.COUNTER) and _dtype(value) in dtypes.FLOATS for name, value in tensors.items())
+  notes = {
+    f'{wide} tensors of float64 are rounded to float32': wide,
+    f'{halved} counters of batches are not whole numbers in the file: rounded, or 0 where infinite': halved,
+    f'{selection.left_out} tensors beside the network are left out': selection.left_out,
+  }
+  return tuple(note for note, count in notes.items() if count)
+
+
+def _format(data: Any, where: str) -> Callable[[Any, str], tuple[Any, ArraysOf]]:
   """Return the function that reads this kind of file."""
   head = bytes(data[:512])
   if head.startswith(b'PK'):
@@ -74,7 +135,7 @@ def _format(data: Any, where: str) -> Callable[[Any, str], dict[str, np.ndarray]
   if head.startswith(b'\x80'):
     return _read_legacy
   if safetensors.looks_like(data):
-    return safetensors.read
+    return _read_safetensors
   text = head.lstrip().lower()
   known = 'a file that is neither of torch.save nor safetensors'
   if head[257:262] == b'ustar':
@@ -88,9 +149,15 @@ def _format(data: Any, where: str) -> Callable[[Any, str], dict[str, np.ndarray]
   raise InputError(f'{where}: {known}')
 
 
-def _read_zip(data: Any, where: str) -> dict[str, np.ndarray]:
+def _read_safetensors(data: Any, where: str) -> tuple[Any, ArraysOf]:
+  """Read the header now, and the tensors once they are chosen."""
+  header = safetensors.entries(data, where)
+  return header, lambda chosen, _: safetensors.arrays(bytes(data), chosen, where)
+
+
+def _read_zip(data: Any, where: str) -> tuple[Any, ArraysOf]:
   """Read the format of torch 1.6 and later: a zip archive of stored, never compressed, entries."""
-  entries = _entries(data, where)
+  entries = zipped.entries(data, where)
   names = [name for name in entries if name.endswith('/data.pkl')]
   if len(names) != 1:
     raise InputError(f'{where}: a zip archive, but not of torch.save: it has no data.pkl, or several')
@@ -102,50 +169,20 @@ def _read_zip(data: Any, where: str) -> dict[str, np.ndarray]:
   place, length = entries.get(f'{root}byteorder', (0, 0))
   order = '>' if data[place : place + min(length, 8)] == b'big' else '<'
   places = {name.removeprefix(f'{root}data/'): at for name, at in entries.items() if name.startswith(f'{root}data/')}
-  return _arrays(unwrap(content, where), _Storages(data, places, order), where)
+  storages = _Storages(data, places, order)
+  return content, lambda chosen, skipped: _arrays(chosen, storages, skipped, where)
 
 
-def _entries(data: Any, where: str) -> dict[str, tuple[int, int]]:
-  """Return ``{name: (offset, bytes)}`` of a zip archive, after checking that they are what they say."""
-  try:
-    with zipfile.ZipFile(data) as archive:  # a mapped file reads and seeks like any other
-      infos = archive.infolist()
-  except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-    raise InputError(f'{where}: cut off or damaged: {error}') from None
-  found: dict[str, tuple[int, int]] = {}
-  for info in infos:
-    if '..' in info.filename.split('/') or info.filename.startswith('/') or info.filename in found:
-      raise InputError(f'{where}: refused: an entry is called {info.filename!r:.80}, which torch.save never writes')
-    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-      raise InputError(
-        f'{where}: refused: {info.filename!r:.80} is compressed or encrypted; torch.save never does that'
-      )
-    at = info.header_offset
-    begin = (
-      at + 30 + int.from_bytes(data[at + 26 : at + 28], 'little') + int.from_bytes(data[at + 28 : at + 30], 'little')
-    )
-    if data[at : at + 4] != b'PK\x03\x04' or begin + info.file_size > len(data):
-      raise InputError(f'{where}: cut off or damaged: {info.filename!r:.80} does not lie in the file')
-    found[info.filename] = begin, info.file_size
-  if sum(size for _, size in found.values()) > len(data):
-    raise InputError(f'{where}: refused: its entries overlap')
-  with memoryview(data) as view:
-    for info in infos:
-      begin, size = found[info.filename]
-      if info.CRC and zlib.crc32(view[begin : begin + size]) != info.CRC:  # torch can be told to write 0
-        raise InputError(f'{where}: damaged: the checksum of {info.filename!r:.80} is wrong')
-  return found
-
-
-def _read_legacy(data: Any, where: str) -> dict[str, np.ndarray]:
+def _read_legacy(data: Any, where: str) -> tuple[Any, ArraysOf]:
   """Read the format before torch 1.6: five pickles, then each storage after its size."""
-  magic, at = pickles.load(data, where)
-  if magic != LEGACY_MAGIC:
+  magic, at = pickles.load(data, where, 0, MAX_PREAMBLE)
+  if type(magic) is not int or magic != LEGACY_MAGIC:
     raise InputError(f'{where}: a pickle, but not of torch.save')
-  protocol, at = pickles.load(data, where, at)
-  system, at = pickles.load(data, where, at)
-  if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
-    raise InputError(f'{where}: torch.save of protocol {protocol!r:.20}, which is not known')
+  protocol, at = pickles.load(data, where, at, MAX_PREAMBLE)
+  system, at = pickles.load(data, where, at, MAX_PREAMBLE)
+  if type(protocol) is not int or protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
+    found = str(protocol) if type(protocol) is int else shown(protocol)
+    raise InputError(f'{where}: torch.save of protocol {found:.20}, which is not known')
   order = '<' if system.get('little_endian', True) else '>'
   content, at = pickles.load(data, where, at)
   keys, at = pickles.load(data, where, at)
@@ -155,13 +192,14 @@ def _read_legacy(data: Any, where: str) -> dict[str, np.ndarray]:
   places: dict[str, tuple[int, int]] = {}
   for key in keys:
     if key not in sizes or at + 8 + sizes[key][1] > len(data):
-      raise InputError(f'{where}: cut off or damaged: storage {key!r:.40} does not lie in the file')
+      raise InputError(f'{where}: cut off or damaged: storage {shown(key, 40)!r} does not lie in the file')
     elements = int.from_bytes(data[at : at + 8], 'little' if order == '<' else 'big')
     if elements != sizes[key][0]:
-      raise InputError(f'{where}: damaged: storage {key!r:.40} has {elements} numbers, not {sizes[key][0]}')
+      raise InputError(f'{where}: damaged: storage {shown(key, 40)!r} has {elements} numbers, not {sizes[key][0]}')
     places[key] = at + 8, sizes[key][1]
     at += 8 + sizes[key][1]
-  return _arrays(unwrap(content, where), _Storages(data, places, order), where)
+  storages = _Storages(data, places, order)
+  return content, lambda chosen, skipped: _arrays(chosen, storages, skipped, where)
 
 
 def _storage_sizes(content: Any) -> dict[str, tuple[int, int]]:
@@ -179,50 +217,32 @@ def _storage_sizes(content: Any) -> dict[str, tuple[int, int]]:
   return found
 
 
-def unwrap(content: Any, where: str) -> dict[str, pickles.Tensor]:
-  """Return the state dict in what a file holds: itself, or under one of ``WRAPPERS``, also twice wrapped.
-
-  Raises:
-    InputError: there is none, or something in it is no tensor.
-  """
-  for _ in range(3):
-    key = next((key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
-    if key is None:
-      break
-    content = content[key]
-  if not isinstance(content, dict) or not any(isinstance(value, pickles.Tensor) for value in content.values()):
-    found = f'{type(content).__name__}'
-    if isinstance(content, dict):
-      found = 'keys ' + (', '.join(f'{key!s:.40}' for key in [*content][:6]) or 'none')
-    raise InputError(f'{where}: it holds no state dict; found {found}; known wrappers: {", ".join(WRAPPERS)}')
-  for name, value in content.items():
-    if type(name) is not str or not isinstance(value, pickles.Tensor):
-      raise InputError(f'{where}: {name!s:.80} is no tensor but a {type(value).__name__}; expected a state dict')
-  return content
-
-
-def _arrays(tensors: Mapping[str, pickles.Tensor], storages: _Storages, where: str) -> dict[str, np.ndarray]:
+def _arrays(
+  tensors: Mapping[str, pickles.Tensor], storages: _Storages, skipped: frozenset[str], where: str
+) -> dict[str, np.ndarray]:
   """Return the arrays that ``tensors`` describe, after checking each against its storage."""
   total = 0
   result = {}
   for name, tensor in tensors.items():
-    if name == 'n_averaged':  # torch.optim.swa_utils
-      continue
-    dtypes.check(name, tensor.storage.dtype, where)
-    _check_extent(name, tensor, storages, where)
+    if problem := _extent_problem(tensor, storages):
+      if name in skipped:
+        continue
+      raise InputError(f'{where}: damaged: {shown(name)} {problem}')
     total += math.prod(tensor.shape) * dtypes.ITEMSIZE[tensor.storage.dtype]
     if total > MAX_SHARING * len(storages.data):
       raise InputError(f'{where}: refused: its tensors have many times the bytes of the file')
-    result[name] = _array(tensor, storages)
+    result[name] = dtypes.convert(_view(tensor, storages), tensor.storage.dtype, name, where)
   return result
 
 
-def _check_extent(name: str, tensor: pickles.Tensor, storages: _Storages, where: str) -> None:
+def _extent_problem(tensor: pickles.Tensor, storages: _Storages) -> str:
+  """Return how ``tensor`` does not lie in its storage, or its storage in the file; else nothing."""
   storage, offset, shape, strides = tensor
   place = storages.places.get(storage.key)
-  if place is None or place[1] != storage.size * dtypes.ITEMSIZE[storage.dtype]:
-    found = 'is missing' if place is None else f'has {place[1]} bytes, not {storage.size} {storage.dtype}'
-    raise InputError(f'{where}: damaged: the storage of {name} {found}')
+  if place is None:
+    return 'has a storage that is missing'
+  if place[1] != storage.size * dtypes.ITEMSIZE[storage.dtype]:
+    return f'has a storage that has {place[1]} bytes, not {storage.size} {storage.dtype}'
   size = math.prod(shape)
   last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=False))
   if (
@@ -231,41 +251,20 @@ def _check_extent(name: str, tensor: pickles.Tensor, storages: _Storages, where:
     or min([offset, *shape, *strides]) < 0
     or size > storage.size
     or (size and last >= storage.size)
+    or math.prod(max(n, 1) for n in shape) > len(storages.data)  # [0, 2**62] has no numbers
   ):
-    raise InputError(f'{where}: damaged: {name} of shape {list(shape)} reaches beyond its {storage.size} numbers')
+    return f'of shape {list(shape)} reaches beyond its {storage.size} numbers'
+  return ''
 
 
-def _array(tensor: pickles.Tensor, storages: _Storages) -> np.ndarray:
+def _view(tensor: pickles.Tensor, storages: _Storages) -> np.ndarray:
+  """Return the numbers of ``tensor`` as they lie in the file, nothing of them copied."""
   (dtype, key, size), offset, shape, strides = tensor
-  flat = dtypes.array(storages.data, dtype, size, storages.places[key][0], storages.order)
+  flat = dtypes.view(storages.data, dtype, size, storages.places[key][0], storages.order)
   contiguous = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
   if all(a == b or n == 1 for a, b, n in zip(strides, contiguous, shape, strict=True)):
     return flat[offset : offset + math.prod(shape)].reshape(shape)
+  if 0 in shape:
+    return np.zeros(shape, flat.dtype)
   steps = tuple(stride * flat.itemsize for stride in strides)
   return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
-
-
-def strip_prefix(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-  """Return ``tensors`` without the prefix of their names, such as ``module.`` or ``module.backbone.``.
-
-  The prefix is what stands before ``layer1.0.conv1.weight``. A name that has only its first words, such as
-  ``module.head.fc.weight``, loses those.
-
-  Raises:
-    InputError: there are several networks in the file, or two names become one.
-  """
-  prefixes = [name.removesuffix(ANCHOR) for name in tensors if name.endswith(ANCHOR)]
-  prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith('.')]
-  if len(prefixes) > 1:
-    found = ', '.join(repr(prefix) for prefix in prefixes[:6])
-    raise InputError(f'{where}: it holds {len(prefixes)} networks, with prefixes {found}; save one of them alone')
-  words = prefixes[0].split('.')[:-1] if prefixes else []
-  starts = ['.'.join(words[: i + 1]) + '.' for i in range(len(words))][::-1]
-  result = {}
-  for name, value in tensors.items():
-    start = next((start for start in starts if name.startswith(start)), '')
-    short = name.removeprefix(start)
-    if short in result:
-      raise InputError(f'{where}: two tensors are called {short} without their prefix; save one network alone')
-    result[short] = value
-  return result

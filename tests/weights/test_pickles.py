@@ -211,7 +211,7 @@ def tensor(shape, strides, offset=0, size=4, key='0', kind='FloatStorage') -> by
     (dict(shape=[4], strides=[1], size=5), 'has 16 bytes, not 5'),
     (dict(shape=[4], strides=[1], key='../0'), 'is missing'),
     (dict(shape=[4], strides=[1], kind='CharStorage'), 'w is int8'),
-    (dict(shape=[4], strides=[1], kind='DoubleStorage'), 'w is float64'),
+    (dict(shape=[4], strides=[1], kind='DoubleStorage'), 'has 16 bytes, not 4 float64'),
     (dict(shape=[4], strides=[1], kind='LongStorage'), 'w is int64'),
   ],
 )

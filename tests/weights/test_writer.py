@@ -14,7 +14,7 @@ def test_what_is_written_is_read_and_written_again_the_same(tmp_path, suffix):
   first, second = tmp_path / f'a{suffix}', tmp_path / f'b{suffix}'
   weights.write(first, state)
   found = weights.read(first)
-  assert_same(found, state)
+  assert_same(found, state, ordered=suffix != '.safetensors')  # the library sorts
   weights.write(second, found)
   assert first.read_bytes() == second.read_bytes()
   assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, second.name]

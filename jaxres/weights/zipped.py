@@ -1,0 +1,80 @@
+"""The entries of a zip archive as torch.save writes it, and nothing of what else an archive can be."""
+
+import struct
+import zipfile
+import zlib
+from typing import Any
+
+from jaxres.errors import InputError
+from jaxres.weights.names import shown
+
+MAX_ENTRIES = 20_000
+MAX_NAME = 500  # characters
+DIRECTORY, LOCAL = b'PK\x01\x02', b'PK\x03\x04'  # how an entry begins in the directory, and where its bytes are
+LOCAL_SIZE = 30  # bytes, and then the name and an extra field
+
+
+def entries(data: Any, where: str) -> dict[str, tuple[int, int]]:
+  """Return ``{name: (offset, bytes)}`` of the zip archive in ``data``, after checking that they are what they say.
+
+  Args:
+    data: the mapped file.
+    where: the file, for the error.
+
+  Raises:
+    InputError: it is cut off or damaged; or an entry is compressed, overlaps another, occurs twice, or has another
+      name, place or checksum than the directory says.
+  """
+  _count(data, where)
+  try:
+    with zipfile.ZipFile(data) as archive:  # a mapped file reads and seeks like any other
+      infos = archive.infolist()
+  except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, struct.error) as error:
+    raise InputError(f'{where}: cut off or damaged: {shown(str(error), 100)}') from None
+  found: dict[str, tuple[int, int]] = {}
+  end = 0
+  for info in sorted(infos, key=lambda info: info.header_offset):
+    _check(info, found, where)
+    begin = _begin(data, info)
+    if begin is None or begin + info.file_size > len(data):
+      raise InputError(f'{where}: cut off or damaged: {shown(info.filename)!r} does not lie in the file')
+    if info.header_offset < end:
+      raise InputError(f'{where}: refused: its entries overlap')
+    end = begin + info.file_size
+    found[info.filename] = begin, info.file_size
+  with memoryview(data) as view:
+    for info in infos:
+      begin, size = found[info.filename]
+      if info.CRC and zlib.crc32(view[begin : begin + size]) != info.CRC:  # torch can be told to write 0
+        raise InputError(f'{where}: damaged: the checksum of {shown(info.filename)!r} is wrong')
+  return found
+
+
+def _count(data: Any, where: str) -> None:
+  """Raise InputError where there are too many entries, before an object is made of each."""
+  at = -1
+  for _ in range(MAX_ENTRIES + 1):
+    if (at := data.find(DIRECTORY, at + 1)) < 0:
+      return
+  raise InputError(f'{where}: refused: a zip archive of more than {MAX_ENTRIES:,} entries')
+
+
+def _check(info: zipfile.ZipInfo, found: dict[str, tuple[int, int]], where: str) -> None:
+  name = info.filename
+  if '..' in name.split('/') or name.startswith('/') or name in found or len(name) > MAX_NAME:
+    raise InputError(f'{where}: refused: an entry is called {shown(name)!r}, which torch.save never writes')
+  if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
+    raise InputError(f'{where}: refused: {shown(name)!r} is compressed or encrypted; torch.save never does that')
+
+
+def _begin(data: Any, info: zipfile.ZipInfo) -> int | None:
+  """Return where the bytes of an entry begin; None where its own header is not there or has another name."""
+  at = info.header_offset
+  header = data[at : at + LOCAL_SIZE] if 0 <= at < len(data) else b''
+  if len(header) < LOCAL_SIZE or not header.startswith(LOCAL):
+    return None
+  name, extra = struct.unpack('<HH', header[26:])
+  encoding = 'utf-8' if info.flag_bits & 0x800 else 'cp437'
+  if data[at + LOCAL_SIZE : at + LOCAL_SIZE + name] != info.orig_filename.encode(encoding):
+    return None
+  return at + LOCAL_SIZE + name + extra
