@@ -197,7 +197,7 @@ def check_norms(model: ResNet, image_shape: tuple[int, int, int], examples: int)
   images = jax.ShapeDtypeStruct((1, *image_shape), 'float32')
   is_norm = lambda module, _: isinstance(module, layers.BatchNorm)
   rngs = dict.fromkeys(('params', 'dropout'), jax.random.key(0))
-  options = {'train': True, 'capture_intermediates': is_norm, 'mutable': True}
+  options: dict[str, Any] = {'train': True, 'capture_intermediates': is_norm, 'mutable': True}
   run = lambda x: model.clone(remat=False).init_with_output(rngs, x, **options)
   outputs = traverse_util.flatten_dict(jax.eval_shape(run, images)[1].get('intermediates', {}), sep='/')
   for name, (output,) in outputs.items():

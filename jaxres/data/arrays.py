@@ -126,8 +126,10 @@ def read_npz(path: str | None) -> Source:
 
 def _text(path: str, name: object) -> str:
   """Return the name of a class, which may be bytes of UTF-8."""
+  if not isinstance(name, bytes):
+    return str(name)
   try:
-    return name.decode('utf-8') if isinstance(name, bytes) else str(name)
+    return name.decode('utf-8')
   except UnicodeDecodeError as error:
     raise InputError(f'{path}: class_names: {bytes(name)!r} is not UTF-8: {error}') from None
 

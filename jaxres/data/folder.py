@@ -163,8 +163,8 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
     files = sum(path.is_file() for path in root.iterdir())
     raise InputError(f'{root}: expected a sub-folder of images per class, found none (and {files} files)')
   if set(map(str.lower, classes)) <= set(SPLITS) and not any(map(_holds_files, classes.values())):
-    found = ', '.join(classes)
-    raise InputError(f'{root}: the sub-folders are {found}; splits are called {", ".join(SPLITS)}, in lower case')
+    folders = ', '.join(classes)
+    raise InputError(f'{root}: the sub-folders are {folders}; splits are called {", ".join(SPLITS)}, in lower case')
   if top == root:
     _say_loose(root)
   names = sort_classes(classes, split_rule)
