@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxres.backend import jit
 from jaxres.models import ResNet
 from jaxres.models.resnet import ACTIVATIONS
 
@@ -19,7 +20,7 @@ Activation = Callable[[jax.Array], jax.Array]
 
 FIRST_STEPS = 32  # of integrated gradients
 
-_jit = functools.partial(jax.jit, static_argnums=0)
+_jit = functools.partial(jit, static_argnums=0)
 
 
 def score(model: ResNet, variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from jaxres import attribution, pictures
 from jaxres import predict as predict_lib
+from jaxres.backend import jit
 from jaxres.data.augment import normalize
 from jaxres.errors import InputError, nearest
 from jaxres.files import file_errors
@@ -55,8 +56,8 @@ def explain(
     batch_size: images at a time.
   """
   model = predictor.model.clone(dtype=np.float32)
-  see = jax.jit(lambda images: normalize(images, predictor.mean, predictor.std))
-  run = jax.jit(lambda images: jax.nn.softmax(model.apply(predictor.variables, see(images), train=False)))  # type: ignore[arg-type]
+  see = jit(lambda images: normalize(images, predictor.mean, predictor.std))
+  run = jit(lambda images: jax.nn.softmax(model.apply(predictor.variables, see(images), train=False)))  # type: ignore[arg-type]
   size = min(batch_size, len(paths))
   for begin in range(0, len(paths), size):
     here = paths[begin : begin + size]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from jaxres import config as config_lib
 from jaxres import data, models, pretrained
+from jaxres.backend import jit
 from jaxres.data import decode, folder
 from jaxres.data.augment import normalize
 from jaxres.errors import InputError
@@ -110,7 +111,7 @@ def find(words: Iterable[str]) -> list[pathlib.Path]:
 def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int = 32) -> Iterator[Prediction]:
   """Yield the logits of each image, in the order of ``paths``; an image that cannot be read has its problem instead."""
 
-  @jax.jit
+  @jit
   def run(variables: Any, images: jax.Array) -> jax.Array:
     logits: Any = predictor.model.apply(variables, normalize(images, predictor.mean, predictor.std), train=False)
     return logits

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxres import config as config_lib
 from jaxres import data
+from jaxres.backend import jit
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
 from jaxres.pictures import check_path, make_picture
@@ -29,7 +30,7 @@ def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, example
   """
   batch = data.first_batch(dataset.train)
 
-  @jax.jit
+  @jit
   def see(step: int, images: jax.Array, label: jax.Array) -> jax.Array:
     return augment.batch(step_key(jax.random.key(seed), step), images, label, len(dataset.info.class_names))[0]
 

@@ -11,7 +11,7 @@ import jaxres
 
 PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
-  {'errors'},
+  {'errors', 'xla_flags'},
   {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
   {'files'},
   {'models', 'data', 'page', 'pictures'},
