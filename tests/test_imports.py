@@ -14,7 +14,7 @@ LAYERS = [
   {'errors', 'xla_flags'},
   {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
   {'files'},
-  {'models', 'data', 'page', 'pictures'},
+  {'models', 'data', 'page', 'pictures', 'known_sums'},
   {'attribution', 'freezing'},
   {'optim'},
   {'integrity', 'state', 'weights'},
