@@ -62,7 +62,8 @@ import sys
 assert 'jax' not in sys.modules
 xla_flags.sum_rightly()
 import jax, jax.numpy as jnp
-print('__ynn_fusion' in jax.jit(lambda x: jnp.sum(x @ jnp.ones((64, 64)))).lower(jnp.ones((4096, 64))).compile().as_text())
+compiled = jax.jit(lambda x: jnp.sum(x @ jnp.ones((64, 64)))).lower(jnp.ones((4096, 64))).compile()
+print('__ynn_fusion' in compiled.as_text())
 """
   run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert run.stdout.strip() == 'False'
