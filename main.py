@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxres import config as config_lib
-from jaxres import errors
+from jaxres import errors, xla_flags
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file, such as configs/digits.py.')
 WORKDIR = flags.DEFINE_string('workdir', '', 'The directory of the run, such as runs/digits.')
@@ -44,6 +44,7 @@ def main(_: Sequence[str]) -> None:
   ends: dict[str, Any] = {'debug': DEBUG.value, 'interrupted': 'interrupted; the same command continues the run'}
   with errors.one_line(**ends):
     config = config_lib.complete(CONFIG.value)
+    xla_flags.sum_rightly()
     from jaxres import distributed, seeds, signals, train  # import JAX, which is slow
 
     with distributed.joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, **ends), signals.exits():

@@ -119,6 +119,7 @@ def jaxres_step(
   scan_steps: int = 1,
   bn: str = 'global',
   shard_optimizer: bool = False,
+  accumulate: int = 1,
   **augmentation: Any,
 ) -> JaxresStep:
   """Return the training step, its state and what feeds it, made as ``train.py`` makes them.
@@ -128,6 +129,7 @@ def jaxres_step(
     scan_steps: steps of one call.
     bn: of ``models.create``.
     shard_optimizer: of ``state.shardings``.
+    accumulate: parts of a batch.
     **augmentation: of ``augment.make``.
   """
   from jaxres import backend
@@ -152,7 +154,7 @@ def jaxres_step(
   create = lambda: state.create(init(), tx)
   shardings = state.shardings(jax.eval_shape(create), mesh, shard_optimizer=shard_optimizer)
   train_steps = step.make_train_steps(
-    loss_fn, tx, pipeline.fetch, mesh, per_device_bn=bn == 'per_device', shardings=shardings
+    loss_fn, tx, pipeline.fetch, mesh, accumulate=accumulate, per_device_bn=bn == 'per_device', shardings=shardings
   )
   begin = jax.jit(create, out_shardings=shardings)()
   groups = grouped(pipeline.train_feeds(0, 1 << 40), 0, 1 << 40, scan_steps, scan_steps)
@@ -189,6 +191,11 @@ def take_every_step() -> None:
 def augmented_train(args: argparse.Namespace) -> Work:
   """Return the training step of jaxres with crops and flips."""
   return training(jaxres_step(args, crop_pad=4, pad_mode='reflect', flip=True), args.batch_size)
+
+
+def accumulated_train(args: argparse.Namespace) -> Work:
+  """Return the training step of jaxres on a batch in two parts."""
+  return training(jaxres_step(args, accumulate=2), args.batch_size)
 
 
 def scanned_train(args: argparse.Namespace) -> Work:
@@ -388,6 +395,7 @@ TRAIN = {
   'plain': plain_train,
   'unchecked': unchecked_train,
   'augmented': augmented_train,
+  'accumulated': accumulated_train,
   'scanned': scanned_train,
 }
 INFER = {'jaxres': jaxres_infer, 'torch': torch_infer, 'flax': flax_infer}

@@ -98,6 +98,7 @@ def variants(every: Sequence[Series]) -> str:
     'plain': "with XLA's own gradients of convolution and BatchNorm",
     'unchecked': 'without looking whether the step is finite',
     'augmented': 'with crops and flips',
+    'accumulated': 'in two parts of a batch',
     'scanned': 'in one `lax.scan` of {scan_steps}',
   }
   lines = [

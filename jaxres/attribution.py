@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxres.backend import jit
 from jaxres.models import ResNet
 from jaxres.models.resnet import ACTIVATIONS
 
@@ -22,7 +23,7 @@ MAX_GRADIENTS = 1024  # an image, of them
 MARGIN = 0.95  # of the tolerance: the sum is added up in another order when it is judged
 FIRST_PARTS, POINTS = 16, 32  # of the way: at first; places looked at in one call
 
-_jit = functools.partial(jax.jit, static_argnums=0)
+_jit = functools.partial(jit, static_argnums=0)
 
 
 def score(model: ResNet, variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:

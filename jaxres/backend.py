@@ -9,12 +9,13 @@ import pathlib
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 
+from jaxres import xla_flags
 from jaxres.errors import InputError, nearest
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
@@ -65,10 +66,10 @@ def be_deterministic(wanted: bool) -> None:
 
 
 def compiler_options() -> dict[str, str | bool]:
-  """Return the options for ``jax.jit(..., compiler_options=...)`` that are wanted here: for speed, for determinism.
+  """Return the options for ``jax.jit(..., compiler_options=...)`` that are wanted here: right sums, determinism.
 
   On a GPU sums by atomic additions, and the choice of an algorithm by how fast it was once, change the last bits from
-  run to run; ``be_deterministic`` leaves out both. Programs for CPUs have neither.
+  run to run; ``be_deterministic`` leaves out both. Programs for CPUs have neither, and are compiled without YNNPACK.
   """
   if jax.default_backend() in ('gpu', 'cuda', 'rocm') and _deterministic:
     return {'xla_gpu_deterministic_ops': True}
@@ -76,15 +77,15 @@ def compiler_options() -> dict[str, str | bool]:
 
 
 @functools.cache
-def _cpu_options() -> dict[str, str]:
-  """Return the options that make a training step fast on a CPU.
+def _cpu_options() -> dict[str, str | bool]:
+  """Return the options that keep YNNPACK out of a program, unless the user's ``XLA_FLAGS`` ask for it.
 
-  XLA:CPU hands convolutions to YNNPACK, which loses to Eigen on weight gradients; kept for reductions alone it makes
-  a ResNet-18 step 25 to 59 % faster. Empty on other backends, and on a jaxlib that does not know the option.
+  Where XLA:CPU fuses a product or a convolution with a constant into a sum, YNNPACK returns anything, and it loses to
+  Eigen on convolutions besides. Empty on other backends, and on a jaxlib that does not know the option.
   """
-  options = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
-  if jax.default_backend() != 'cpu':
+  if jax.default_backend() != 'cpu' or xla_flags.chosen():
     return {}
+  options: dict[str, str | bool] = {xla_flags.YNNPACK: ''}
   try:
     jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
   except jax.errors.JaxRuntimeError:  # "No such compile option" or "Invalid value"
@@ -92,10 +93,33 @@ def _cpu_options() -> dict[str, str]:
   return options
 
 
-@functools.cache
+def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
+  """Return ``jax.jit`` of ``function`` with ``compiler_options()``, which are asked for at its first call.
+
+  So it may decorate a function of a module, whose import starts no JAX. Inside another program it is a part of that:
+  JAX takes the options of the outermost alone.
+
+  Args:
+    function: as of ``jax.jit``.
+    **kwargs: others of ``jax.jit``.
+  """
+  make = functools.cache(lambda: jax.jit(function, compiler_options=compiler_options(), **kwargs))
+
+  @functools.wraps(function)
+  def run(*args: Any, **named: Any) -> Any:
+    is_inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, named)))
+    return function(*args, **named) if is_inside else make()(*args, **named)
+
+  run.lower = lambda *args, **named: make().lower(*args, **named)  # type: ignore[attr-defined]
+  return run
+
+
 def wants_cpu_forms() -> bool:
-  """Return whether hand-written gradients of layers are faster here: on XLA:CPU, as far as that was measured."""
-  return jax.default_backend() == 'cpu' and jaxlib.version.__version_info__[:2] == (0, 10)
+  """Return whether hand-written gradients of layers are faster here: on XLA:CPU, of whatever jaxlib.
+
+  They ask for no option. What they avoid, XLA's own weight gradient in a loop, was as slow on every jaxlib tried.
+  """
+  return jax.default_backend() == 'cpu'
 
 
 def materialize(x: jax.Array, anchor: jax.Array) -> jax.Array:

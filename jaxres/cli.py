@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from jaxres import __version__, config
+from jaxres import __version__, config, xla_flags
 from jaxres.errors import InputError, nearest, one_line
 
 
@@ -90,6 +90,7 @@ def _run(words: list[str]) -> int | None:
   for name, tool in TOOLS.items():
     row = rows.add_parser(name, help=tool.help, description=tool.help, allow_abbrev=False)
     if name == called:
+      xla_flags.sum_rightly()  # before JAX starts
       module = importlib.import_module(tool.module)
       module.add_arguments(row)
       row.set_defaults(run=module.run)

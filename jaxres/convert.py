@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxres import pretrained, weights
+from jaxres.backend import jit
 from jaxres.errors import InputError, printable
 from jaxres.paths import output_path, user_path
 from jaxres.pretrained import Pretrained
@@ -38,7 +39,7 @@ def check(found: Pretrained, seed: int = 0) -> dict[str, float]:
     return {**stages, 'logits': model.apply(variables, stages, method='head')}
 
   with jax.default_matmul_precision('highest'):
-    ours = jax.jit(run)(found.variables)
+    ours = jit(run)(found.variables)
   return {
     name: float(np.abs(np.asarray(ours[name]) - value).max() / max(np.abs(value).max(), 1e-30))
     for name, value in expected.items()

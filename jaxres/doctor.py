@@ -20,7 +20,7 @@ import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
 
-from jaxres import backend, badstep, data, integrity, log, plan, pretrained, programs
+from jaxres import backend, badstep, data, integrity, known_sums, log, plan, pretrained, programs, xla_flags
 from jaxres import config as config_lib
 from jaxres.errors import InputError
 from jaxres.paths import check_utf8, user_path
@@ -92,6 +92,7 @@ def machine() -> Checks:
   )
   yield from versions()
   yield from memory(devices[0])
+  yield sums()
   yield cache()
   yield disk(pathlib.Path.cwd())
 
@@ -140,6 +141,19 @@ def memory(device: jax.Device) -> Checks:
   if stats and 'bytes_limit' in stats:
     limit, used = stats['bytes_limit'] / 1e9, stats['bytes_in_use'] / 1e9
     yield Check('device memory', 'ok', f'{limit - used:.1f} of {limit:.1f} GB are free for JAX')
+
+
+def sums() -> Check:
+  """Look at whether XLA:CPU sums rightly, by default and as jaxres compiles, by programs known to be wrong."""
+  lib, total = f'jaxlib {jaxlib.version.__version__} on a CPU', len(known_sums.PROGRAMS)
+  if wrong := known_sums.wrong(with_options=True):
+    user = ' (XLA_FLAGS ask for YNNPACK: leave that out)' if xla_flags.chosen() else ''
+    return Check('sums', 'problem', f'{lib}: wrong, or ends the process, as jaxres compiles{user}: {"; ".join(wrong)}')
+  wrong = known_sums.wrong(with_options=False)
+  if not wrong:
+    return Check('sums', 'ok', f'{lib}: {total} of {total} known programs are right')
+  found = f'{lib}: {len(wrong)} of {total} known programs are wrong or end the process by default'
+  return Check('sums', 'ok', f'{found}; jaxres compiles without YNNPACK, and all are right')
 
 
 def cache() -> Check:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from jaxres import attribution, pictures
 from jaxres import predict as predict_lib
+from jaxres.backend import jit
 from jaxres.data.augment import normalize
 from jaxres.data.notes import make_teller
 from jaxres.errors import InputError, nearest, printable
@@ -66,8 +67,8 @@ def explain(
   """
   paths = predict_lib.check_paths(predictor, paths, batch_size)
   model = predictor.model.clone(dtype=np.float32)
-  see = jax.jit(lambda images: normalize(images, predictor.mean, predictor.std))
-  run = jax.jit(lambda images: jax.nn.softmax(model.apply(predictor.variables, see(images), train=False)))  # type: ignore[arg-type]
+  see = jit(lambda images: normalize(images, predictor.mean, predictor.std))
+  run = jit(lambda images: jax.nn.softmax(model.apply(predictor.variables, see(images), train=False)))  # type: ignore[arg-type]
   size = min(batch_size, len(paths))
   for begin in range(0, len(paths), size):
     here = paths[begin : begin + size]

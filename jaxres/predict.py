@@ -14,6 +14,7 @@ from PIL import Image
 
 from jaxres import config as config_lib
 from jaxres import data, models, pretrained
+from jaxres.backend import jit
 from jaxres.data import decode, listing
 from jaxres.data.archive import sha256_of
 from jaxres.data.augment import normalize
@@ -235,7 +236,7 @@ def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
   """
   paths = check_paths(predictor, paths, batch_size)
 
-  @jax.jit
+  @jit
   def run(variables: Any, images: jax.Array) -> jax.Array:
     logits: Any = predictor.model.apply(variables, normalize(images, predictor.mean, predictor.std), train=False)
     return logits

@@ -16,7 +16,7 @@ from rich.table import Table
 from jaxres import config as config_lib
 from jaxres import log, xplane
 from jaxres import programs as programs_lib
-from jaxres.backend import keep_freed_memory, keep_programs
+from jaxres.backend import jit, keep_freed_memory, keep_programs
 from jaxres.errors import InputError
 from jaxres.paths import check_utf8, user_path
 from jaxres.plan import grouped, make_plan
@@ -137,10 +137,10 @@ def limits(platform: str, dtype: Any) -> tuple[float, float]:
   """
   side = MATMUL.get(platform, MATMUL_ELSEWHERE)
   matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)  # a GPU takes less time for ones and zeros
-  flops = 2 * side**3 / best_time(jax.jit(jnp.matmul), matrix, matrix)
+  flops = 2 * side**3 / best_time(jit(jnp.matmul), matrix, matrix)
   size = COPY_BYTES.get(platform, COPY_BYTES_ELSEWHERE)
   array = jnp.ones(size // 4, jnp.float32)
-  return flops, 2 * size / best_time(jax.jit(lambda x: x + 1.0), array)
+  return flops, 2 * size / best_time(jit(lambda x: x + 1.0), array)
 
 
 def best_time(function: Callable[..., jax.Array], *args: jax.Array, rounds: int = 5) -> float:

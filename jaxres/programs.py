@@ -11,6 +11,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from jaxres import data, evaluate, freezing, losses, models, optim, pretrained, sharding, state
+from jaxres.backend import jit
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
 from jaxres.models import ResNet, layers, whitening
@@ -152,7 +153,7 @@ def make_programs(
   make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
   recalibrates = [make_recalibrate(model, dataset.info, fetch, mesh) for model in held]
   return Programs(
-    create=jax.jit(create, out_shardings=shardings),
+    create=jit(create, out_shardings=shardings),
     shardings=shardings,
     train_steps=make_train_steps(losses_of[0], tx, fetch, mesh, ema=ema, **same),
     probe=make_probe(losses_of[0], fetch, mesh, **same),

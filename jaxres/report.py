@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxres import attribution, data, evaluate, evaluate_runs, files, log, losses, page, pictures, runs, scores, trees
 from jaxres import config as config_lib
+from jaxres.backend import jit
 from jaxres.data.augment import normalize
 from jaxres.errors import printable
 from jaxres.files import file_errors
@@ -234,7 +235,7 @@ def _weights(run: runs.Run) -> list[Section]:
   ]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def gradient_norms(model: ResNet, variables: Any, images: jax.Array, labels: jax.Array) -> Any:
   """Return the norm of the gradient of the mean cross-entropy by each parameter, a tree of scalars."""
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxres import config as config_lib
 from jaxres import data
+from jaxres.backend import jit
 from jaxres.data import augment as augment_lib
 from jaxres.data import order
 from jaxres.data.stream import Stream
@@ -34,7 +35,7 @@ def draw(dataset: data.Dataset, augment: augment_lib.Augment, seed: int, example
   batch = data.first_batch(train)
   index = order.train_indices(train.seed, 0, train.batch_size, train.size)
 
-  @jax.jit
+  @jit
   def see(step: int, images: jax.Array, label: jax.Array) -> jax.Array:
     return augment.batch(step_key(jax.random.key(seed), step), images, label, len(dataset.info.class_names))[0]
 

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxres import sharding
+from jaxres.backend import jit
 from jaxres.models import ResNet
 
 
@@ -75,7 +76,7 @@ def start_from(train_state: TrainState, variables: dict[str, Any]) -> TrainState
   """Return a state at step 0 with copies of other ``variables``, as many arrays of the same shapes."""
 
   def copied(to: Any) -> Any:
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=jax.tree.map(lambda x: x.sharding, to))
+    copy = jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=jax.tree.map(lambda x: x.sharding, to))
     return copy({key: variables[key] for key in to})
 
   ema = None if train_state.ema is None else copied(train_state.ema)

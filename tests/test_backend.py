@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import pytest
 
@@ -99,9 +98,36 @@ def test_no_compiler_options_elsewhere(device: str, monkeypatch: pytest.MonkeyPa
 
 
 @on_cpu
-@pytest.mark.skipif(not jaxlib.__version__.startswith('0.10.'), reason='measured on jaxlib 0.10')
 def test_this_jaxlib_knows_the_option() -> None:
-  assert list(backend.compiler_options()) == ['xla_cpu_experimental_ynn_fusion_type']
+  assert backend.compiler_options() == {'xla_cpu_experimental_ynn_fusion_type': ''}
+
+
+@on_cpu
+def test_what_the_user_says_of_the_option_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+  flag = '--xla_cpu_experimental_ynn_fusion_type='
+  for value, options in (('LIBRARY_FUSION_TYPE_REDUCE', {}), ('', {'xla_cpu_experimental_ynn_fusion_type': ''})):
+    monkeypatch.setenv('XLA_FLAGS', f'--xla_cpu_enable_fast_math=false {flag}{value}')
+    backend._cpu_options.cache_clear()
+    assert backend.compiler_options() == options
+
+
+def test_a_function_is_jitted_with_the_options_at_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+  asked = []
+  monkeypatch.setattr(backend, 'compiler_options', lambda: asked.append(1) or {})
+  double = backend.jit(lambda x, times: x * times, static_argnames='times')
+  assert asked == []
+  assert [float(double(1.5, times=2)), float(double(2.5, times=2))] == [3.0, 5.0]
+  assert asked == [1]
+  assert double.lower(1.5, times=2).compile()(1.5) == 3.0
+
+
+@on_cpu
+def test_a_function_jitted_with_options_is_a_part_of_other_programs() -> None:
+  square = backend.jit(lambda x: (x * x).sum())
+  assert jax.grad(square)(3.0) == 6.0
+  assert jax.jit(lambda x: square(x) + 1)(3.0) == backend.jit(lambda x: square(x) + 1)(3.0) == 10.0
+  np.testing.assert_array_equal(jax.vmap(square)(jnp.arange(3.0)), [0, 1, 4])
+  assert jax.eval_shape(square, jnp.ones(3)).shape == ()
 
 
 @on_cpu

@@ -141,6 +141,6 @@ def test_a_library_that_is_not_installed(monkeypatch, capsys) -> None:
 def test_where_no_image_can_be_read_nothing_is_run(config, tmp_path, npz, monkeypatch) -> None:
   predictor = predict.load(make_run(config, tmp_path, npz))
   (tmp_path / 'zz.jpg').write_bytes(b'no image')
-  monkeypatch.setattr(explain.jax, 'jit', lambda _: lambda *_: pytest.fail('it was run'))
+  monkeypatch.setattr(explain, 'jit', lambda _: lambda *_: pytest.fail('it was run'))
   (found,) = explain.explain(predictor, [tmp_path / 'zz.jpg'], ['integrated'])
   assert found.problem.startswith('cannot decode the image')

@@ -11,11 +11,11 @@ import jaxres
 
 PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
-  {'errors', 'hints'},
+  {'errors', 'hints', 'xla_flags'},
   {'paths'},
   {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
   {'files'},
-  {'models', 'data', 'page', 'pictures', 'xplane'},
+  {'models', 'data', 'page', 'pictures', 'xplane', 'known_sums'},
   {'attribution', 'freezing'},
   {'optim'},
   {'integrity', 'state', 'weights'},

@@ -27,7 +27,15 @@ def run(tmp_path: pathlib.Path) -> pathlib.Path:
 def test_a_healthy_machine_and_run(run, capsys) -> None:
   assert cli.main(['doctor', '--workdir', str(run)]) == 0
   text = said(capsys)
-  for wanted in ('jax, jaxlib ok', 'devices ok 8 x cpu', 'checkpoint 1 ok', 'checkpoint 2 ok', ' 0 problem'):
+  for wanted in (
+    'jax, jaxlib ok',
+    'devices ok 8 x cpu',
+    'sums ok jaxlib ',
+    'known programs ',
+    'checkpoint 1 ok',
+    'checkpoint 2 ok',
+    ' 0 problem',
+  ):
     assert wanted in text
 
 

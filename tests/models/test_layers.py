@@ -68,15 +68,10 @@ def test_batch_norm_is_flaxs(dtype, train: bool) -> None:
   jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **near), found, expected)
 
 
-@pytest.mark.parametrize(
-  ('name', 'version', 'wanted'), [('cpu', (0, 10, 2), True), ('cpu', (0, 99), False), ('gpu', (0, 10, 2), False)]
-)
-def test_the_forms_are_for_cpus_that_were_measured(monkeypatch, name: str, version: tuple, wanted: bool) -> None:
+@pytest.mark.parametrize(('name', 'wanted'), [('cpu', True), ('gpu', False), ('tpu', False)])
+def test_the_forms_are_for_cpus_whatever_the_jaxlib(monkeypatch, name: str, wanted: bool) -> None:
   monkeypatch.setattr(jax, 'default_backend', lambda: name)
-  monkeypatch.setattr(backend.jaxlib.version, '__version_info__', version)
-  backend.wants_cpu_forms.cache_clear()
   assert backend.wants_cpu_forms() == wanted
-  backend.wants_cpu_forms.cache_clear()
 
 
 def test_a_model_that_is_trained_on_a_cpu_takes_them(monkeypatch) -> None:
