@@ -1,8 +1,10 @@
 """Files: written whole or not at all, read whatever their damage, the errors of the file system in one line."""
 
 import contextlib
+import errno
 import os
 import pathlib
+import re
 import secrets
 from collections.abc import Iterator
 from typing import IO
@@ -11,6 +13,8 @@ import numpy as np
 
 from jaxres import distributed
 from jaxres.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -50,17 +54,39 @@ def file_errors(path: pathlib.Path, verb: str = 'write') -> Iterator[None]:
   try:
     yield
   except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
+    if isinstance(error, OSError) and error.errno in FULL:
+      fix = 'make room and give the same command again'
+      raise InputError(f'the disk is full: cannot write {path}: {error.strerror}; {fix}') from error
     reason = getattr(error, 'strerror', None) or error
     raise InputError(f'cannot {verb} {path}: {reason}') from error
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-  """Write ``text`` to ``path``, whole or not at all; of several processes the first does."""
+def write_whole(path: pathlib.Path, text: str | bytes) -> None:
+  """Write ``text`` to ``path``, whole or not at all; of several processes the first does.
+
+  Raises:
+    InputError: it cannot be written, such as to a full disk.
+  """
   if not distributed.leads():
     return
-  partial = path.with_name(f'{path.name}.tmp')
-  partial.write_text(text)
-  os.replace(partial, path)
+  with file_errors(path), complete(path) as file:
+    file.write(text.encode() if isinstance(text, str) else text)
+
+
+def local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+  """Return ``path``, which must be of a file system: not the URL of a bucket, which would become a folder ``gs:``.
+
+  Args:
+    path: as a person gave it.
+    what: it is, for the message, such as ``'--workdir'``.
+
+  Raises:
+    InputError: it is a URL.
+  """
+  if scheme := re.match(r'([A-Za-z][A-Za-z0-9+.-]*):/', os.fspath(path)):
+    fix = 'give a directory; a bucket that is mounted is one'
+    raise InputError(f'{what}: {os.fspath(path)}: {scheme[1]}:// is not supported; {fix}')
+  return pathlib.Path(path)
 
 
 def read_lines(path: pathlib.Path) -> list[str]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jaxres import config as config_lib
 from jaxres import files, log, train
+from jaxres import workdir as workdir_lib
 
 CONFIDENCE = 0.95
 
@@ -67,7 +68,14 @@ def series(
   Raises:
     InputError: as ``train.train_and_evaluate``.
   """
-  workdir = pathlib.Path(workdir).expanduser()
+  directory = files.local(workdir, '--workdir').expanduser()
+  with workdir_lib.locked(directory):  # and each run locks its own
+    return _series(configs, directory, what)
+
+
+def _series(
+  configs: Mapping[str, Mapping[str, Mapping[str, Any]]], workdir: pathlib.Path, what: str
+) -> dict[str, Summary]:
   found = [train.train_and_evaluate(options, workdir / name) for name, options in configs.items()]
   names = [name for name in found[0] if all(name in metrics for metrics in found)]
   summaries = {name: summarize([metrics[name] for metrics in found]) for name in names}
