@@ -73,6 +73,24 @@ def write_whole(path: pathlib.Path, text: str | bytes) -> None:
     file.write(text.encode() if isinstance(text, str) else text)
 
 
+def append(path: pathlib.Path, data: bytes) -> None:
+  """Append ``data`` to ``path``, whole or not at all.
+
+  Raises:
+    InputError: it cannot be written, such as to a full disk.
+  """
+  with file_errors(path), path.open('ab', buffering=0) as file:
+    before, rest = file.tell(), memoryview(data)
+    try:
+      while rest:
+        rest = rest[file.write(rest) :]
+    except OSError:
+      file.truncate(before)
+      if not before:
+        path.unlink()
+      raise
+
+
 def local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
   """Return ``path``, which must be of a file system: not the URL of a bucket, which would become a folder ``gs:``.
 

@@ -12,7 +12,7 @@ import jaxres
 PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
   {'errors'},
-  {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
+  {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals', 'outputs'},
   {'files'},
   {'models', 'data', 'page', 'pictures'},
   {'attribution', 'freezing'},
