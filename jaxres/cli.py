@@ -70,6 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
       sys.stdout.flush()
 
 
+def _check_places(args: argparse.Namespace) -> None:
+  """Raise InputError where an argument is the URL of a bucket; TFDS reads its data from some."""
+  from jaxres import files  # imports JAX, as the tool has
+
+  for name, value in vars(args).items():
+    for word in value if isinstance(value, list) else [value]:
+      if isinstance(word, str) and '://' in word and name != 'data_dir':
+        files.local(word, name)
+
+
 def _run(words: list[str]) -> int | None:
   """Import the tool that the first word names and run it with the rest; alone, print the help."""
   called = words[0] if words else '--help'
@@ -88,6 +98,7 @@ def _run(words: list[str]) -> int | None:
   args = parser.parse_args([word for word in words if word not in overrides] or [called])
   if overrides and 'config' not in args:
     parser.error(f'unrecognized arguments: {" ".join(overrides)}')
+  _check_places(args)
   args.overrides = overrides
   if 'run' not in args:
     parser.error('the first word must be a tool')

@@ -45,7 +45,7 @@ def guard(*, needed: bool) -> None:
 
 
 def _fill(number: int) -> None:
-  """Open /dev/null as a standard descriptor that is closed: the next file would have its number, and what is printed."""
+  """Open /dev/null as a standard descriptor that is closed: the next file would get its number, and all that prints."""
   try:
     os.fstat(number)
   except OSError:

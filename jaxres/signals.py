@@ -78,7 +78,7 @@ def watched() -> Iterator[Watch]:
 
   Only the main thread can; in another nothing is noted. Of several processes JAX notes SIGTERM, which can come to one
   of them alone, SIGHUP becomes a SIGTERM, and SIGINT stays as it is. SIGHUP says that the terminal was closed; where it
-  is ignored, as ``nohup`` has it, it stays so, and as a second signal it does not count: it comes from shell and system.
+  is ignored, as ``nohup`` has it, it stays so, and it never is a second signal: shell and system both send it.
   """
   watch = Watch()
   if threading.current_thread() is not threading.main_thread():

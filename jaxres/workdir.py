@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -23,6 +24,7 @@ from jaxres.errors import InputError
 
 LOCK = '.lock'  # of a workdir: its content is for the message, and what counts is the lock that the kernel holds on it
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of a file system that cannot lock
+LEFT = re.compile(r'.+\.[0-9a-f]{8}\.part')  # what a kill leaves of a file that was being written
 IDENTITY = ('class_names', 'image_shape', 'splits')  # what of data.json must be the same: mean and std are rounded
 
 
@@ -117,6 +119,10 @@ def open(
   Raises:
     InputError: it cannot be written.
   """
+  if distributed.leads():
+    for path in workdir.glob('*.part'):
+      if LEFT.fullmatch(path.name):
+        path.unlink()
   with checkpoint.open(workdir / 'checkpoints', **options) as manager:
     files.write_whole(workdir / 'config.json', config_lib.to_json(config))
     files.write_whole(workdir / 'environment.json', json.dumps(environment(), indent=2) + '\n')
@@ -210,6 +216,11 @@ def trainer(workdir: pathlib.Path) -> str | None:
   """Return who says that it trains in ``workdir``, such as ``'process 7 on host a'``; None where nobody does."""
   try:
     content = json.loads((workdir / LOCK).read_text())
-    return f'process {int(content["pid"])} on host {str(content["host"])[:99]}'
-  except (OSError, ValueError, LookupError, TypeError):
+    number, host = int(content['pid']), str(content['host'])[:99]
+    if host == socket.gethostname():
+      os.kill(number, 0)  # which only looks whether it is there
+  except PermissionError:
+    pass  # of another user
+  except (OSError, ValueError, LookupError, TypeError, OverflowError):
     return None
+  return f'process {number} on host {host}'
