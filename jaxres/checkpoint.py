@@ -364,10 +364,9 @@ def _file_error(error: BaseException | None) -> str | None:
   refused = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.ENAMETOOLONG)
   while error is not None:
     if isinstance(error, OSError) and error.errno in refused:
-      return error.strerror
-    words = (reason for number in refused if (reason := os.strerror(number)) in str(error))
-    if reason := next(words, None):
-      return reason
+      return os.strerror(error.errno)
+    if words := next((words for words in map(os.strerror, refused) if words in str(error)), None):
+      return words
     error = error.__cause__ or error.__context__
   return None
 

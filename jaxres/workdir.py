@@ -52,8 +52,8 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
           shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     distributed.meet('the dry run before is deleted')
   stored = read_json(workdir, 'config.json')
-  for path, (old, new) in checkpoint.other_fields(stored, config).items() if stored else ():
-    found = f'{path} was {json.dumps(old)} there and is {json.dumps(new)} now'
+  for name, (old, new) in checkpoint.other_fields(stored, config).items() if stored else ():
+    found = f'{name} was {json.dumps(old)} there and is {json.dumps(new)} now'
     raise InputError(f'--workdir: {workdir} holds a run of another config: {found}; use another --workdir')
   directory = workdir.absolute() / 'checkpoints'
   for step in integrity.numbered(directory):
