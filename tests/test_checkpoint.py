@@ -223,12 +223,12 @@ def test_what_cannot_be_read_back_was_not_saved(tmp_path, monkeypatch, where: st
   with checkpoint.open(tmp_path / 'c') as manager:
     checkpoint.save(manager, make_state(1), {'of': 'before'}, {})
   flip_when_committed(monkeypatch, bad)
-  with pytest.raises(InputError, match='it was written, and is not what was to be saved: .*; saved are the steps: 1;'):
-    with checkpoint.open(tmp_path / 'c') as manager:
-      checkpoint.save(manager, make_state(bad), {'of': 'after'}, {}, commit=where == 'commit')
-      if where == 'next save':
-        checkpoint.save(manager, make_state(3), {}, {})
-        pytest.fail('went on')
+  match = 'it was written, and is not what was to be saved: .*; saved are the steps: 1;'
+  with pytest.raises(InputError, match=match), checkpoint.open(tmp_path / 'c') as manager:
+    checkpoint.save(manager, make_state(bad), {'of': 'after'}, {}, commit=where == 'commit')
+    if where == 'next save':
+      checkpoint.save(manager, make_state(3), {}, {})
+      pytest.fail('went on')
   monkeypatch.undo()
   assert (tmp_path / f'c/{bad}.bad').is_dir()
   with checkpoint.open(tmp_path / 'c') as manager:
@@ -239,9 +239,9 @@ def test_what_cannot_be_read_back_was_not_saved(tmp_path, monkeypatch, where: st
 
 def test_what_orbax_did_not_merge_was_not_saved(tmp_path, monkeypatch) -> None:
   monkeypatch.delattr(checkpoint.Directory, 'glob')  # as Orbax looks for its parts by itself
-  with pytest.raises(InputError, match='is not what was to be saved: leaf .*saved are the steps: none'):
-    with checkpoint.open(tmp_path / 'a [1]') as manager:
-      checkpoint.save(manager, make_state(1), {}, {}, commit=True)
+  match = 'is not what was to be saved: leaf .*saved are the steps: none'
+  with pytest.raises(InputError, match=match), checkpoint.open(tmp_path / 'a [1]') as manager:
+    checkpoint.save(manager, make_state(1), {}, {}, commit=True)
 
 
 def test_a_kill_before_the_look_falls_back_on_what_made_way(tmp_path, capfd) -> None:
