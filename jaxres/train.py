@@ -217,6 +217,8 @@ def run(training: Training, begin_run: BeginRun, workdir: pathlib.Path, rollback
     progress = progress._replace(rollbacks=max(progress.rollbacks, rollbacks))
     programs = training.programs(progress.rollbacks)
     start, stop = int(train_state.step), plan.eval_steps[-1]
+    if start < stop:
+      checkpoint.check_room(manager.place, train_state)
     log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
     with log.RunLog(workdir, start, stop, plan.steps_per_epoch, training.spike_factor) as run_log:
       for begin, end in plan.segments(start, pending=bool(progress.partial)):
@@ -267,9 +269,7 @@ def restore_or_init(
   manager: checkpoint.Manager, programs: Programs, key: jax.Array, init: pretrained.Init | None = None
 ) -> tuple[TrainState, Progress]:
   """Return the newest checkpoint's state and progress, or those of a training that begins, where ``init`` says."""
-  template = jax.eval_shape(programs.create, key)
-  checkpoint.check_room(manager.place, template)
-  restored = checkpoint.restore(manager, template, programs.shardings)
+  restored = checkpoint.restore(manager, jax.eval_shape(programs.create, key), programs.shardings)
   if restored is not None:
     return restored[0], Progress(**restored[1])
   begin = programs.create(key)
