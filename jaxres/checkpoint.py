@@ -142,7 +142,7 @@ def check_path(directory: pathlib.Path) -> None:
   reasons = {
     'it is not UTF-8': any('\ud800' <= letter <= '\udfff' for letter in text),
     "it has a backslash, which would be taken for '/'": '\\' in text,
-    "it has a name that ends in 'gs:', which would be taken for a bucket": 'gs:/' in text,
+    "it has a name that ends in 'gs:', which would be taken for a bucket": 'gs:/' in f'{text}/',
   }
   if reason := next((reason for reason, holds in reasons.items() if holds), None):
     shown = text.encode(errors='backslashreplace').decode()

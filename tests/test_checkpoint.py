@@ -270,7 +270,7 @@ def test_readers_beside_a_training_are_never_wrong(tmp_path, keep_latest: int) -
 
   def train() -> None:
     with checkpoint.open(directory, keep_latest=keep_latest) as manager:
-      for step in range(2, 40):
+      for step in range(2, 24):
         for _ in range(1 + (step % 3 == 0)):  # now and then the same step again, as behind a signal
           checkpoint.save(manager, make_state(step), {}, {}, commit=True)
     over.set()

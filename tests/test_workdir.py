@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from jaxres import config as config_lib
 from jaxres import files, integrity, seeds, train, workdir
 from jaxres.errors import InputError
+from jaxres.models import blocks, resnet
 from tests.conftest import make_arrays, merged
 from tests.faults import inject
 
@@ -118,17 +121,20 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch) -> 
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory) -> tuple[dict, pathlib.Path]:
+def trained(tmp_path_factory) -> Iterator[tuple[dict, pathlib.Path]]:
   """A short run and its config."""
   directory = tmp_path_factory.mktemp('trained')
   np.savez(directory / 'data.npz', **make_arrays())
   config = {
-    'model': {'name': 'resnet20'},
+    'model': {'name': 'tiny'},
     'data': {'name': 'arrays', 'path': str(directory / 'data.npz'), 'batch_size': 48},
     'train': {'epochs': 1, 'eval_batch_size': 40},
   }
-  train.train_and_evaluate(config, directory / 'run')
-  return config, directory / 'run'
+  model = functools.partial(resnet.ResNet, (1,), (8,), blocks.BasicBlock, stem_type='cifar')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(resnet.MODELS, 'tiny', model)
+    train.train_and_evaluate(config, directory / 'run')
+    yield config, directory / 'run'
 
 
 @pytest.mark.parametrize('dry_run', [False, True])
