@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxres import config as config_lib
-from jaxres import errors, xla_flags
+from jaxres import errors, outputs, xla_flags
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file, such as configs/digits.py.')
 WORKDIR = flags.DEFINE_string('workdir', '', 'The directory of the run, such as runs/digits.')
@@ -57,4 +57,5 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
+  outputs.guard(needed=False)
   app.run(main, flags_parser=parse)

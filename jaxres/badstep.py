@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxres import config as config_lib
-from jaxres import distributed, integrity, log, plan, programs, sharding, step, trees
+from jaxres import distributed, files, integrity, log, plan, programs, sharding, step, trees
 from jaxres.data import order
 from jaxres.errors import InputError
 from jaxres.files import load_npz
@@ -95,7 +95,7 @@ def write(
   arrays: dict[str, Any] = {f'state/{name}': array for name, array in integrity.leaves(train_state.present)}
   if distributed.leads():
     about = json.dumps({'config': config_lib.to_dict(config), 'found': found._asdict(), 'split_rule': split_rule})
-    with path.open('wb') as file:
+    with files.file_errors(path), files.complete(path) as file:
       np.savez(file, **arrays, ids=ids, about=np.array(about))
   return path
 

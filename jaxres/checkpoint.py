@@ -1,39 +1,104 @@
 """Checkpoints by Orbax: the state, and beside it its digests, the progress of the run and what it was made by."""
 
+import concurrent.futures
 import contextlib
 import errno
 import importlib.metadata
+import json
+import math
 import os
 import pathlib
 import platform
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from jaxres import __version__, config, distributed, integrity, trees
+from jaxres import __version__, distributed, integrity, trees
+from jaxres import config as config_lib
 from jaxres.errors import InputError, printable
 from jaxres.state import TrainState
 
 BEST_METRIC = 'val/top1'
-REPLACED = '.replaced'  # ends the name of a checkpoint that makes way for another of its step
 DELETED = 'deleted'  # where a checkpoint goes before it is deleted: a half deleted one would look like a damaged one
 MARGIN_BYTES = 1 << 20  # of a save, beside the arrays: metadata, digests, the run's other files
 AGAIN = 'make room and give the same command again'
+AS_BEFORE = 'make it writable, and the same command continues'
+COMMIT_SECONDS = 0.05  # between looks at whether a save is committed, which is then read
+# What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
+MAY_CHANGE = {
+  'train.epochs', 'train.patience', 'train.scan_steps', 'train.log_every_steps', 'train.eval_batch_size',
+  'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
+  'tta.flip', 'tta.crop', 'tta.pad', 'train.shard_optimizer',
+  'data.workers', 'data.max_bad', 'train.max_rollbacks', 'train.spike_factor',
+}  # fmt: skip
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
+@epath.register_path_cls
+class Directory(type(epath.Path('/'))):  # type: ignore[misc]  # etils does not export it
+  """A path that Orbax takes for what it is: without patterns (``[``), and local even where it begins with ``/gs/``."""
+
+  def glob(self, pattern: str) -> Iterator['Directory']:
+    """Yield what matches ``pattern`` in this directory, whose own name is none; Orbax looks for its parts so."""
+    yield from map(type(self), pathlib.Path(os.fspath(self)).glob(pattern))
+
+  @property
+  def _uri_scheme(self) -> None:
+    return None
+
+
+class Saving(NamedTuple):
+  """A save that is under way."""
+
+  path: pathlib.Path
+  over: threading.Event  # set when Orbax has done all it will
+  difference: concurrent.futures.Future[str | None]  # of what lies on the disk from what was to be saved
+
+
+class Manager(ocp.CheckpointManager):
+  """Orbax's manager; what it has saved counts when it was read again, in a thread of its own, and compared."""
+
+  saving: Saving | None = None  # of the process that leads
+
+  def __init__(self, directory: pathlib.Path, options: ocp.CheckpointManagerOptions):
+    """Open the checkpoints in ``directory``."""
+    super().__init__(Directory(directory), options=options)
+    self.place = directory
+    self._reader = concurrent.futures.ThreadPoolExecutor(1, 'read back')
+
+  def read_back(self, step: int, known: Mapping[str, Any]) -> None:
+    """Read the checkpoint of ``step`` when it is committed, and compare it with the digests that it should have."""
+    path, over = self.place / str(step), threading.Event()
+    self.saving = Saving(path, over, self._reader.submit(_difference, path, over, known))
+
+  def close(self) -> None:
+    """Wait for what is being saved."""
+    try:
+      with _disk_errors_explained(self.place):
+        super().close()
+    finally:
+      if self.saving:
+        self.saving.over.set()
+      self._reader.shutdown()
+
+
+def _difference(path: pathlib.Path, over: threading.Event, known: Mapping[str, Any]) -> str | None:
+  """Return how a checkpoint differs from what was to be saved, when it is there; None also where it is never."""
+  while not path.exists() and not over.wait(COMMIT_SECONDS):
+    pass
+  return integrity.difference(path, known) if path.exists() else None
+
+
 @contextlib.contextmanager
-def open(
-  directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: int = 1
-) -> Iterator[ocp.CheckpointManager]:
-  """Open the checkpoints in ``directory``; leaving the context waits until every save is committed.
+def open(directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: int = 1) -> Iterator[Manager]:
+  """Open the checkpoints in ``directory``; leaving the context waits until every save is committed and read again.
 
   Each checkpoint is read and compared with its digests first. A damaged one is renamed to ``<step>.bad``, with a line
   that says what is wrong with it, and never deleted: the run goes on from the newest that is whole.
@@ -44,11 +109,12 @@ def open(
     keep_best: keep also this many with the best validation top-1, where there is a validation split.
 
   Raises:
-    InputError: a number is out of range, no checkpoint of several is whole, or the disk is full.
+    InputError: a number or the path cannot be used, no checkpoint of several is whole, or the disk is full.
   """
   check(keep_latest=keep_latest, keep_best=keep_best)
   directory = pathlib.Path(directory).absolute()
-  _take_back(directory)
+  check_path(directory)
+  _restore_order(directory)
   put_damaged_aside(directory)
   best = BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
   options = ocp.CheckpointManagerOptions(
@@ -57,16 +123,31 @@ def open(
     cleanup_tmp_directories=True,
     todelete_subdir=DELETED,
   )
-  with _full_disk_explained(directory), _quiet_threads(), ocp.CheckpointManager(directory, options=options) as manager:
+  with _quiet_threads(), contextlib.ExitStack() as stack:
+    with _disk_errors_explained(directory):
+      manager = stack.enter_context(Manager(directory, options))
     yield manager
     _finish(manager)
 
 
 def check(*, keep_latest: int, keep_best: int) -> None:
   """Raise InputError where ``open`` would."""
-  config.check_types('checkpoint', locals())
+  config_lib.check_types('checkpoint', locals())
   if keep_latest < 1 or keep_best < 0:
     raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
+
+
+def check_path(directory: pathlib.Path) -> None:
+  """Raise InputError where TensorStore would take the path of ``directory`` for another, or for none."""
+  text = os.fspath(directory)
+  reasons = {
+    'it is not UTF-8': any('\ud800' <= letter <= '\udfff' for letter in text),
+    "it has a backslash, which would be taken for '/'": '\\' in text,
+    "it has a name that ends in 'gs:', which would be taken for a bucket": 'gs:/' in f'{text}/',
+  }
+  if reason := next((reason for reason, holds in reasons.items() if holds), None):
+    shown = text.encode(errors='backslashreplace').decode()
+    raise InputError(f'--workdir: {shown}: no checkpoint can be saved under this path: {reason}; use another --workdir')
 
 
 def put_damaged_aside(directory: pathlib.Path) -> None:
@@ -91,13 +172,11 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
 def _damage(path: pathlib.Path) -> str | None:
   """Return what is wrong with a checkpoint; where one of several processes finds anything, so do all."""
   found = integrity.damage(path)
-  if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(found is not None)).any():
-    return found or 'another process cannot read it'
-  return found
+  return found or ('another process cannot read it' if distributed.any_says(found is not None) else None)
 
 
 def save(
-  manager: ocp.CheckpointManager,
+  manager: Manager,
   state: TrainState,
   progress: Mapping[str, Any],
   scores: Mapping[str, float],
@@ -105,7 +184,7 @@ def save(
   *,
   commit: bool = False,
 ) -> None:
-  """Save ``state`` under its step, in the background, when the save before it is committed.
+  """Save ``state`` under its step, in the background, when the save before it is committed and was read again.
 
   Args:
     manager: of ``open``.
@@ -113,10 +192,11 @@ def save(
     progress: JSON; what else a resumed run must know.
     scores: metrics of this step; ``val/top1`` among them makes it a candidate for the best.
     config: of the run, to be kept beside the state.
-    commit: return when it is on the disk.
+    commit: return when it is on the disk and was read again.
 
   Raises:
-    InputError: the state has a NaN or an infinity, or there is no room for it; what was saved before stays.
+    InputError: the state has a NaN or an infinity, there is no room for it, or the save before it cannot be read; what
+      was saved before stays.
   """
   step, digests, size = int(state.step), {}, 0
   for name, array in integrity.leaves(state.present):
@@ -124,8 +204,7 @@ def save(
       raise InputError(f'the state at step {step} is not saved: {name} is not finite; lower optim.lr')
     digests[name], size = integrity.leaf_digest(array), size + array.nbytes
   _finish(manager)  # which raises what went wrong with the save before
-  check_space(manager.directory, size, step)
-  _make_way(manager, step)
+  check_space(manager.place, size, step)
   metrics = {name: scores[name] for name in (BEST_METRIC,) if name in scores} | {'step': step}
   content = {'progress': dict(progress), 'metrics': metrics, 'about': describe(config or {}, step)}
   known = {'state': digests} | {name: integrity.json_digest(value) for name, value in content.items()}
@@ -135,38 +214,73 @@ def save(
     about=ocp.args.JsonSave(content['about']),
     digests=ocp.args.JsonSave(known),
   )
-  manager.save(step, args=items, metrics=metrics)
+  with _disk_errors_explained(manager.place):
+    _make_way(manager, step)
+    manager.save(step, args=items, metrics=metrics)
+  if distributed.leads():
+    manager.read_back(step, known)
   if commit:
     _finish(manager)
 
 
-def _finish(manager: ocp.CheckpointManager) -> None:
-  """Wait until what is being saved is on the disk, and delete what made way for it."""
-  manager.wait_until_finished()
+def _finish(manager: Manager) -> None:
+  """Wait until what is being saved is on the disk and was read again, and delete what made way for it.
+
+  Raises:
+    InputError: it is not what was to be saved; it is put aside, and what made way for it is there again.
+  """
+  saving, manager.saving = manager.saving, None
+  try:
+    with _disk_errors_explained(manager.place):
+      manager.wait_until_finished()
+  finally:
+    if saving:
+      saving.over.set()
+  reason = saving and saving.difference.result()
+  if saving and reason:
+    aside = integrity.put_aside(saving.path)
+    _take_back(manager.place)
+    kept = ', '.join(map(str, integrity.numbered(manager.place))) or 'none'
+    found = f'it was written, and is not what was to be saved: {reason}; it is now {aside}'
+    raise InputError(f'{saving.path}: {found}; saved are the steps: {kept}; look at the disk, or use another --workdir')
   if distributed.leads():
-    directory = pathlib.Path(manager.directory)
-    for old in (*directory.glob(f'*{REPLACED}'), *directory.glob(DELETED)):
+    for old in (*manager.place.glob(f'*{integrity.REPLACED}'), *manager.place.glob(DELETED)):
       shutil.rmtree(old)
 
 
-def _make_way(manager: ocp.CheckpointManager, step: int) -> None:
+def _make_way(manager: Manager, step: int) -> None:
   """Rename the checkpoint of ``step``, where there is one, until the new one of that step is committed."""
   if step in manager.all_steps():
     if distributed.leads():
-      old = pathlib.Path(manager.directory) / str(step)
-      os.rename(old, old.with_name(f'{step}{REPLACED}'))
+      old = manager.place / str(step)
+      os.rename(old, old.with_name(f'{step}{integrity.REPLACED}'))
     distributed.meet('a checkpoint makes way')
     manager.reload()
 
 
-def _take_back(directory: pathlib.Path) -> None:
-  """Take a checkpoint back that made way for one that was never committed; delete it where that was, and the rest."""
+def _restore_order(directory: pathlib.Path) -> None:
+  """Take back what a save that was cut short, or cannot be read, had moved away, and delete what it made useless."""
   if distributed.leads():
-    for old in directory.glob(f'*{REPLACED}'):
-      new = old.with_name(old.name.removesuffix(REPLACED))
-      shutil.rmtree(old) if new.exists() else os.rename(old, new)
+    _take_back(directory)
     shutil.rmtree(directory / DELETED, ignore_errors=True)
   distributed.meet('checkpoints are taken back')
+
+
+def _take_back(directory: pathlib.Path) -> None:
+  """Take checkpoints back that made way for one that was never committed, or is damaged."""
+  for old in directory.glob(f'*{integrity.REPLACED}'):
+    new = old.with_name(old.name.removesuffix(integrity.REPLACED))
+    if new.exists() and not integrity.damage(new):
+      shutil.rmtree(old)
+      continue
+    if new.exists():
+      integrity.put_aside(new)
+    os.rename(old, new)
+  deleted, steps = integrity.numbered(directory / DELETED), integrity.numbered(directory)
+  if deleted and (not steps or integrity.damage(directory / str(steps[-1]))):
+    for step in set(deleted) - set(steps):
+      if not integrity.damage(directory / DELETED / str(step)):  # a kill may have left one half deleted
+        os.rename(directory / DELETED / str(step), directory / str(step))
 
 
 def describe(config: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -188,27 +302,36 @@ def devices() -> list[str]:
   return [f'{jax.device_count()} x {jax.devices()[0].device_kind}', f'{jax.process_count()} processes']
 
 
-def check_space(directory: str | pathlib.Path, size: int, step: int) -> None:
+def check_room(directory: pathlib.Path, template: TrainState) -> None:
+  """Raise InputError where the disk of ``directory`` has no room for one checkpoint of a state like ``template``."""
+  leaves = jax.tree.leaves(template.present)
+  check_space(directory, sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves), None)
+
+
+def check_space(directory: str | pathlib.Path, size: int, step: int | None) -> None:
   """Raise InputError where the disk of ``directory`` has no room for a state of ``size`` bytes."""
   free, needed = shutil.disk_usage(directory).free, size + MARGIN_BYTES
   if free < needed:
-    found = f'{free / 1e6:,.1f} MB are free, and step {step} needs {needed / 1e6:,.1f} MB'
+    what = 'a checkpoint of this run' if step is None else f'step {step}'
+    found = f'{free / 1e6:,.1f} MB are free, and {what} needs {needed / 1e6:,.1f} MB'
     raise InputError(f'the disk is full: {directory}: {found}; what was saved before is untouched; {AGAIN}')
 
 
 @contextlib.contextmanager
-def _full_disk_explained(directory: pathlib.Path) -> Iterator[None]:
-  """Turn the errors of a full disk into an InputError, without what was half written."""
+def _disk_errors_explained(directory: pathlib.Path) -> Iterator[None]:
+  """Turn the errors of a disk that is full, or cannot be written, into an InputError, without what is half written."""
   try:
     yield
-  except Exception as error:
-    if isinstance(error, InputError) or not _is_full_disk(error):
+  except Exception as error:  # of Orbax and TensorStore: many kinds
+    full, reason = _is_full_disk(error), _file_error(error)
+    if isinstance(error, InputError) or not (full or reason):
       raise
     if distributed.leads():
       for partial in directory.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(partial, ignore_errors=True)
     kept = ', '.join(map(str, integrity.numbered(directory))) or 'none'
-    raise InputError(f'the disk is full: {directory}: saved are the steps: {kept}; {AGAIN}') from error
+    found = f'the disk is full: {directory}' if full else f'cannot write {directory}: {reason}'
+    raise InputError(f'{found}: saved are the steps: {kept}; {AGAIN if full else AS_BEFORE}') from error
 
 
 @contextlib.contextmanager
@@ -237,6 +360,41 @@ def _is_full_disk(error: BaseException | None) -> bool:
   return False
 
 
+def _file_error(error: BaseException | None) -> str | None:
+  """Return why the system refused to write, of an error or of one that it was raised from; None for another error."""
+  refused = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.ENAMETOOLONG)
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in refused:
+      return os.strerror(error.errno)
+    if words := next((words for words in map(os.strerror, refused) if words in str(error)), None):
+      return words
+    error = error.__cause__ or error.__context__
+  return None
+
+
+def check_made_by(about: Mapping[str, Any], config: Mapping[str, Any] | None, path: pathlib.Path) -> None:
+  """Raise InputError where the checkpoint in ``path`` is not of a run of ``config``.
+
+  Args:
+    about: what it was made by, as ``describe`` says; empty where it is not known.
+    config: of the run that it lies in, of any version of jaxres; None where it is not known.
+    path: of the checkpoint.
+  """
+  if not (about.get('config') and config):
+    return
+  if changed := other_fields(about['config'], config):
+    name, (old, new) = next(iter(changed.items()))
+    found = f'{name} was {json.dumps(old)} there, and is {json.dumps(new)} in this run'
+    raise InputError(f'{path}: of another run: {found}; move it away, or use the workdir that it is of')
+
+
+def other_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """Return the fields, as ``{'train.seed': (0, 1)}``, by which two configs cannot be of one run."""
+  both = config_lib.complete(old), config_lib.complete(new)  # of an older jaxres: a new field is at its default
+  changed = config_lib.differences(*both)
+  return {name: values for name, values in changed.items() if name not in MAY_CHANGE}
+
+
 def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
   """Return what the best checkpoint has most of: of equals it is the earliest, and without validation the latest."""
   top1 = metrics.get(BEST_METRIC)
@@ -244,7 +402,7 @@ def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
 
 
 def restore(
-  manager: ocp.CheckpointManager,
+  manager: Manager,
   template: TrainState,
   shardings: Any,
   step: int | None = None,
@@ -264,7 +422,7 @@ def restore(
   step = manager.latest_step() if step is None else step
   if step is None:
     return None
-  path = pathlib.Path(manager.directory) / str(step)
+  path = manager.place / str(step)
   try:
     saved = integrity.read(path)
   except integrity.DamagedError as error:

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from jaxres import __version__, config, xla_flags
+from jaxres import __version__, config, outputs, xla_flags
 from jaxres.errors import InputError, nearest, one_line
+from jaxres.paths import user_path
 
 
 class Tool(NamedTuple):
@@ -17,13 +18,16 @@ class Tool(NamedTuple):
 
   module: str  # has add_arguments(parser) -> None, run(args) -> int | None; --config.x.y=z words are args.overrides
   help: str  # one line
+  trains: bool = False  # which is worth more than its output
 
 
 TOOLS = {
   'profile': Tool('jaxres.profile', 'where the time of a training step goes'),
   'show-data': Tool('jaxres.show_data', 'draw what the model sees: images beside their augmentations'),
   'evaluate': Tool('jaxres.evaluate_runs', 'scores of runs, class by class, with intervals and calibration; compared'),
-  'crossval': Tool('jaxres.crossval', 'train once for each fold of the training examples: mean and spread'),
+  'crossval': Tool(
+    'jaxres.crossval', 'train once for each fold of the training examples: mean and spread', trains=True
+  ),
   'errors': Tool('jaxres.mistakes', 'wrong labels, near-duplicates across splits, the hardest classes, as a page'),
   'explain': Tool('jaxres.explain', 'draw what in image files a network goes by: saliency, Grad-CAM, occlusion, ...'),
   'report': Tool('jaxres.report', 'one page on what runs learned: scores, curves, mistakes, what they look at'),
@@ -70,10 +74,26 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     The tool's exit code; None is 0.
 
   Raises:
-    SystemExit: after one line on standard error: 2 for bad input, 130 for an interrupt.
+    SystemExit: after one line on standard error: 2 for bad input, 130 for an interrupt; or where the output cannot be
+      written, see ``outputs.guard``.
   """
+  words = sys.argv[1:] if argv is None else list(argv)
+  if argv is None:
+    tool = TOOLS.get(words[0]) if words else None
+    outputs.guard(needed=not (tool and tool.trains))
   with one_line():
-    return _run(sys.argv[1:] if argv is None else list(argv))
+    try:
+      return _run(words)
+    finally:
+      sys.stdout.flush()
+
+
+def _check_places(args: argparse.Namespace) -> None:
+  """Raise InputError where an argument is the URL of a bucket; TFDS reads its data from some."""
+  for name, value in vars(args).items():
+    for word in value if isinstance(value, list) else [value]:
+      if isinstance(word, str) and '://' in word and name != 'data_dir':
+        user_path(word, f'--{name}')
 
 
 def _run(words: list[str]) -> int | None:

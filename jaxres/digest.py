@@ -2,8 +2,10 @@
 
 import argparse
 import pathlib
+from collections.abc import Mapping
 
-from jaxres import integrity
+from jaxres import checkpoint, integrity
+from jaxres import workdir as workdir_lib
 from jaxres.errors import InputError, printable
 from jaxres.paths import check_utf8, user_path
 
@@ -31,16 +33,17 @@ def load(workdir: pathlib.Path, step: int | None) -> tuple[int, integrity.Saved]
   """Return the number of a checkpoint in ``workdir``, the newest where ``step`` is None, and the checkpoint.
 
   Raises:
-    InputError: it is missing or damaged.
+    InputError: it is missing or damaged, or of another run.
   """
   directory = check_utf8(workdir).absolute() / 'checkpoints'
-  steps = integrity.numbered(directory)
-  if not steps:
-    raise InputError(f'{directory}: no checkpoint there; expected the workdir of a run that has saved one')
-  if step is not None and step not in steps:
-    raise InputError(f'--step: {directory} has no step {step}; there are {", ".join(map(str, steps))}')
-  step = steps[-1] if step is None else step
-  try:
-    return step, integrity.read(directory / str(step))
-  except integrity.DamagedError as error:
-    raise InputError(f'{directory / str(step)}: damaged: {error}') from None
+
+  def choose(paths: Mapping[int, pathlib.Path]) -> int:
+    if not paths:
+      raise InputError(f'{directory}: no checkpoint there; expected the workdir of a run that has saved one')
+    if step is not None and step not in paths:
+      raise InputError(f'--step: {directory} has no step {step}; there are {", ".join(map(str, paths))}')
+    return max(paths) if step is None else step
+
+  number, path, saved = integrity.follow(directory, choose)
+  checkpoint.check_made_by(saved.about, workdir_lib.read_json(workdir, 'config.json'), path)
+  return number, saved

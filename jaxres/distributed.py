@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxres import errors
@@ -148,6 +149,11 @@ def meet(reason: str) -> None:
   """Wait until every process of the run is here; each gives the same ``reason``."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'jaxres: {reason}')
+
+
+def any_says(yes: bool) -> bool:
+  """Return whether any process of the run says ``yes``; each must ask."""
+  return yes if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(yes)).any())
 
 
 @contextlib.contextmanager

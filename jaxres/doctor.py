@@ -20,8 +20,9 @@ import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
 
-from jaxres import backend, badstep, data, integrity, known_sums, log, plan, pretrained, programs, xla_flags
+from jaxres import backend, badstep, checkpoint, data, integrity, known_sums, log, plan, pretrained, programs, xla_flags
 from jaxres import config as config_lib
+from jaxres import workdir as run_dir
 from jaxres.errors import InputError
 from jaxres.paths import check_utf8, user_path
 
@@ -274,33 +275,47 @@ def workdir(directory: pathlib.Path) -> Checks:
         f'--workdir: {directory}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}'
       )
     raise InputError(f'--workdir: {directory}: no checkpoints there; expected the workdir of a run')
-  steps = integrity.numbered(checkpoints)
-  whole = 0
-  for step in steps:
-    check = verified(checkpoints / str(step))
-    whole += check.verdict != 'problem'
-    yield check
+  if holder := run_dir.trainer(directory):
+    yield Check('training', 'ok', f'{holder} says that it trains here')
+  steps = looked_at(checkpoints, run_dir.read_json(directory, 'config.json'))
+  whole = sum(check.verdict != 'problem' for check in steps)
+  yield from steps
   if not steps:
     yield Check('checkpoints', 'warning', 'none yet: the same command begins anew')
   elif not whole:
     yield Check('checkpoints', 'problem', f'{checkpoints}: none of {len(steps)} is whole; move them away to begin anew')
-  for path in sorted({*checkpoints.glob('*.bad*'), *checkpoints.glob('*tmp*')}):
-    what = (
-      'damaged, was put aside' if '.bad' in path.name else 'left by a save that was cut short; the next run deletes it'
-    )
-    yield Check(path.name, 'warning', f'{path}: {what}')
+  for path in sorted(checkpoints.glob('*.bad*')):
+    yield Check(path.name, 'warning', f'{path}: damaged, was put aside')
+  for path in () if holder else sorted(checkpoints.glob('*tmp*')):  # a training that goes on has some
+    yield Check(path.name, 'warning', f'{path}: left by a save that was cut short; the next run deletes it')
   for path in sorted(directory.glob('bad_step_*.npz')):
     yield Check(path.name, 'warning', f'a step was not finite: jaxres doctor --replay {path}')
   yield disk(directory)
 
 
-def verified(path: pathlib.Path) -> Check:
-  """Read a checkpoint whole and compare it with its digests."""
+def looked_at(directory: pathlib.Path, config: Mapping[str, Any] | None) -> list[Check]:
+  """Look at every checkpoint; again where a training has meanwhile replaced one that cannot be read."""
+  checks: list[Check] = []
+  for _ in range(integrity.MOST_LOOKS):
+    paths = integrity.present(directory)
+    before = integrity.identities(paths)
+    checks = [verified(path, config) for path in paths.values()]
+    damaged = any(check.verdict == 'problem' for check in checks)
+    if not damaged or integrity.identities(integrity.present(directory)) == before:
+      break
+  return checks
+
+
+def verified(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Check:
+  """Read a checkpoint whole and compare it with its digests, and what it was made by with ``config``."""
   subject = f'checkpoint {path.name}'
   try:
     saved = integrity.read(path)
+    checkpoint.check_made_by(saved.about, config, path)
   except integrity.DamagedError as error:
     return Check(subject, 'problem', f'damaged: {error}')
+  except InputError as error:
+    return Check(subject, 'problem', str(error))
   bad = next((name for name, array in saved.state.items() if not integrity.is_finite(array)), None)
   if bad:
     return Check(subject, 'problem', f'{bad} is not finite')

@@ -1,7 +1,7 @@
 """Files: written whole or not at all, read whatever their damage, the errors of the file system in one line."""
 
 import contextlib
-import os
+import errno
 import pathlib
 import secrets
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ import numpy as np
 from jaxres import distributed
 from jaxres.errors import InputError
 from jaxres.paths import open_regular
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -52,17 +54,41 @@ def file_errors(path: pathlib.Path, verb: str = 'write') -> Iterator[None]:
   try:
     yield
   except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
+    if isinstance(error, OSError) and error.errno in FULL:
+      fix = 'make room and give the same command again'
+      raise InputError(f'the disk is full: cannot write {path}: {error.strerror}; {fix}') from error
     reason = getattr(error, 'strerror', None) or error
     raise InputError(f'cannot {verb} {path}: {reason}') from error
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-  """Write ``text`` to ``path``, whole or not at all; of several processes the first does."""
+def write_whole(path: pathlib.Path, text: str | bytes) -> None:
+  """Write ``text`` to ``path``, whole or not at all; of several processes the first does.
+
+  Raises:
+    InputError: it cannot be written, such as to a full disk.
+  """
   if not distributed.leads():
     return
-  partial = path.with_name(f'{path.name}.tmp')
-  partial.write_text(text, encoding='utf-8')
-  os.replace(partial, path)
+  with file_errors(path), complete(path) as file:
+    file.write(text.encode() if isinstance(text, str) else text)
+
+
+def append(path: pathlib.Path, data: bytes) -> None:
+  """Append ``data`` to ``path``, whole or not at all.
+
+  Raises:
+    InputError: it cannot be written, such as to a full disk.
+  """
+  with file_errors(path), path.open('ab', buffering=0) as file:
+    before, rest = file.tell(), memoryview(data)
+    try:
+      while rest:
+        rest = rest[file.write(rest) :]
+    except OSError:
+      file.truncate(before)
+      if not before:
+        path.unlink()
+      raise
 
 
 def read_lines(path: pathlib.Path) -> list[str]:

@@ -1,12 +1,13 @@
 """What a saved checkpoint must be: a SHA-256 of every leaf, kept beside it, and whole again when it is read."""
 
+import collections
 import contextlib
 import hashlib
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,9 @@ from jaxres import sharding, trees
 from jaxres.errors import InputError
 
 JSON_ITEMS = {'progress': 'metadata', 'about': 'metadata', 'metrics': 'metrics'}  # and the files of their content
+REPLACED = '.replaced'  # ends the name of a checkpoint that makes way for another of its step
+MOST_LOOKS = 30  # at checkpoints that a training replaces meanwhile
+READ_AHEAD = 8  # arrays: more at a time are no faster, and take memory beside a training
 
 
 class DamagedError(InputError):
@@ -83,12 +87,41 @@ def read(path: pathlib.Path) -> Saved:
     found = None if content is None else json_digest(content)
     if expected is not None and found != expected.get(item):
       raise DamagedError(f'{item}: {"missing" if content is None else "not what was saved"}')
-  if parts['metrics'] is not None and parts['metrics'].get('step') != int(path.name):
+  if parts['metrics'] is not None and parts['metrics'].get('step') != _step(path):
     raise DamagedError(f'metrics: of step {parts["metrics"].get("step")}')
   if expected is not None and not isinstance(expected.get('state'), dict):
     raise DamagedError('digests: not what was saved')
   state, digests = _read_state(path / 'state', None if expected is None else expected['state'])
   return Saved(state, digests, parts['progress'] or {}, parts['about'] or {}, expected is not None)
+
+
+def about(path: pathlib.Path) -> dict[str, Any]:
+  """Return what the checkpoint in ``path`` says that it was made by; empty where it does not, or cannot be read."""
+  try:
+    return _read_json(path, 'about') or {}
+  except DamagedError:
+    return {}  # which is found when the checkpoint is opened
+
+
+def difference(path: pathlib.Path, known: Mapping[str, Any]) -> str | None:
+  """Return how the checkpoint in ``path`` differs from what was to be saved; None where it does not.
+
+  Args:
+    path: of a checkpoint that is committed.
+    known: its digests, as they are beside it; they are not taken from there.
+  """
+  try:
+    for item in known.keys() - {'state'}:
+      content = _read_json(path, item)
+      if content is None or json_digest(content) != known[item]:
+        return f'{item}: {"missing" if content is None else "not what was saved"}'
+    if _read_json(path, 'digests') != known:
+      return 'digests: not what was saved'
+    for _ in _compared(path / 'state', known['state']):
+      pass
+  except DamagedError as error:
+    return str(error)
+  return None
 
 
 def damage(path: pathlib.Path) -> str | None:
@@ -103,6 +136,59 @@ def damage(path: pathlib.Path) -> str | None:
 def numbered(directory: pathlib.Path) -> list[int]:
   """Return the steps of the checkpoints in ``directory``, damaged ones too, in ascending order."""
   return sorted(int(path.name) for path in directory.glob('*') if path.name.isdecimal() and path.name.isascii())
+
+
+def follow(
+  directory: pathlib.Path, choose: Callable[[Mapping[int, pathlib.Path]], int]
+) -> tuple[int, pathlib.Path, Saved]:
+  """Return a checkpoint in ``directory``, in which a training may save and delete meanwhile: its step, path, content.
+
+  Nothing is locked. What cannot be read is looked for again where the checkpoints are no longer those of before.
+
+  Args:
+    directory: such as ``checkpoints``.
+    choose: given the paths of all checkpoints by their steps, in ascending order, returns one of the steps.
+
+  Raises:
+    InputError: the checkpoint is not what was saved, or it is an error of ``choose``.
+  """
+  for look in range(MOST_LOOKS):
+    paths, step = present(directory), None
+    before = identities(paths)
+    try:
+      step = choose(paths)
+      return step, paths[step], read(paths[step])
+    except DamagedError as error:
+      if look == MOST_LOOKS - 1 or identities(present(directory)) == before:
+        raise InputError(f'{directory if step is None else paths[step]}: damaged: {error}') from None
+  raise AssertionError
+
+
+def present(directory: pathlib.Path) -> dict[int, pathlib.Path]:
+  """Return the paths of the checkpoints in ``directory`` by their steps, in ascending order.
+
+  One that makes way for another of its step counts until that one is there.
+  """
+  steps = numbered(directory) or numbered(directory)  # one may come, and the other go, while the first look is taken
+  paths = {_step(path): path for path in directory.glob(f'*{REPLACED}') if path.name.split('.')[0].isdecimal()}
+  paths |= {step: directory / str(step) for step in steps}
+  return dict(sorted(paths.items()))
+
+
+def identities(paths: Mapping[int, pathlib.Path]) -> dict[int, tuple[int, int] | None]:
+  """Return what tells each of the directories from another that takes its place; None where it is gone."""
+  found: dict[int, tuple[int, int] | None] = {}
+  for step, path in paths.items():
+    try:
+      status = path.stat()
+      found[step] = (status.st_ino, status.st_ctime_ns)
+    except OSError:
+      found[step] = None
+  return found
+
+
+def _step(path: pathlib.Path) -> int:
+  return int(path.name.split('.')[0])
 
 
 def put_aside(path: pathlib.Path) -> pathlib.Path:
@@ -128,28 +214,45 @@ def kinds(tree: Any) -> dict[str, str]:
 
 def _read_state(path: pathlib.Path, expected: Mapping[str, str] | None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """Return the leaves and their digests, compared with those expected where these are known."""
-  state = _read_unknown(path) if expected is None else _read_arrays(path, list(expected))
-  digests = {name: leaf_digest(array) for name, array in state.items()}
-  for name, found in digests.items():
-    if expected is not None and found != expected[name]:
+  if expected is None:
+    state = _read_unknown(path)
+    return state, {name: leaf_digest(array) for name, array in state.items()}
+  state = dict(_compared(path, expected))
+  return state, {name: expected[name] for name in state}
+
+
+def _compared(path: pathlib.Path, expected: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+  """Yield the name and the content of each leaf of a state, which is what is expected."""
+  for name, array in _read_arrays(path, list(expected)):
+    found = leaf_digest(array)
+    if found != expected[name]:
       kinds = '' if found.split()[0] == expected[name].split()[0] else f' ({found.split()[0]})'
       raise DamagedError(f'leaf {name}: it is not what was saved{kinds}')
-  return state, digests
+    yield name, array
 
 
-def _read_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-  """Return the arrays of these names, as Orbax lays them down: zarr in one OCDBT database.
+def _read_arrays(path: pathlib.Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+  """Yield the arrays of these names, as Orbax lays them down: zarr in one OCDBT database; a few are read at a time.
 
   TensorStore reads them without Orbax, which does not say which array is bad, leaves tracebacks of its threads, and
   needs files that can be damaged too while all arrays are whole.
   """
-  where = {'driver': 'ocdbt', 'base': f'file://{path}/'}
-  opened, read = {}, {}
+  files = {'driver': 'file', 'path': f'{path}/'}  # a path, not a URL, in which ``%`` and ``#`` mean something else
+  where = {'driver': 'ocdbt', 'base': files}
+  opened: dict[str, Any] = {}
   for name in names:
     opened[name] = ts.open({'driver': 'zarr', 'kvstore': where | {'path': name.replace('/', '.') + '/'}}, read=True)
+  pending: collections.deque[tuple[str, Any]] = collections.deque()
   for name, future in opened.items():
-    read[name] = _result(name, future).read()
-  return {name: np.asarray(_result(name, future)) for name, future in read.items()}
+    pending.append((name, _result(name, future).read()))
+    if len(pending) > READ_AHEAD:
+      yield _array(*pending.popleft())
+  while pending:
+    yield _array(*pending.popleft())
+
+
+def _array(name: str, future: Any) -> tuple[str, np.ndarray]:
+  return name, np.asarray(_result(name, future))
 
 
 def _result(name: str, future: Any) -> Any:

@@ -1,12 +1,13 @@
 """What a run leaves behind and what its user sees: metrics.jsonl, event files, the curves, a progress bar, tables."""
 
 import collections
-import contextlib
 import importlib
+import io
 import json
-import os
 import pathlib
+import socket
 import statistics
+import struct
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -43,7 +44,7 @@ console = PlainConsole()
 
 
 class RunLog:
-  """The log of one run: a context that holds its open files and the progress bar.
+  """The log of one run: a context that holds the progress bar.
 
   Of several processes only the first has files.
   """
@@ -55,7 +56,7 @@ class RunLog:
     """
     self.steps_per_epoch = steps_per_epoch
     leads = distributed.leads()
-    self._rows = (cut_rows(workdir / 'metrics.jsonl', start) if leads else pathlib.Path(os.devnull)).open('a')
+    self._rows = cut_rows(workdir / 'metrics.jsonl', start) if leads else None
     self._events = EventFile(workdir, start) if leads and optional('tensorboardX', 'event files') else None
     self._spike_factor = spike_factor
     rows = [json.loads(line) for line in files.read_lines(workdir / 'metrics.jsonl')[-MEDIAN_ROWS:]] if leads else []
@@ -76,8 +77,6 @@ class RunLog:
 
   def __exit__(self, *_: object) -> None:
     self._bar.stop()
-    with contextlib.closing(self._rows), contextlib.closing(self._events) if self._events else contextlib.nullcontext():
-      pass
 
   def show(self, step: int, means: Mapping[str, float]) -> None:
     """Move the bar to ``step``, with the training metrics ``means`` beside it; empty ones leave those of before."""
@@ -91,8 +90,8 @@ class RunLog:
     """Write one row of metrics; where there is no terminal, print it as a line."""
     epoch = step / self.steps_per_epoch
     row = {'step': step, 'epoch': round(epoch, 4)} | {k: float(f'{v:.7g}') for k, v in values.items()}
-    self._rows.write(json.dumps(row) + '\n')
-    self._rows.flush()
+    if self._rows:
+      files.append(self._rows, (json.dumps(row) + '\n').encode())
     if self._events:
       self._events.write(step, values)
     self._warn_of_spike(step, values.get('train/loss'))
@@ -110,32 +109,34 @@ class RunLog:
 
 
 class EventFile:
-  """A file of TensorBoard's, written in the thread of the caller, which so hears of a full disk.
+  """A file of TensorBoard's, made at the first row and written in the thread of the caller, who hears of a full disk.
 
   tensorboardX has a thread for it, which then ends with a traceback, and whoever writes more waits for it for ever.
   """
 
   def __init__(self, workdir: pathlib.Path, start: int):
-    """Open a file in ``workdir``; TensorBoard hides what older ones there have behind step ``start``."""
-    from tensorboardX import event_file_writer, summary
+    """Name a file in ``workdir``; TensorBoard hides what older ones there have behind step ``start``."""
+    from tensorboardX import record_writer, summary
     from tensorboardX.proto import event_pb2
 
-    self._event, self._scalar = event_pb2.Event, summary.scalar
-    self._file = event_file_writer.EventsWriter(str(workdir.absolute() / 'events'))  # or s3:x is a place of Amazon's
+    self._event, self._scalar, self._crc = event_pb2.Event, summary.scalar, record_writer.masked_crc32c
+    self._path = workdir / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
+    self._first = [self._event(wall_time=time.time(), file_version='brain.Event:2')]
     if start:
       began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._file.write_event(self._event(step=start + 1, session_log=began))
+      self._first.append(self._event(step=start + 1, session_log=began))
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Write scalars by their names; those of an evaluation also end what is kept in memory."""
-    for name, value in values.items():
-      self._file.write_event(self._event(step=step, wall_time=time.time(), summary=self._scalar(name, value)))
-    if is_evaluation(values):
-      self._file.flush()
+    """Write scalars by their names."""
+    make = lambda name, value: self._event(step=step, wall_time=time.time(), summary=self._scalar(name, value))
+    events = [*self._first, *(make(name, value) for name, value in values.items())]
+    files.append(self._path, b''.join(self._record(event.SerializeToString()) for event in events))
+    self._first = []
 
-  def close(self) -> None:
-    """Write what is left."""
-    self._file.close()
+  def _record(self, data: bytes) -> bytes:
+    """Return a TFRecord of ``data``."""
+    length = struct.pack('<Q', len(data))
+    return length + struct.pack('<I', self._crc(length)) + data + struct.pack('<I', self._crc(data))
 
 
 class NotFiniteError(InputError):
@@ -223,7 +224,8 @@ class Meter:
 
 def cut_rows(path: pathlib.Path, last_step: int) -> pathlib.Path:
   """Drop the rows of ``path`` behind ``last_step``, and a line that a kill left unfinished; return ``path``."""
-  files.write_whole(path, ''.join(line for line in files.read_lines(path) if json.loads(line)['step'] <= last_step))
+  if path.exists():
+    files.write_whole(path, ''.join(line for line in files.read_lines(path) if json.loads(line)['step'] <= last_step))
   return path
 
 
@@ -299,6 +301,7 @@ def draw_curves(workdir: pathlib.Path) -> pathlib.Path:
     axes.grid(alpha=0.3)
     if axes.lines:
       axes.legend()
-  path = workdir / 'curves.png'
-  figure.savefig(path, dpi=120)
+  path, picture = workdir / 'curves.png', io.BytesIO()
+  figure.savefig(picture, dpi=120)
+  files.write_whole(path, picture.getvalue())
   return path

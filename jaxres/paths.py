@@ -11,7 +11,7 @@ import stat
 from jaxres.errors import InputError, printable
 
 MAX_TEXT_BYTES = 64 << 20  # of a file of class names, JSON or Python that is read at once
-_SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://')
+_SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):/')  # pathlib makes one slash of two
 _KINDS = {
   stat.S_IFDIR: 'a directory',
   stat.S_IFIFO: 'a FIFO',

@@ -361,7 +361,7 @@ def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
     raise InputError(f'{directory}/config.json: cannot be read: {error}') from None
   options = {key: value for key, value in config_lib.to_dict(config)['model'].items() if value is not None}
   options.pop('dtype')
-  number, saved = _restore(directory, step)
+  number, saved = _restore(directory, step, config)
   variables = saved.get('ema') or {key: saved[key] for key in ('params', 'batch_stats')}
   variables = jax.tree.map(np.asarray, variables)
   options['num_classes'] = variables['params']['head']['fc']['kernel'].shape[1]
@@ -387,25 +387,25 @@ def _class_names(directory: pathlib.Path) -> tuple[str, ...] | None:
     raise InputError(f'{path}: cannot be read: {error}') from None
 
 
-def _restore(directory: pathlib.Path, step: str) -> tuple[int, Mapping[str, Any]]:
-  """Return the number of a checkpoint and its state as it was saved; the run is not touched."""
+def _restore(directory: pathlib.Path, step: str, config: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
+  """Return the number of a checkpoint and its state as it was saved, by ``config``; the run is not touched."""
   where = check_utf8(directory).absolute() / 'checkpoints'
-  number = _choose(where, step)
-  try:
-    return number, flax.traverse_util.unflatten_dict(integrity.read(where / str(number)).state, sep='/')
-  except integrity.DamagedError as error:
-    raise InputError(f'{where / str(number)}: damaged: {error}') from None
+  number, path, saved = integrity.follow(where, lambda paths: _choose(where, paths, step))
+  checkpoint.check_made_by(saved.about, config, path)
+  return number, flax.traverse_util.unflatten_dict(saved.state, sep='/')
 
 
-def _choose(where: pathlib.Path, step: str) -> int:
+def _choose(where: pathlib.Path, paths: Mapping[int, pathlib.Path], step: str) -> int:
   """Return the step that is asked for, of those that are whole."""
-  known = sorted(int(path.parts[-3]) for path in where.glob('*/state/_METADATA') if path.parts[-3].isdecimal())
+  known = [number for number, path in paths.items() if (path / 'state/_METADATA').exists()]
   if not known:
+    if paths:
+      raise integrity.DamagedError(f'no checkpoint there: none of {len(paths)} has a state')
     raise InputError(f'{where}: no checkpoint there; expected the workdir of a run that has saved one')
   if step == 'latest':
     return known[-1]
   if step == 'best':
-    return max(known, key=lambda number: checkpoint.rank(_scores(where / str(number), number)))
+    return max(known, key=lambda number: checkpoint.rank(_scores(paths[number], number)))
   if not step.isdecimal() or int(step) not in known:
     raise InputError(f'{where}: no step {step}; there are {known}')
   return int(step)
@@ -424,4 +424,4 @@ def _scores(path: pathlib.Path, number: int) -> dict[str, float]:
   try:
     return {'step': number} | json.loads((path / 'metrics/metrics').read_text())
   except (OSError, ValueError) as error:
-    raise InputError(f'{path}: damaged: its metrics cannot be read: {error}') from None
+    raise integrity.DamagedError(f'{path.name}: its metrics cannot be read: {error}') from None

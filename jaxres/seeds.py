@@ -12,6 +12,7 @@ from rich.table import Table
 
 from jaxres import config as config_lib
 from jaxres import files, log, train
+from jaxres import workdir as workdir_lib
 from jaxres.errors import InputError
 from jaxres.paths import user_path
 
@@ -75,7 +76,14 @@ def series(
   Raises:
     InputError: as ``train.train_and_evaluate``.
   """
-  workdir = user_path(workdir, '--workdir')
+  directory = user_path(workdir, '--workdir')
+  with workdir_lib.locked(directory):  # and each run locks its own
+    return _series(configs, directory, what)
+
+
+def _series(
+  configs: Mapping[str, Mapping[str, Mapping[str, Any]]], workdir: pathlib.Path, what: str
+) -> dict[str, Summary]:
   found = [train.train_and_evaluate(options, workdir / name) for name, options in configs.items()]
   names = [name for name in found[0] if all(name in metrics for metrics in found)]
   summaries = {name: summarize([metrics[name] for metrics in found], name) for name in names}

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that is asked to stop saves first; asked twice, it ends at once."""
+"""SIGTERM, SIGINT and SIGHUP: a run that is asked to stop saves first; asked twice, it ends at once."""
 
 import contextlib
 import functools
@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from jaxres import errors
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_SECONDS = 0.5  # `timeout` and many a launcher signal a process, and its group with it: that is one signal
 Function = TypeVar('Function', bound=Callable[..., Any])
 
@@ -74,27 +74,42 @@ class Watch:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Watch]:
-  """Note SIGTERM and SIGINT in a ``Watch``, and end the process at a second one, half a second later or more.
+  """Note SIGTERM, SIGINT and SIGHUP in a ``Watch``; end the process at a second one, half a second later or more.
 
   Only the main thread can; in another nothing is noted. Of several processes JAX notes SIGTERM, which can come to one
-  of them alone, and SIGINT stays as it is.
+  of them alone, SIGHUP becomes a SIGTERM, and SIGINT stays as it is. SIGHUP says that the terminal was closed; where it
+  is ignored, as ``nohup`` has it, it stays so, and it never is a second signal: shell and system both send it.
   """
   watch = Watch()
-  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+  if threading.current_thread() is not threading.main_thread():
     yield watch
+    return
+  ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+  if jax.process_count() > 1:
+    with _handled({} if ignored else {signal.SIGHUP: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}):
+      yield watch
     return
   came, wake = socket.socketpair()
   wake.setblocking(False)
   fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
   threading.Thread(target=_end_at_the_second, args=(came,), name='signals', daemon=True).start()
-  before = {number: signal.signal(number, watch._handle) for number in SIGNALS}
   try:
-    yield watch
+    with _handled({number: watch._handle for number in SIGNALS if not (ignored and number == signal.SIGHUP)}):
+      yield watch
+  finally:
+    signal.set_wakeup_fd(fd)
+    wake.close()
+
+
+@contextlib.contextmanager
+def _handled(handlers: Mapping[signal.Signals, Callable[[int, Any], Any]]) -> Iterator[None]:
+  """Have signals handled so for the length of the context."""
+  before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+  try:
+    yield
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
-    signal.set_wakeup_fd(fd)
-    wake.close()
 
 
 def _end_at_the_second(came: socket.socket) -> None:
@@ -105,7 +120,7 @@ def _end_at_the_second(came: socket.socket) -> None:
       if byte[0] not in SIGNALS:
         continue
       first = first or time.monotonic()
-      if time.monotonic() - first > SAME_SECONDS:
+      if time.monotonic() - first > SAME_SECONDS and byte[0] != signal.SIGHUP:
         os.write(2, b'stopped at once, by a second signal; the same command continues from the last save\n')
         os._exit(128 + byte[0])
 

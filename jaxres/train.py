@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
 
 from jaxres import badstep, checkpoint, data, distributed, evaluate, log, metrics, pretrained, sharding, signals, state
 from jaxres import config as config_lib
@@ -17,7 +16,6 @@ from jaxres import weights as weights_lib
 from jaxres import workdir as workdir_lib
 from jaxres.backend import be_deterministic, keep_freed_memory, keep_programs, memory_explained
 from jaxres.errors import InputError
-from jaxres.paths import check_utf8, user_path
 from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, grouped, make_plan, watched
 from jaxres.programs import Parts, Programs, less_memory, make_parts, make_programs
 from jaxres.recalibrate import recalibrated
@@ -26,7 +24,7 @@ from jaxres.state import TrainState
 SCAN_STEPS = 10  # of one call, where it pays
 SLOWER = 0.5  # times the learning rate, after a rollback
 Feeds = Callable[[int, int], Iterator[Any]]
-BeginRun = Callable[[], contextlib.AbstractContextManager[ocp.CheckpointManager]]
+BeginRun = Callable[[], contextlib.AbstractContextManager[checkpoint.Manager]]
 
 
 def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[str, float]:
@@ -52,14 +50,16 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   config = config_lib.complete(config)
   options = config_lib.to_dict(config)
   be_deterministic(options['train']['deterministic'])
-  workdir = workdir_lib.check_config(check_utf8(user_path(workdir, '--workdir'), '--workdir'), config)
   checkpoint.check(**options['checkpoint'])
-  parts = make_parts(options, workdir_lib.split_rule(workdir))
-  workdir_lib.check_data(workdir, parts.dataset.info)
-  if parts.init and not workdir_lib.has_checkpoint(workdir):  # bad weights are found now
-    parts.init(weights_lib.abstract(parts.model, parts.dataset.info.image_shape[2]))
-  begin = lambda: workdir_lib.open(workdir, config, parts.dataset.info, **options['checkpoint'])
-  return fit(parts, begin, workdir, **options['train'])
+  place = workdir_lib.choose(workdir, config)
+  with workdir_lib.locked(place):
+    workdir_lib.check_config(place, config)
+    parts = make_parts(options, workdir_lib.split_rule(place))
+    workdir_lib.check_data(place, parts.dataset.info)
+    if parts.init and not workdir_lib.has_checkpoint(place):  # bad weights are found now
+      parts.init(weights_lib.abstract(parts.model, parts.dataset.info.image_shape[2]))
+    begin = lambda: workdir_lib.open(place, config, parts.dataset.info, **options['checkpoint'])
+    return fit(parts, begin, place, **options['train'])
 
 
 def fit(
@@ -218,6 +218,8 @@ def run(training: Training, begin_run: BeginRun, workdir: pathlib.Path, rollback
     progress = progress._replace(rollbacks=max(progress.rollbacks, rollbacks))
     programs = training.programs(progress.rollbacks)
     start, stop = int(train_state.step), plan.eval_steps[-1]
+    if start < stop:
+      checkpoint.check_room(manager.place, train_state)
     log.print_start(train_state.params, workdir, start, stop, plan.steps_per_epoch)
     with log.RunLog(workdir, start, stop, plan.steps_per_epoch, training.spike_factor) as run_log:
       for begin, end in plan.segments(start, pending=bool(progress.partial)):
@@ -266,7 +268,7 @@ def with_rollbacks(attempt: Callable[[int], Progress], most: int) -> Progress:
 
 
 def restore_or_init(
-  manager: ocp.CheckpointManager, programs: Programs, key: jax.Array, init: pretrained.Init | None = None
+  manager: checkpoint.Manager, programs: Programs, key: jax.Array, init: pretrained.Init | None = None
 ) -> tuple[TrainState, Progress]:
   """Return the newest checkpoint's state and progress, or those of a training that begins, where ``init`` says."""
   restored = checkpoint.restore(manager, jax.eval_shape(programs.create, key), programs.shardings)

@@ -1,56 +1,66 @@
 """The workdir of a run: what is there already, and what is written before the training begins."""
 
 import contextlib
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import re
 import shutil
+import socket
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 import jaxres
-from jaxres import checkpoint, data, distributed, files
+from jaxres import checkpoint, data, distributed, files, integrity
 from jaxres import config as config_lib
 from jaxres.data.fingerprints import differences
 from jaxres.errors import InputError
+from jaxres.paths import check_utf8, user_path
 
-# What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
-MAY_CHANGE = {
-  'train.epochs', 'train.patience', 'train.scan_steps', 'train.log_every_steps', 'train.eval_batch_size',
-  'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
-  'tta.flip', 'tta.crop', 'tta.pad', 'train.shard_optimizer',
-  'data.workers', 'data.max_bad', 'train.max_rollbacks', 'train.spike_factor',
-}  # fmt: skip
+LOCK = '.lock'  # of a workdir: its content is for the message, and what counts is the lock that the kernel holds on it
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of a file system that cannot lock
+LEFT = re.compile(r'.+\.[0-9a-f]{8}\.part')  # what a kill leaves of a file that was being written
 IDENTITY = ('class_names', 'image_shape', 'splits')  # what of data.json must be the same: mean and std are rounded
 
 
-def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
-  """Return where the run goes: ``workdir``, or a fresh directory in it for a dry run.
+def choose(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> pathlib.Path:
+  """Return where the run goes: ``workdir``, or a directory in it for a dry run.
 
   Raises:
-    InputError: ``workdir`` is a file, or holds checkpoints of another config.
+    InputError: it is a URL, or no checkpoint can be saved there.
+  """
+  path = check_utf8(user_path(workdir, '--workdir'), '--workdir')
+  path = path / 'dry_run' if config['train']['dry_run'] else path
+  checkpoint.check_path(path.absolute() / 'checkpoints')
+  return path
+
+
+def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Raise InputError where ``workdir``, which is locked, holds checkpoints of another config; a dry run's are deleted.
+
+  What counts is what each checkpoint was made by, and ``config.json`` beside it: either can have been put there later.
   """
   if config['train']['dry_run']:
-    workdir = workdir / 'dry_run'
     if distributed.leads():
-      shutil.rmtree(workdir, ignore_errors=True)
+      for path in workdir.iterdir():
+        if path.name != LOCK:
+          shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     distributed.meet('the dry run before is deleted')
-  if workdir.exists() and not workdir.is_dir():
-    raise InputError(f'--workdir: {workdir} is a file; expected a directory')
   stored = read_json(workdir, 'config.json')
-  if stored is None:
-    return workdir
-  written = config_lib.complete(stored)  # by an older jaxres: a new field is at its default
-  changed = config_lib.differences(written, config)
-  if fixed := {path: values for path, values in changed.items() if path not in MAY_CHANGE}:
-    found = config_lib.describe_changes(fixed)
+  changed = checkpoint.other_fields(stored, config) if stored else {}
+  if changed:
+    found = config_lib.describe_changes(changed)
     raise InputError(f'--workdir: {workdir} holds a run of another config: {found}; use another --workdir')
-  return workdir
+  directory = workdir.absolute() / 'checkpoints'
+  for step in integrity.numbered(directory):
+    checkpoint.check_made_by(integrity.about(directory / str(step)), config, directory / str(step))
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -130,18 +140,114 @@ def environment() -> dict[str, Any]:
 @contextlib.contextmanager
 def open(
   workdir: pathlib.Path, config: Mapping[str, Any], info: data.Info, **options: Any
-) -> Iterator[ocp.CheckpointManager]:
-  """Make ``workdir``, write config, environment and description of the data there, and open its checkpoints.
+) -> Iterator[checkpoint.Manager]:
+  """Write config, environment and description of the data into ``workdir``, and open its checkpoints.
 
   Raises:
-    InputError: it cannot be made or written.
+    InputError: it cannot be written.
   """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
+  if distributed.leads():
+    for path in workdir.glob('*.part'):
+      if LEFT.fullmatch(path.name):
+        path.unlink()
   with checkpoint.open(workdir / 'checkpoints', **options) as manager:
     files.write_whole(workdir / 'config.json', config_lib.to_json(config))
     files.write_whole(workdir / 'environment.json', json.dumps(environment(), indent=2) + '\n')
     files.write_whole(workdir / 'data.json', json.dumps(describe(info), indent=2) + '\n')
     yield manager
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Keep every other training out of ``workdir``, which is made where it is missing; readers look at no lock.
+
+  The lock is of the kernel, which frees it with the process however that ends: a file that is left locks nobody out. Of
+  several processes the first holds it for all. What was made for the lock alone goes again.
+
+  Raises:
+    InputError: another training is there, or it cannot be made or written.
+  """
+  with contextlib.ExitStack() as stack:
+    refusal = ''
+    if distributed.leads():
+      try:
+        stack.enter_context(_locked(workdir))
+      except InputError as error:
+        refusal = str(error)
+    if distributed.any_says(bool(refusal)):
+      raise InputError(refusal or f'--workdir: {workdir}: process 0 cannot train there, and says why')
+    yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+  missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f'--workdir: {workdir} is a file; expected a directory')
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
+  try:
+    file = _take_lock(workdir)
+    try:
+      yield
+    finally:
+      with contextlib.suppress(FileNotFoundError):  # a dry run's workdir may be deleted with all that is in it
+        (workdir / LOCK).unlink()
+      os.close(file)
+  finally:
+    with contextlib.suppress(OSError):  # one that is no longer empty stays
+      for path in missing:
+        path.rmdir()
+
+
+def _take_lock(workdir: pathlib.Path) -> int:
+  """Return the descriptor that holds the lock of ``workdir``."""
+  path = workdir / LOCK
+  while True:
+    try:
+      file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+      raise InputError(f'--workdir: cannot write in {workdir}: {error.strerror}') from error
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      holder = trainer(workdir)
+      if error.errno not in NO_LOCKS:
+        os.close(file)
+        fix = 'wait for its end, or use another --workdir'
+        raise InputError(f'--workdir: {workdir} is in use: {holder or "another process"} trains there; {fix}') from None
+      print(
+        f'{workdir}: no locks on this file system ({error.strerror}): see that nothing else trains there',
+        file=sys.stderr,
+      )
+      break
+    if _is_at(file, path):  # or the one before deleted it as it ended
+      break
+    os.close(file)
+  with contextlib.suppress(OSError):  # a full disk: it is for the message alone
+    os.ftruncate(file, 0)
+    os.write(file, json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}).encode())
+  return file
+
+
+def _is_at(file: int, path: pathlib.Path) -> bool:
+  try:
+    return os.path.samestat(os.fstat(file), path.stat())
+  except FileNotFoundError:
+    return False
+
+
+def trainer(workdir: pathlib.Path) -> str | None:
+  """Return who says that it trains in ``workdir``, such as ``'process 7 on host a'``; None where nobody does."""
+  try:
+    content = json.loads((workdir / LOCK).read_text())
+    number, host = int(content['pid']), str(content['host'])[:99]
+    if host == socket.gethostname():
+      os.kill(number, 0)  # which only looks whether it is there
+  except PermissionError:
+    pass  # of another user
+  except (OSError, ValueError, LookupError, TypeError, OverflowError):
+    return None
+  return f'process {number} on host {host}'

@@ -1,4 +1,8 @@
+import errno
 import hashlib
+import os
+import shutil
+import threading
 
 import flax.struct
 import jax
@@ -7,7 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxres import checkpoint, sharding
+from jaxres import checkpoint, doctor, integrity, sharding
+from jaxres import digest as digest_tool
 from jaxres import state as state_lib
 from jaxres.errors import InputError
 from jaxres.state import TrainState
@@ -150,3 +155,154 @@ def test_eight_devices_then_one_then_eight(tmp_path, shard_optimizer: bool) -> N
     with checkpoint.open(tmp_path / f'{number}') as manager:
       checkpoint.save(manager, found, {}, {})
   assert len(set(digests)) == 1
+
+
+ODD_NAMES = [
+  'a [1]',
+  '[!a]',
+  '50%',
+  '%41',
+  'C# code',
+  'a?b',
+  'a|b',
+  'a*b',
+  '{x}',
+  "it's",
+  'ü 日本',
+  'a:b',
+  '~x',
+  '-x',
+  '$HOME',
+  ' ',
+]
+
+
+@pytest.mark.parametrize('name', ODD_NAMES)
+def test_a_path_is_no_pattern_and_no_url(tmp_path, name: str) -> None:
+  directory = tmp_path / name / name / 'c'
+  for step in (1, 2):
+    with checkpoint.open(directory) as manager:
+      checkpoint.save(manager, make_state(step), {}, {})
+  with checkpoint.open(directory) as manager:
+    assert_equal(restore(manager)[0], make_state(2))
+  assert integrity.numbered(directory) == [2]
+  assert integrity.damage(directory / '2') is None
+
+
+@pytest.mark.parametrize('name', ['a\\b', 'caf\udce9', 'gs:'])
+def test_a_path_under_which_nothing_can_be_saved_is_refused(tmp_path, name: str) -> None:
+  with pytest.raises(InputError, match='no checkpoint can be saved under this path'), checkpoint.open(tmp_path / name):
+    pass
+  assert not [*tmp_path.iterdir()]
+
+
+def test_a_directory_is_local_whatever_its_name() -> None:
+  assert [str(checkpoint.Directory(path)) for path in ('/gs/x', '/s3/x', '/x')] == ['/gs/x', '/s3/x', '/x']
+  assert [str(checkpoint.Directory(path) / 'y') for path in ('/gs/x', '/x')] == ['/gs/x/y', '/x/y']
+
+
+def flip_when_committed(monkeypatch, step: int) -> None:
+  """Have a bit of the checkpoint of ``step`` flipped between its commit and the look at it."""
+  difference = integrity.difference
+
+  def flipped(path, known):
+    if path.name == str(step):
+      victim = max((path / 'state').rglob('d/*'), key=lambda file: file.stat().st_size)
+      content = bytearray(victim.read_bytes())
+      content[len(content) // 2] ^= 1
+      victim.write_bytes(content)
+    return difference(path, known)
+
+  monkeypatch.setattr(integrity, 'difference', flipped)
+
+
+@pytest.mark.parametrize('where', ['commit', 'next save', 'end'])
+@pytest.mark.parametrize('same_step', [False, True])
+def test_what_cannot_be_read_back_was_not_saved(tmp_path, monkeypatch, where: str, same_step: bool) -> None:
+  bad = 1 if same_step else 2
+  with checkpoint.open(tmp_path / 'c') as manager:
+    checkpoint.save(manager, make_state(1), {'of': 'before'}, {})
+  flip_when_committed(monkeypatch, bad)
+  match = 'it was written, and is not what was to be saved: .*; saved are the steps: 1;'
+  with pytest.raises(InputError, match=match), checkpoint.open(tmp_path / 'c') as manager:
+    checkpoint.save(manager, make_state(bad), {'of': 'after'}, {}, commit=where == 'commit')
+    if where == 'next save':
+      checkpoint.save(manager, make_state(3), {}, {})
+      pytest.fail('went on')
+  monkeypatch.undo()
+  assert (tmp_path / f'c/{bad}.bad').is_dir()
+  with checkpoint.open(tmp_path / 'c') as manager:
+    state, progress = restore(manager)
+  assert_equal(state, make_state(1))
+  assert progress == {'of': 'before'}
+
+
+def test_what_orbax_did_not_merge_was_not_saved(tmp_path, monkeypatch) -> None:
+  monkeypatch.delattr(checkpoint.Directory, 'glob')  # as Orbax looks for its parts by itself
+  match = 'is not what was to be saved: leaf .*saved are the steps: none'
+  with pytest.raises(InputError, match=match), checkpoint.open(tmp_path / 'a [1]') as manager:
+    checkpoint.save(manager, make_state(1), {}, {}, commit=True)
+
+
+def test_a_kill_before_the_look_falls_back_on_what_made_way(tmp_path, capfd) -> None:
+  with checkpoint.open(tmp_path / 'c', keep_latest=2) as manager:
+    for step in (1, 2):
+      checkpoint.save(manager, make_state(step), {}, {})
+  (tmp_path / 'c' / checkpoint.DELETED).mkdir()
+  (tmp_path / 'c/1').rename(tmp_path / 'c' / checkpoint.DELETED / '1')
+  (tmp_path / 'c/2/state/manifest.ocdbt').unlink()
+  with checkpoint.open(tmp_path / 'c') as manager:
+    assert_equal(restore(manager)[0], make_state(1))
+  assert 'checkpoint 2 is damaged' in capfd.readouterr().err
+
+
+def test_no_room_for_one_checkpoint_is_told_before_the_first_step(tmp_path, monkeypatch) -> None:
+  template = jax.eval_shape(lambda: make_state(0))
+  checkpoint.check_room(tmp_path, template)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10, 10, 1000))
+  with pytest.raises(InputError, match=r'the disk is full: .*a checkpoint of this run needs 1\.[01] MB'):
+    checkpoint.check_room(tmp_path, template)
+
+
+@pytest.mark.parametrize('keep_latest', [1, 2])
+def test_readers_beside_a_training_are_never_wrong(tmp_path, keep_latest: int) -> None:
+  directory, over, looks = tmp_path / 'checkpoints', threading.Event(), 0
+
+  def train() -> None:
+    with checkpoint.open(directory, keep_latest=keep_latest) as manager:
+      for step in range(2, 24):
+        for _ in range(1 + (step % 3 == 0)):  # now and then the same step again, as behind a signal
+          checkpoint.save(manager, make_state(step), {}, {}, commit=True)
+    over.set()
+
+  with checkpoint.open(directory) as manager:
+    checkpoint.save(manager, make_state(1), {}, {})
+  known = {step: np.asarray(make_state(step).params['a']) for step in range(1, 40)}
+  thread = threading.Thread(target=train)
+  thread.start()
+  try:
+    while not over.is_set():
+      step, saved = digest_tool.load(tmp_path, None)
+      np.testing.assert_array_equal(saved.state['params/a'], known[step])
+      assert not [row for row in doctor.looked_at(directory, None) if row.verdict != 'ok']
+      looks += 2
+  finally:
+    thread.join()
+  assert looks >= 10
+
+
+@pytest.mark.parametrize(('number', 'words'), [(errno.EROFS, 'Read-only file system'), (errno.EIO, 'Input/output')])
+def test_a_disk_that_cannot_be_written_any_more_is_one_line(tmp_path, monkeypatch, number: int, words: str) -> None:
+  def refuse(*_: object, **__: object) -> None:
+    raise ValueError('of Orbax') from OSError(number, os.strerror(number))
+
+  with checkpoint.open(tmp_path / 'c') as manager:
+    checkpoint.save(manager, make_state(1), {}, {}, commit=True)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=rf'cannot write .*{words}.*steps: 1; make it'):
+      patch.setattr(ocp.CheckpointManager, 'save', refuse)
+      checkpoint.save(manager, make_state(2), {}, {})
+
+
+def test_the_disk_of_a_checkpoint_is_not_blamed_for_another(tmp_path) -> None:
+  with pytest.raises(OSError, match='No space'), checkpoint.open(tmp_path / 'c'):
+    raise OSError(errno.ENOSPC, 'No space left on device', '/elsewhere')

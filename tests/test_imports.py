@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(jaxres.__file__).parent
 LAYERS = [
   {'errors', 'hints', 'xla_flags'},
   {'paths'},
-  {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals'},
+  {'trees', 'config', 'losses', 'metrics', 'backend', 'sharding', 'distributed', 'signals', 'outputs'},
   {'files'},
   {'models', 'data', 'page', 'pictures', 'xplane', 'known_sums'},
   {'attribution', 'freezing'},

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from tests.faults import breaking, inputs
+from tests.faults import breaking, inputs, sharing
 from tests.faults.runs import Row
 from tests.faults.table import RESULTS, rows
 
@@ -58,6 +58,12 @@ TRIALS: dict[str, tuple[Callable[[int, pathlib.Path, random.Random], Row], int]]
   'full_disks': (breaking.full_disk, 20),
   'corruptions': (breaking.corrupted, 300),
   'nans': (breaking.nan, 30),
+  'odd_paths': (sharing.odd_path, 300),
+  'two_trainings': (sharing.two_trainings, 20),
+  'exchanged': (sharing.exchanged, 12),
+  'late_full_disks': (sharing.late_full_disk, 10),
+  'closed_outputs': (sharing.closed_output, 12),
+  'live_readers': (sharing.live_readers, 10),
   'devices': (breaking.other_devices, 6),
   'configs': (inputs.bad_config, 50),
   'images': (inputs.bad_image, 100),

@@ -105,6 +105,16 @@ def restored(found: Sequence[Row]) -> str:
   return f'8 to {", ".join(map(str, counts))} to 8 devices; optimiser whole and sharded'
 
 
+def second(found: Sequence[Row]) -> str:
+  return (
+    f'{sum(row["refused"] for row in found)} told off, {sum(row["ends_alike"] for row in found)} ended bit-identical'
+  )
+
+
+def looked(found: Sequence[Row]) -> str:
+  return f'{sum(row["looks"] for row in found):,} looks, {sum(len(row["wrong"]) for row in found)} wrong'
+
+
 def slowest(found: Sequence[Row]) -> str:
   return f'slowest answer {max(row["run_s"] for row in found):.1f} s'
 
@@ -130,6 +140,28 @@ KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
     'stops at that step; nothing of it saved',
     lambda _: '',
   ),
+  'odd_paths': ('a path of `[ ] % # ? | *` and other letters', 'saved and read there, or refused before', lambda _: ''),
+  'two_trainings': (
+    'a second training in a workdir',
+    'one line that names the first, which ends bit-identical',
+    second,
+  ),
+  'exchanged': (
+    'checkpoints of another run, `config.json` gone',
+    'one line with the field; nothing touched',
+    lambda _: '',
+  ),
+  'late_full_disks': (
+    'a disk that is full behind the last save, or too small',
+    'one line; nothing half written',
+    lambda _: '',
+  ),
+  'closed_outputs': (
+    'an output that is closed, full or ASCII',
+    'the run ends bit-identical, with status 0',
+    lambda _: '',
+  ),
+  'live_readers': ('tools read a run that trains', 'no look is wrong', looked),
   'devices': ('restored on other devices, and back', 'every leaf the same, to the bit', restored),
   'configs': ('a misspelt field, a wrong type', 'one line with the field and the nearest word', slowest),
   'images': (

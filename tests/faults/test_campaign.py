@@ -26,12 +26,16 @@ def test_the_campaign_goes_on_where_it_was(tmp_path) -> None:
   assert [row['trial'] for row in run('configs', 2, tmp_path)] == [0, 1]
 
 
+def test_odd_paths_in_every_run(tmp_path) -> None:
+  assert len(run('odd_paths', 6, tmp_path)) == 6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', campaign.TRIALS)
 def test_trials(kind: str, tmp_path) -> None:
   if kind == 'memory' and pathlib.Path('/proc/sys/vm/overcommit_memory').read_text().strip() == '1':
     pytest.skip('the system refuses no memory')
-  if kind == 'full_disks' and os.geteuid() != 0:
+  if kind in ('full_disks', 'late_full_disks') and os.geteuid() != 0:
     pytest.skip('only root can mount a small disk')
   assert len(run(kind, 3, tmp_path)) == 3
 

@@ -75,9 +75,11 @@ with signals.exits(), signals.watched() as watch:
 """
 
 
-@pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize('times', ['once', 'together', 'twice'])
 def test_the_exit_status(number: signal.Signals, status: int, times: str) -> None:
+  if number == signal.SIGHUP and times == 'twice':
+    times = 'together'  # a closed terminal sends it again and again, which ends nothing
   process = subprocess.Popen(
     [sys.executable, '-c', PROGRAM, times], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
@@ -95,6 +97,17 @@ def test_the_exit_status(number: signal.Signals, status: int, times: str) -> Non
   assert said == (
     again if times == 'twice' else f'{number.name}: step 7 is saved; the same command continues the run\n'
   )
+
+
+def test_nohup_is_kept() -> None:
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with signals.watched() as watch:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+      assert watch.number is None
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize('part', ['params', 'batch_stats', 'opt_state', 'step', 'ema', 'progress'])
