@@ -74,6 +74,7 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
   Raises:
     InputError: there are checkpoints, and none is whole; nothing is renamed then.
   """
+  _put_odd_aside(directory)
   steps = integrity.numbered(directory)
   damaged = {step: reason for step in steps if (reason := _damage(directory / str(step)))}
   if steps and len(damaged) == len(steps):
@@ -85,6 +86,17 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
       print(f'checkpoint {step} is damaged: {reason}; it is now {aside}', file=sys.stderr)
   if damaged:
     distributed.meet('damaged checkpoints are put aside')
+
+
+def _put_odd_aside(directory: pathlib.Path) -> None:
+  """Rename what would be in the way of a save, such as a file that is called as a step; say what is no checkpoint."""
+  odd = integrity.odd(directory)
+  for name in odd if distributed.leads() else ():
+    path = directory / name
+    done = 'is ignored' if path.is_dir() else f'is now {integrity.put_aside(path)}'
+    print(f'{path} is no checkpoint, and {done}', file=sys.stderr)
+  if odd:
+    distributed.meet('what is no checkpoint is put aside')
 
 
 def _damage(path: pathlib.Path) -> str | None:

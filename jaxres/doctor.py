@@ -19,12 +19,19 @@ import jaxlib.version
 import numpy as np
 from rich.table import Column, Table
 
-from jaxres import backend, badstep, data, integrity, log, plan, programs
+from jaxres import backend, badstep, data, integrity, log, plan, programs, rows
 from jaxres import config as config_lib
+from jaxres import workdir as workdir_lib
 from jaxres.errors import InputError
+from jaxres.files import DamagedError
 
 SHOWN_IDS = 8  # of a bad batch
 LEAST_FREE_BYTES = 1 << 30  # of a disk, before it is warned of
+RUN_FILES: dict[str, Callable[[pathlib.Path], Any]] = {
+  'config.json': workdir_lib.read_config,
+  'data.json': workdir_lib.read_data,
+  'environment.json': workdir_lib.read_environment,
+}
 COLORS = {'ok': 'green', 'warning': 'yellow', 'problem': 'red'}
 
 
@@ -268,9 +275,24 @@ def workdir(directory: pathlib.Path) -> Checks:
       'damaged, was put aside' if '.bad' in path.name else 'left by a save that was cut short; the next run deletes it'
     )
     yield Check(path.name, 'warning', f'{path}: {what}')
+  for name in integrity.odd(checkpoints):
+    yield Check(f'checkpoints/{name}', 'warning', f'{checkpoints / name}: no checkpoint, though it is called as one')
+  yield from run_files(directory)
   for path in sorted(directory.glob('bad_step_*.npz')):
     yield Check(path.name, 'warning', f'a step was not finite: jaxres doctor --replay {path}')
   yield disk(directory)
+
+
+def run_files(directory: pathlib.Path) -> Checks:
+  """Look at what a run has written beside its checkpoints; yield what is damaged."""
+  for name, read in RUN_FILES.items():
+    try:
+      read(directory)
+    except DamagedError as error:
+      yield Check(name, 'problem', f'{error}')
+  _, damage = rows.read(directory / 'metrics.jsonl')
+  if damage:
+    yield Check('metrics.jsonl', 'warning', damage)
 
 
 def verified(path: pathlib.Path) -> Check:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,14 +16,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from jaxres import sharding, trees
+from jaxres import files, schema, sharding, trees
 from jaxres.errors import InputError
+from jaxres.files import DamagedError
 
 JSON_ITEMS = {'progress': 'metadata', 'about': 'metadata', 'metrics': 'metrics'}  # and the files of their content
-
-
-class DamagedError(InputError):
-  """A checkpoint is not what was saved; the message says which part of it."""
+LEAF = re.compile(r'[a-z0-9_]+\[(\d+(,\d+)*)?\] [0-9a-f]{64}')  # as ``leaf_digest`` makes it
+_DIGEST = schema.Check('a dtype, a shape and a SHA-256', lambda x: isinstance(x, str) and bool(LEAF.fullmatch(x)))
+DIGESTS = {'state': schema.object_of(_DIGEST, least=1)} | dict.fromkeys(JSON_ITEMS, schema.SHA256)
+SCORES = schema.object_of(schema.number())  # of the item ``metrics``
 
 
 class Saved(NamedTuple):
@@ -75,20 +77,32 @@ def read(path: pathlib.Path) -> Saved:
   Raises:
     DamagedError: a part is missing, cannot be read, or is not what was saved.
   """
-  parts = {item: _read_json(path, item) for item in ('progress', 'metrics', 'about', 'digests')}
+  parts = {item: _read_item(path, item) for item in ('progress', 'metrics', 'about', 'digests')}
   expected = parts.pop('digests')
-  if expected is None and (parts['about'] is not None or 'digests' in _items(path)):
-    raise DamagedError('digests: missing')
+  if expected is None:
+    _check_older(path)
+  else:
+    schema.check_fields(expected, DIGESTS, 'digests', optional=JSON_ITEMS, fix='')
   for item, content in parts.items():
     found = None if content is None else json_digest(content)
     if expected is not None and found != expected.get(item):
       raise DamagedError(f'{item}: {"missing" if content is None else "not what was saved"}')
   if parts['metrics'] is not None and parts['metrics'].get('step') != int(path.name):
-    raise DamagedError(f'metrics: of step {parts["metrics"].get("step")}')
-  if expected is not None and not isinstance(expected.get('state'), dict):
-    raise DamagedError('digests: not what was saved')
+    raise DamagedError(f'metrics: of step {schema.brief(parts["metrics"].get("step"))}')
   state, digests = _read_state(path / 'state', None if expected is None else expected['state'])
   return Saved(state, digests, parts['progress'] or {}, parts['about'] or {}, expected is not None)
+
+
+def read_scores(path: pathlib.Path) -> dict[str, float]:
+  """Return what the checkpoint in ``path`` is ranked by: its step, and its validation top-1 where it has one.
+
+  Raises:
+    DamagedError: it cannot be read.
+  """
+  scores = _read_item(path, 'metrics')
+  if scores is None or not SCORES.holds(scores):
+    raise DamagedError('metrics: missing' if scores is None else 'metrics: not what was saved')
+  return {'step': int(path.name)} | scores
 
 
 def damage(path: pathlib.Path) -> str | None:
@@ -101,14 +115,41 @@ def damage(path: pathlib.Path) -> str | None:
 
 
 def numbered(directory: pathlib.Path) -> list[int]:
-  """Return the steps of the checkpoints in ``directory``, damaged ones too, in ascending order."""
-  return sorted(int(path.name) for path in directory.glob('*') if path.name.isdecimal() and path.name.isascii())
+  """Return the steps of the checkpoints in ``directory``, damaged ones too, in ascending order.
+
+  Only a directory is one, and only by the name that a step has: not ``007``, a file or a link to nothing.
+  """
+  return sorted(int(name) for name in _entries(directory) if _is_step(name) and os.path.isdir(directory / name))
+
+
+def odd(directory: pathlib.Path) -> list[str]:
+  """Return the names in ``directory`` that read like a step and are no checkpoint."""
+  numbers = (name for name in _entries(directory) if name.isdecimal())
+  return sorted(name for name in numbers if not (_is_step(name) and os.path.isdir(directory / name)))
+
+
+def _is_step(name: str) -> bool:
+  return len(name) < 12 and name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def _entries(directory: pathlib.Path) -> list[str]:
+  """Return the names in ``directory``; none where it is missing.
+
+  Raises:
+    InputError: it is no directory, or cannot be read.
+  """
+  try:
+    return os.listdir(directory)
+  except FileNotFoundError:
+    return []
+  except OSError as error:
+    raise InputError(f'{directory}: cannot be read: {error.strerror}; expected a directory of checkpoints') from None
 
 
 def put_aside(path: pathlib.Path) -> pathlib.Path:
-  """Rename a checkpoint's directory, so that a run can save that step again; return where it is now."""
+  """Rename what has a step's name, so that a run can save that step; return where it is now."""
   names = (path.with_name(f'{path.name}.bad{number or ""}') for number in range(10_000))
-  to = next(name for name in names if not name.exists())
+  to = next(name for name in names if not os.path.lexists(name))
   os.rename(path, to)
   return to
 
@@ -128,7 +169,7 @@ def kinds(tree: Any) -> dict[str, str]:
 
 def _read_state(path: pathlib.Path, expected: Mapping[str, str] | None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """Return the leaves and their digests, compared with those expected where these are known."""
-  state = _read_unknown(path) if expected is None else _read_arrays(path, list(expected))
+  state = _read_unknown(path) if expected is None else _read_arrays(path, expected)
   digests = {name: leaf_digest(array) for name, array in state.items()}
   for name, found in digests.items():
     if expected is not None and found != expected[name]:
@@ -137,19 +178,33 @@ def _read_state(path: pathlib.Path, expected: Mapping[str, str] | None) -> tuple
   return state, digests
 
 
-def _read_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-  """Return the arrays of these names, as Orbax lays them down: zarr in one OCDBT database.
+def _read_arrays(path: pathlib.Path, expected: Mapping[str, str]) -> dict[str, np.ndarray]:
+  """Return the arrays that are there, which must be those of these digests, as Orbax lays them down: zarr in OCDBT.
 
   TensorStore reads them without Orbax, which does not say which array is bad, leaves tracebacks of its threads, and
-  needs files that can be damaged too while all arrays are whole.
+  needs files that can be damaged too while all arrays are whole. The dtype and the shape are compared before memory is
+  taken for them.
   """
   where = {'driver': 'ocdbt', 'base': f'file://{path}/'}
   opened, read = {}, {}
-  for name in names:
+  for name in expected:
     opened[name] = ts.open({'driver': 'zarr', 'kvstore': where | {'path': name.replace('/', '.') + '/'}}, read=True)
   for name, future in opened.items():
-    read[name] = _result(name, future).read()
+    store = _result(name, future)
+    kind = _kind(store.dtype.numpy_dtype, store.shape)
+    if kind != expected[name].split()[0]:
+      raise DamagedError(f'leaf {name}: it is not what was saved ({kind:.80})')
+    read[name] = store.read()
+  _check_names(_result('names', ts.KvStore.open(where)), expected)
   return {name: np.asarray(_result(name, future)) for name, future in read.items()}
+
+
+def _check_names(store: Any, expected: Mapping[str, str]) -> None:
+  """Raise DamagedError where arrays lie in ``store`` whose digests are not known."""
+  arrays = {key.decode(errors='replace').rpartition('/')[0] for key in _result('names', store.list())}
+  unknown = sorted(arrays - {name.replace('/', '.') for name in expected})
+  if unknown:
+    raise DamagedError(f'digests: none of {len(unknown)} arrays that are there, the first {unknown[0]:.80}')
 
 
 def _result(name: str, future: Any) -> Any:
@@ -170,26 +225,25 @@ def _read_unknown(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise DamagedError(f'state: cannot be read: {" ".join(str(error).split())[:160]}') from None
 
 
-def _read_json(path: pathlib.Path, item: str) -> Any:
+def _read_item(path: pathlib.Path, item: str) -> Any:
   """Return the content of an item; None where it is missing."""
   file = path / item / JSON_ITEMS.get(item, 'metadata')
-  if not file.exists():
-    return None
-  try:
-    content = json.loads(file.read_text())
-  except (OSError, ValueError) as error:
-    raise DamagedError(f'{item}: cannot be read: {error}') from None
-  if not isinstance(content, dict):
+  content = files.read_json(file, finite=False, where=item, fix='')  # a metric may be no number
+  if content is not None and not isinstance(content, dict):
     raise DamagedError(f'{item}: not what was saved')
   return content
 
 
-def _items(path: pathlib.Path) -> list[str]:
-  """Return the items that a checkpoint had when it was saved, as far as Orbax's own file tells."""
-  try:
-    return list(json.loads((path / '_CHECKPOINT_METADATA').read_text())['item_handlers'])
-  except (OSError, ValueError, LookupError, TypeError):
-    return []
+def _check_older(path: pathlib.Path) -> None:
+  """Raise DamagedError where a checkpoint without digests is not known to be of a jaxres that wrote none.
+
+  Orbax's own file tells what items it had when it was saved.
+  """
+  described = files.read_json(path / '_CHECKPOINT_METADATA', finite=False, where='digests', fix='')
+  items = described.get('item_handlers') if isinstance(described, dict) else None
+  newer = ('digests', 'about')
+  if not isinstance(items, dict) or any(item in items or os.path.lexists(path / item) for item in newer):
+    raise DamagedError('digests: missing')
 
 
 def without_speeds(content: Any) -> Any:

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxres import config as config_lib
-from jaxres import data, models, pretrained
+from jaxres import data, models, pretrained, workdir
 from jaxres.data import decode, folder
 from jaxres.data.augment import normalize
 from jaxres.errors import InputError
@@ -70,8 +69,10 @@ def load(source: str, step: str = 'best', class_names: str | None = None, image_
     mean, std = (statistic[: found.channels] for statistic in data.IMAGENET)
     predictor = Predictor(model, found.variables, names, shape, CENTER_CROP if is_large else 1.0, mean, std)
   else:
-    config = config_lib.to_dict(config_lib.complete(json.loads((run / 'config.json').read_text())))
-    info, fields = _read_info(run), config['data']
+    config = workdir.read_config(run) or {}
+    info, fields = workdir.read_data(run, 'image_shape', 'mean', 'std'), config['data']
+    if info is None:
+      raise InputError(f'{run}/data.json: missing: no image_shape, mean and std; the run must be newer')
     size = image_size or fields['eval_image_size'] or fields['image_size']
     shape = (size, size, found.channels) if size else tuple(info['image_shape'])
     model = models.create(**found.options, dtype=config['model']['dtype'])
@@ -80,15 +81,6 @@ def load(source: str, step: str = 'best', class_names: str | None = None, image_
   if shape[0] != shape[1] or shape[2] not in (1, 3):
     raise InputError(f'{source}: it sees images of {list(shape)}; predict makes square ones of 1 or 3 channels')
   return predictor
-
-
-def _read_info(run: pathlib.Path) -> dict[str, Any]:
-  """Return the description of a run's data."""
-  try:
-    info: dict[str, Any] = json.loads((run / 'data.json').read_text())
-    return {key: info[key] for key in ('image_shape', 'mean', 'std')}
-  except (OSError, ValueError, LookupError, TypeError) as error:
-    raise InputError(f'{run}/data.json: no image_shape, mean and std there ({error}); the run must be newer') from None
 
 
 def find(words: Iterable[str]) -> list[pathlib.Path]:
