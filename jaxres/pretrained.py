@@ -274,7 +274,7 @@ def _of_torch(state_dict: weights.StateDict, path: pathlib.Path, skip: Sequence[
 
 def _read_written(directory: pathlib.Path) -> Pretrained:
   path, described = directory / 'weights.safetensors', directory / 'model.json'
-  given = _description(described)
+  given = read_description(described)
   try:
     with open_regular(path) as file:
       data = file.read()
@@ -296,7 +296,7 @@ def _read_written(directory: pathlib.Path) -> Pretrained:
   return Pretrained(variables, options, _channels(variables), dialect, batches, names and tuple(names), origin)
 
 
-def _description(path: pathlib.Path) -> dict[str, Any]:
+def read_description(path: pathlib.Path) -> dict[str, Any]:
   """Return the content of a ``model.json``, compared with its own digest, which an older jaxres did not write."""
   given = read_json(path)
   if isinstance(given, dict) and given.get('format', FORMAT) != FORMAT:

@@ -28,6 +28,7 @@ MAY_CHANGE = {
 }  # fmt: skip
 IDENTITY = ('class_names', 'image_shape', 'splits')  # what of data.json must be the same: mean and std are rounded
 
+MAX_CONFIG = 1 << 20  # bytes of config.json
 MAX_CHANNELS = 1024
 MAX_PIXELS = 1 << 24  # of an image: 4096 x 4096
 _SHAPE = schema.array_of(schema.integer(1, MAX_PIXELS), 3, 3)
@@ -118,7 +119,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, dict[str, Any]] | None:
   Raises:
     DamagedError: ``config.json`` is no config.
   """
-  content = files.read_json(workdir / 'config.json')
+  content = files.read_json(workdir / 'config.json', limit=MAX_CONFIG)
   return None if content is None else as_config(content, workdir / 'config.json')
 
 
@@ -133,7 +134,8 @@ def as_config(content: Any, where: object) -> dict[str, dict[str, Any]]:
   try:
     return config_lib.to_dict(config_lib.complete(content))
   except InputError as error:
-    raise files.DamagedError(f'{where}: {f"{error}":.240}; {files.PUT_BACK}') from None
+    reason = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in f'{error}'[:240])
+    raise files.DamagedError(f'{where}: {reason}; {files.PUT_BACK}') from None
 
 
 def read_data(workdir: pathlib.Path, *needed: str) -> dict[str, Any] | None:
