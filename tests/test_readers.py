@@ -58,12 +58,15 @@ MODEL: dict[str, Any] = {
 }
 VALUES = [
   None, True, -1, 0, 3, 2**31, 10**30, -(10**299), 1e308, 0.5, math.nan, math.inf, -math.inf, '', 'x', 'x' * 9_000,
-  '\ud800', '\x1b[2J\n', DIGITS, [], {}, [[]], [1, 2, 3], {'a': 1}, [100_000, 100_000, 3], ['a'] * 3, [0.5, math.nan, 1],
+  '\ud800', '\x1b[2J\n', DIGITS, [], {}, [[]], [1, 2, 3], {'a': 1}, [100_000, 100_000, 3], ['a'] * 3,
+  [0.5, math.nan, 1],
   [10**9] * 3, ['x'] * 5_000, HASHES[2],
 ]  # fmt: skip
 OTHERS = [
-  b'', b'\n', b'null', b'3', b'[]', b'{}', b'"x"', b'\x00' * 300, b'\x89PNG\r\n\x1a\n' + b'\xff' * 90, b'PK\x03\x04', b'[' * 200_000,
-  b'{"a":' * 50_000, b'[' * 40 + b']' * 40, b'\xff\xfe{\x00}\x00', b'caf\xe9', b'<html>', b'NaN', b'1e999', b'{"a": 1, "a": 2}',
+  b'', b'\n', b'null', b'3', b'[]', b'{}', b'"x"', b'\x00' * 300, b'\x89PNG\r\n\x1a\n' + b'\xff' * 90, b'PK\x03\x04',
+  b'[' * 200_000,
+  b'{"a":' * 50_000, b'[' * 40 + b']' * 40, b'\xff\xfe{\x00}\x00', b'caf\xe9', b'<html>', b'NaN', b'1e999',
+  b'{"a": 1, "a": 2}',
   b'9' * 5_000, b'-', b'\xef\xbb\xbf{}', b'[' + b'[],' * 100_000 + b'[]]',
 ]  # fmt: skip
 
@@ -474,8 +477,10 @@ def test_the_line_names_the_file_and_the_field(tmp_path, text: bytes, line: str)
 
 
 DAMAGED = [
-  b'', b'garbage', b'{"step": ', b'{"epoch": 1.0}', b'[1, 2]', b'{"step": true, "epoch": 1}', b'{"step": 1e3, "epoch": 1}',
-  b'{"step": ' + b'7' * 400 + b', "epoch": 1}', b'\xff\xfe\x00', b'[' * 60_000, b'x' * 70_000, b'{"step": -1, "epoch": 1}',
+  b'', b'garbage', b'{"step": ', b'{"epoch": 1.0}', b'[1, 2]', b'{"step": true, "epoch": 1}',
+  b'{"step": 1e3, "epoch": 1}',
+  b'{"step": ' + b'7' * 400 + b', "epoch": 1}', b'\xff\xfe\x00', b'[' * 60_000, b'x' * 70_000,
+  b'{"step": -1, "epoch": 1}',
 ]  # fmt: skip
 
 
