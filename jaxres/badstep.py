@@ -20,13 +20,14 @@ from jaxres.state import TrainState
 
 SHOWN_IDS = 8  # of a batch, in one line
 AGAIN = 'the run that stops at that step again writes it again'
+_NAME = schema.Check('a name', lambda x: type(x) is str and len(x) < 300 and x.isprintable())
 _OBJECT = schema.Check('an object', lambda x: isinstance(x, dict))
 ABOUT = {'config': _OBJECT, 'found': _OBJECT}
 FOUND = {  # the fields of ``Found``
   'step': schema.integer(0, 2**31 - 1),
   'loss': schema.Check('a number', lambda x: type(x) in (int, float)),
-  'bad': schema.array_of(schema.text()),
-  'counts': schema.object_of(schema.text()),
+  'bad': schema.array_of(_NAME),
+  'counts': schema.object_of(_NAME),
 }
 
 

@@ -7,6 +7,8 @@ import os
 import pathlib
 import secrets
 import stat
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -50,11 +52,11 @@ def open_regular(path: pathlib.Path) -> IO[bytes]:
   Raises:
     OSError: it cannot be opened, or is no regular file.
   """
-  file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), 'rb', closefd=True)
-  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-    file.close()
+  descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+  if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    os.close(descriptor)
     raise OSError('it is no regular file')
-  return file
+  return os.fdopen(descriptor, 'rb')
 
 
 def read_bytes(path: pathlib.Path, limit: int) -> bytes:
@@ -63,12 +65,10 @@ def read_bytes(path: pathlib.Path, limit: int) -> bytes:
   Raises:
     OSError: it cannot be read, is larger, or no regular file.
   """
-  try:
-    with open_regular(path) as file:
-      content = file.read(limit + 1)
-  except IsADirectoryError:  # some systems open a directory, and then refuse to read it
-    raise OSError('it is a directory') from None
-  if len(content) > limit:
+  with open_regular(path) as file:
+    size = os.fstat(file.fileno()).st_size
+    content = file.read(limit + 1) if size <= limit else b''
+  if max(size, len(content)) > limit:
     raise OSError(f'it has more than {limit:,} bytes')
   return content
 
@@ -89,7 +89,10 @@ def read_json(
     DamagedError: it cannot be read, or is no JSON as jaxres writes it.
   """
   try:
-    return parse_json(read_bytes(path, limit), finite=finite)
+    content = parse_json(read_bytes(path, limit), finite=finite)
+    if content is None:
+      raise ValueError('it is null')
+    return content
   except FileNotFoundError:
     return None
   except (OSError, ValueError) as error:
@@ -177,7 +180,7 @@ def load_npz(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:
 # What NumPy, zipfile and zlib raise of damage: of what they read, of an unknown or encrypted member, of a header.
 NPZ_ERRORS = (
   OSError, ValueError, LookupError, EOFError, MemoryError, RuntimeError, TypeError, SyntaxError, OverflowError,
-  zipfile.BadZipFile, zlib.error,
+  zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
 )  # fmt: skip
 
 

@@ -23,7 +23,13 @@ from jaxres.files import DamagedError
 JSON_ITEMS = {'progress': 'metadata', 'about': 'metadata', 'metrics': 'metrics'}  # and the files of their content
 LEAF = re.compile(r'[a-z0-9_]+\[(\d+(,\d+)*)?\] [0-9a-f]{64}')  # as ``leaf_digest`` makes it
 _DIGEST = schema.Check('a dtype, a shape and a SHA-256', lambda x: isinstance(x, str) and bool(LEAF.fullmatch(x)))
-DIGESTS = {'state': schema.object_of(_DIGEST, least=1)} | dict.fromkeys(JSON_ITEMS, schema.SHA256)
+_LEAVES = schema.Check(
+  'the digest of each leaf',
+  lambda x: (
+    schema.object_of(_DIGEST, least=1).holds(x) and all(name.isprintable() and 0 < len(name) < 300 for name in x)
+  ),
+)
+DIGESTS = {'state': _LEAVES} | dict.fromkeys(JSON_ITEMS, schema.SHA256)
 SCORES = schema.object_of(schema.number())  # of the item ``metrics``
 
 

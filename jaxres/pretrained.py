@@ -15,11 +15,15 @@ from jaxres import checkpoint, integrity, models, schema, weights, workdir
 from jaxres.errors import InputError
 from jaxres.files import PUT_BACK, DamagedError, complete, file_errors, open_regular, read_json
 from jaxres.models import ResNet
-from jaxres.weights import published, safetensors
+from jaxres.weights import names, published, safetensors
 from jaxres.weights.names import Dialect
 
 FORMAT = 1  # of model.json
-NAMES = {'shortcut': schema.text(100), 'head': schema.text(100), 'average': schema.YES_OR_NO}  # a Dialect
+NAMES = {  # the fields of a Dialect
+  'shortcut': schema.one_of(names.SHORTCUTS),
+  'head': schema.one_of(names.HEADS),
+  'average': schema.YES_OR_NO,
+}
 _COUNT = schema.integer(0, 2**63 - 1)
 MODEL = {  # the fields of model.json; those of "model" are the section of that name of the config
   'format': schema.integer(FORMAT, FORMAT),
@@ -283,17 +287,17 @@ def _read_written(directory: pathlib.Path) -> Pretrained:
   if hashlib.sha256(data).hexdigest() != given['sha256']:
     raise InputError(f'{path}: damaged, or of another model.json: its sha256 is not that in {described}')
   variables = flax.traverse_util.unflatten_dict(safetensors.read(data, str(path)), sep='/')
-  options, names = given['model'], given['class_names']
+  options, classes = given['model'], given['class_names']
   _check_network(variables, options, described)
   if given['channels'] != _channels(variables):
     found = f'channels: expected {_channels(variables)} as the weights have, found {given["channels"]}'
     raise InputError(f'{described}: {found}; {PUT_BACK}')
-  if names and len(names) != options['num_classes']:
-    found = f'class_names: expected {options["num_classes"]:,} as the weights have, found {len(names):,}'
+  if classes and len(classes) != options['num_classes']:
+    found = f'class_names: expected {options["num_classes"]:,} as the weights have, found {len(classes):,}'
     raise InputError(f'{described}: {found}; {PUT_BACK}')
   dialect, origin = Dialect(**given['names']), given['origin']
   batches = given['num_batches_tracked']
-  return Pretrained(variables, options, _channels(variables), dialect, batches, names and tuple(names), origin)
+  return Pretrained(variables, options, _channels(variables), dialect, batches, classes and tuple(classes), origin)
 
 
 def read_description(path: pathlib.Path) -> dict[str, Any]:
@@ -309,6 +313,10 @@ def read_description(path: pathlib.Path) -> dict[str, Any]:
   options = workdir.as_config({'model': given['model']}, path)['model']
   if 'dtype' in given['model'] or options['num_classes'] is None:
     raise DamagedError(f'{path}: model: expected num_classes, and no dtype; {PUT_BACK}')
+  try:
+    models.create(**given['model'], dtype='float32')
+  except InputError as error:
+    raise DamagedError(f'{path}: {f"{error}":.240}; {PUT_BACK}') from None
   return given
 
 

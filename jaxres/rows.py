@@ -81,7 +81,8 @@ def _lines(path: pathlib.Path, needed: Collection[str]) -> Iterator[Line]:
   texts = files.read_bytes(path, MAX_BYTES).split(b'\n')
   for number, text in enumerate(texts, 1):
     line = _parse(number, text.strip().removeprefix(b'\xef\xbb\xbf'), needed)  # an editor may write the mark
-    if line.text and (line.row or number < len(texts)):
+    unfinished = number == len(texts) and line.text.startswith(b'{')
+    if line.text and (line.row or not unfinished):
       yield line
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from jaxres import files
+from jaxres.errors import nearest
 
 
 class Check(NamedTuple):
@@ -41,13 +42,14 @@ def check_fields(
   if not isinstance(content, dict):
     raise files.DamagedError(f'{where}: expected an object, found {brief(content)}{end}')
   for name, check in schema.items():
+    shown = name if len(name) <= 40 and name.isprintable() else brief(name)
     if name not in content and name not in optional:
-      raise files.DamagedError(f'{where}: {name}: missing; expected {check.expected}{end}')
+      raise files.DamagedError(f'{where}: {shown}: missing; expected {check.expected}{end}')
     if name in content and not check.holds(content[name]):
-      raise files.DamagedError(f'{where}: {name}: expected {check.expected}, found {brief(content[name])}{end}')
+      raise files.DamagedError(f'{where}: {shown}: expected {check.expected}, found {brief(content[name])}{end}')
   unknown = [name for name in content if name not in schema] if closed else []
   if unknown:
-    raise files.DamagedError(f'{where}: {brief(unknown[0])}: unknown field{end}')
+    raise files.DamagedError(f'{where}: {brief(unknown[0])}: unknown field{nearest(unknown[0], schema):.120}{end}')
   return content
 
 
@@ -75,6 +77,11 @@ def integer(low: int, high: int) -> Check:
 def text(most: int = 10_000) -> Check:
   """Return the check of a text of at most ``most`` characters."""
   return Check('a text', lambda x: type(x) is str and len(x) <= most)
+
+
+def one_of(words: Collection[str]) -> Check:
+  """Return the check of one of ``words``."""
+  return Check(' or '.join(map(repr, words)), lambda x: type(x) is str and x in words)
 
 
 def array_of(check: Check, least: int = 0, most: int = 1 << 20) -> Check:

@@ -272,7 +272,7 @@ def try_all(kind: Kind, directory: pathlib.Path, seed: int = 0) -> dict[str, int
 def test_mutations(kind: Kind, tmp_path) -> None:
   counts = try_all(kind, tmp_path)
   print(kind.name, counts)
-  assert counts['same'] > 10
+  assert counts['same'] > 0
   assert counts['refused' if kind.name != 'metrics.jsonl' else 'other'] > 500
 
 
@@ -459,10 +459,10 @@ def test_data_json_is_that_of_the_network(tmp_path, change: dict, line: str) -> 
     (b'{"modle": {}}', "config.json: 'modle': unknown field"),
     (b'{"model": {"nmae": 1}}', r"config.json: model.nmae: unknown field; did you mean 'name'\?"),
     (b'{"train": {"epochs": "many"}}', "config.json: train.epochs: expected float, found 'many'"),
-    (b'{"model": {"name": "caf\xe9"}}', 'config.json: cannot be read: it is not UTF-8, at byte 22'),
+    (b'{"model": {"name": "caf\xe9"}}', 'config.json: cannot be read: it is not UTF-8, at byte 23'),
     (b'{"train": {"seed": 1, "seed": 2}}', 'a key occurs twice in an object'),
     (b'{"train": {"epochs": 1e999}}', '1e999 is no finite number'),
-    (b'{"a":' * 9_000, 'lists and objects lie too deep in each other'),
+    (b'{"a":' * 100_000, 'lists and objects lie too deep in each other'),
     (b'[' * 40 + b']' * 40, 'more than 32 lists and objects lie in each other'),
     (b'7' * 9_000, 'a number of 9,000 digits'),
   ],
