@@ -15,13 +15,13 @@ from jaxres import checkpoint, integrity, models, schema, weights, workdir
 from jaxres.errors import InputError
 from jaxres.files import PUT_BACK, DamagedError, complete, file_errors, open_regular, read_json
 from jaxres.models import ResNet
-from jaxres.weights import names, published, safetensors
-from jaxres.weights.names import Dialect
+from jaxres.weights import published, safetensors
+from jaxres.weights.names import HEADS, SHORTCUTS, Dialect
 
 FORMAT = 1  # of model.json
 NAMES = {  # the fields of a Dialect
-  'shortcut': schema.one_of(names.SHORTCUTS),
-  'head': schema.one_of(names.HEADS),
+  'shortcut': schema.one_of(SHORTCUTS),
+  'head': schema.one_of(HEADS),
   'average': schema.YES_OR_NO,
 }
 _COUNT = schema.integer(0, 2**63 - 1)
