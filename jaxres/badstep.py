@@ -11,13 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxres import config as config_lib
-from jaxres import distributed, files, integrity, log, plan, programs, sharding, step, trees
+from jaxres import distributed, files, integrity, log, plan, programs, schema, sharding, step, trees
+from jaxres import workdir as workdir_lib
 from jaxres.data import order
 from jaxres.errors import InputError
-from jaxres.files import load_npz
+from jaxres.files import load_npz, parse_json
 from jaxres.state import TrainState
 
 SHOWN_IDS = 8  # of a batch, in one line
+AGAIN = 'the run that stops at that step again writes it again'
+_NAME = schema.Check('a name', lambda x: type(x) is str and len(x) < 300 and x.isprintable())
+_OBJECT = schema.Check('an object', lambda x: isinstance(x, dict))
+ABOUT = {'config': _OBJECT, 'found': _OBJECT, 'split_rule': schema.integer(1, 2)}
+FOUND = {  # the fields of ``Found``
+  'step': schema.integer(0, 2**31 - 1),
+  'loss': schema.Check('a number', lambda x: type(x) in (int, float)),
+  'bad': schema.array_of(_NAME),
+  'counts': schema.object_of(_NAME),
+}
 
 
 class Found(NamedTuple):
@@ -100,6 +111,28 @@ def write(
   return path
 
 
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Found, dict[str, dict[str, Any]], int]:
+  """Return the arrays in a file of ``write``, what was found when it was written, the run's config and split rule.
+
+  Raises:
+    InputError: it is no such file, or damaged.
+  """
+  where = f'--replay: {path}'
+  try:
+    content = load_npz(path)
+    about = parse_json(str(content['about']), finite=False) if 'about' in content else None  # the loss may be NaN
+  except ValueError as error:
+    raise InputError(f'{where}: not a file of a bad step: {error}; {AGAIN}') from None
+  about = schema.check_fields(about, ABOUT, f'{where}: about', optional=('split_rule',), fix=AGAIN)
+  found = schema.check_fields(about['found'], FOUND, f'{where}: about.found', closed=True, fix=AGAIN)
+  ids = content.get('ids', np.empty(0))
+  if ids.dtype.kind not in 'iu' or ids.ndim != 1 or not ids.size:
+    raise InputError(f'{where}: ids: expected whole numbers [B], found {ids.dtype.name} {list(ids.shape)}; {AGAIN}')
+  then = Found(**found | {'bad': tuple(found['bad'])})
+  config = workdir_lib.as_config(about['config'], f'{where}: config')
+  return content, then, config, about.get('split_rule', 1)  # a jaxres that knew one rule wrote none
+
+
 def replay(path: pathlib.Path) -> tuple[Found, Found, np.ndarray]:
   """Return what was found when a file of ``write`` was written, what its step gives now, and the examples' ids.
 
@@ -108,14 +141,8 @@ def replay(path: pathlib.Path) -> tuple[Found, Found, np.ndarray]:
   """
   if not path.exists():
     raise InputError(f'--replay: no such file: {path}; a run that stops at a step that is not finite writes one')
-  try:
-    content = load_npz(path)
-    about = json.loads(str(content['about']))
-    then = Found(**about['found'] | {'bad': tuple(about['found']['bad'])})
-  except (ValueError, KeyError, TypeError) as error:
-    raise InputError(f'--replay: {path}: not a file of a bad step: {error}') from None
-  config = config_lib.to_dict(config_lib.complete(about['config']))
-  parts, fields = programs.make_parts(config, about.get('split_rule', 1)), config['train']
+  content, then, config, split_rule = read(path)
+  parts, fields = programs.make_parts(config, split_rule), config['train']
   pipeline, key = parts.dataset.train, jax.random.key(fields['seed'])
   spans = plan.make_plan(
     pipeline, *(fields[name] for name in ('epochs', 'eval_every_epochs', 'dry_run', 'overfit_one_batch'))

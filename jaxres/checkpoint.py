@@ -156,6 +156,7 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
   Raises:
     InputError: there are checkpoints, and none is whole; nothing is renamed then.
   """
+  _put_odd_aside(directory)
   steps = integrity.numbered(directory)
   damaged = {step: reason for step in steps if (reason := _damage(directory / str(step)))}
   if steps and len(damaged) == len(steps):
@@ -167,6 +168,17 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
       print(printable(f'checkpoint {step} is damaged: {reason}; it is now {aside}'), file=sys.stderr)
   if damaged:
     distributed.meet('damaged checkpoints are put aside')
+
+
+def _put_odd_aside(directory: pathlib.Path) -> None:
+  """Rename what would be in the way of a save, such as a file that is called as a step; say what is no checkpoint."""
+  odd = integrity.odd(directory)
+  for name in odd if distributed.leads() else ():
+    path = directory / name
+    done = 'is ignored' if path.is_dir() else f'is now {integrity.put_aside(path)}'
+    print(f'{path} is no checkpoint, and {done}', file=sys.stderr)
+  if odd:
+    distributed.meet('what is no checkpoint is put aside')
 
 
 def _damage(path: pathlib.Path) -> str | None:
@@ -382,6 +394,8 @@ def check_made_by(about: Mapping[str, Any], config: Mapping[str, Any] | None, pa
   """
   if not (about.get('config') and config):
     return
+  if about.get('config_sha256') not in (None, integrity.json_digest(about['config'])):
+    raise integrity.DamagedError(f'{path}: the config in it is not that of its digest')
   if changed := other_fields(about['config'], config):
     name, (old, new) = next(iter(changed.items()))
     found = f'{name} was {json.dumps(old)} there, and is {json.dumps(new)} in this run'

@@ -20,14 +20,33 @@ import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
 
-from jaxres import backend, badstep, checkpoint, data, integrity, known_sums, log, plan, pretrained, programs, xla_flags
+from jaxres import (
+  backend,
+  badstep,
+  checkpoint,
+  data,
+  integrity,
+  known_sums,
+  log,
+  plan,
+  pretrained,
+  programs,
+  rows,
+  xla_flags,
+)
 from jaxres import config as config_lib
 from jaxres import workdir as run_dir
 from jaxres.errors import InputError
+from jaxres.files import DamagedError
 from jaxres.paths import check_utf8, user_path
 
 SHOWN_IDS = 8  # of a bad batch
 LEAST_FREE_BYTES = 1 << 30  # of a disk, before it is warned of
+RUN_FILES: dict[str, Callable[[pathlib.Path], Any]] = {
+  'config.json': run_dir.read_config,
+  'data.json': run_dir.read_data,
+  'environment.json': run_dir.read_environment,
+}
 COLORS = {'ok': 'green', 'warning': 'yellow', 'problem': 'red'}
 
 
@@ -288,9 +307,24 @@ def workdir(directory: pathlib.Path) -> Checks:
     yield Check(path.name, 'warning', f'{path}: damaged, was put aside')
   for path in () if holder else sorted(checkpoints.glob('*tmp*')):  # a training that goes on has some
     yield Check(path.name, 'warning', f'{path}: left by a save that was cut short; the next run deletes it')
+  for name in integrity.odd(checkpoints):
+    yield Check(f'checkpoints/{name}', 'warning', f'{checkpoints / name}: no checkpoint, though it is called as one')
+  yield from run_files(directory)
   for path in sorted(directory.glob('bad_step_*.npz')):
     yield Check(path.name, 'warning', f'a step was not finite: jaxres doctor --replay {path}')
   yield disk(directory)
+
+
+def run_files(directory: pathlib.Path) -> Checks:
+  """Look at what a run has written beside its checkpoints; yield what is damaged."""
+  for name, read in RUN_FILES.items():
+    try:
+      read(directory)
+    except DamagedError as error:
+      yield Check(name, 'problem', f'{error}')
+  _, damage = rows.read(directory / 'metrics.jsonl')
+  if damage:
+    yield Check('metrics.jsonl', 'warning', damage)
 
 
 def looked_at(directory: pathlib.Path, config: Mapping[str, Any] | None) -> list[Check]:

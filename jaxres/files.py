@@ -2,10 +2,17 @@
 
 import contextlib
 import errno
+import json
+import math
+import os
 import pathlib
 import secrets
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -14,6 +21,16 @@ from jaxres.errors import InputError
 from jaxres.paths import open_regular
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+MAX_JSON = 8 << 20  # bytes: the names of 20,000 classes take a tenth of it
+MAX_DEPTH = 32  # of lists and objects in each other
+MAX_DIGITS = 300  # of a whole number in JSON, which a float can still hold
+MAX_RATIO = 1100  # of an .npz file: deflate makes at most 1,032 bytes of one
+PUT_BACK = 'put it back as jaxres wrote it'
+
+
+class DamagedError(InputError):
+  """What jaxres wrote is no longer what it wrote; the message says which part of it."""
 
 
 @contextlib.contextmanager
@@ -32,20 +49,167 @@ def complete(path: pathlib.Path) -> Iterator[IO[bytes]]:
     part.unlink(missing_ok=True)
 
 
+def read_bytes(path: pathlib.Path, limit: int) -> bytes:
+  """Return the content of a regular file of at most ``limit`` bytes.
+
+  Raises:
+    OSError: it cannot be read, is larger, or no regular file.
+  """
+  with open_regular(path) as file:
+    size = os.fstat(file.fileno()).st_size
+    content = file.read(limit + 1) if size <= limit else b''
+  if max(size, len(content)) > limit:
+    raise OSError(f'it has more than {limit:,} bytes')
+  return content
+
+
+def read_json(
+  path: pathlib.Path, *, finite: bool = True, where: str = '', fix: str = PUT_BACK, limit: int = MAX_JSON
+) -> Any:
+  """Return the content of a JSON file; None where there is no file.
+
+  Args:
+    path: of a regular file in UTF-8.
+    finite: refuse NaN and infinities.
+    where: names the file in the error; the path where it is empty.
+    fix: what to do about it; nothing is said where it is empty.
+    limit: bytes.
+
+  Raises:
+    DamagedError: it cannot be read, or is no JSON as jaxres writes it.
+  """
+  try:
+    content = parse_json(read_bytes(path, limit), finite=finite)
+    if content is None:
+      raise ValueError('it is null')
+    return content
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    reason = f'{getattr(error, "strerror", None) or error}'
+    raise DamagedError(f'{where or path}: cannot be read: {reason:.120}{fix and "; "}{fix}') from None
+
+
+def parse_json(content: bytes | str, *, finite: bool = True) -> Any:
+  """Return ``content`` as JSON, of bounded depth, its whole numbers of bounded length, each key of an object once.
+
+  Raises:
+    ValueError: it is anything else; the message is short.
+  """
+  try:
+    text = content if isinstance(content, str) else content.decode('utf-8-sig')  # an editor may write the mark
+    hooks: dict[str, Any] = {'parse_float': _finite, 'parse_constant': _constant} if finite else {}
+    parsed = json.loads(text, object_pairs_hook=_unique, parse_int=_whole, **hooks)
+  except UnicodeDecodeError as error:
+    raise ValueError(f'it is not UTF-8, at byte {error.start:,}') from None
+  except RecursionError:
+    raise ValueError('lists and objects lie too deep in each other') from None
+  if _is_deep(parsed):
+    raise ValueError(f'more than {MAX_DEPTH} lists and objects lie in each other')
+  return parsed
+
+
+def _finite(digits: str) -> float:
+  value = float(digits)
+  if not math.isfinite(value):
+    raise ValueError(f'{digits:.20} is no finite number')
+  return value
+
+
+def _constant(word: str) -> float:
+  raise ValueError(f'{word} is no finite number')
+
+
+def _whole(digits: str) -> int:
+  if len(digits) > MAX_DIGITS:
+    raise ValueError(f'a number of {len(digits):,} digits')
+  return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  content = dict(pairs)
+  if len(content) != len(pairs):
+    raise ValueError('a key occurs twice in an object')
+  return content
+
+
+def _is_deep(content: Any) -> bool:
+  level = [content]
+  for _ in range(MAX_DEPTH):
+    level = [
+      child
+      for node in level
+      if isinstance(node, (dict, list))
+      for child in (node.values() if type(node) is dict else node)
+    ]
+    if not level:
+      return False
+  return any(isinstance(node, (dict, list)) for node in level)
+
+
 def load_npz(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:
   """Return the arrays of an ``.npz`` file by their names: all, or those called ``names``.
 
+  What is read takes no more memory than the file's size allows for, whatever its headers say.
+
   Raises:
-    ValueError: it cannot be read, or an array is missing. Damage shows as errors of NumPy, zipfile, zlib or of the
-      memory that a header asks for, of a dozen kinds.
+    ValueError: it cannot be read, an array is missing, or a member is no array.
   """
   try:
-    with open_regular(path) as raw, np.load(raw, allow_pickle=False) as file:  # np.load(path) leaks a damaged file
-      return {name: file[name] for name in names or file.files}
-  except Exception as error:
+    with open_regular(path) as raw:
+      _check_members(raw)
+      with np.load(raw, allow_pickle=False) as file:  # np.load(path) leaks a damaged file
+        arrays = {name: file[name] for name in names or file.files}
+  except NPZ_ERRORS as error:
     objects = 'it holds Python objects, or is another kind of file'
-    reason = getattr(error, 'strerror', None) or error or type(error).__name__
-    raise ValueError(objects if 'pickle' in str(error) else f'{reason}') from error
+    reason = getattr(error, 'strerror', None) or f'{error}' or type(error).__name__
+    raise ValueError(objects if 'pickle' in str(error) else f'{" ".join(reason.split()):.160}') from error
+  return arrays
+
+
+# What NumPy, zipfile and zlib raise of damage: of what they read, of an unknown or encrypted member, of a header.
+NPZ_ERRORS = (
+  OSError, ValueError, LookupError, EOFError, MemoryError, RuntimeError, TypeError, SyntaxError, OverflowError,
+  zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
+
+
+def _check_members(raw: IO[bytes]) -> None:
+  """Raise ValueError where a member is no array, or says that it is larger than it can be; leave ``raw`` at 0."""
+  size = os.fstat(raw.fileno()).st_size
+  with zipfile.ZipFile(raw) as archive:
+    members = archive.infolist()
+    if sum(member.compress_size for member in members) > size or len({m.filename for m in members}) < len(members):
+      raise ValueError('its members lie in each other')
+    for member in members:
+      if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f'{member.filename!r:.60} is compressed as NumPy does not')
+      if member.file_size > MAX_RATIO * member.compress_size + 1024:
+        raise ValueError(f'{member.filename!r:.60} cannot have {member.file_size:,} bytes')
+      with archive.open(member) as file:
+        _check_header(member, file)
+  raw.seek(0)
+
+
+def _check_header(member: zipfile.ZipInfo, file: IO[bytes]) -> None:
+  """Raise ValueError where ``file`` does not begin as an array of the size of ``member``."""
+  name = f'{member.filename!r:.60}'
+  if file.read(6) != np.lib.format.MAGIC_PREFIX or not member.filename.endswith('.npy'):
+    raise ValueError(f'{name} is no array')
+  version = (*file.read(2),)
+  headers: dict[tuple[int, ...], Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }
+  read = headers.get(version)
+  if read is None:
+    raise ValueError(f'{name} is of another version of NumPy')
+  shape, _, dtype = read(file)
+  found = math.prod(shape) * dtype.itemsize
+  if dtype.hasobject:
+    raise ValueError('an array of Python objects, which only pickle reads')
+  if min(shape, default=0) < 0 or found != member.file_size - file.tell():
+    raise ValueError(f'{name} says that it has {found:,} bytes, and has {member.file_size - file.tell():,}')
 
 
 @contextlib.contextmanager
@@ -89,10 +253,3 @@ def append(path: pathlib.Path, data: bytes) -> None:
       if not before:
         path.unlink()
       raise
-
-
-def read_lines(path: pathlib.Path) -> list[str]:
-  """Return the whole lines of ``path``; none where it is missing."""
-  if not path.exists():
-    return []
-  return [line for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')]

@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,17 +17,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from jaxres import sharding, trees
+from jaxres import files, schema, sharding, trees
 from jaxres.errors import InputError
+from jaxres.files import DamagedError
 
 JSON_ITEMS = {'progress': 'metadata', 'about': 'metadata', 'metrics': 'metrics'}  # and the files of their content
 REPLACED = '.replaced'  # ends the name of a checkpoint that makes way for another of its step
 MOST_LOOKS = 30  # at checkpoints that a training replaces meanwhile
 READ_AHEAD = 8  # arrays: more at a time are no faster, and take memory beside a training
-
-
-class DamagedError(InputError):
-  """A checkpoint is not what was saved; the message says which part of it."""
+LEAF = re.compile(r'[a-z0-9_]+\[(\d+(,\d+)*)?\] [0-9a-f]{64}')  # as ``leaf_digest`` makes it
+_DIGEST = schema.Check('a dtype, a shape and a SHA-256', lambda x: isinstance(x, str) and bool(LEAF.fullmatch(x)))
+_LEAVES = schema.Check(
+  'the digest of each leaf',
+  lambda x: (
+    schema.object_of(_DIGEST, least=1).holds(x) and all(name.isprintable() and 0 < len(name) < 300 for name in x)
+  ),
+)
+DIGESTS = {'state': _LEAVES} | dict.fromkeys(JSON_ITEMS, schema.SHA256)
+SCORES = schema.object_of(schema.number())  # of the item ``metrics``
 
 
 class Saved(NamedTuple):
@@ -79,18 +87,18 @@ def read(path: pathlib.Path) -> Saved:
   Raises:
     DamagedError: a part is missing, cannot be read, or is not what was saved.
   """
-  parts = {item: _read_json(path, item) for item in ('progress', 'metrics', 'about', 'digests')}
+  parts = {item: _read_item(path, item) for item in ('progress', 'metrics', 'about', 'digests')}
   expected = parts.pop('digests')
-  if expected is None and (parts['about'] is not None or 'digests' in _items(path)):
-    raise DamagedError('digests: missing')
+  if expected is None:
+    _check_older(path)
+  else:
+    schema.check_fields(expected, DIGESTS, 'digests', optional=JSON_ITEMS, fix='')
   for item, content in parts.items():
     found = None if content is None else json_digest(content)
     if expected is not None and found != expected.get(item):
       raise DamagedError(f'{item}: {"missing" if content is None else "not what was saved"}')
   if parts['metrics'] is not None and parts['metrics'].get('step') != _step(path):
-    raise DamagedError(f'metrics: of step {parts["metrics"].get("step")}')
-  if expected is not None and not isinstance(expected.get('state'), dict):
-    raise DamagedError('digests: not what was saved')
+    raise DamagedError(f'metrics: of step {schema.brief(parts["metrics"].get("step"))}')
   state, digests = _read_state(path / 'state', None if expected is None else expected['state'])
   return Saved(state, digests, parts['progress'] or {}, parts['about'] or {}, expected is not None)
 
@@ -98,7 +106,7 @@ def read(path: pathlib.Path) -> Saved:
 def about(path: pathlib.Path) -> dict[str, Any]:
   """Return what the checkpoint in ``path`` says that it was made by; empty where it does not, or cannot be read."""
   try:
-    return _read_json(path, 'about') or {}
+    return _read_item(path, 'about') or {}
   except DamagedError:
     return {}  # which is found when the checkpoint is opened
 
@@ -112,16 +120,28 @@ def difference(path: pathlib.Path, known: Mapping[str, Any]) -> str | None:
   """
   try:
     for item in known.keys() - {'state'}:
-      content = _read_json(path, item)
+      content = _read_item(path, item)
       if content is None or json_digest(content) != known[item]:
         return f'{item}: {"missing" if content is None else "not what was saved"}'
-    if _read_json(path, 'digests') != known:
+    if _read_item(path, 'digests') != known:
       return 'digests: not what was saved'
     for _ in _compared(path / 'state', known['state']):
       pass
   except DamagedError as error:
     return str(error)
   return None
+
+
+def read_scores(path: pathlib.Path) -> dict[str, float]:
+  """Return what the checkpoint in ``path`` is ranked by: its step, and its validation top-1 where it has one.
+
+  Raises:
+    DamagedError: it cannot be read.
+  """
+  scores = _read_item(path, 'metrics')
+  if scores is None or not SCORES.holds(scores):
+    raise DamagedError('metrics: missing' if scores is None else 'metrics: not what was saved')
+  return {'step': _step(path)} | scores
 
 
 def damage(path: pathlib.Path) -> str | None:
@@ -134,8 +154,35 @@ def damage(path: pathlib.Path) -> str | None:
 
 
 def numbered(directory: pathlib.Path) -> list[int]:
-  """Return the steps of the checkpoints in ``directory``, damaged ones too, in ascending order."""
-  return sorted(int(path.name) for path in directory.glob('*') if path.name.isdecimal() and path.name.isascii())
+  """Return the steps of the checkpoints in ``directory``, damaged ones too, in ascending order.
+
+  Only a directory is one, and only by the name that a step has: not ``007``, a file or a link to nothing.
+  """
+  return sorted(int(name) for name in _entries(directory) if _is_step(name) and os.path.isdir(directory / name))
+
+
+def odd(directory: pathlib.Path) -> list[str]:
+  """Return the names in ``directory`` that read like a step and are no checkpoint."""
+  numbers = (name for name in _entries(directory) if name.isdecimal())
+  return sorted(name for name in numbers if not (_is_step(name) and os.path.isdir(directory / name)))
+
+
+def _is_step(name: str) -> bool:
+  return len(name) < 12 and name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def _entries(directory: pathlib.Path) -> list[str]:
+  """Return the names in ``directory``; none where it is missing.
+
+  Raises:
+    InputError: it is no directory, or cannot be read.
+  """
+  try:
+    return os.listdir(directory)
+  except FileNotFoundError:
+    return []
+  except OSError as error:
+    raise InputError(f'{directory}: cannot be read: {error.strerror}; expected a directory of checkpoints') from None
 
 
 def follow(
@@ -192,9 +239,9 @@ def _step(path: pathlib.Path) -> int:
 
 
 def put_aside(path: pathlib.Path) -> pathlib.Path:
-  """Rename a checkpoint's directory, so that a run can save that step again; return where it is now."""
+  """Rename what has a step's name, so that a run can save that step; return where it is now."""
   names = (path.with_name(f'{path.name}.bad{number or ""}') for number in range(10_000))
-  to = next(name for name in names if not name.exists())
+  to = next(name for name in names if not os.path.lexists(name))
   os.rename(path, to)
   return to
 
@@ -223,7 +270,7 @@ def _read_state(path: pathlib.Path, expected: Mapping[str, str] | None) -> tuple
 
 def _compared(path: pathlib.Path, expected: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
   """Yield the name and the content of each leaf of a state, which is what is expected."""
-  for name, array in _read_arrays(path, list(expected)):
+  for name, array in _read_arrays(path, expected):
     found = leaf_digest(array)
     if found != expected[name]:
       kinds = '' if found.split()[0] == expected[name].split()[0] else f' ({found.split()[0]})'
@@ -231,28 +278,44 @@ def _compared(path: pathlib.Path, expected: Mapping[str, str]) -> Iterator[tuple
     yield name, array
 
 
-def _read_arrays(path: pathlib.Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-  """Yield the arrays of these names, as Orbax lays them down: zarr in one OCDBT database; a few are read at a time.
+def _read_arrays(path: pathlib.Path, expected: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+  """Yield the arrays that are there, which must be those of these digests; a few are read at a time.
+
+  Orbax lays them down as zarr in one OCDBT database.
 
   TensorStore reads them without Orbax, which does not say which array is bad, leaves tracebacks of its threads, and
-  needs files that can be damaged too while all arrays are whole.
+  needs files that can be damaged too while all arrays are whole. The dtype and the shape are compared before memory is
+  taken for them.
   """
   files = {'driver': 'file', 'path': f'{path}/'}  # a path, not a URL, in which ``%`` and ``#`` mean something else
   where = {'driver': 'ocdbt', 'base': files}
   opened: dict[str, Any] = {}
-  for name in names:
+  for name in expected:
     opened[name] = ts.open({'driver': 'zarr', 'kvstore': where | {'path': name.replace('/', '.') + '/'}}, read=True)
   pending: collections.deque[tuple[str, Any]] = collections.deque()
   for name, future in opened.items():
-    pending.append((name, _result(name, future).read()))
+    store = _result(name, future)
+    kind = _kind(store.dtype.numpy_dtype, store.shape)
+    if kind != expected[name].split()[0]:
+      raise DamagedError(f'leaf {name}: it is not what was saved ({kind:.80})')
+    pending.append((name, store.read()))
     if len(pending) > READ_AHEAD:
       yield _array(*pending.popleft())
   while pending:
     yield _array(*pending.popleft())
+  _check_names(_result('names', ts.KvStore.open(where)), expected)
 
 
 def _array(name: str, future: Any) -> tuple[str, np.ndarray]:
   return name, np.asarray(_result(name, future))
+
+
+def _check_names(store: Any, expected: Mapping[str, str]) -> None:
+  """Raise DamagedError where arrays lie in ``store`` whose digests are not known."""
+  arrays = {key.decode(errors='replace').rpartition('/')[0] for key in _result('names', store.list())}
+  unknown = sorted(arrays - {name.replace('/', '.') for name in expected})
+  if unknown:
+    raise DamagedError(f'digests: none of {len(unknown)} arrays that are there, the first {unknown[0]:.80}')
 
 
 def _result(name: str, future: Any) -> Any:
@@ -273,26 +336,25 @@ def _read_unknown(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise DamagedError(f'state: cannot be read: {" ".join(str(error).split())[:160]}') from None
 
 
-def _read_json(path: pathlib.Path, item: str) -> Any:
+def _read_item(path: pathlib.Path, item: str) -> Any:
   """Return the content of an item; None where it is missing."""
   file = path / item / JSON_ITEMS.get(item, 'metadata')
-  if not file.exists():
-    return None
-  try:
-    content = json.loads(file.read_text())
-  except (OSError, ValueError) as error:
-    raise DamagedError(f'{item}: cannot be read: {error}') from None
-  if not isinstance(content, dict):
+  content = files.read_json(file, finite=False, where=item, fix='')  # a metric may be no number
+  if content is not None and not isinstance(content, dict):
     raise DamagedError(f'{item}: not what was saved')
   return content
 
 
-def _items(path: pathlib.Path) -> list[str]:
-  """Return the items that a checkpoint had when it was saved, as far as Orbax's own file tells."""
-  try:
-    return list(json.loads((path / '_CHECKPOINT_METADATA').read_text())['item_handlers'])
-  except (OSError, ValueError, LookupError, TypeError):
-    return []
+def _check_older(path: pathlib.Path) -> None:
+  """Raise DamagedError where a checkpoint without digests is not known to be of a jaxres that wrote none.
+
+  Orbax's own file tells what items it had when it was saved.
+  """
+  described = files.read_json(path / '_CHECKPOINT_METADATA', finite=False, where='digests', fix='')
+  items = described.get('item_handlers') if isinstance(described, dict) else None
+  newer = ('digests', 'about')
+  if not isinstance(items, dict) or any(item in items or os.path.lexists(path / item) for item in newer):
+    raise DamagedError('digests: missing')
 
 
 def without_speeds(content: Any) -> Any:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 import jaxres
-from jaxres import distributed, files, metrics, trees
+from jaxres import distributed, files, metrics, rows, trees
 from jaxres.errors import InputError, printable
 
 REFRESH_SECONDS = 0.25
@@ -56,11 +56,12 @@ class RunLog:
     """
     self.steps_per_epoch = steps_per_epoch
     leads = distributed.leads()
-    self._rows = cut_rows(workdir / 'metrics.jsonl', start) if leads else None
+    earlier = cut_rows(workdir / 'metrics.jsonl', start) if leads else []
+    self._rows = workdir / 'metrics.jsonl' if leads else None
     self._events = EventFile(workdir, start) if leads and optional('tensorboardX', 'event files') else None
     self._spike_factor = spike_factor
-    rows = [json.loads(line) for line in files.read_lines(workdir / 'metrics.jsonl')[-MEDIAN_ROWS:]] if leads else []
-    self._losses = collections.deque((row['train/loss'] for row in rows if 'train/loss' in row), MEDIAN_ROWS)
+    losses = (row['train/loss'] for row in earlier[-MEDIAN_ROWS:] if 'train/loss' in row)
+    self._losses = collections.deque(losses, MEDIAN_ROWS)
     columns = (
       TextColumn('{task.description}', markup=False),
       BarColumn(bar_width=None),
@@ -222,11 +223,13 @@ class Meter:
     return means
 
 
-def cut_rows(path: pathlib.Path, last_step: int) -> pathlib.Path:
-  """Drop the rows of ``path`` behind ``last_step``, and a line that a kill left unfinished; return ``path``."""
-  if path.exists():
-    files.write_whole(path, ''.join(line for line in files.read_lines(path) if json.loads(line)['step'] <= last_step))
-  return path
+def cut_rows(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
+  """Drop the rows of ``path`` behind ``last_step``, say which are damaged, and return the rest."""
+  with files.file_errors(path):
+    kept, damage = rows.cut(path, last_step)
+  if damage:
+    console.print(f'warning: {damage}', markup=False)
+  return kept
 
 
 def one_line(values: Mapping[str, float]) -> str:
@@ -289,12 +292,12 @@ def draw_curves(workdir: pathlib.Path) -> pathlib.Path:
   """Draw loss, top-1 and learning rate over the epochs of ``metrics.jsonl``; return the picture's path."""
   import matplotlib.figure
 
-  rows = [json.loads(line) for line in files.read_lines(workdir / 'metrics.jsonl')]
+  known, _ = rows.read(workdir / 'metrics.jsonl')
   figure = matplotlib.figure.Figure(figsize=(12, 3.6), layout='constrained')
   for axes, quantity in zip(figure.subplots(1, 3), ('loss', 'top1', 'lr'), strict=True):
-    names = dict.fromkeys(name for row in rows for name in row if name.endswith(f'/{quantity}'))
+    names = dict.fromkeys(name for row in known for name in row if name.endswith(f'/{quantity}'))
     for name in names:  # of the splits, and of them as ema/... and tta/...
-      points = [(row['epoch'], row[name]) for row in rows if name in row]
+      points = [(row['epoch'], row[name]) for row in known if name in row]
       label = name.removesuffix(f'/{quantity}')
       axes.plot(*zip(*points, strict=True), label=label, marker='.' if len(points) < 60 else None)
     axes.set(title=quantity, xlabel='epoch')

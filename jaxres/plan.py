@@ -7,13 +7,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxres import data
+from jaxres import data, schema
 from jaxres.data.notes import say
 from jaxres.errors import InputError
 
 DRY_RUN_STEPS = 2
 OVERFIT_STEPS = 200
 MOST_STEPS, MOST_EVALUATIONS = 2**31 - 1, 1_000_000  # the step is an int32
+
+_METRICS = schema.object_of(schema.Check('a number', lambda x: type(x) in (int, float)))  # which may be NaN
+_COUNT = schema.integer(0, 2**31 - 1)
+PROGRESS = {  # the fields of ``Progress``
+  'last': _METRICS,
+  'best': _METRICS,
+  'stale': _COUNT,
+  'partial': schema.either(_METRICS, schema.NOTHING),
+  'rollbacks': _COUNT,
+}
 
 
 class Plan(NamedTuple):
@@ -71,6 +81,16 @@ class Progress(NamedTuple):
   def metrics(self) -> dict[str, float]:
     """Return the last metrics, and the best as ``best/...``."""
     return self.last | {f'best/{name}': value for name, value in self.best.items()}
+
+
+def read_progress(content: Mapping[str, Any], where: object) -> Progress:
+  """Return what a checkpoint says of the progress; the digest beside it holds for the values.
+
+  Raises:
+    DamagedError: it has other fields than this jaxres knows.
+  """
+  fields = schema.check_fields(content, PROGRESS, where, optional=('partial', 'rollbacks'), closed=True, fix='')
+  return Progress(**fields)
 
 
 def watched(scores: Mapping[str, float]) -> float | None:

@@ -12,8 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxres import config as config_lib
-from jaxres import data, models, pretrained
+from jaxres import data, models, pretrained, workdir
 from jaxres.backend import jit
 from jaxres.data import decode, listing
 from jaxres.data.archive import sha256_of
@@ -104,8 +103,10 @@ def load(
     shape = (size or 0, size or 0, found.channels)
     keep = known.center_crop
   else:
-    config = config_lib.to_dict(config_lib.complete(json.loads((run / 'config.json').read_text())))
-    info, fields = _read_info(run), config['data']
+    config = workdir.read_config(run) or {}
+    info, fields = workdir.read_data(run, 'image_shape', 'mean', 'std'), config['data']
+    if info is None:
+      raise InputError(f'{run}/data.json: missing: no image_shape, mean and std; the run must be newer')
     size = given.image_size or fields['eval_image_size'] or fields['image_size']
     shape = (size, size, found.channels) if size else tuple(info['image_shape'])
     model = models.create(**found.options, dtype=config['model']['dtype'])
@@ -181,15 +182,6 @@ def _published(source: str) -> Seen:
   if place not in published.DIGITS:
     return Seen()
   return Seen(*data.IMAGENET, IMAGE_SIZE, IMAGE_SIZE / RESIZED['v2' if place.endswith('-v2') else 'v1'])
-
-
-def _read_info(run: pathlib.Path) -> dict[str, Any]:
-  """Return the description of a run's data."""
-  try:
-    info: dict[str, Any] = json.loads((run / 'data.json').read_text())
-    return {key: info[key] for key in ('image_shape', 'mean', 'std')}
-  except (OSError, ValueError, LookupError, TypeError) as error:
-    raise InputError(f'{run}/data.json: no image_shape, mean and std there ({error}); the run must be newer') from None
 
 
 def find(words: Iterable[str]) -> list[pathlib.Path]:

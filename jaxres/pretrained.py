@@ -12,18 +12,35 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from jaxres import checkpoint, distributed, integrity, models, weights
-from jaxres import config as config_lib
+from jaxres import checkpoint, distributed, integrity, models, schema, weights, workdir
 from jaxres.errors import InputError
-from jaxres.files import complete, file_errors
+from jaxres.files import PUT_BACK, DamagedError, complete, file_errors, read_json
 from jaxres.models import ResNet
 from jaxres.paths import MAX_TEXT_BYTES, check_utf8, open_regular, read_regular, user_path
 from jaxres.weights import preprocessing, published, safetensors
-from jaxres.weights.names import Dialect
+from jaxres.weights.names import HEADS, SHORTCUTS, Dialect
 from jaxres.weights.preprocessing import Preprocessing
 
 FORMAT = 1  # of model.json
 SNAPSHOT = ('model.safetensors', 'pytorch_model.bin')  # what a directory of Hugging Face's hub has
+NAMES = {  # the fields of a Dialect
+  'shortcut': schema.one_of(SHORTCUTS),
+  'head': schema.one_of(HEADS),
+  'average': schema.YES_OR_NO,
+}
+_COUNT = schema.integer(0, 2**63 - 1)
+MODEL = {  # the fields of model.json; those of "model" are the section of that name of the config
+  'format': schema.integer(FORMAT, FORMAT),
+  'model': schema.Check('an object', lambda x: isinstance(x, dict)),
+  'channels': schema.integer(1, workdir.MAX_CHANNELS),
+  'names': schema.Check('an object', lambda x: isinstance(x, dict)),
+  'num_batches_tracked': schema.either(_COUNT, schema.object_of(_COUNT)),
+  'class_names': schema.either(schema.array_of(schema.text(), least=1), schema.NOTHING),
+  'origin': schema.text(),
+  'preprocessing': schema.either(schema.Check('an object', lambda x: isinstance(x, dict)), schema.NOTHING),
+  'sha256': schema.SHA256,
+  'description_sha256': schema.SHA256,  # of all the others
+}
 SOURCES = ('torchvision', 'jaxres')
 DEFAULT_STEP = 'best'  # of every tool that reads a run
 STEP_HELP = "'best' by validation, without one the latest (default); 'latest'; or a number"
@@ -272,6 +289,7 @@ def write(directory: str | pathlib.Path, found: Pretrained) -> None:
       'preprocessing': found.preprocessing and found.preprocessing._asdict(),
       'sha256': digest,
     }
+    description['description_sha256'] = integrity.json_digest(description)
     with complete(directory / 'model.json') as part:
       part.write((json.dumps(description, indent=2) + '\n').encode())
 
@@ -334,42 +352,90 @@ def _choice(step: str) -> tuple[str, ...]:
 
 def _read_written(directory: pathlib.Path) -> Pretrained:
   path, described = directory / 'weights.safetensors', directory / 'model.json'
+  given = read_description(described)
   try:
-    given = json.loads(described.read_text())
     with open_regular(path) as file:
       data = file.read()
-  except (OSError, ValueError) as error:
-    raise InputError(f'{directory}: cannot be read: {error}') from None
-  if isinstance(given, dict) and given.get('format', FORMAT) != FORMAT:
-    raise InputError(f'{described}: format {given["format"]!r:.20}; this jaxres reads {FORMAT}')
-  try:
-    options, dialect, names = given['model'], Dialect(**given['names']), given['class_names']
-    channels, batches, origin, digest = (given[key] for key in ('channels', 'num_batches_tracked', 'origin', 'sha256'))
-  except (TypeError, LookupError) as error:
-    raise InputError(f'{described}: damaged: {error}') from None
-  if hashlib.sha256(data).hexdigest() != digest:
+  except OSError as error:
+    raise InputError(f'{path}: cannot be read: {error.strerror or error}') from None
+  if hashlib.sha256(data).hexdigest() != given['sha256']:
     raise InputError(f'{path}: damaged, or of another model.json: its sha256 is not that in {described}')
   variables = flax.traverse_util.unflatten_dict(safetensors.read(data, str(path)), sep='/')
-  return Pretrained(variables, options, channels, dialect, batches, names and tuple(names), origin)
+  options, classes = given['model'], given['class_names']
+  _check_network(variables, options, described)
+  if given['channels'] != _channels(variables):
+    found = f'channels: expected {_channels(variables)} as the weights have, found {given["channels"]}'
+    raise InputError(f'{described}: {found}; {PUT_BACK}')
+  if classes and len(classes) != options['num_classes']:
+    found = f'class_names: expected {options["num_classes"]:,} as the weights have, found {len(classes):,}'
+    raise InputError(f'{described}: {found}; {PUT_BACK}')
+  dialect, origin = Dialect(**given['names']), given['origin']
+  batches = given['num_batches_tracked']
+  return Pretrained(variables, options, _channels(variables), dialect, batches, classes and tuple(classes), origin)
+
+
+def read_description(path: pathlib.Path) -> dict[str, Any]:
+  """Return the content of a ``model.json``, compared with its own digest, which an older jaxres did not write."""
+  given = read_json(path)
+  if isinstance(given, dict) and given.get('format', FORMAT) != FORMAT:
+    raise InputError(f'{path}: format {schema.brief(given["format"])}; this jaxres reads {FORMAT}')
+  schema.check_fields(given, MODEL, path, optional=('description_sha256', 'format', 'preprocessing'), closed=True)
+  schema.check_fields(given['names'], NAMES, f'{path}: names', closed=True)
+  rest = {name: value for name, value in given.items() if name != 'description_sha256'}
+  if given.get('description_sha256', integrity.json_digest(rest)) != integrity.json_digest(rest):
+    raise DamagedError(f'{path}: damaged: it was edited, or its SHA-256 was; {PUT_BACK}')
+  options = workdir.as_config({'model': given['model']}, path)['model']
+  if 'dtype' in given['model'] or options['num_classes'] is None:
+    raise DamagedError(f'{path}: model: expected num_classes, and no dtype; {PUT_BACK}')
+  try:
+    models.create(**given['model'], dtype='float32')
+  except InputError as error:
+    raise DamagedError(f'{path}: {f"{error}":.240}; {PUT_BACK}') from None
+  return given
 
 
 def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
   """Read the weights of a run: their moving average where it keeps one."""
-  try:
-    config = config_lib.complete(json.loads((directory / 'config.json').read_text()))
-  except (OSError, json.JSONDecodeError) as error:
-    raise InputError(f'{directory}/config.json: cannot be read: {error}') from None
-  options = {key: value for key, value in config_lib.to_dict(config)['model'].items() if value is not None}
-  options.pop('dtype')
+  config = workdir.read_config(directory) or {}
   number, saved = _restore(directory, step, config)
-  variables = saved.get('ema') or {key: saved[key] for key in ('params', 'batch_stats')}
+  options = {key: value for key, value in config['model'].items() if value is not None}
+  options.pop('dtype')
+  tree = flax.traverse_util.unflatten_dict(saved.state, sep='/')
+  variables = tree.get('ema') or {key: tree.get(key, {}) for key in ('params', 'batch_stats')}
   variables = jax.tree.map(np.asarray, variables)
-  options['num_classes'] = variables['params']['head']['fc']['kernel'].shape[1]
+  where = f'{directory}, step {number}'
+  options['num_classes'] = _head(variables, where).shape[1]
+  _check_network(variables, options, where)
+  channels = _channels(variables)
+  names = workdir.class_names(directory, options['num_classes'], channels)
   dialect = Dialect.of_model(models.create(**options).shortcut)
-  origin = f'{directory}, step {number} ({_why(directory, number, step)})' + (
-    ', moving average' if 'ema' in saved else ''
-  )
-  return Pretrained(variables, options, _channels(variables), dialect, number, _class_names(directory), origin)
+  origin = f'{where} ({_why(directory, number, step)})' + (', moving average' if 'ema' in tree else '')
+  return Pretrained(variables, options, channels, dialect, number, names, origin)
+
+
+def _head(variables: Mapping[str, Any], where: object) -> np.ndarray:
+  """Return the kernel of the classifier."""
+  try:
+    kernel: np.ndarray = variables['params']['head']['fc']['kernel']
+  except (LookupError, TypeError):
+    raise DamagedError(f'{where}: it has no params/head/fc/kernel: no network of jaxres') from None
+  if getattr(kernel, 'ndim', 0) != 2:
+    raise DamagedError(f'{where}: params/head/fc/kernel is no matrix: no network of jaxres')
+  return kernel
+
+
+def _check_network(variables: Mapping[str, Any], options: Mapping[str, Any], where: object) -> None:
+  """Raise InputError where ``variables`` are not those of the network of ``options``, by name, dtype and shape."""
+  classes = _head(variables, where).shape[1]
+  if options['num_classes'] != classes:
+    found = f'model.num_classes: expected {classes:,} as the weights have, found {options["num_classes"]:,}'
+    raise InputError(f'{where}: {found}; {PUT_BACK}')
+  model = models.create(**options, dtype='float32')
+  try:
+    wanted = weights.abstract(model, _channels(variables))
+  except (LookupError, TypeError, AttributeError):
+    raise DamagedError(f'{where}: its stem is that of no network of jaxres') from None
+  integrity.check_like(integrity.kinds(variables), integrity.kinds(wanted), f'{where}: no {options["name"]}')
 
 
 def _channels(variables: Mapping[str, Any]) -> int:
@@ -378,26 +444,17 @@ def _channels(variables: Mapping[str, Any]) -> int:
   return channels
 
 
-def _class_names(directory: pathlib.Path) -> tuple[str, ...] | None:
-  """Return the classes of a run; None where it was made by a jaxres that did not write them."""
-  path = directory / 'data.json'
-  try:
-    return tuple(json.loads(path.read_text())['class_names']) if path.exists() else None
-  except (OSError, ValueError, LookupError, TypeError) as error:
-    raise InputError(f'{path}: cannot be read: {error}') from None
-
-
-def _restore(directory: pathlib.Path, step: str, config: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
-  """Return the number of a checkpoint and its state as it was saved, by ``config``; the run is not touched."""
+def _restore(directory: pathlib.Path, step: str, config: Mapping[str, Any]) -> tuple[int, integrity.Saved]:
+  """Return the number of a checkpoint and what was saved, by ``config``; the run is not touched."""
   where = check_utf8(directory).absolute() / 'checkpoints'
   number, path, saved = integrity.follow(where, lambda paths: _choose(where, paths, step))
   checkpoint.check_made_by(saved.about, config, path)
-  return number, flax.traverse_util.unflatten_dict(saved.state, sep='/')
+  return number, saved
 
 
 def _choose(where: pathlib.Path, paths: Mapping[int, pathlib.Path], step: str) -> int:
   """Return the step that is asked for, of those that are whole."""
-  known = [number for number, path in paths.items() if (path / 'state/_METADATA').exists()]
+  known = [number for number, path in paths.items() if os.path.isfile(path / 'state/_METADATA')]
   if not known:
     if paths:
       raise integrity.DamagedError(f'no checkpoint there: none of {len(paths)} has a state')
@@ -405,7 +462,7 @@ def _choose(where: pathlib.Path, paths: Mapping[int, pathlib.Path], step: str) -
   if step == 'latest':
     return known[-1]
   if step == 'best':
-    return max(known, key=lambda number: checkpoint.rank(_scores(paths[number], number)))
+    return max(known, key=lambda number: checkpoint.rank(integrity.read_scores(paths[number])))
   if not step.isdecimal() or int(step) not in known:
     raise InputError(f'{where}: no step {step}; there are {known}')
   return int(step)
@@ -415,13 +472,5 @@ def _why(directory: pathlib.Path, number: int, step: str) -> str:
   """Return in words why a checkpoint was taken."""
   if step != 'best':
     return 'the latest' if step == 'latest' else 'as asked for'
-  top1 = _scores(directory.absolute() / 'checkpoints' / str(number), number).get(checkpoint.BEST_METRIC)
+  top1 = integrity.read_scores(directory.absolute() / 'checkpoints' / str(number)).get(checkpoint.BEST_METRIC)
   return 'the latest, as nothing was validated' if top1 is None else f'the best on validation: top-1 {top1:.2%}'
-
-
-def _scores(path: pathlib.Path, number: int) -> dict[str, float]:
-  """Return what ``checkpoint.save`` ranks a checkpoint by."""
-  try:
-    return {'step': number} | json.loads((path / 'metrics/metrics').read_text())
-  except (OSError, ValueError) as error:
-    raise integrity.DamagedError(f'{path.name}: its metrics cannot be read: {error}') from None

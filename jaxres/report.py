@@ -4,7 +4,6 @@ import argparse
 import functools
 import json
 import math
-import pathlib
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxres import attribution, data, evaluate, evaluate_runs, files, log, losses, page, pictures, runs, scores, trees
+from jaxres import (
+  attribution,
+  data,
+  evaluate,
+  evaluate_runs,
+  files,
+  log,
+  losses,
+  page,
+  pictures,
+  runs,
+  scores,
+  trees,
+  workdir,
+)
 from jaxres import config as config_lib
 from jaxres.backend import jit
 from jaxres.data.augment import normalize
 from jaxres.errors import printable
-from jaxres.files import file_errors
+from jaxres.files import DamagedError, file_errors
 from jaxres.models import ResNet
 from jaxres.page import Bar, Cell, Section
 from jaxres.paths import output_path
@@ -100,7 +113,7 @@ def _curves(found: Sequence[runs.Run]) -> Section:
   for quantity, title in CURVES.items():
     series: dict[str, list[tuple[float, float]]] = {}
     for run in found:
-      for row in read_metrics(run.path):
+      for row in workdir.read_metrics(run.path):
         for name in (name for name in row if name.endswith(f'/{quantity}')):
           label = name.removesuffix(f'/{quantity}')
           label = label if len(found) == 1 else f'{run.name} {label}'
@@ -109,11 +122,6 @@ def _curves(found: Sequence[runs.Run]) -> Section:
     charts.append(page.line_chart(title, series, 'epoch', show))
   shown = f'<div class="charts">{"".join(charts)}</div>' if any(charts) else page.paragraph('metrics.jsonl is empty.')
   return page.section('curves', 'Curves', shown)
-
-
-def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-  """Return the rows of a run's ``metrics.jsonl``."""
-  return [json.loads(line) for line in files.read_lines(path / 'metrics.jsonl')]
 
 
 def _quality(own: Mapping[str, Any], run: runs.Run) -> list[Section]:
@@ -256,20 +264,24 @@ def _making(run: runs.Run, timing: str) -> list[Section]:
       is_default = json.dumps(value) == json.dumps(default[section][field])
       (rest if is_default else changed).append([f'{section}.{field}', json.dumps(value)])
   config = page.table(['field', 'value'], changed) if changed else page.paragraph('All at their defaults.')
-  path = run.path / 'environment.json'
-  environment = json.loads(path.read_text()) if path.is_file() else {}
-  known = page.table(['', 'value'], [[name, str(value)] for name, value in environment.items()])
   return [
     page.section('config', 'Config', config, page.details('At their defaults', page.table(['field', 'value'], rest))),
-    page.section(
-      'environment', 'Environment', known if environment else page.paragraph('Not recorded by the jaxres of then.')
-    ),
+    page.section('environment', 'Environment', _environment(run)),
     page.section('timing', 'Timing', page.table(['', 'value'], [*_timing(run), ['this page', timing]])),
   ]
 
 
+def _environment(run: runs.Run) -> str:
+  try:
+    environment = workdir.read_environment(run.path)
+  except DamagedError as error:  # the page has the rest
+    return page.paragraph(f'{error}')
+  rows = [[name, str(value)] for name, value in environment.items()]
+  return page.table(['', 'value'], rows) if rows else page.paragraph('Not recorded by the jaxres of then.')
+
+
 def _timing(run: runs.Run) -> list[list[str]]:
-  metrics = read_metrics(run.path)
+  metrics = workdir.read_metrics(run.path)
   speeds = [row['train/images_per_s'] for row in metrics if 'train/images_per_s' in row]
   rows = [['parameters', f'{trees.count(run.variables["params"]):,}']]
   if metrics:

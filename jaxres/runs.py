@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxres import config as config_lib
 from jaxres import data, evaluate, models, pretrained, sharding, workdir
 from jaxres.backend import keep_freed_memory, keep_programs, memory_explained
 from jaxres.data.fingerprints import same_names
@@ -91,7 +90,9 @@ def read(
   datasets: dict[str, data.Dataset] = {}
   found = []
   for path, name in zip(directories, names, strict=True):
-    config = _read_config(path)
+    config = workdir.read_config(path)
+    if config is None:
+      raise InputError(f'{path}: no run there: expected a workdir, with config.json and checkpoints/')
     weights = pretrained.read(str(path), step)
     moved = {'data_dir': data_dir, 'path': data_path}
     fields = config['data'] | {key: value for key, value in moved.items() if value is not None}
@@ -107,16 +108,6 @@ def read(
     name = name if names.count(name) == 1 else str(path)
     found.append(Run(name, path, config, model, variables, datasets[key], mesh, weights.origin))
   return found
-
-
-def _read_config(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Return the whole config of a run."""
-  if not (path / 'config.json').is_file():
-    raise InputError(f'{path}: no run there: expected a workdir, with config.json and checkpoints/')
-  try:
-    return config_lib.to_dict(config_lib.complete(json.loads((path / 'config.json').read_text())))
-  except (OSError, json.JSONDecodeError) as error:
-    raise InputError(f'{path}/config.json: cannot be read: {error}') from None
 
 
 def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Outputs:

@@ -16,7 +16,7 @@ from jaxres import weights as weights_lib
 from jaxres import workdir as workdir_lib
 from jaxres.backend import be_deterministic, keep_freed_memory, keep_programs, memory_explained
 from jaxres.errors import InputError
-from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, grouped, make_plan, watched
+from jaxres.plan import DRY_RUN_STEPS, Plan, Progress, grouped, make_plan, read_progress, watched
 from jaxres.programs import Parts, Programs, less_memory, make_parts, make_programs
 from jaxres.recalibrate import recalibrated
 from jaxres.state import TrainState
@@ -273,7 +273,7 @@ def restore_or_init(
   """Return the newest checkpoint's state and progress, or those of a training that begins, where ``init`` says."""
   restored = checkpoint.restore(manager, jax.eval_shape(programs.create, key), programs.shardings)
   if restored is not None:
-    return restored[0], Progress(**restored[1])
+    return restored[0], read_progress(restored[1], f'{manager.directory}: progress')
   begin = programs.create(key)
   return state.start_from(begin, init(begin.variables)) if init else begin, Progress({}, {}, 0)
 

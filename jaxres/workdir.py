@@ -12,13 +12,13 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 
 import jaxres
-from jaxres import checkpoint, data, distributed, files, integrity
+from jaxres import checkpoint, data, distributed, files, integrity, rows, schema
 from jaxres import config as config_lib
 from jaxres.data.fingerprints import differences
 from jaxres.errors import InputError
@@ -28,6 +28,24 @@ LOCK = '.lock'  # of a workdir: its content is for the message, and what counts 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of a file system that cannot lock
 LEFT = re.compile(r'.+\.[0-9a-f]{8}\.part')  # what a kill leaves of a file that was being written
 IDENTITY = ('class_names', 'image_shape', 'splits')  # what of data.json must be the same: mean and std are rounded
+
+MAX_CONFIG = 1 << 20  # bytes of config.json
+MAX_CHANNELS = 1024
+MAX_PIXELS = 1 << 24  # of an image: 4096 x 4096
+_SHAPE = schema.array_of(schema.integer(1, MAX_PIXELS), 3, 3)
+DATA = {  # the fields of data.json
+  'class_names': schema.array_of(schema.text(), least=1),
+  'image_shape': schema.Check(
+    f'[height, width, channels] of at most {MAX_PIXELS:,} pixels',
+    lambda x: _SHAPE.holds(x) and x[0] * x[1] <= MAX_PIXELS,
+  ),
+  'mean': schema.array_of(schema.number(-1e6, 1e6), least=1, most=MAX_CHANNELS),
+  'std': schema.array_of(schema.number(1e-12, 1e6), least=1, most=MAX_CHANNELS),
+  'splits': schema.object_of(schema.text()),
+  'split_rule': schema.integer(1, 1000),
+}
+_SCALAR = schema.either(schema.text(), schema.number(), schema.YES_OR_NO, schema.NOTHING)
+ENVIRONMENT = schema.either(_SCALAR, schema.array_of(_SCALAR))  # each value of environment.json
 
 
 def choose(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> pathlib.Path:
@@ -65,7 +83,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Return whether a run would go on in ``workdir``: one checkpoint there is whole."""
-  return any(path.name.isdecimal() for path in (workdir / 'checkpoints').glob('*'))
+  return bool(integrity.numbered(workdir / 'checkpoints'))
 
 
 def check_data(workdir: pathlib.Path, info: data.Info) -> None:
@@ -79,6 +97,8 @@ def other_data(workdir: pathlib.Path, info: data.Info) -> str:
   stored = read_json(workdir, 'data.json')
   found = describe(info)
   for name in IDENTITY if stored else ():
+    if name not in stored:
+      continue
     was, now = stored[name], found[name]
     if name == 'splits':
       was, now = _other_splits(was, now)
@@ -114,18 +134,113 @@ def describe(info: data.Info) -> dict[str, Any]:
 
 
 def read_json(workdir: pathlib.Path, name: str) -> Any:
-  """Return the content of a file of the run in ``workdir``; None where there is none, or no checkpoint.
+  """Return the content of ``config.json`` or ``data.json`` of the run in ``workdir``.
+
+  It is None where there is no such file, or no checkpoint.
 
   Raises:
     InputError: it is damaged.
   """
-  path = workdir / name
-  if not path.exists() or not any((workdir / 'checkpoints').glob('*')):
+  if not any((workdir / 'checkpoints').glob('*')):
     return None
+  readers: dict[str, Callable[[pathlib.Path], Any]] = {'config.json': read_config, 'data.json': read_data}
+  return readers[name](workdir)
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, dict[str, Any]] | None:
+  """Return the whole config of the run in ``workdir``; None where it has none.
+
+  A field that an older jaxres did not know is at its default.
+
+  Raises:
+    DamagedError: ``config.json`` is no config.
+  """
+  content = files.read_json(workdir / 'config.json', limit=MAX_CONFIG)
+  return None if content is None else as_config(content, workdir / 'config.json')
+
+
+def as_config(content: Any, where: object) -> dict[str, dict[str, Any]]:
+  """Return a config that was read as JSON from ``where``, completed and checked.
+
+  Raises:
+    DamagedError: it is none; the line names the field.
+  """
+  sections = {section: schema.Check('an object', lambda x: isinstance(x, dict)) for section in config_lib.SECTIONS}
+  schema.check_fields(content, sections, where, optional=sections, closed=True)
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(f'{path}: cannot be read: {error}; use another --workdir') from None
+    return config_lib.to_dict(config_lib.complete(content))
+  except InputError as error:
+    reason = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in f'{error}'[:240])
+    raise files.DamagedError(f'{where}: {reason}; {files.PUT_BACK}') from None
+
+
+def read_data(workdir: pathlib.Path, *needed: str) -> dict[str, Any] | None:
+  """Return the description of the data of the run in ``workdir``: the fields of ``DATA`` that are there.
+
+  Args:
+    workdir: of the run.
+    *needed: fields without which it is of no use here.
+
+  Returns:
+    The content of ``data.json``; None where a jaxres that wrote none made the run.
+
+  Raises:
+    DamagedError: it is no such description, or a field that is ``needed`` is missing.
+  """
+  path = workdir / 'data.json'
+  content = files.read_json(path)
+  if content is None:
+    return None
+  optional = DATA.keys() - {'class_names', *needed}
+  found = schema.check_fields(content, DATA, path, optional=optional)
+  channels: dict[str, int] = {name: len(found[name]) for name in ('mean', 'std') if name in found}
+  channels |= {'image_shape': found['image_shape'][2]} if 'image_shape' in found else {}
+  if len({*channels.values()}) > 1:
+    raise files.DamagedError(f'{path}: mean, std and image_shape are of different channels; {files.PUT_BACK}')
+  return found
+
+
+def class_names(workdir: pathlib.Path, classes: int, channels: int) -> tuple[str, ...] | None:
+  """Return the names of the classes of the run in ``workdir``; None where a jaxres that wrote none made it.
+
+  Args:
+    workdir: of the run.
+    classes: that its network has, as its checkpoint says.
+    channels: of the images that its network takes.
+
+  Raises:
+    DamagedError: ``data.json`` is damaged, or not of that network.
+  """
+  content = read_data(workdir)
+  if content is None:
+    return None
+  known = {'class_names': len(content['class_names'])}
+  known |= {'channels': content['image_shape'][2]} if 'image_shape' in content else {}
+  for name, expected in {'class_names': classes, 'channels': channels}.items():
+    if known.get(name, expected) != expected:
+      found = f'expected {expected:,} as the checkpoint has, found {known[name]:,}'
+      raise files.DamagedError(f'{workdir / "data.json"}: {name}: {found}; {files.PUT_BACK}')
+  return tuple(content['class_names'])
+
+
+def read_environment(workdir: pathlib.Path) -> dict[str, Any]:
+  """Return what the run in ``workdir`` happened in; nothing where a jaxres that wrote nothing made it.
+
+  Raises:
+    DamagedError: ``environment.json`` is no such description.
+  """
+  content = files.read_json(workdir / 'environment.json')
+  if content is None:
+    return {}
+  return schema.check_fields(content, dict.fromkeys(content, ENVIRONMENT), workdir / 'environment.json')
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """Return the rows of ``metrics.jsonl`` of the run in ``workdir``; say on standard error which are damaged."""
+  known, damage = rows.read(workdir / 'metrics.jsonl')
+  if damage:
+    print(f'warning: {damage}', file=sys.stderr)
+  return known
 
 
 def environment() -> dict[str, Any]:

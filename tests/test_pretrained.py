@@ -128,9 +128,9 @@ def test_a_damaged_directory_is_one_line(file, tmp_path):
   assert 'cannot be read' in refused(pretrained.read, str(tmp_path / 'out'))
   for text, expected in (
     ('{', 'cannot be read'),
-    ('[]', 'damaged'),
+    ('[]', 'expected an object, found [];'),
     ('{"format": 2}', 'format 2'),
-    ('{"format": 1}', 'damaged'),
+    ('{"format": 1}', 'model: missing; expected an object'),
   ):
     stored.write_bytes(raw)
     (tmp_path / 'out/model.json').write_text(text)
@@ -166,7 +166,7 @@ def test_the_best_step_is_the_earliest_best_on_validation_or_the_latest(tmp_path
   assert same(pretrained.read(run).variables, variables_of(4, best))
   assert same(pretrained.read(run, 'latest').variables, variables_of(4, len(scores)))
   (tmp_path / 'run/checkpoints/1/metrics/metrics').unlink()
-  assert 'its metrics cannot be read' in refused(pretrained.read, run, 'best')
+  assert 'damaged: metrics: missing' in refused(pretrained.read, run, 'best')
 
 
 @pytest.mark.parametrize('channels', [1, 2, 4, 7])

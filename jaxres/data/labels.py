@@ -60,7 +60,9 @@ def _kept(file: pathlib.Path, size: int) -> Labels | None:
     labels, order = load_npz(file, 'labels', 'order').values()
   except ValueError:
     return None
-  if labels.dtype != np.int32 or labels.shape != (size,) or not np.array_equal(np.sort(order), np.arange(size)):
+  if labels.dtype != np.int32 or order.dtype != np.int64 or not labels.shape == order.shape == (size,):
+    return None
+  if not np.array_equal(np.sort(order), np.arange(size)):
     return None
   return Labels(labels, order)
 
