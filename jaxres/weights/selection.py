@@ -208,19 +208,20 @@ def _strip(
   """Return ``{name without the prefix: (name, tensor)}``, and how many ``exclusive`` left out.
 
   ``inner`` are the prefixes of other networks in this one. A name that has only the first words of the prefix, such as
-  ``module.head.fc.weight``, loses those; with ``exclusive`` only a classifier may be called so.
+  ``module.head.fc.weight``, loses those; with ``exclusive`` only a classifier, where the network has none, may be.
   """
   prefix = network.prefix if network else ''
   words = prefix.split('.')[:-1]
   starts = ['.'.join(words[: i + 1]) + '.' for i in range(len(words))][::-1]
   result: dict[str, tuple[str, Any]] = {}
   left_out = 0
+  has_head = any(prefix + head in tensors for head in HEAD_NAMES)
   for name, value in tensors.items():
     if name == 'n_averaged':  # torch.optim.swa_utils
       continue
     start = next((start for start in starts if name.startswith(start)), '')
     short = name.removeprefix(start)
-    is_other = start != prefix and short not in HEAD_NAMES
+    is_other = start != prefix and (has_head or short not in HEAD_NAMES)
     if exclusive and (is_other or name.startswith(inner)):
       left_out += 1
       continue
