@@ -26,6 +26,7 @@ STATISTICS = {
   'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
   'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+PIPELINES = ('resident', 'stream')
 FILES = ('folder', 'csv')  # whose examples are files
 PATHS = ('folder', 'csv', 'arrays')  # what reads data.path
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as torchvision's models are trained with
@@ -113,6 +114,8 @@ def load(
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
   config.check_types('data', locals())
+  if pipeline not in PIPELINES:
+    raise InputError(f'data.pipeline: unknown value {pipeline!r}{nearest(pipeline, PIPELINES)}')
   _check_fields(batch_size, val, limit, seed)
   _check_fold(fold, val)
   if (mean is None) != (std is None):
