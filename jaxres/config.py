@@ -36,6 +36,7 @@ SECTIONS = {
 }
 USAGE = 'python main.py --config configs/digits.py --workdir runs/digits'
 RECIPES = 'configs'  # the directory of config files that are known by their names, here or beside the package
+WRAPPED = 'parsing config file'  # in the message of what ml_collections makes of any error of the file
 MOST = 8  # that a message names, of several
 
 
@@ -100,11 +101,14 @@ def check_types(section: str, given: Mapping[str, Any]) -> None:
   """Raise InputError where an argument of a section's function is not of the type that its signature says.
 
   It is called by the functions themselves, which are called from Python too; arguments that the section has no field
-  for are not looked at.
+  for are not looked at, nor are unknown words for one of several, which the functions know better.
   """
   fields = schema(section)
   for name in given.keys() & fields.keys():
-    if not _fits(_convert(given[name], fields[name].hint), fields[name].hint):
+    is_word = isinstance(given[name], str) and any(
+      typing.get_origin(option) is typing.Literal for option in _alternatives(fields[name].hint)
+    )
+    if not is_word and not _fits(_convert(given[name], fields[name].hint), fields[name].hint):
       expected = describe(fields[name].hint)
       raise InputError(f'{section}.{name}: expected {expected}, found {_shown(given[name])}')
 
@@ -274,8 +278,9 @@ def _explain(error: BaseException, argv: Sequence[str]) -> InputError:
   while chain[-1].__context__ is not None:
     chain.append(chain[-1].__context__)
   last = chain[-1]
-  if explained := next((each for each in chain if isinstance(each, InputError)), None):
-    return explained
+  explained = [each for each in chain if isinstance(each, InputError) and WRAPPED not in str(each)]
+  if explained:
+    return explained[0]
   override = re.match(r'flag --config\.([\w.]+)=(.*?): ', str(error), re.DOTALL)
   if override and len(chain) > 1:
     section, _, field = override[1].partition('.')
@@ -287,7 +292,7 @@ def _explain(error: BaseException, argv: Sequence[str]) -> InputError:
   if isinstance(last, KeyError) and last.args[0] in SECTIONS:
     found = f'get_config() returns a dict without the section {last.args[0]!r}'
     return InputError(f'--config: {found}, which cannot be overridden then; return jaxres.config.make(...)')
-  if isinstance(error, flags.Error) and 'parsing config file' not in str(error):
+  if isinstance(error, flags.Error) and WRAPPED not in str(error):
     return InputError(str(error))
   return InputError(f'--config: the file fails to load{_line(last, argv)}: {type(last).__name__}: {last}')
 

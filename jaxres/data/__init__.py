@@ -29,6 +29,7 @@ STATISTICS = {
 }
 SPLIT_RULE = 2  # by which data is split now
 SPLIT_RULES = (1, SPLIT_RULE)
+PIPELINES = ('resident', 'stream')
 FILES = ('folder', 'csv')  # whose examples are files
 PATHS = ('folder', 'csv', 'arrays')  # what reads data.path
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as torchvision's models are trained with
@@ -118,6 +119,8 @@ def load(
   """
   fields = locals()
   config.check_types('data', fields)
+  if pipeline not in PIPELINES:
+    raise InputError(f'data.pipeline: unknown value {pipeline!r}{nearest(pipeline, PIPELINES)}')
   return _load(SPLIT_RULE, **fields)
 
 
