@@ -18,7 +18,24 @@ STEMS = {
   'deep': blocks.DeepStem,
   'whitening': blocks.WhiteningStem,
 }
-POOLS: dict[str, Callable[..., jax.Array]] = {'mean': jnp.mean, 'max': jnp.max}
+
+
+def mean_over_map(x: jax.Array) -> jax.Array:
+  """Return the mean of each channel of ``x``, float ``[B, H, W, C]``, as ``[B, C]``."""
+  return jnp.mean(x, axis=(1, 2))
+
+
+def max_over_map(x: jax.Array) -> jax.Array:
+  """Return the maximum of each channel of ``x``, float ``[B, H, W, C]``, as ``[B, C]``; the first of equals.
+
+  It is taken by its place: the gradient of ``jnp.max`` looks for the value, which XLA:CPU may compute once more in
+  another fusion, with another last bit, so that nothing is equal to it.
+  """
+  x = x.reshape(len(x), -1, x.shape[-1])
+  return jnp.take_along_axis(x, jnp.argmax(x, axis=1, keepdims=True), axis=1)[:, 0]
+
+
+POOLS: dict[str, Callable[[jax.Array], jax.Array]] = {'mean': mean_over_map, 'max': max_over_map}
 SHORTCUTS = ('projection', 'average', 'pad')
 BN_MODES = ('global', 'per_device', 'frozen')
 ACTIVATIONS: dict[str, blocks.Activation] = {
@@ -148,7 +165,7 @@ class ResNet(nn.Module):
 
   def pooled(self, stages: Mapping[str, jax.Array]) -> jax.Array:
     """Return what the classifier is given of what ``features`` returned, float32 ``[B, c]``."""
-    return POOLS[self.pool](stages[f'stage{len(self.stage_sizes)}'].astype(jnp.float32), axis=(1, 2))
+    return POOLS[self.pool](stages[f'stage{len(self.stage_sizes)}'].astype(jnp.float32))
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Return the logits, float32 ``[B, num_classes]``, of normalised images ``[B, H, W, C]``."""
