@@ -171,12 +171,11 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
 
 
 def _put_odd_aside(directory: pathlib.Path) -> None:
-  """Rename what would be in the way of a save, such as a file that is called as a step; say what is no checkpoint."""
+  """Rename what reads like a step and is no checkpoint, such as a file: it would be in the way of a save."""
   odd = integrity.odd(directory)
   for name in odd if distributed.leads() else ():
-    path = directory / name
-    done = 'is ignored' if path.is_dir() else f'is now {integrity.put_aside(path)}'
-    print(f'{path} is no checkpoint, and {done}', file=sys.stderr)
+    aside = integrity.put_aside(directory / name)
+    print(f'{directory / name} is no checkpoint; it is now {aside}', file=sys.stderr)
   if odd:
     distributed.meet('what is no checkpoint is put aside')
 

@@ -179,6 +179,9 @@ def _check_members(raw: IO[bytes]) -> None:
   size = os.fstat(raw.fileno()).st_size
   with zipfile.ZipFile(raw) as archive:
     members = archive.infolist()
+    raw.seek(-22 - len(archive.comment), os.SEEK_END)  # the record at the end says how many there are
+    if not members or struct.unpack('<4s4xH', raw.read(10)) != (b'PK\5\6', len(members)):
+      raise ValueError('its members are not as many as it says')
     if sum(member.compress_size for member in members) > size or len({m.filename for m in members}) < len(members):
       raise ValueError('its members lie in each other')
     for member in members:

@@ -21,7 +21,7 @@ from jaxres.weights import preprocessing, published, safetensors
 from jaxres.weights.names import HEADS, SHORTCUTS, Dialect
 from jaxres.weights.preprocessing import Preprocessing
 
-FORMAT = 1  # of model.json
+FORMAT = 2  # of model.json: 1 had no digest of itself
 SNAPSHOT = ('model.safetensors', 'pytorch_model.bin')  # what a directory of Hugging Face's hub has
 NAMES = {  # the fields of a Dialect
   'shortcut': schema.one_of(SHORTCUTS),
@@ -30,7 +30,7 @@ NAMES = {  # the fields of a Dialect
 }
 _COUNT = schema.integer(0, 2**63 - 1)
 MODEL = {  # the fields of model.json; those of "model" are the section of that name of the config
-  'format': schema.integer(FORMAT, FORMAT),
+  'format': schema.integer(1, FORMAT),
   'model': schema.Check('an object', lambda x: isinstance(x, dict)),
   'channels': schema.integer(1, workdir.MAX_CHANNELS),
   'names': schema.Check('an object', lambda x: isinstance(x, dict)),
@@ -377,9 +377,11 @@ def _read_written(directory: pathlib.Path) -> Pretrained:
 def read_description(path: pathlib.Path) -> dict[str, Any]:
   """Return the content of a ``model.json``, compared with its own digest, which an older jaxres did not write."""
   given = read_json(path)
-  if isinstance(given, dict) and given.get('format', FORMAT) != FORMAT:
-    raise InputError(f'{path}: format {schema.brief(given["format"])}; this jaxres reads {FORMAT}')
-  schema.check_fields(given, MODEL, path, optional=('description_sha256', 'format', 'preprocessing'), closed=True)
+  if isinstance(given, dict) and given.get('format', 1) not in (1, FORMAT):
+    raise InputError(f'{path}: format {schema.brief(given["format"])}; this jaxres reads 1 and {FORMAT}')
+  older = isinstance(given, dict) and given.get('format', 1) == 1
+  optional = ('preprocessing', *(('description_sha256', 'format') if older else ()))
+  schema.check_fields(given, MODEL, path, optional=optional, closed=True)
   schema.check_fields(given['names'], NAMES, f'{path}: names', closed=True)
   rest = {name: value for name, value in given.items() if name != 'description_sha256'}
   if given.get('description_sha256', integrity.json_digest(rest)) != integrity.json_digest(rest):

@@ -168,8 +168,9 @@ def as_config(content: Any, where: object) -> dict[str, dict[str, Any]]:
   sections = {section: schema.Check('an object', lambda x: isinstance(x, dict)) for section in config_lib.SECTIONS}
   schema.check_fields(content, sections, where, optional=sections, closed=True)
   try:
+    json.dumps(content, allow_nan=False)
     return config_lib.to_dict(config_lib.complete(content))
-  except InputError as error:
+  except ValueError as error:
     reason = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in f'{error}'[:240])
     raise files.DamagedError(f'{where}: {reason}; {files.PUT_BACK}') from None
 
@@ -232,7 +233,8 @@ def read_environment(workdir: pathlib.Path) -> dict[str, Any]:
   content = files.read_json(workdir / 'environment.json')
   if content is None:
     return {}
-  return schema.check_fields(content, dict.fromkeys(content, ENVIRONMENT), workdir / 'environment.json')
+  fields = dict.fromkeys(content, ENVIRONMENT) if isinstance(content, dict) else {}
+  return schema.check_fields(content, fields, workdir / 'environment.json')
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:

@@ -129,7 +129,7 @@ def test_a_damaged_directory_is_one_line(file, tmp_path):
   for text, expected in (
     ('{', 'cannot be read'),
     ('[]', 'expected an object, found [];'),
-    ('{"format": 2}', 'format 2'),
+    ('{"format": 3}', 'format 3'),
     ('{"format": 1}', 'model: missing; expected an object'),
   ):
     stored.write_bytes(raw)
