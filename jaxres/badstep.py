@@ -120,7 +120,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Found, dict[str, di
   where = f'--replay: {path}'
   try:
     content = load_npz(path)
-    about = parse_json(str(content['about']), finite=False) if 'about' in content else None  # the loss may be NaN
+    if 'about' not in content:
+      raise ValueError('it has no array called about')
+    about = parse_json(str(content['about']), finite=False)  # the loss may be NaN
   except ValueError as error:
     raise InputError(f'{where}: not a file of a bad step: {error}; {AGAIN}') from None
   about = schema.check_fields(about, ABOUT, f'{where}: about', optional=('split_rule',), fix=AGAIN)

@@ -287,7 +287,7 @@ def _take_back(directory: pathlib.Path) -> None:
     if new.exists():
       integrity.put_aside(new)
     os.rename(old, new)
-  deleted, steps = integrity.numbered(directory / DELETED), integrity.numbered(directory)
+  steps, deleted = integrity.numbered(directory), integrity.numbered(directory / DELETED)
   if deleted and (not steps or integrity.damage(directory / str(steps[-1]))):
     for step in set(deleted) - set(steps):
       if not integrity.damage(directory / DELETED / str(step)):  # a kill may have left one half deleted

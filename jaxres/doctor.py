@@ -190,7 +190,7 @@ def disk(directory: pathlib.Path) -> Check:
   """Look at the room on the disk of ``directory``."""
   free = shutil.disk_usage(directory).free
   verdict: Literal['ok', 'warning'] = 'ok' if free > LEAST_FREE_BYTES else 'warning'
-  return Check(f'disk of {directory.name or directory}', verdict, f'{free / 1e9:,.1f} GB are free in {directory}')
+  return Check('disk', verdict, f'{free / 1e9:,.1f} GB are free in {directory}')
 
 
 def configured(path: str, overrides: list[str]) -> Checks:

@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
     raise InputError(f'--of: unknown class {args.of!r}{nearest(args.of, names)}')
   klass = None if args.of is None else names.index(args.of)
   print(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler')
-  print(f'by {predictor.origin}', flush=True)
+  print(printable(f'by {predictor.origin}'), flush=True)
   found, tell = [], make_teller('explaining', TELL_SECONDS, at_once=True)
   for one in explain(predictor, paths, methods, klass, args.batch_size, tell):
     if one.problem:

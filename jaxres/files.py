@@ -39,7 +39,10 @@ def complete(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
   Its name is its own, so that two processes that prepare the same set do not meet.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except FileExistsError:
+    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path.parent)) from None
   part = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
   try:
     with part.open('xb') as file:

@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> None:
   out = out or trained.path / 'errors.html'
   with file_errors(out):
     files.write_whole(out, make_page(trained, found))
-  print(trained.origin)
+  print(printable(trained.origin))
   for split, own in found['labels'].items():
     print(f'{split}: {own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones')
   hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in found['classes'][:3])

@@ -98,7 +98,7 @@ def load(
   run = user_path(source.removeprefix('jaxres:'))
   if not (run / 'config.json').is_file() or (run / 'model.json').is_file():
     model = found.model()
-    known = _described(run / 'model.json') if (run / 'model.json').is_file() else _published(source)
+    known = _described(found, source) if (run / 'model.json').is_file() else _published(source)
     size = given.image_size or known.image_size
     shape = (size or 0, size or 0, found.channels)
     keep = known.center_crop
@@ -151,25 +151,15 @@ def _channels(values: tuple[float, ...] | None, channels: int, source: str) -> t
   return values and (values * channels if len(values) == 1 else values)
 
 
-def _described(path: pathlib.Path) -> Seen:
-  """Return what a ``model.json`` says is done to an image, in its field ``preprocessing``; nothing where it has none.
-
-  ``image_size`` is one number or height and width; ``center_crop`` is a share, or ``resize`` the short side in pixels
-  before the crop.
-  """
-  given = json.loads(path.read_text()).get('preprocessing')
-  if given is None:
+def _described(found: pretrained.Pretrained, source: str) -> Seen:
+  """Return what is done to an image before ``found``, as its ``model.json`` says; nothing where it does not."""
+  known = found.preprocessing
+  if known is None:
     return Seen()
-  try:
-    size = given['image_size']
-    height, width = (size, size) if isinstance(size, int) else size
-    keep = given.get('center_crop') or (height / given['resize'] if given.get('resize') else 1.0)
-    seen = Seen(tuple(map(float, given['mean'])), tuple(map(float, given['std'])), int(height), float(keep))
-  except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-    raise InputError(f'{path}: preprocessing: expected mean, std, image_size and resize ({error!s:.80})') from None
+  height, width = known.image_size
   if height != width:
-    raise InputError(f'{path}: it sees images of {[height, width]}; predict makes square ones of 1 or 3 channels')
-  return _check_seen(seen)
+    raise InputError(f'{source}: it sees images of {[height, width]}; predict makes square ones of 1 or 3 channels')
+  return Seen(known.mean, known.std, height, known.center_crop)
 
 
 def _published(source: str) -> Seen:
@@ -338,7 +328,7 @@ def run(args: argparse.Namespace) -> int:
       raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
   paths = find(args.images)
   predictor = of_arguments(args)
-  print(f'by {predictor.origin}', file=sys.stderr)
+  print(printable(f'by {predictor.origin}'), file=sys.stderr)
   status = 0
   for path, logits, problem in predict(predictor, paths, args.batch_size):
     if logits is None:

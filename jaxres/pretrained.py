@@ -112,11 +112,11 @@ def read(
     if value:
       raise InputError(f'{place}: {word} is for tensors of torch files; leave it out')
   if is_written:
-    return _read_written(directory)._replace(preprocessing=preprocessing.of_description(directory / 'model.json'))
+    return _read_written(directory)
   if directory.is_file():
     raise InputError(f'{directory}: a file; leave out "jaxres:", which is for directories')
   if (directory / 'config.json').is_file():
-    return _read_run(directory, step)._replace(preprocessing=preprocessing.of_run(directory), notes=_choice(step))
+    return _read_run(directory, step)._replace(preprocessing=preprocessing_of(directory), notes=_choice(step))
   if inside := runs_in(directory):
     raise InputError(f'{directory}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
   raise InputError(f'{directory}: no weights of jaxres: expected model.json, or config.json and checkpoints/ of a run')
@@ -371,7 +371,9 @@ def _read_written(directory: pathlib.Path) -> Pretrained:
     raise InputError(f'{described}: {found}; {PUT_BACK}')
   dialect, origin = Dialect(**given['names']), given['origin']
   batches = given['num_batches_tracked']
-  return Pretrained(variables, options, _channels(variables), dialect, batches, classes and tuple(classes), origin)
+  names, seen = classes and tuple(classes), given.get('preprocessing')
+  read = Pretrained(variables, options, _channels(variables), dialect, batches, names, origin)
+  return read._replace(preprocessing=seen and preprocessing.parse(seen, f'{described}: preprocessing'))
 
 
 def read_description(path: pathlib.Path) -> dict[str, Any]:
@@ -413,6 +415,21 @@ def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
   dialect = Dialect.of_model(models.create(**options).shortcut)
   origin = f'{where} ({_why(directory, number, step)})' + (', moving average' if 'ema' in tree else '')
   return Pretrained(variables, options, channels, dialect, number, names, origin)
+
+
+def preprocessing_of(run: pathlib.Path) -> Preprocessing | None:
+  """Return what the run in ``run`` does to an image; None where a jaxres made it that did not write its data.
+
+  Raises:
+    DamagedError: its config or the description of its data is not what was written.
+  """
+  info, config = workdir.read_data(run), workdir.read_config(run)
+  if info is None or config is None or {'image_shape', 'mean', 'std'} - {*info}:
+    return None
+  fields = config['data']
+  size = fields['eval_image_size'] or fields['image_size']
+  shape = (size, size) if size else (info['image_shape'][0], info['image_shape'][1])
+  return Preprocessing(tuple(info['mean']), tuple(info['std']), shape, fields['center_crop'] if size else 1.0)
 
 
 def _head(variables: Mapping[str, Any], where: object) -> np.ndarray:

@@ -42,7 +42,6 @@ DATA = {  # the fields of data.json
   'mean': schema.array_of(schema.number(-1e6, 1e6), least=1, most=MAX_CHANNELS),
   'std': schema.array_of(schema.number(1e-12, 1e6), least=1, most=MAX_CHANNELS),
   'splits': schema.object_of(schema.text()),
-  'split_rule': schema.integer(1, 1000),
 }
 _SCALAR = schema.either(schema.text(), schema.number(), schema.YES_OR_NO, schema.NOTHING)
 ENVIRONMENT = schema.either(_SCALAR, schema.array_of(_SCALAR))  # each value of environment.json

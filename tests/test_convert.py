@@ -70,7 +70,7 @@ def test_bad_words_are_one_line_and_leave_nothing(file, tmp_path, capsys):
   broken['linear.bias' if 'linear.bias' in broken else 'fc.bias'] = np.full(4, np.nan, np.float32)
   weights.write(tmp_path / 'nan.pth', broken)
   assert 'not finite: ' in failed(capsys, str(tmp_path / 'nan.pth'), str(tmp_path / 'x'))
-  assert 'a directory; expected a file' in failed(capsys, file, str(tmp_path / 'a.pth'))
+  assert 'is a directory; expected the name of a file to write' in failed(capsys, file, str(tmp_path / 'a.pth'))
   assert not (tmp_path / 'x').exists()
 
 

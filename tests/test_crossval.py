@@ -82,7 +82,7 @@ def test_bad_input_is_one_line(npz, capsys) -> None:
 def test_folds_of_two_rules_are_refused(tmp_path) -> None:
   for k, rule in ((0, 1), (1, 2)):
     (tmp_path / f'fold{k}/checkpoints/1').mkdir(parents=True)
-    (tmp_path / f'fold{k}/data.json').write_text(json.dumps({'split_rule': rule}))
+    (tmp_path / f'fold{k}/data.json').write_text(json.dumps({'class_names': ['a', 'b'], 'split_rule': rule}))
   for name in ('folder', 'csv'):
     configs = {f'fold{k}': {'data': {'name': name}} for k in range(3)}
     with pytest.raises(InputError, match='fold0 was drawn by an older jaxres, and fold1 .*would overlap'):

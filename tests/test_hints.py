@@ -128,7 +128,7 @@ def test_a_config_by_its_name_and_that_of_a_run(tmp_path: pathlib.Path, monkeypa
   ('name', 'content', 'message'),
   [
     ('a.yaml', b'a: 1', 'expected a Python file, such as configs/digits.py, or the config.json of a run'),
-    ('empty.py', b'', 'the file has no function get_config()'),
+    ('empty.py', b'', 'the file is empty; expected get_config()'),
     ('syntax.py', b'def get_config(:\n', 'SyntaxError: invalid syntax'),
     ('raises.py', b'def get_config():\n  x = 1\n  return 1/0\n', 'fails to load, line 3: ZeroDivisionError'),
     (

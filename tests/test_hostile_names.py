@@ -64,7 +64,7 @@ def made(tmp_path_factory) -> Iterator[pathlib.Path]:
 @pytest.fixture(autouse=True)
 def wide(monkeypatch) -> None:
   """Let a table show every name in one line."""
-  monkeypatch.setenv('COLUMNS', '3000')
+  monkeypatch.setattr(log.console, 'width', 3000)
 
 
 @pytest.fixture
@@ -285,5 +285,4 @@ def test_event_files_are_on_this_machine(name, tmp_path, monkeypatch) -> None:
   pathlib.Path(name).mkdir()
   events = log.EventFile(pathlib.Path(name), 0)
   events.write(1, {'train/loss': 0.5})
-  events.close()
   assert [path.name.startswith('events') for path in pathlib.Path(name).iterdir()] == [True]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxres import backend, cli, models, paths, pretrained, train
+from jaxres import backend, cli, log, models, paths, pretrained, train
 from jaxres import config as config_lib
 from jaxres.errors import InputError
 from jaxres.models import blocks, resnet
@@ -33,7 +33,7 @@ COMMANDS = [  # each with BAD where a path is asked for
   'errors RUN --out PATH',
   'errors RUN --json PATH',
   'predict PATH image.png',
-  'predict WEIGHTS PATH',
+  'predict WEIGHTS PATH --mean 0 --std 1 --image_size 8',
   'predict WEIGHTS image.png --class_names PATH',
   'predict jaxres:PATH image.png',
   'predict torchvision:PATH image.png',
@@ -107,6 +107,9 @@ def alarm() -> Iterator[None]:
   signal.signal(signal.SIGALRM, before)
 
 
+SEEN = ['--mean', '0', '--std', '1', '--image_size', '8']  # by the network of WEIGHTS
+
+
 def error_of(words: list[str], capsys) -> str:
   """Return the one line that a command ends with, or a row of doctor's table."""
   capsys.readouterr()
@@ -125,7 +128,7 @@ def error_of(words: list[str], capsys) -> str:
 @pytest.mark.parametrize('bad', BAD, ids=['home', 'gs', 's3', 'long', 'null'])
 @pytest.mark.parametrize('command', COMMANDS)
 def test_a_path_that_cannot_be(command, bad, weights, place, capsys, monkeypatch) -> None:
-  monkeypatch.setenv('COLUMNS', '1000')
+  monkeypatch.setattr(log.console, 'width', 1000)
   given = {'PATH': bad, 'CONFIG': CONFIG, 'WEIGHTS': weights, 'RUN': 'run'}
   words = command.split()
   for name, value in given.items():
@@ -199,9 +202,9 @@ SPECIAL = {
 READERS = [
   'predict PATH image.png',
   'predict torchvision:PATH image.png',
-  'predict WEIGHTS PATH',
+  'predict WEIGHTS PATH --mean 0 --std 1 --image_size 8',
   'predict WEIGHTS image.png --class_names PATH',
-  'explain WEIGHTS PATH --methods=saliency',
+  'explain WEIGHTS PATH --methods=saliency --mean 0 --std 1 --image_size 8',
   'explain WEIGHTS image.png --class_names PATH',
   'convert PATH out',
   'convert WEIGHTS out --class_names PATH',
@@ -217,7 +220,7 @@ READERS = [
 @pytest.mark.parametrize('kind', SPECIAL)
 @pytest.mark.parametrize('command', READERS)
 def test_what_is_no_file_is_not_read(command, kind, weights, place, capsys, monkeypatch, alarm) -> None:
-  monkeypatch.setenv('COLUMNS', '1000')
+  monkeypatch.setattr(log.console, 'width', 1000)
   path = special(kind, place / 'special')
   words = [word.replace('PATH', path).replace('WEIGHTS', weights).replace('CONFIG', CONFIG) for word in command.split()]
   if words[0] in ('explain', 'predict') and words[2] == path and kind != 'directory':  # one image of many
@@ -230,8 +233,8 @@ def test_what_is_no_file_is_not_read(command, kind, weights, place, capsys, monk
 
 
 def test_files_of_proc_say_that_they_are_empty(weights, place, capsys, monkeypatch, alarm) -> None:
-  monkeypatch.setenv('COLUMNS', '1000')
-  assert cli.main(['predict', weights, '/proc/self/pagemap', '/proc/cpuinfo']) == 2
+  monkeypatch.setattr(log.console, 'width', 1000)
+  assert cli.main(['predict', weights, '/proc/self/pagemap', '/proc/cpuinfo', *SEEN]) == 2
   assert capsys.readouterr().err.count('cannot decode the image') == 2
   assert 'the file is empty' in error_of(['convert', '/proc/self/pagemap', 'out'], capsys)
   assert 'the file is empty' in error_of(['doctor', '--config', '/proc/cpuinfo'], capsys)

@@ -427,6 +427,8 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch) -> None:
   def refuse(*_: object) -> int:
     raise PermissionError(13, 'Permission denied')
 
+  for kind in KINDS[:3]:
+    (tmp_path / kind.name).touch()
   monkeypatch.setattr(os, 'open', refuse)
   for kind in KINDS[:3]:
     assert f'{kind.name}: cannot be read: Permission denied' in outcome(kind.read, tmp_path)[1]
@@ -679,7 +681,7 @@ def test_a_run_of_another_network_is_refused(run: pathlib.Path) -> None:
   written = json.loads(path.read_text())
   for field, value in (('name', 'twin'), ('name', 'resnet20'), ('act', 'silu'), ('stem', 'deep'), ('shortcut', 'pad')):
     path.write_text(json.dumps(written | {'model': written['model'] | {field: value}}))
-    with pytest.raises(InputError, match=f'config.json: model.{field}: expected .* as the checkpoint was saved with'):
+    with pytest.raises(InputError, match=f'of another run: model.{field} was .* there, and is .* in this run'):
       convert.run(arguments(convert, str(run), str(run.parent / 'out')))
     assert not (run.parent / 'out').exists()
   path.write_text(json.dumps(written | {'train': written['train'] | {'epochs': 99.0}}))

@@ -13,7 +13,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from jaxres import cli, evaluate_runs, page, report, runs, train
+from jaxres import cli, evaluate_runs, page, runs, train
+from jaxres import workdir as workdir_lib
 from jaxres.page import charts
 from tests import browser
 from tests.conftest import make_arrays
@@ -126,7 +127,7 @@ def test_the_page_of_one_run(one, trained) -> None:
 def test_curves_hold_what_was_logged(one, trained) -> None:
   data = [json.loads(block) for block in re.findall(r'<script type="application/json">(.*?)</script>', one)]
   assert len(data) == 4
-  rows = report.read_metrics(pathlib.Path(trained[0]))
+  rows = workdir_lib.read_metrics(pathlib.Path(trained[0]))
   loss = {line['name']: line['points'] for line in data[0]['series']}
   assert set(loss) == {'train', 'val', 'test'}
   assert [y for _, _, y in loss['test']] == [f'{row["test/loss"]:.4g}' for row in rows if 'test/loss' in row]

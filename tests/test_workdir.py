@@ -169,10 +169,11 @@ def test_checkpoints_of_another_run_are_refused(trained, tmp_path, config_file: 
   elif config_file == 'of the other':
     file.write_text(config_lib.to_json(config_lib.complete(other)))
   before = everything(tmp_path / 'run')
-  with pytest.raises(InputError, match=r'another (run|config): train.seed was 0 there'):
+  refused = 'it is null; put it back' if config_file == 'null' else 'another (run|config): train.seed was 0 there'
+  with pytest.raises(InputError, match=refused):
     train.train_and_evaluate(other, tmp_path / 'run')
   assert everything(tmp_path / 'run') == before
-  if config_file == 'of the other':
+  if config_file in ('of the other', 'null'):
     return
   assert train.train_and_evaluate(config, tmp_path / 'run')['test/top1'] >= 0  # of its own run
 

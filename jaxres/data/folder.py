@@ -266,7 +266,9 @@ def read_rows(file: pathlib.Path) -> list[Row]:
     with io.TextIOWrapper(open_regular(file, MAX_CSV_BYTES), 'utf-8-sig', 'surrogateescape', newline='') as stream:
       reader = csv.reader(stream, strict=True, skipinitialspace=True)
       rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-  except (OSError, ValueError, csv.Error) as error:
+  except csv.Error as error:
+    raise InputError(f'{file}:{reader.line_num}: not a readable CSV file: {error}') from None
+  except (OSError, ValueError) as error:
     raise InputError(f'{file}: not a readable CSV file: {getattr(error, "strerror", None) or error}') from None
   columns = _columns(file, rows[0][1] if rows else [])
   seen: dict[str, int] = {}

@@ -1,12 +1,9 @@
 """What is done to an image before a network: kept beside its weights, so that a converted network sees the same."""
 
-import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxres import config as config_lib
 from jaxres.errors import InputError
 
 MAX_CHANNELS, MAX_SIZE = 1024, 1 << 16
@@ -26,47 +23,6 @@ class Preprocessing(NamedTuple):
   std: tuple[float, ...]
   image_size: tuple[int, int]
   center_crop: float
-
-
-def of_run(run: pathlib.Path) -> Preprocessing | None:
-  """Return the preprocessing of the run in ``run``; None where a jaxres made it that did not write its data.
-
-  Raises:
-    InputError: its config or the description of its data cannot be read.
-  """
-  if not (run / 'data.json').exists():
-    return None
-  try:
-    fields = config_lib.to_dict(config_lib.complete(json.loads((run / 'config.json').read_text())))['data']
-    info = json.loads((run / 'data.json').read_text())
-    if {'image_shape', 'mean', 'std'} - {*info}:
-      return None  # written by an older jaxres
-    height, width, _ = info['image_shape']
-    size = fields['eval_image_size'] or fields['image_size']
-    given = {
-      'mean': info['mean'],
-      'std': info['std'],
-      'image_size': [size, size] if size else [height, width],
-      'center_crop': fields['center_crop'] if size else 1.0,
-    }
-  except InputError:
-    raise
-  except (OSError, ValueError, LookupError, TypeError) as error:
-    raise InputError(f'{run}/data.json: no image_shape, mean and std there ({error!s:.80})') from None
-  return parse(given, f'{run}/data.json')
-
-
-def of_description(path: pathlib.Path) -> Preprocessing | None:
-  """Return the preprocessing in a ``model.json``; None where it has none.
-
-  Raises:
-    InputError: it cannot be read.
-  """
-  try:
-    given = json.loads(path.read_text()).get('preprocessing')
-  except (OSError, ValueError, AttributeError, RecursionError) as error:
-    raise InputError(f'{path}: cannot be read: {error!s:.80}') from None
-  return None if given is None else parse(given, f'{path}: preprocessing')
 
 
 def parse(given: Any, where: str) -> Preprocessing:

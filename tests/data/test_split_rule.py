@@ -272,7 +272,7 @@ def test_a_run_without_a_rule_keeps_the_first(trained, tmp_path, monkeypatch) ->
 @pytest.mark.parametrize('rule', [0, 3, '2', None, 1.5, [2]])
 def test_an_unknown_rule_is_one_line(tmp_path, rule: object) -> None:
   (tmp_path / 'checkpoints/1').mkdir(parents=True)
-  (tmp_path / 'data.json').write_text(json.dumps({'split_rule': rule}))
+  (tmp_path / 'data.json').write_text(json.dumps({'class_names': ['a', 'b'], 'split_rule': rule}))
   with pytest.raises(InputError, match=r'data.json: split_rule: expected 1 or 2, found .*newer jaxres'):
     workdir.split_rule(tmp_path)
 
