@@ -45,13 +45,18 @@ def issue(section: str) -> Issue:
   return Issue(section.splitlines()[0], package, versions.split(', '), python or '', program[1], names)
 
 
+def is_ended(child: subprocess.CompletedProcess) -> bool:
+  """Whether a library ended the process: by a signal, or by the exit of XLA's own log, which is no traceback."""
+  return child.returncode < 0 or (child.returncode == 1 and 'Traceback' not in child.stderr)
+
+
 @pytest.mark.parametrize('issue', issues(), ids=lambda issue: issue.title)
 def test_the_installed_version_is_affected_as_the_page_says(issue: Issue, tmp_path) -> None:
   (tmp_path / 'program.py').write_text(issue.program)
   command = [sys.executable, 'program.py']
   child = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
   printed = child.stdout.split()[-1:]
-  assert (child.returncode == 0 and printed in (['affected'], ['fine'])) or child.returncode < 0, child.stderr
+  assert (child.returncode == 0 and printed in (['affected'], ['fine'])) or is_ended(child), child.stderr
   affected = printed != ['fine']
   version = importlib.metadata.version(issue.package)
   python = f'{sys.version_info.major}.{sys.version_info.minor}'
