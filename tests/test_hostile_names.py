@@ -116,7 +116,8 @@ def test_predict(made, shown) -> None:
   out = shown('predict', made / RUN, image, '--top', len(CLASSES), status=0)
   assert printable(image) == out.split('\n')[0]
   assert {line.split('%  ', 1)[1] for line in out.split('\n')[1:] if '%  ' in line} == set(map(printable, CLASSES))
-  row = json.loads(shown('predict', made / RUN, image, '--json', '--top', len(CLASSES), status=0))
+  answer, *_ = shown('predict', made / RUN, image, '--json', '--top', len(CLASSES), status=0).splitlines()
+  row = json.loads(answer)
   assert pathlib.Path(row['image']) == image
   assert {each['class'] for each in row['top']} == set(CLASSES)
   missing = made / '\x1b[31m\udce9\n.png'
