@@ -15,8 +15,10 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jaxres import command_line
 from jaxres import config as config_lib
-from jaxres import errors, outputs, xla_flags
+from jaxres.errors import one_line
+from jaxres.runtime import outputs, xla_flags
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file, such as configs/digits.py.')
 WORKDIR = flags.DEFINE_string('workdir', '', 'The directory of the run, such as runs/digits.')
@@ -33,8 +35,8 @@ next: python main.py --config configs/resnet20_cifar_quick.py --workdir runs/qui
 
 def parse(argv: Sequence[str]) -> list[str]:
   """Parse the command line, before anything slow is imported."""
-  with errors.one_line():
-    config_lib.parse_flags(argv, required=['config', 'workdir'])
+  with one_line():
+    command_line.parse_flags(argv, required=['config', 'workdir'])
   return [argv[0]]
 
 
@@ -42,14 +44,18 @@ def main(_: Sequence[str]) -> None:
   """Train."""
   logging.set_verbosity(logging.INFO if DEBUG.value else logging.FATAL)  # of Orbax, which also raises its errors
   ends: dict[str, Any] = {'debug': DEBUG.value, 'interrupted': 'interrupted; the same command continues the run'}
-  with errors.one_line(**ends):
+  with one_line(**ends):
     config = config_lib.complete(CONFIG.value)
     xla_flags.sum_rightly()
-    from jaxres import distributed, seeds, signals, train  # import JAX, which is slow
+    from jaxres.runtime import distributed, signals
+    from jaxres.train import (
+      loop,
+      seeds,  # import JAX, which is slow
+    )
 
     with distributed.joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, **ends), signals.exits():
       if SEEDS.value == 1:
-        train.train_and_evaluate(config, WORKDIR.value)
+        loop.train_and_evaluate(config, WORKDIR.value)
       else:
         seeds.train_and_evaluate(config, WORKDIR.value, SEEDS.value)
       if config.data.name == 'digits' and distributed.leads():

@@ -24,8 +24,9 @@ from unittest import mock
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import harness
+from jaxres import command_line
 from jaxres import config as config_lib
-from jaxres import errors
+from jaxres.errors import one_line
 
 MEANS = (
   *('first_step_s', 'rest_s', 'compile_s', 'total_s', 'seconds', 'images_per_s', 'cpu_ms_per_image', 'accuracy'),
@@ -54,10 +55,10 @@ def main() -> None:
   unknown = [word for word in overrides if not word.startswith('--config.')]
   if unknown:
     parser.error(f'unknown arguments: {" ".join(unknown)}')
-  with errors.one_line():
-    config = config_lib.load(args.config, overrides)
+  with one_line():
+    config = command_line.load(args.config, overrides)
   if args.side:
-    with tempfile.TemporaryDirectory() as workdir, errors.one_line():
+    with tempfile.TemporaryDirectory() as workdir, one_line():
       harness.answer(**run(config, int(args.side), workdir, args.metric, args.target))
     return
   context = {'config': args.config, 'overrides': overrides, 'metric': args.metric, 'target': args.target}
@@ -83,7 +84,8 @@ def run(
   before, clock, cpu = harness.seconds_since_start(), time.perf_counter(), time.process_time()
   import jax
 
-  from jaxres import log, train
+  from jaxres.log import run_log
+  from jaxres.train import loop
 
   marks: list[Mark] = []
   compiled: list[float] = []
@@ -91,7 +93,7 @@ def run(
   def mark(step: int, scores: Mapping[str, float]) -> None:
     marks.append(Mark(before + time.perf_counter() - clock, time.process_time() - cpu, step, scores))
 
-  class TimedLog(log.RunLog):
+  class TimedLog(run_log.RunLog):
     def show(self, step: int, means: Mapping[str, float]) -> None:
       mark(step, {})
       super().show(step, means)
@@ -108,8 +110,8 @@ def run(
   options['train']['seed'] += seed
   options['data']['seed'] += seed
   jax.monitoring.register_event_duration_secs_listener(listen)
-  with mock.patch.object(log, 'RunLog', TimedLog):
-    train.train_and_evaluate(options, workdir)
+  with mock.patch.object(run_log, 'RunLog', TimedLog):
+    loop.train_and_evaluate(options, workdir)
   return summarize(marks, options['data']['batch_size'], metric, target) | {'compile_s': round(sum(compiled), 3)}
 
 

@@ -24,8 +24,11 @@ from sklearn import metrics
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import harness
+from jaxres import command_line, data
 from jaxres import config as config_lib
-from jaxres import data, errors, mistakes, runs, train
+from jaxres.analysis import label_errors, runs
+from jaxres.errors import one_line
+from jaxres.train import loop
 
 
 def main() -> None:
@@ -38,14 +41,14 @@ def main() -> None:
   parser.add_argument('--workdir', help='keep the run of --config there, and its data')
   parser.add_argument('--out', help='a file that the JSON lines are added to')
   args, overrides = parser.parse_known_args()
-  with tempfile.TemporaryDirectory() as temporary, errors.one_line():
+  with tempfile.TemporaryDirectory() as temporary, one_line():
     if args.run:
       (run,) = runs.read([args.run], args.step)
       logits, clean, _ = runs.outputs(run, 'test')
       labels, flipped = flip(clean, args.flip, len(run.class_names))
     else:
       run, flipped = trained(
-        config_lib.load(args.config, overrides), args.flip, pathlib.Path(args.workdir or temporary)
+        command_line.load(args.config, overrides), args.flip, pathlib.Path(args.workdir or temporary)
       )
       logits, labels, _ = runs.outputs(run, 'train')
     test = runs.outputs(run, 'test')
@@ -82,14 +85,14 @@ def trained(config: Mapping[str, Any], share: float, path: pathlib.Path) -> tupl
   np.savez(path / 'data.npz', **arrays, class_names=names)
   kept = {name: options['data'][name] for name in ('batch_size', 'seed')}
   options['data'] = {'name': 'arrays', 'path': str(path / 'data.npz')} | kept
-  train.train_and_evaluate(options, path / 'run')
+  loop.train_and_evaluate(options, path / 'run')
   (run,) = runs.read([str(path / 'run')], 'latest')
   return run, flipped
 
 
 def found(logits: np.ndarray, labels: np.ndarray, flipped: np.ndarray) -> list[dict[str, Any]]:
   """Return the two rows."""
-  suspicion, candidates = mistakes.suspicion(logits, labels), mistakes.candidates(logits, labels)
+  suspicion, candidates = label_errors.suspicion(logits, labels), label_errors.candidates(logits, labels)
   first = np.argsort(-suspicion, kind='stable')[: flipped.sum()]
   average = metrics.average_precision_score(flipped, suspicion)
   hits = int((candidates & flipped).sum())

@@ -25,8 +25,9 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import harness
-from jaxres import backend, data
+from jaxres import data
 from jaxres.data import decode
+from jaxres.runtime.memory import keep_freed_memory
 
 WIDTH, HEIGHT, BYTES = 500, 375, 70_000
 OCTAVES = ((4, 60), (8, 40), (16, 30), (32, 20), (64, 14), (128, 9))  # grid points a side, amplitude in levels
@@ -43,7 +44,7 @@ def main() -> None:
   parser.add_argument('--pillow', action='store_true', help='also without simplejpeg and OpenCV')
   parser.add_argument('--out', help='a file that the JSON lines are added to')
   args = parser.parse_args()
-  backend.keep_freed_memory()  # as training does
+  keep_freed_memory()  # as training does
   with tempfile.TemporaryDirectory() as folder:
     context = {'mean_jpeg_bytes': round(write_images(pathlib.Path(folder), args.images))} | harness.machine()
     rows = []

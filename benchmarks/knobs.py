@@ -33,10 +33,11 @@ class Knob(NamedTuple):
 
 def closed_form_norm() -> None:
   """Give BatchNorm the gradient in closed form that it has on a CPU, and convolutions those that XLA makes."""
-  from jaxres.models import layers
+  from jaxres.models import cpu, layers
+  from jaxres.models.ops import conv
 
   layers.wants_cpu_forms = lambda: True  # type: ignore[assignment]
-  layers.conv_cpu = layers.conv  # type: ignore[assignment]
+  cpu.conv_cpu = conv  # type: ignore[assignment]
 
 
 def pad_input() -> None:
@@ -45,8 +46,9 @@ def pad_input() -> None:
 
   from jaxres import state
   from jaxres.data import augment
+  from jaxres.state import init_variables
 
-  normalize, init = augment.normalize, state.init_variables
+  normalize, init = augment.normalize, init_variables
   augment.normalize = lambda *args: jnp.pad(normalize(*args), ((0, 0), (0, 0), (0, 0), (0, 1)))
   state.init_variables = lambda model, shape, key: init(model, (*shape[:2], shape[2] + 1), key)
 

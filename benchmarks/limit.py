@@ -22,7 +22,8 @@ import jax.numpy as jnp
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import harness, sides
-from jaxres import models, profile
+from jaxres import models
+from jaxres.analysis import profile
 
 PASSES = 8
 KNOWN = {('H100', 'bfloat16'): (800e12, 3.0e12)}  # FLOP/s of a matrix product, bytes/s of a copy: measured on one

@@ -21,8 +21,10 @@ from scipy import ndimage
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import harness
-from jaxres import attribution, errors, runs, train
+from jaxres.analysis import attribution, runs
 from jaxres.data.augment import normalize
+from jaxres.errors import one_line
+from jaxres.train import loop
 
 COLOURS = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [240, 240, 20]])
 NEAR = 2  # pixels
@@ -38,7 +40,7 @@ def main() -> None:
   parser.add_argument('--tests', type=int, default=32, help='images to explain')
   parser.add_argument('--out', help='a file that the JSON lines are added to')
   args = parser.parse_args()
-  with tempfile.TemporaryDirectory() as workdir, errors.one_line():
+  with tempfile.TemporaryDirectory() as workdir, one_line():
     run, where = trained(workdir, args.model, args.images, args.tests, args.image_size, args.patch, args.epochs)
     rows = [{'side': method} | found(run, where, method) for method in attribution.METHODS]
   context = {'benchmark': 'planted_patch'} | vars(args) | harness.machine()
@@ -71,7 +73,7 @@ def trained(
     'optim': {'lr': 0.05, 'warmup_epochs': 1},
     'train': {'epochs': epochs, 'eval_batch_size': 64, 'eval_every_epochs': epochs},
   }
-  train.train_and_evaluate(config, path.parent / 'run')
+  loop.train_and_evaluate(config, path.parent / 'run')
   (run,) = runs.read([str(path.parent / 'run')])
   return run, where
 

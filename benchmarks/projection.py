@@ -58,10 +58,11 @@ def describe(name: str) -> tuple[int, int]:
   """Return the bytes of a model's gradients, and how many BatchNorms it has."""
   import jax
 
-  from jaxres import models, state
+  from jaxres import models
+  from jaxres.state import init_variables
 
   model = models.create(name, dtype='float32')
-  shapes = jax.eval_shape(lambda: state.init_variables(model, (32, 32, 3), jax.random.key(0)))
+  shapes = jax.eval_shape(lambda: init_variables(model, (32, 32, 3), jax.random.key(0)))
   return sum(4 * x.size for x in jax.tree.leaves(shapes['params'])), len(jax.tree.leaves(shapes['batch_stats'])) // 2
 
 

@@ -132,28 +132,32 @@ def jaxres_step(
     accumulate: parts of a batch.
     **augmentation: of ``augment.make``.
   """
-  from jaxres import backend
+  from jaxres.runtime.memory import keep_freed_memory
 
-  backend.keep_freed_memory()
+  keep_freed_memory()
   import jax
 
-  from jaxres import data, losses, models, optim, sharding, state, step
+  from jaxres import data, losses, models, optim
+  from jaxres import state as state_lib
   from jaxres.data import augment
-  from jaxres.data.arrays import Arrays
   from jaxres.data.resident import Resident
-  from jaxres.plan import grouped
+  from jaxres.data.types import Arrays
+  from jaxres.runtime import sharding
+  from jaxres.state import init_variables
+  from jaxres.train.plan import grouped
+  from jaxres.train.step import make_loss, make_train_steps
 
   mesh, key = sharding.make_mesh(), jax.random.key(0)
   pipeline = Resident(Arrays(*examples(args)), batch_size=args.batch_size, seed=0)
   pipeline.place(mesh)
   info = data.Info(tuple(map(str, range(args.classes))), pipeline.image_shape, MEAN, STD)
   model = models.create(args.model, num_classes=args.classes, stem=args.stem, bn=bn, dtype=args.dtype)
-  init = lambda: state.init_variables(model, info.image_shape, key)
+  init = lambda: init_variables(model, info.image_shape, key)
   tx, _ = optim.make(jax.eval_shape(init)['params'], TOTAL_STEPS, 1.0, lr=LR, weight_decay=WEIGHT_DECAY)
-  loss_fn = step.make_loss(model, losses.get('softmax_xent'), augment.make(**augmentation), info)
-  create = lambda: state.create(init(), tx)
-  shardings = state.shardings(jax.eval_shape(create), mesh, shard_optimizer=shard_optimizer)
-  train_steps = step.make_train_steps(
+  loss_fn = make_loss(model, losses.get('softmax_xent'), augment.make(**augmentation), info)
+  create = lambda: state_lib.create(init(), tx)
+  shardings = state_lib.shardings(jax.eval_shape(create), mesh, shard_optimizer=shard_optimizer)
+  train_steps = make_train_steps(
     loss_fn, tx, pipeline.fetch, mesh, accumulate=accumulate, per_device_bn=bn == 'per_device', shardings=shardings
   )
   begin = jax.jit(create, out_shardings=shardings)()
@@ -182,7 +186,7 @@ def unchecked_train(args: argparse.Namespace) -> Work:
 
 def take_every_step() -> None:
   """Make steps of jaxres that are made from now on not look whether they are finite."""
-  from jaxres import step
+  from jaxres.train import step
 
   step.all_finite = lambda tree: True
   step.halt_unless = lambda good, before, after, sums: (after, sums)
@@ -220,19 +224,21 @@ def training(made: JaxresStep, batch_size: int, **facts: Any) -> Work:
 
 def jaxres_infer(args: argparse.Namespace) -> Work:
   """Return the forward pass of jaxres, as an evaluation does it."""
-  from jaxres import backend
+  from jaxres.runtime.compiler import compiler_options
+  from jaxres.runtime.memory import keep_freed_memory
 
-  backend.keep_freed_memory()
+  keep_freed_memory()
   import jax
 
-  from jaxres import models, state
+  from jaxres import models
   from jaxres.data import augment
+  from jaxres.state import init_variables
 
   model = models.create(args.model, num_classes=args.classes, stem=args.stem, dtype=args.dtype)
   predict = lambda variables, image: model.apply(variables, augment.normalize(image, MEAN, STD), train=False)
   shape = (args.image_size, args.image_size, 3)
-  variables = jax.jit(lambda: state.init_variables(model, shape, jax.random.key(0)))()
-  return jax_inference(args, jax.jit(predict, compiler_options=backend.compiler_options()), variables)
+  variables = jax.jit(lambda: init_variables(model, shape, jax.random.key(0)))()
+  return jax_inference(args, jax.jit(predict, compiler_options=compiler_options()), variables)
 
 
 def jax_inference(args: argparse.Namespace, predict: Callable[..., Any], variables: Any) -> Work:

@@ -18,7 +18,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import harness
 from benchmarks.input import write_images
-from jaxres import config, profile
+from jaxres import config as config_lib
+from jaxres.analysis import profile
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def measure(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
   """Return a row for each side."""
   work = {'batch_size': args.batch_size, 'image_size': args.image_size, 'workers': args.workers}
   data = {'name': 'folder', 'path': folder, 'pipeline': 'stream', 'center_crop': 0.875, **work}
-  options = config.make(model={'name': args.model}, data=data)
+  options = config_lib.make(model={'name': args.model}, data=data)
   context = {'benchmark': 'waiting', 'model': args.model} | work | harness.machine()
   sides = {'one batch': profile.prepare(options, one_batch=True), 'streamed': profile.prepare(options)}
   found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}

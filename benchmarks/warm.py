@@ -18,8 +18,9 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import end_to_end, harness
+from jaxres import command_line
 from jaxres import config as config_lib
-from jaxres import errors
+from jaxres.errors import one_line
 
 
 def main() -> None:
@@ -35,8 +36,8 @@ def main() -> None:
   context = {'config': args.config, 'overrides': overrides, 'metric': args.metric}
   context |= {'benchmark': 'warm'} | harness.machine()
   rows = []
-  with errors.one_line():
-    for row in trainings(config_lib.load(args.config, overrides), args.metric, args.seeds):
+  with one_line():
+    for row in trainings(command_line.load(args.config, overrides), args.metric, args.seeds):
       rows.append({'side': f'seed {len(rows)}'} | row)
       harness.report([rows[-1] | context], args.out)
   harness.report([end_to_end.mean(rows) | context], args.out)
@@ -44,10 +45,11 @@ def main() -> None:
 
 def trainings(config: Mapping[str, Any], metric: str, seeds: int) -> Iterator[dict[str, Any]]:
   """Yield what each training took and reached; its steps and its evaluation are those of ``train.py``."""
-  from jaxres import backend
+  from jaxres.runtime.compiler import keep_programs
+  from jaxres.runtime.memory import keep_freed_memory
 
-  backend.keep_freed_memory()
-  backend.keep_programs()
+  keep_freed_memory()
+  keep_programs()
   options = config_lib.to_dict(config_lib.complete(config))
   training, programs = prepare(options, metric)
   whitening_s, total = whitening_seconds(training.parts), training.plan.total_steps
@@ -65,25 +67,28 @@ def prepare(options: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[Any,
   """Return a ``train.Training`` on data that is on the device, and its programs, with the views of ``metric`` alone."""
   import jax
 
-  from jaxres import backend, plan, sharding, train
-  from jaxres import programs as programs_lib
+  from jaxres.runtime import sharding
+  from jaxres.runtime.compiler import be_deterministic
+  from jaxres.train import loop
+  from jaxres.train.plan import make_plan
+  from jaxres.train.setup import FIELDS, make_parts, make_programs
 
   fields = options['train']
-  backend.be_deterministic(fields['deterministic'])
-  parts = programs_lib.make_parts(options)
+  be_deterministic(fields['deterministic'])
+  parts = make_parts(options)
   data = parts.dataset.train
-  length = plan.make_plan(data, fields['epochs'], fields['epochs'], False, False)
-  programs = programs_lib.make_programs(parts, length, **{name: fields[name] for name in programs_lib.FIELDS})
+  length = make_plan(data, fields['epochs'], fields['epochs'], False, False)
+  programs = make_programs(parts, length, **{name: fields[name] for name in FIELDS})
   views = max((name for name in programs.eval_steps if metric.removeprefix('ema/').startswith(name)), key=len)
   programs = programs._replace(eval_steps={views: programs.eval_steps[views]})
   parts.dataset.place(parts.mesh)
-  training = train.Training(
+  training = loop.Training(
     parts=parts,
     plan=length,
     programs=lambda rollbacks: programs,
     key=jax.random.key(fields['seed']),
     feeds=data.train_feeds,
-    group_size=fields['scan_steps'] or train.best_scan_steps(data),
+    group_size=fields['scan_steps'] or loop.best_scan_steps(data),
     log_every=fields['log_every_steps'],
     eval_batch_size=sharding.round_up(fields['eval_batch_size'], parts.mesh),
     eval_limit=None,
@@ -102,7 +107,7 @@ def train_once(
   """Return the seconds and the scores of ``steps`` steps of the training with seeds moved by ``k``."""
   import jax
 
-  from jaxres import signals
+  from jaxres.runtime import signals
 
   training.parts.dataset.train.seed = options['data']['seed'] + k
   training = training._replace(key=jax.random.key(options['train']['seed'] + k))
@@ -120,14 +125,14 @@ def train_once(
 
 def whitening_seconds(parts: Any) -> float:
   """Return what a stem that whitens takes to compute its kernel; the programs have it already."""
-  from jaxres import programs
-  from jaxres.models import whitening
+  from jaxres.models import speedrun
+  from jaxres.train.setup import first_transform
 
   if parts.model.stem_type != 'whitening':
     return 0.0
-  images = programs.first_transform(parts.model, parts.dataset).keywords['images']  # type: ignore[attr-defined]
+  images = first_transform(parts.model, parts.dataset).keywords['images']  # type: ignore[attr-defined]
   start = time.perf_counter()
-  whitening.kernel(images)
+  speedrun.kernel(images)
   return time.perf_counter() - start
 
 

@@ -10,12 +10,12 @@ Measured: 91.7 % +- 1.0 % test top-1 over 3 seeds; 84.1 % +- 2.0 % from fresh we
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
-  return config.make(
+  return config_lib.make(
     model=dict(name='resnet20'),
     init=dict(source='jaxres:runs/eight', new_head=True),
     data=dict(name='cifar10', download=True, batch_size=40, classes=(8, 9), limit=200),

@@ -9,12 +9,12 @@ those of any folder. No accuracy is measured here yet.
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
-  return config.make(
+  return config_lib.make(
     model=dict(name='resnet50'),
     init=dict(source='torchvision:resnet50', new_head=True),
     data=dict(

@@ -7,12 +7,12 @@ For a GPU: on CPU an epoch takes a quarter of an hour. Not measured to its end y
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
-  return config.make(
+  return config_lib.make(
     model=dict(name='resnet18', stem='cifar'),
     data=dict(name='cifar10', download=True, batch_size=512),
     augment=dict(crop_pad=4, pad_mode='reflect', flip=True),

@@ -9,12 +9,12 @@ That repository reports 75.61 % top-1. For a GPU; not measured here yet.
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
-  return config.make(
+  return config_lib.make(
     model=dict(name='resnet18', stem='cifar'),
     data=dict(name='cifar100', download=True, batch_size=128),
     augment=dict(crop_pad=4, flip=True, rotate=15.0),

@@ -9,12 +9,12 @@ torchvision's ResNet-18 (lr 0.1, batch 256, weight decay 1e-4) with half the bat
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
-  return config.make(
+  return config_lib.make(
     model=dict(name='resnet18'),
     data=dict(name='folder', pipeline='stream', batch_size=128, image_size=224, center_crop=0.875),
     augment=dict(flip=True),

@@ -9,14 +9,14 @@ measured here yet.
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 
 STEPS_PER_EPOCH = 45_000 / 128
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
-  return config.make(
+  return config_lib.make(
     model=dict(name='resnet20'),
     data=dict(name='cifar10', download=True, batch_size=128, val=0.1),
     augment=dict(crop_pad=4, flip=True),

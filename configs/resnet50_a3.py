@@ -11,12 +11,12 @@ measured here yet. Folders of images: as configs/resnet50_imagenet.py.
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
-  return config.make(
+  return config_lib.make(
     model=dict(name='resnet50', zero_init_residual=True),
     data=dict(
       name='imagenet2012',

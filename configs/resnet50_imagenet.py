@@ -10,12 +10,12 @@ DIR/train/class/* and DIR/test/class/*. For GPUs; not measured here yet.
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
-  return config.make(
+  return config_lib.make(
     model=dict(name='resnet50'),
     data=dict(name='imagenet2012', pipeline='stream', batch_size=256, image_size=224, center_crop=0.875, workers=16),
     augment=dict(flip=True),

@@ -13,12 +13,12 @@ curves on 2 CPU cores (AMD EPYC, AVX-512), 8 s of them compiling (seed 0).
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
-  return config.make(
+  return config_lib.make(
     model=dict(name='resnet8_speedrun'),
     data=dict(name='cifar10', download=True, batch_size=512),
     augment=dict(crop_pad=2, pad_mode='reflect', flip=True),

@@ -9,12 +9,12 @@ the median of 5 runs, and 96.11 % with --config.model.dropout=0.3. For a GPU; no
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
-  return config.make(
+  return config_lib.make(
     model=dict(name='wrn28_10'),
     data=dict(name='cifar10', download=True, batch_size=128),
     augment=dict(crop_pad=4, pad_mode='reflect', flip=True),

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from jaxres import __version__, config, outputs, xla_flags
+import jaxres
+from jaxres import command_line
 from jaxres.errors import InputError, nearest, one_line
 from jaxres.paths import user_path
+from jaxres.runtime import outputs, xla_flags
 
 
 class Tool(NamedTuple):
@@ -22,29 +24,29 @@ class Tool(NamedTuple):
 
 
 TOOLS = {
-  'profile': Tool('jaxres.profile', 'where the time of a training step goes'),
-  'show-data': Tool('jaxres.show_data', 'draw what the model sees: images beside their augmentations'),
-  'evaluate': Tool('jaxres.evaluate_runs', 'scores of runs, class by class, with intervals and calibration; compared'),
+  'profile': Tool('jaxres.tools.profile', 'where the time of a training step goes'),
+  'show-data': Tool('jaxres.tools.show_data', 'draw what the model sees: images beside their augmentations'),
+  'evaluate': Tool('jaxres.tools.evaluate', 'scores of runs, class by class, with intervals and calibration; compared'),
   'crossval': Tool(
-    'jaxres.crossval', 'train once for each fold of the training examples: mean and spread', trains=True
+    'jaxres.tools.crossval', 'train once for each fold of the training examples: mean and spread', trains=True
   ),
-  'errors': Tool('jaxres.mistakes', 'wrong labels, near-duplicates across splits, the hardest classes, as a page'),
-  'explain': Tool('jaxres.explain', 'draw what in image files a network goes by: saliency, Grad-CAM, occlusion, ...'),
-  'report': Tool('jaxres.report', 'one page on what runs learned: scores, curves, mistakes, what they look at'),
-  'predict': Tool('jaxres.predict', 'the likeliest classes of image files, by a run or by weights'),
-  'convert': Tool('jaxres.convert', 'torch weights to jaxres, and jaxres weights to torch'),
-  'digest': Tool('jaxres.digest', 'one SHA-256 of all that a checkpoint holds'),
-  'doctor': Tool('jaxres.doctor', 'what is wrong here: devices, versions, the data, the checkpoints, the config'),
+  'errors': Tool('jaxres.tools.errors', 'wrong labels, near-duplicates across splits, the hardest classes, as a page'),
+  'explain': Tool(
+    'jaxres.tools.explain', 'draw what in image files a network goes by: saliency, Grad-CAM, occlusion, ...'
+  ),
+  'report': Tool('jaxres.tools.report', 'one page on what runs learned: scores, curves, mistakes, what they look at'),
+  'predict': Tool('jaxres.tools.predict', 'the likeliest classes of image files, by a run or by weights'),
+  'convert': Tool('jaxres.tools.convert', 'torch weights to jaxres, and jaxres weights to torch'),
+  'digest': Tool('jaxres.tools.digest', 'one SHA-256 of all that a checkpoint holds'),
+  'doctor': Tool('jaxres.tools.doctor', 'what is wrong here: devices, versions, the data, the checkpoints, the config'),
   'prepare': Tool(
-    'jaxres.data.prepare', 'make a data set ready to read: CIFAR-10 or -100, an image folder, a TFDS set in tfrecord'
+    'jaxres.tools.prepare', 'make a data set ready to read: CIFAR-10 or -100, an image folder, a TFDS set in tfrecord'
   ),
 }
-
-
 OTHER_WORDS = {  # that other programs have, and what to type here
-  'train': config.USAGE, 'fit': config.USAGE, 'main': config.USAGE, 'run': config.USAGE,
-  'finetune': f'{config.USAGE} --config.init.source=...', 'dataset': 'jaxres show-data',
-  'resume': f'the command that began the run: {config.USAGE}',
+  'train': command_line.USAGE, 'fit': command_line.USAGE, 'main': command_line.USAGE, 'run': command_line.USAGE,
+  'finetune': f'{command_line.USAGE} --config.init.source=...', 'dataset': 'jaxres show-data',
+  'resume': f'the command that began the run: {command_line.USAGE}',
   'eval': 'jaxres evaluate RUN', 'test': 'jaxres evaluate RUN', 'score': 'jaxres evaluate RUN',
   'validate': 'jaxres evaluate RUN', 'compare': 'jaxres evaluate RUN RUN', 'confusion': 'jaxres evaluate RUN',
   'infer': 'jaxres predict RUN IMAGE', 'inference': 'jaxres predict RUN IMAGE', 'classify': 'jaxres predict RUN IMAGE',
@@ -104,7 +106,7 @@ def _run(words: list[str]) -> int | None:
     other = next((OTHER_WORDS[word] for word in close if word in OTHER_WORDS), None)
     raise InputError(f'unknown tool {called!r}{f"; type `{other}`" if other else nearest(called, TOOLS)}')
   parser = _Parser(prog='jaxres', description='The tools of jaxres.', allow_abbrev=False)
-  parser.add_argument('--version', action='version', version=f'jaxres {__version__}')
+  parser.add_argument('--version', action='version', version=f'jaxres {jaxres.__version__}')
   called_parser: argparse.ArgumentParser = parser
   rows = parser.add_subparsers(title='tools', metavar='TOOL')
   for name, tool in TOOLS.items():
@@ -137,6 +139,6 @@ def _hint(unknown: list[str], parser: argparse.ArgumentParser, overrides: list[s
   if unknown[0] in overrides:
     return f'; {parser.prog} takes no --config: a run has its own, in config.json'
   following = unknown[1] if len(unknown) > 1 else ''
-  fields = config.all_fields() if has_config else []
-  hint = config.unknown_flag(unknown[0], following, flags, fields) if unknown[0].startswith('-') else ''
+  fields = command_line.all_fields() if has_config else []
+  hint = command_line.unknown_flag(unknown[0], following, flags, fields) if unknown[0].startswith('-') else ''
   return hint or f'; `{parser.prog} --help` shows what there is'

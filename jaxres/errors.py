@@ -4,8 +4,9 @@ import contextlib
 import difflib
 import re
 import sys
+import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
 _NEWLINES = re.compile(r'[ \t]*[\r\n][ \t\r\n]*')
@@ -91,3 +92,27 @@ def exit_with(message: str, status: int, prefix: str = 'error: ') -> NoReturn:
   """Print ``message`` as one line on standard error and exit."""
   print(prefix + printable(_NEWLINES.sub(' ', message.strip(' \r\n'))), file=sys.stderr)
   raise SystemExit(status)
+
+
+def say(line: str) -> None:
+  """Print a line on standard error."""
+  print(printable(line), file=sys.stderr, flush=True)
+
+
+def make_teller(what: str, seconds: float, *, at_once: bool = False) -> Callable[[str], None]:
+  """Return a function that says how far a long work is: lines on standard error, some time apart.
+
+  Args:
+    what: is done; leads each line.
+    seconds: from a line to the next, and to the first where that is not ``at_once``.
+    at_once: the first line is said when there is one.
+  """
+  last = time.monotonic() - seconds * at_once
+
+  def tell(line: str) -> None:
+    nonlocal last
+    if time.monotonic() - last >= seconds:
+      last = time.monotonic()
+      say(f'{what} {line}')
+
+  return tell

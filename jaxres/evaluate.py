@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxres import config, losses, metrics, sharding
-from jaxres.backend import compiler_options, memory_explained
+from jaxres import config as config_lib
+from jaxres import losses, metrics
 from jaxres.data import Dataset, Info, Pipeline
 from jaxres.data.augment import normalize
 from jaxres.errors import InputError
 from jaxres.models import ResNet
+from jaxres.runtime import sharding
+from jaxres.runtime.compiler import compiler_options
+from jaxres.runtime.memory import memory_explained
 from jaxres.state import TrainState
 
 EvalStep = Callable[[Any, Any, Any], metrics.Sums]
@@ -47,7 +50,7 @@ def make_views(*, flip: bool = False, crop: int = 0, pad: int = 0) -> Views | No
   Raises:
     InputError: a field is out of range; from the function, where a crop is larger than the padded image.
   """
-  config.check_types('tta', locals())
+  config_lib.check_types('tta', locals())
   for name, pixels in (('crop', crop), ('pad', pad)):
     if pixels < 0:
       raise InputError(f'tta.{name}: expected pixels, 0 or more, found {pixels}')

@@ -2,13 +2,18 @@
 
 import contextlib
 import errno
+import hashlib
+import http.client
 import json
 import math
 import os
 import pathlib
 import secrets
 import struct
+import sys
 import tokenize
+import urllib.error
+import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,12 +21,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxres import distributed
 from jaxres.errors import InputError
 from jaxres.paths import open_regular
+from jaxres.runtime import distributed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-
 MAX_JSON = 8 << 20  # bytes: the names of 20,000 classes take a tenth of it
 MAX_DEPTH = 32  # of lists and objects in each other
 MAX_DIGITS = 300  # of a whole number in JSON, which a float can still hold
@@ -259,3 +263,69 @@ def append(path: pathlib.Path, data: bytes) -> None:
       if not before:
         path.unlink()
       raise
+
+
+TIMEOUT_S = 8.0  # for connecting and for each read: with no network it must end within seconds
+_CHUNK = 1 << 20
+MAX_BYTES = 2 << 30  # of a download whose size is not known
+
+
+def sha256_of(path: pathlib.Path) -> str:
+  """Return the SHA-256 of a file."""
+  with file_errors(path, 'read'), open_regular(path) as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def download(url: str, path: pathlib.Path, sha256: str, size: int | None, fix: str) -> None:
+  """Download ``url`` to ``path``, which appears only when its SHA-256 is right.
+
+  Args:
+    url: of the file.
+    path: where it goes.
+    sha256: the digest, or the digits it begins with.
+    size: bytes; None takes the server's word for it.
+    fix: what the user can do where it fails; the error ends with it.
+
+  Raises:
+    InputError: it cannot be downloaded, or is another file.
+  """
+  try:
+    with complete(path) as part:
+      with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+        expected = size or min(int(response.headers.get('Content-Length') or MAX_BYTES), MAX_BYTES)
+        found = _copy(response, part, expected, f'downloading {url}')
+      if not found.startswith(sha256):
+        raise InputError(
+          f'{url}: expected {expected} bytes with sha256 {sha256}, found '
+          f'{part.tell()} bytes with {found}; try again, {fix}'
+        )
+  except (OSError, http.client.HTTPException) as error:
+    if isinstance(error, urllib.error.HTTPError):
+      error.close()  # it holds the connection
+    reason = getattr(error, 'reason', None) or error
+    raise InputError(f'cannot download {url} to {path}: {reason}; try again, {fix}') from error
+
+
+def _copy(source: IO[bytes], target: IO[bytes], size: int, what: str) -> str:
+  """Copy ``source`` to ``target`` with a progress line, no further than just over ``size`` bytes.
+
+  Returns:
+    The SHA-256 of what was copied.
+  """
+  digest, done, shown = hashlib.sha256(), 0, -1
+  on_terminal = sys.stderr.isatty()
+  step, end = (1, '\r') if on_terminal else (25, '\n')  # percent
+  try:
+    while done <= size and (chunk := source.read(_CHUNK)):
+      digest.update(chunk)
+      target.write(chunk)
+      done += len(chunk)
+      percent = 100 * done // size // step * step
+      if percent > shown:
+        shown = percent
+        line = f'{what}: {done / 1e6:.0f} of {size / 1e6:.0f} MB'
+        print(line, end=end, file=sys.stderr, flush=True)
+  finally:
+    if on_terminal:
+      print(file=sys.stderr)
+  return digest.hexdigest()

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 Sums = dict[str, jax.Array]
-
 MIN_TOP5_CLASSES = 6  # with fewer, every prediction is a top-5 hit, and top-5 is left out
 
 
@@ -58,3 +57,8 @@ def compute(total: Mapping[str, jax.Array | float], prefix: str) -> dict[str, fl
   """Return the means as ``{'<prefix>/loss': nats, '<prefix>/top1': fraction, '<prefix>/top5': fraction}``."""
   count = float(total['count'])
   return {f'{prefix}/{name}': float(value) / count for name, value in total.items() if name != 'count'}
+
+
+def is_evaluation(values: Mapping[str, float]) -> bool:
+  """Return whether metrics are of an evaluation, not only of the training."""
+  return any(name.startswith(('val/', 'test/')) for name in values)

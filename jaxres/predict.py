@@ -1,10 +1,7 @@
 """`jaxres predict`: the likeliest classes of image files, by a run or by weights."""
 
-import argparse
-import json
 import os
 import pathlib
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +9,15 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxres import data, models, pretrained, workdir
-from jaxres.backend import jit
+from jaxres import models, workdir
 from jaxres.data import decode, listing
-from jaxres.data.archive import sha256_of
 from jaxres.data.augment import normalize
-from jaxres.data.notes import say
-from jaxres.errors import InputError, printable
+from jaxres.data.statistics import IMAGENET
+from jaxres.errors import InputError, say
+from jaxres.files import sha256_of
 from jaxres.paths import read_regular, user_path
-from jaxres.weights import published
+from jaxres.runtime.compiler import jit
+from jaxres.weights import published, sources
 
 # torchvision's evaluation of its published weights, by recipe: https://pytorch.org/vision/stable/models.html
 IMAGE_SIZE, RESIZED = 224, {'v1': 256, 'v2': 232}
@@ -63,7 +60,7 @@ class Prediction(NamedTuple):
 
 def load(
   source: str,
-  step: str = pretrained.DEFAULT_STEP,
+  step: str = sources.DEFAULT_STEP,
   class_names: str | None = None,
   image_size: int | None = None,
   *,
@@ -92,8 +89,8 @@ def load(
     raise InputError(f'source: expected a path or torchvision:NAME, found {type(source).__name__}')
   source, step = os.fspath(source), str(step)
   given = _check_seen(Seen(_floats('mean', mean), _floats('std', std), image_size, center_crop))
-  found = pretrained.read(source, step)
-  names = pretrained.read_class_names(class_names, found) if class_names else found.class_names
+  found = sources.read(source, step)
+  names = sources.read_class_names(class_names, found) if class_names else found.class_names
   names = names or tuple(map(str, range(found.options['num_classes'])))
   run = user_path(source.removeprefix('jaxres:'))
   if not (run / 'config.json').is_file() or (run / 'model.json').is_file():
@@ -151,7 +148,7 @@ def _channels(values: tuple[float, ...] | None, channels: int, source: str) -> t
   return values and (values * channels if len(values) == 1 else values)
 
 
-def _described(found: pretrained.Pretrained, source: str) -> Seen:
+def _described(found: sources.Pretrained, source: str) -> Seen:
   """Return what is done to an image before ``found``, as its ``model.json`` says; nothing where it does not."""
   known = found.preprocessing
   if known is None:
@@ -171,7 +168,7 @@ def _published(source: str) -> Seen:
     place = next((name for name in named if sha256_of(path).startswith(published.DIGITS[name])), '')
   if place not in published.DIGITS:
     return Seen()
-  return Seen(*data.IMAGENET, IMAGE_SIZE, IMAGE_SIZE / RESIZED['v2' if place.endswith('-v2') else 'v1'])
+  return Seen(*IMAGENET, IMAGE_SIZE, IMAGE_SIZE / RESIZED['v2' if place.endswith('-v2') else 'v1'])
 
 
 def find(words: Iterable[str]) -> list[pathlib.Path]:
@@ -279,67 +276,3 @@ def read(path: pathlib.Path, predictor: Predictor) -> np.ndarray:
   height, _, channels = predictor.image_shape
   pixels = decode.whole(read_regular(path, decode.MAX_FILE_BYTES), height, predictor.center_crop)
   return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert('L'))[..., None]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Add the arguments of `jaxres predict`."""
-  parser.add_argument('source', metavar='SOURCE', help='a run, a torch file, torchvision:NAME, or of `jaxres convert`')
-  parser.add_argument('images', metavar='IMAGE', nargs='+', help='files, or folders of them')
-  parser.add_argument('--top', type=int, default=5, metavar='N', help='classes that are shown (5)')
-  parser.add_argument('--json', action='store_true', help='print a JSON object a line, one for each image')
-  parser.add_argument('--batch_size', type=int, default=32, metavar='N', help='images at a time (32)')
-  add_source_arguments(parser)
-
-
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-  """Add the arguments that say what ``load`` reads; ``of_arguments`` calls it with them."""
-  default = pretrained.DEFAULT_STEP
-  parser.add_argument('--step', default=default, metavar='N', help=f'of a run: {pretrained.STEP_HELP}')
-  parser.add_argument('--class_names', metavar='FILE', help='text: a class name a line, in the order of the logits')
-  parser.add_argument('--image_size', type=int, metavar='N', help="pixels a side, in place of the source's own")
-  parser.add_argument('--mean', metavar='X,X,X', help='of each channel, 0 to 1, where the weights do not say theirs')
-  parser.add_argument('--std', metavar='X,X,X', help='of each channel, 0 to 1, where the weights do not say theirs')
-  parser.add_argument(
-    '--center_crop',
-    type=float,
-    metavar='X',
-    help="the share of the short side that is kept, in place of the source's own",
-  )
-
-
-def of_arguments(args: argparse.Namespace) -> Predictor:
-  """Return what ``load`` reads as the arguments of ``add_source_arguments`` say. Raises as that."""
-  mean, std = (_numbers(f'--{name}', getattr(args, name)) for name in ('mean', 'std'))
-  options = {'mean': mean, 'std': std, 'center_crop': args.center_crop}
-  return load(args.source, args.step, args.class_names, args.image_size, **options)
-
-
-def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
-  try:
-    return None if text is None else tuple(float(word) for word in text.strip('()[]').split(','))
-  except ValueError:
-    raise InputError(f'{flag}: expected numbers with commas, such as 0.485,0.456,0.406; found {text!r}') from None
-
-
-def run(args: argparse.Namespace) -> int:
-  """Print the likeliest classes of every image; return 2 where one cannot be read."""
-  for name in ('top', 'batch_size'):
-    if getattr(args, name) < 1:
-      raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
-  paths = find(args.images)
-  predictor = of_arguments(args)
-  print(printable(f'by {predictor.origin}'), file=sys.stderr)
-  status = 0
-  for path, logits, problem in predict(predictor, paths, args.batch_size):
-    if logits is None:
-      print(printable(f'error: {path}: {problem}'), file=sys.stderr)
-      status = 2
-      continue
-    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    likeliest = np.argsort(-logits, kind='stable')[: args.top]
-    rows = [(predictor.class_names[k], float(probabilities[k])) for k in likeliest]
-    if args.json:
-      print(json.dumps({'image': str(path), 'top': [{'class': name, 'probability': p} for name, p in rows]}))
-    else:
-      print('\n'.join([printable(path), *(f'  {p:8.2%}  {printable(name)}' for name, p in rows)]))
-  return status

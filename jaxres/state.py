@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxres import sharding
-from jaxres.backend import jit
 from jaxres.models import ResNet
+from jaxres.runtime import sharding
+from jaxres.runtime.compiler import jit
 
 
 @flax.struct.dataclass

@@ -1,34 +1,30 @@
 """The workdir of a run: what is there already, and what is written before the training begins."""
 
 import contextlib
-import errno
-import fcntl
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
-
-import jaxres
-from jaxres import checkpoint, data, distributed, files, integrity, rows, schema
+from jaxres import checkpoint, data, files, schema
 from jaxres import config as config_lib
+from jaxres.checkpoint import reader, steps
+from jaxres.checkpoint.about import check_made_by, other_fields
+from jaxres.checkpoint.manager import Manager, check_path
 from jaxres.data.fingerprints import differences
 from jaxres.errors import InputError
+from jaxres.log import rows
 from jaxres.paths import check_utf8, user_path
+from jaxres.runtime import distributed
+from jaxres.runtime.environment import environment
+from jaxres.runtime.lock import LOCK
 
-LOCK = '.lock'  # of a workdir: its content is for the message, and what counts is the lock that the kernel holds on it
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of a file system that cannot lock
 LEFT = re.compile(r'.+\.[0-9a-f]{8}\.part')  # what a kill leaves of a file that was being written
 IDENTITY = ('class_names', 'image_shape', 'splits')  # what of data.json must be the same: mean and std are rounded
-
 MAX_CONFIG = 1 << 20  # bytes of config.json
 MAX_CHANNELS = 1024
 MAX_PIXELS = 1 << 24  # of an image: 4096 x 4096
@@ -55,7 +51,7 @@ def choose(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> pathli
   """
   path = check_utf8(user_path(workdir, '--workdir'), '--workdir')
   path = path / 'dry_run' if config['train']['dry_run'] else path
-  checkpoint.check_path(path.absolute() / 'checkpoints')
+  check_path(path.absolute() / 'checkpoints')
   return path
 
 
@@ -71,18 +67,18 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
           shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     distributed.meet('the dry run before is deleted')
   stored = read_json(workdir, 'config.json')
-  changed = checkpoint.other_fields(stored, config) if stored else {}
+  changed = other_fields(stored, config) if stored else {}
   if changed:
     found = config_lib.describe_changes(changed)
     raise InputError(f'--workdir: {workdir} holds a run of another config: {found}; use another --workdir')
   directory = workdir.absolute() / 'checkpoints'
-  for step in integrity.numbered(directory):
-    checkpoint.check_made_by(integrity.about(directory / str(step)), config, directory / str(step))
+  for step in steps.numbered(directory):
+    check_made_by(reader.about(directory / str(step)), config, directory / str(step))
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Return whether a run would go on in ``workdir``: one checkpoint there is whole."""
-  return bool(integrity.numbered(workdir / 'checkpoints'))
+  return bool(steps.numbered(workdir / 'checkpoints'))
 
 
 def check_data(workdir: pathlib.Path, info: data.Info) -> None:
@@ -244,19 +240,8 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
   return known
 
 
-def environment() -> dict[str, Any]:
-  """Return what a run happens in: versions, devices, platform."""
-  packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  versions = {name: importlib.metadata.version(name) for name in packages}
-  devices = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'processes': jax.process_count()}
-  system = {'python': platform.python_version(), 'platform': platform.platform(), 'cpus': os.cpu_count()}
-  return {'jaxres': jaxres.__version__} | versions | devices | system
-
-
 @contextlib.contextmanager
-def open(
-  workdir: pathlib.Path, config: Mapping[str, Any], info: data.Info, **options: Any
-) -> Iterator[checkpoint.Manager]:
+def open(workdir: pathlib.Path, config: Mapping[str, Any], info: data.Info, **options: Any) -> Iterator[Manager]:
   """Write config, environment and description of the data into ``workdir``, and open its checkpoints.
 
   Raises:
@@ -273,97 +258,21 @@ def open(
     yield manager
 
 
-@contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Keep every other training out of ``workdir``, which is made where it is missing; readers look at no lock.
-
-  The lock is of the kernel, which frees it with the process however that ends: a file that is left locks nobody out. Of
-  several processes the first holds it for all. What was made for the lock alone goes again.
+def read_step(workdir: pathlib.Path, step: int | None) -> tuple[int, reader.Saved]:
+  """Return the number of a checkpoint in ``workdir``, the newest where ``step`` is None, and the checkpoint.
 
   Raises:
-    InputError: another training is there, or it cannot be made or written.
+    InputError: it is missing or damaged, or of another run.
   """
-  with contextlib.ExitStack() as stack:
-    refusal = ''
-    if distributed.leads():
-      try:
-        stack.enter_context(_locked(workdir))
-      except InputError as error:
-        refusal = str(error)
-    if distributed.any_says(bool(refusal)):
-      raise InputError(refusal or f'--workdir: {workdir}: process 0 cannot train there, and says why')
-    yield
+  directory = check_utf8(workdir).absolute() / 'checkpoints'
 
+  def choose(paths: Mapping[int, pathlib.Path]) -> int:
+    if not paths:
+      raise InputError(f'{directory}: no checkpoint there; expected the workdir of a run that has saved one')
+    if step is not None and step not in paths:
+      raise InputError(f'--step: {directory} has no step {step}; there are {", ".join(map(str, paths))}')
+    return max(paths) if step is None else step
 
-@contextlib.contextmanager
-def _locked(workdir: pathlib.Path) -> Iterator[None]:
-  missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
-  if workdir.exists() and not workdir.is_dir():
-    raise InputError(f'--workdir: {workdir} is a file; expected a directory')
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
-  try:
-    file = _take_lock(workdir)
-    try:
-      yield
-    finally:
-      with contextlib.suppress(FileNotFoundError):  # a dry run's workdir may be deleted with all that is in it
-        (workdir / LOCK).unlink()
-      os.close(file)
-  finally:
-    with contextlib.suppress(OSError):  # one that is no longer empty stays
-      for path in missing:
-        path.rmdir()
-
-
-def _take_lock(workdir: pathlib.Path) -> int:
-  """Return the descriptor that holds the lock of ``workdir``."""
-  path = workdir / LOCK
-  while True:
-    try:
-      file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-      raise InputError(f'--workdir: cannot write in {workdir}: {error.strerror}') from error
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      holder = trainer(workdir)
-      if error.errno not in NO_LOCKS:
-        os.close(file)
-        fix = 'wait for its end, or use another --workdir'
-        raise InputError(f'--workdir: {workdir} is in use: {holder or "another process"} trains there; {fix}') from None
-      print(
-        f'{workdir}: no locks on this file system ({error.strerror}): see that nothing else trains there',
-        file=sys.stderr,
-      )
-      break
-    if _is_at(file, path):  # or the one before deleted it as it ended
-      break
-    os.close(file)
-  with contextlib.suppress(OSError):  # a full disk: it is for the message alone
-    os.ftruncate(file, 0)
-    os.write(file, json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}).encode())
-  return file
-
-
-def _is_at(file: int, path: pathlib.Path) -> bool:
-  try:
-    return os.path.samestat(os.fstat(file), path.stat())
-  except FileNotFoundError:
-    return False
-
-
-def trainer(workdir: pathlib.Path) -> str | None:
-  """Return who says that it trains in ``workdir``, such as ``'process 7 on host a'``; None where nobody does."""
-  try:
-    content = json.loads((workdir / LOCK).read_text())
-    number, host = int(content['pid']), str(content['host'])[:99]
-    if host == socket.gethostname():
-      os.kill(number, 0)  # which only looks whether it is there
-  except PermissionError:
-    pass  # of another user
-  except (OSError, ValueError, LookupError, TypeError, OverflowError):
-    return None
-  return f'process {number} on host {host}'
+  number, path, saved = reader.follow(directory, choose)
+  check_made_by(saved.about, read_json(workdir, 'config.json'), path)
+  return number, saved

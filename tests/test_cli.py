@@ -9,7 +9,7 @@ import pytest
 
 import jaxres
 from jaxres import cli, data
-from jaxres.data import prepare
+from jaxres.data.prepare import cifar as prepare_cifar
 from jaxres.errors import InputError
 
 
@@ -154,9 +154,9 @@ def test_python_m_jaxres():
 def test_prepare_prints_the_command_that_trains(capsys, monkeypatch, words, place, flags):
   monkeypatch.setenv('TFDS_DATA_DIR', '/sets')
   monkeypatch.setattr(
-    prepare, 'prepare', lambda name, data_dir, archive: prepare.prepared.root(data_dir) / name / '3.0.2'
+    prepare_cifar, 'prepare', lambda name, data_dir, archive: prepare_cifar.prepared.root(data_dir) / name / '3.0.2'
   )
-  monkeypatch.setattr(prepare, 'prepare_npz', lambda name, file, archive: file)
+  monkeypatch.setattr(prepare_cifar, 'prepare_npz', lambda name, file, archive: file)
   assert cli.main(['prepare', *words]) is None
   assert capsys.readouterr().out.splitlines() == [
     f'{words[0]} is in {place}',
@@ -170,7 +170,7 @@ def test_the_printed_flags_are_arguments_of_load():
 
 def test_no_network_is_one_line_and_status_2(capsys, monkeypatch, tmp_path):
   url = 'http://127.0.0.1:9/set.tar.gz'  # the discard port: nothing listens
-  monkeypatch.setitem(prepare.PUBLISHED, 'cifar10', prepare.PUBLISHED['cifar10']._replace(url=url))
+  monkeypatch.setitem(prepare_cifar.PUBLISHED, 'cifar10', prepare_cifar.PUBLISHED['cifar10']._replace(url=url))
   status, line = ended(capsys, 'prepare', 'cifar10', '--data_dir', os.fspath(tmp_path))
   assert status == 2
   assert f'cannot download {url}' in line

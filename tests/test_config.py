@@ -8,9 +8,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxres import checkpoint as checkpoint_lib
-from jaxres import config, data, evaluate, models, optim, pretrained, train
+from jaxres import config as config_lib
+from jaxres import data, evaluate, models, optim
 from jaxres.data import augment
 from jaxres.errors import InputError
+from jaxres.train import loop
+from jaxres.weights import pretrained
 
 FUNCTIONS = {
   'model': models.create,
@@ -18,34 +21,34 @@ FUNCTIONS = {
   'data': data.load,
   'augment': augment.make,
   'optim': optim.make,
-  'train': train.fit,
+  'train': loop.fit,
   'tta': evaluate.make_views,
   'checkpoint': checkpoint_lib.open.__wrapped__,
 }
 
 
-@pytest.mark.parametrize('section', config.SECTIONS)
+@pytest.mark.parametrize('section', config_lib.SECTIONS)
 def test_schema_is_the_signature(section: str) -> None:
   parameters = inspect.signature(FUNCTIONS[section]).parameters.values()
   expected = {p.name: p.default for p in parameters if p.kind is not p.POSITIONAL_ONLY}
-  assert {name: field.default for name, field in config.schema(section).items()} == expected
+  assert {name: field.default for name, field in config_lib.schema(section).items()} == expected
 
 
 def test_make_fills_in_the_defaults_of_the_signatures() -> None:
-  made = config.make(optim={'lr': 0.5})
+  made = config_lib.make(optim={'lr': 0.5})
   assert made.optim.lr == 0.5
   assert made.optim.momentum == inspect.signature(optim.make).parameters['momentum'].default
   assert made.data.limit is None
-  assert config.complete(made) == made
-  assert config.complete({'optim': {'lr': 0.5}}) == made
+  assert config_lib.complete(made) == made
+  assert config_lib.complete({'optim': {'lr': 0.5}}) == made
 
 
 def test_an_int_is_taken_for_a_float_and_a_list_for_a_tuple() -> None:
-  made = config.make(optim={'lr': 1, 'milestones': [1, 2.5]})
+  made = config_lib.make(optim={'lr': 1, 'milestones': [1, 2.5]})
   assert isinstance(made.optim.lr, float)
   assert made.optim.milestones == (1, 2.5)
   assert [type(epoch) for epoch in made.optim.milestones] == [int, float]
-  pairs = config.make(optim={'lr_mult': [['stem/.*', 0], ('stage1/.*', 0.1)]}).optim.lr_mult
+  pairs = config_lib.make(optim={'lr_mult': [['stem/.*', 0], ('stage1/.*', 0.1)]}).optim.lr_mult
   assert pairs == (('stem/.*', 0.0), ('stage1/.*', 0.1))
   assert [type(factor) for _, factor in pairs] == [float, float]
 
@@ -61,12 +64,12 @@ def test_an_int_is_taken_for_a_float_and_a_list_for_a_tuple() -> None:
 def test_pairs_on_the_command_line(monkeypatch, value: str, expected: tuple) -> None:
   monkeypatch.setattr(sys, 'argv', ['main.py', f'--config.optim.lr_mult={value}'])
   holder = flags.FlagValues()
-  config_flags.DEFINE_config_dict('config', config.make(), flag_values=holder)
+  config_flags.DEFINE_config_dict('config', config_lib.make(), flag_values=holder)
   holder(sys.argv)
-  completed = config.complete(holder.config)
+  completed = config_lib.complete(holder.config)
   assert completed.optim.lr_mult == expected
-  assert config.differences(json.loads(config.to_json(completed)), completed) == {}
-  assert config.complete(json.loads(config.to_json(completed))) == completed
+  assert config_lib.differences(json.loads(config_lib.to_json(completed)), completed) == {}
+  assert config_lib.complete(json.loads(config_lib.to_json(completed))) == completed
 
 
 @pytest.mark.parametrize(
@@ -93,11 +96,11 @@ def test_pairs_on_the_command_line(monkeypatch, value: str, expected: tuple) -> 
 )
 def test_wrong_configs_are_named(sections: dict, message: str) -> None:
   with pytest.raises(InputError, match=message):
-    config.make(**sections)
+    config_lib.make(**sections)
 
 
 def test_fields_are_type_safe_and_locked() -> None:
-  made = config.make()
+  made = config_lib.make()
   assert isinstance(made, ConfigDict)
   made.data.limit = 3  # None, but known to be an int
   with pytest.raises(TypeError):
@@ -107,17 +110,19 @@ def test_fields_are_type_safe_and_locked() -> None:
 
 
 def test_json_holds_every_field() -> None:
-  written = json.loads(config.to_json(config.make()))
+  written = json.loads(config_lib.to_json(config_lib.make()))
   assert {section: set(fields) for section, fields in written.items()} == {
-    section: set(config.schema(section)) for section in config.SECTIONS
+    section: set(config_lib.schema(section)) for section in config_lib.SECTIONS
   }
 
 
 def test_differences_after_a_round_trip_through_json() -> None:
-  made = config.make(optim={'milestones': (1, 2)})
-  stored = json.loads(config.to_json(made))
-  assert config.differences(stored, made) == {}
-  assert config.differences(stored, config.make(optim={'milestones': (1, 3)})) == {'optim.milestones': ([1, 2], [1, 3])}
+  made = config_lib.make(optim={'milestones': (1, 2)})
+  stored = json.loads(config_lib.to_json(made))
+  assert config_lib.differences(stored, made) == {}
+  assert config_lib.differences(stored, config_lib.make(optim={'milestones': (1, 3)})) == {
+    'optim.milestones': ([1, 2], [1, 3])
+  }
 
 
 def test_nothing_slow_is_imported() -> None:

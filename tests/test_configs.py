@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from jaxres import config as config_lib
-from jaxres import data, models, train, weights
-from jaxres.data import arrays
+from jaxres import data, models, weights
+from jaxres.data.types import Arrays, Source
 from jaxres.models import resnet
+from jaxres.train import loop
 from tests.conftest import ROOT, make_arrays
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -53,8 +54,8 @@ def shrink(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_a_config_runs(path: pathlib.Path, tmp_path, monkeypatch) -> None:
   content = make_arrays((640, 16), shape=(32, 32, 3), classes=10)
-  split = lambda name: arrays.Arrays(content[f'{name}_x'], content[f'{name}_y'].astype(np.int32))
-  source = arrays.Source(split('train'), split('test'), tuple('abcdefghij'))
+  split = lambda name: Arrays(content[f'{name}_x'], content[f'{name}_y'].astype(np.int32))
+  source = Source(split('train'), split('test'), tuple('abcdefghij'))
   monkeypatch.setattr(data, '_read', lambda *_: source)
   config = load(path).get_config()
   shrink(config.model.name, monkeypatch)
@@ -69,7 +70,7 @@ def test_a_config_runs(path: pathlib.Path, tmp_path, monkeypatch) -> None:
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), weights.abstract(model, 3))
     weights.write(tmp_path / 'ones.pth', weights.from_variables(ones, model))
     config.init.source = str(tmp_path / 'ones.pth')
-  found = train.train_and_evaluate(config, tmp_path / 'run')
+  found = loop.train_and_evaluate(config, tmp_path / 'run')
   assert np.isfinite(found['train/loss'])
   assert 0 <= found['test/top1'] <= 1
 

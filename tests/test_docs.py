@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxres import cli, config, programs, seeds, train, weights
-from jaxres.plan import make_plan
+from jaxres import cli, command_line, weights
+from jaxres import config as config_lib
+from jaxres.train import loop, seeds
+from jaxres.train.plan import make_plan
+from jaxres.train.setup import FIELDS, make_parts, make_programs
 from tests.conftest import ROOT, make_arrays
 from tests.weights.conftest import make_state
 
@@ -62,7 +65,7 @@ def options_of(line: str, directory: pathlib.Path, model: str) -> tuple[Any, int
   little = ['--config.data.name=arrays', f'--config.data.path={data}', f'--config.data.batch_size={size}']
   little += ['--config.train.eval_batch_size=16', f'--config.model.name={model}']
   little += [] if 'overfit' in line else ['--config.train.dry_run=True']
-  options = config.load(args.config, [*fields, *little])
+  options = command_line.load(args.config, [*fields, *little])
   if options.init.source:
     weights.write(directory / 'tiny.pth', make_state(10))
     options.init.source = str(directory / 'tiny.pth')
@@ -73,10 +76,10 @@ def options_of(line: str, directory: pathlib.Path, model: str) -> tuple[Any, int
 def test_training_commands_can_be_compiled(line: str, tmp_path, tiny: str, monkeypatch) -> None:
   monkeypatch.chdir(ROOT)
   options, _ = options_of(line, tmp_path, tiny)
-  parts = programs.make_parts(config.to_dict(options))
-  fields = {name: options.train[name] for name in programs.FIELDS}
+  parts = make_parts(config_lib.to_dict(options))
+  fields = {name: options.train[name] for name in FIELDS}
   plan = make_plan(parts.dataset.train, options.train.epochs, options.train.eval_every_epochs, False, False)
-  made = programs.make_programs(parts, plan, **fields)
+  made = make_programs(parts, plan, **fields)
   parts.dataset.place(parts.mesh)
   feed = jax.tree.map(lambda array: array[None], next(parts.dataset.train.train_feeds(0, 1)))
   state = jax.eval_shape(made.create, jax.random.key(0))
@@ -90,7 +93,7 @@ def test_training_commands_run(line: str, tmp_path, tiny: str, monkeypatch) -> N
   monkeypatch.chdir(ROOT)
   options, count = options_of(line, tmp_path, tiny)
   if count == 1:
-    assert 'test/top1' in train.train_and_evaluate(options, tmp_path / 'run')
+    assert 'test/top1' in loop.train_and_evaluate(options, tmp_path / 'run')
   else:
     assert len(seeds.train_and_evaluate(options, tmp_path / 'run', count)['test/top1'].values) == count
 

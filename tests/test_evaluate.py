@@ -3,8 +3,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxres import data, evaluate, models, sharding, state
+from jaxres import data, evaluate, models
 from jaxres.errors import InputError
+from jaxres.runtime import sharding
+from jaxres.state import create, init_variables
 from tests.conftest import make_arrays
 
 
@@ -14,7 +16,7 @@ def setup(npz):
   mesh = sharding.make_mesh()
   dataset.place(mesh)
   model = models.create('resnet20', num_classes=4)
-  variables = state.init_variables(model, dataset.info.image_shape, jax.random.key(0))
+  variables = init_variables(model, dataset.info.image_shape, jax.random.key(0))
   head = {'fc': {'kernel': np.random.default_rng(0).normal(size=(64, 4)), 'bias': np.zeros(4)}}
   variables['params'] = dict(variables['params']) | {'head': head}
   step = evaluate.make_eval_step(model, dataset.info, dataset.test.fetch, mesh)
@@ -59,7 +61,7 @@ def test_splits_that_are_there_are_evaluated(setup, npz) -> None:
 
 def test_the_moving_average_is_evaluated_beside_the_weights(setup) -> None:
   dataset, model, variables, step = setup
-  begin = state.create(variables, optax.sgd(0.1))
+  begin = create(variables, optax.sgd(0.1))
   raw = evaluate.evaluate_state({'': step}, begin, dataset, 16)
   assert raw == evaluate.evaluate_splits(step, variables, dataset, 16)
   other = jax.tree.map(lambda x: -x, variables['params']['head'])
@@ -117,7 +119,7 @@ def test_a_score_over_views_is_that_of_their_mean_probability(setup, flip: bool,
   mean, label = np.mean(probabilities, axis=0), make_arrays((16, 45))['test_y']
   assert found['test/loss'] == pytest.approx(-np.log(mean[np.arange(45), label]).mean(), rel=1e-4)
   assert found['test/top1'] == pytest.approx((mean.argmax(-1) == label).mean(), rel=1e-6)
-  begin = state.create(variables, optax.sgd(0.1))
+  begin = create(variables, optax.sgd(0.1))
   both = evaluate.evaluate_state({'': plain, 'tta/': step}, begin, dataset, 24)
   assert both == evaluate.evaluate(plain, variables, dataset.test, 24, 'test') | {
     f'tta/{k}': v for k, v in found.items()

@@ -9,23 +9,13 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from jaxres import (
-  checkpoint,
-  cli,
-  config,
-  data,
-  evaluate,
-  evaluate_runs,
-  hints,
-  models,
-  optim,
-  pretrained,
-  runs,
-  seeds,
-  train,
-)
+from jaxres import checkpoint, cli, command_line, data, evaluate, hints, models, optim
+from jaxres import config as config_lib
+from jaxres.analysis import compare, runs
 from jaxres.data import augment
 from jaxres.errors import InputError
+from jaxres.train import loop, seeds
+from jaxres.weights import sources
 from tests.conftest import ROOT
 
 DIGITS = ['--config', str(ROOT / 'configs/digits.py'), '--workdir', 'x']
@@ -37,20 +27,20 @@ def parse(words: list[str]) -> flags.FlagValues:
   config_flags.DEFINE_config_file('config', None, '', flag_values=values, sys_argv=['main.py', *words])
   flags.DEFINE_string('workdir', '', '', flag_values=values)
   flags.DEFINE_integer('seeds', 1, '', flag_values=values)
-  config.parse_flags(['main.py', *words], ['config', 'workdir'], values)
+  command_line.parse_flags(['main.py', *words], ['config', 'workdir'], values)
   return values
 
 
 def test_every_synonym_leads_to_a_field_or_flag() -> None:
-  fields, own = config.all_fields(), ['config', 'workdir', 'seeds', 'debug']
+  fields, own = command_line.all_fields(), ['config', 'workdir', 'seeds', 'debug']
   for word, meant in hints.SYNONYMS.items():
     assert all(each in fields or each.removeprefix('--') in own for each in meant), word
     assert hints.find(word, fields, own) == meant, word
 
 
 def test_every_field_is_found_without_its_section() -> None:
-  for field in config.all_fields():
-    assert field in hints.find(field.partition('.')[2], config.all_fields())
+  for field in command_line.all_fields():
+    assert field in hints.find(field.partition('.')[2], command_line.all_fields())
 
 
 @pytest.mark.parametrize(
@@ -110,18 +100,18 @@ def test_words_of_tools(words: list[str], message: str, capsys) -> None:
 
 
 def test_a_config_by_its_name_and_that_of_a_run(tmp_path: pathlib.Path, monkeypatch) -> None:
-  assert config.load('digits') == config.load(str(ROOT / 'configs/digits.py'))
-  assert config.load('digits.py', ['--config.train.epochs=3']).train.epochs == 3
-  written = config.make(model={'name': 'resnet20'}, optim={'milestones': (1, 2.5)})
-  (tmp_path / 'config.json').write_text(config.to_json(written))
-  assert config.load(str(tmp_path / 'config.json')) == written
-  changed = config.load(str(tmp_path / 'config.json'), ['--config.optim.lr=0.25'])
-  assert config.differences(written, changed) == {'optim.lr': (written.optim.lr, 0.25)}
+  assert command_line.load('digits') == command_line.load(str(ROOT / 'configs/digits.py'))
+  assert command_line.load('digits.py', ['--config.train.epochs=3']).train.epochs == 3
+  written = config_lib.make(model={'name': 'resnet20'}, optim={'milestones': (1, 2.5)})
+  (tmp_path / 'config.json').write_text(config_lib.to_json(written))
+  assert command_line.load(str(tmp_path / 'config.json')) == written
+  changed = command_line.load(str(tmp_path / 'config.json'), ['--config.optim.lr=0.25'])
+  assert config_lib.differences(written, changed) == {'optim.lr': (written.optim.lr, 0.25)}
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'configs').mkdir()
   (tmp_path / 'configs/mine.py').write_text((ROOT / 'configs/digits.py').read_text())
-  assert config.load('mine') == config.load('digits')
-  assert config.load('configs/mine') == config.load('digits')
+  assert command_line.load('mine') == command_line.load('digits')
+  assert command_line.load('configs/mine') == command_line.load('digits')
 
 
 @pytest.mark.parametrize(
@@ -186,12 +176,12 @@ def test_names_that_are_no_config(words: list[str], message: str, monkeypatch) -
 
 
 def test_every_difference_is_named_up_to_a_bound() -> None:
-  old, new = config.make(), config.make(optim={'lr': 0.5, 'momentum': 0.5}, train={'seed': 3})
-  said = config.describe_changes(config.differences(old, new))
+  old, new = config_lib.make(), config_lib.make(optim={'lr': 0.5, 'momentum': 0.5}, train={'seed': 3})
+  said = config_lib.describe_changes(config_lib.differences(old, new))
   assert said.count(' was ') == 3
   assert 'train.seed was 0 there and is 3 now' in said
   many = {f'optim.x{k}': (0, 1) for k in range(11)}
-  assert config.describe_changes(many).endswith('optim.x7 was 0 there and is 1 now, and 3 more')
+  assert config_lib.describe_changes(many).endswith('optim.x7 was 0 there and is 1 now, and 3 more')
 
 
 MODEL = models.create('resnet20')
@@ -201,28 +191,28 @@ MODEL = models.create('resnet20')
   ('call', 'message'),
   [
     (
-      lambda w: train.train_and_evaluate({'optim': optax.adam(0.1)}, w),
+      lambda w: loop.train_and_evaluate({'optim': optax.adam(0.1)}, w),
       'optim: expected a dict of fields, such as dict',
     ),
     (
-      lambda w: train.train_and_evaluate({'model': MODEL}, w),
+      lambda w: loop.train_and_evaluate({'model': MODEL}, w),
       'model: expected a dict of fields, such as dict(name=...)',
     ),
-    (lambda w: train.train_and_evaluate({'optim': {'lr': optax.constant_schedule(1)}}, w), 'optim.lr: expected float'),
+    (lambda w: loop.train_and_evaluate({'optim': {'lr': optax.constant_schedule(1)}}, w), 'optim.lr: expected float'),
     (
-      lambda w: train.train_and_evaluate({'model': {'name': MODEL}}, w),
+      lambda w: loop.train_and_evaluate({'model': {'name': MODEL}}, w),
       'model.name: expected str, found a jaxres ResNet',
     ),
     (
-      lambda w: train.train_and_evaluate({'model': 'resnet20'}, w),
+      lambda w: loop.train_and_evaluate({'model': 'resnet20'}, w),
       'model: expected a dict of fields, such as dict(name=',
     ),
-    (lambda w: train.train_and_evaluate('configs/digits.py', w), 'jaxres.config.load(path) reads a file'),
-    (lambda w: train.train_and_evaluate(None, w), 'config: expected a dict of sections, found None'),
-    (lambda w: train.train_and_evaluate([('optim', {})], w), 'config: expected a dict of sections'),
-    (lambda w: train.train_and_evaluate({3: {}}, w), 'config: expected names of sections, found 3 (int)'),
-    (lambda _: train.train_and_evaluate({}, None), "workdir: expected the path of a directory, such as 'runs/digits'"),
-    (lambda _: train.train_and_evaluate({}, ''), 'workdir: expected the path of a directory'),
+    (lambda w: loop.train_and_evaluate('configs/digits.py', w), 'jaxres.command_line.load(path) reads a file'),
+    (lambda w: loop.train_and_evaluate(None, w), 'config: expected a dict of sections, found None'),
+    (lambda w: loop.train_and_evaluate([('optim', {})], w), 'config: expected a dict of sections'),
+    (lambda w: loop.train_and_evaluate({3: {}}, w), 'config: expected names of sections, found 3 (int)'),
+    (lambda _: loop.train_and_evaluate({}, None), "workdir: expected the path of a directory, such as 'runs/digits'"),
+    (lambda _: loop.train_and_evaluate({}, ''), 'workdir: expected the path of a directory'),
     (lambda w: seeds.train_and_evaluate({}, w, 1), 'seeds: expected 2 or more, found 1'),
     (lambda w: seeds.train_and_evaluate({}, w, '3'), "seeds: expected 2 or more, found '3'"),
     (lambda _: models.create(3), 'model.name: expected str, found 3 (int)'),
@@ -239,16 +229,16 @@ MODEL = models.create('resnet20')
       lambda _: data.load('digits', pipeline='streem'),
       "data.pipeline: unknown value 'streem'; did you mean 'stream'?",
     ),
-    (lambda _: pretrained.read(None), 'source: expected a path, torchvision:NAME or jaxres:DIR, found None'),
-    (lambda _: pretrained.read(''), "source: expected a path, torchvision:NAME or jaxres:DIR, found ''"),
+    (lambda _: sources.read(None), 'source: expected a path, torchvision:NAME or jaxres:DIR, found None'),
+    (lambda _: sources.read(''), "source: expected a path, torchvision:NAME or jaxres:DIR, found ''"),
     (lambda _: runs.read(3), 'paths: expected a list of workdirs, found 3'),
-    (lambda _: evaluate_runs.compare(['runs/x']), 'runs: expected a list of what jaxres.runs.read returns, found list'),
-    (lambda _: evaluate_runs.compare([]), 'runs: expected one or more, found none'),
+    (lambda _: compare.compare(['runs/x']), 'runs: expected a list of what jaxres.runs.read returns, found list'),
+    (lambda _: compare.compare([]), 'runs: expected one or more, found none'),
     (lambda _: augment.make(mixup='x'), "augment.mixup: expected float, found 'x' (str)"),
     (lambda _: evaluate.make_views(crop=1.5), 'tta.crop: expected int, found 1.5 (float)'),
     (lambda _: checkpoint.check(keep_latest='a', keep_best=1), "checkpoint.keep_latest: expected int, found 'a' (str)"),
     (lambda _: optim.make({}, 10, 5.0, lr='x'), "optim.lr: expected float, found 'x' (str)"),
-    (lambda _: config.load(3), 'config: expected the path of a file, found 3 (int)'),
+    (lambda _: command_line.load(3), 'config: expected the path of a file, found 3 (int)'),
   ],
 )
 def test_wrong_arguments_from_python(call, message: str, tmp_path) -> None:
@@ -260,6 +250,6 @@ def test_wrong_arguments_from_python(call, message: str, tmp_path) -> None:
 
 
 def test_numbers_of_numpy_and_paths_are_taken(npz) -> None:
-  made = config.make(optim={'lr': np.float32(0.5)}, data={'batch_size': np.int64(4), 'path': pathlib.Path('x')})
+  made = config_lib.make(optim={'lr': np.float32(0.5)}, data={'batch_size': np.int64(4), 'path': pathlib.Path('x')})
   assert (made.optim.lr, made.data.batch_size, made.data.path) == (0.5, 4, 'x')
   assert models.create('resnet20', num_classes=np.int64(3)).num_classes == 3

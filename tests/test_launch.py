@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import pytest
 import yaml
 
-from jaxres import config, distributed
+from jaxres import command_line
+from jaxres.runtime import distributed
 from tests.conftest import ROOT
 
 LAUNCH = ROOT / 'docs/launch'
@@ -26,7 +27,7 @@ def flags_of(words: Sequence[str]) -> dict[str, str]:
   joined = re.sub(r'(--config|--workdir) (?=[^-])', r'\1=', ' '.join(words))
   flags = dict(word.removeprefix('--').split('=', 1) for word in joined.split())
   overrides = [f'--{name}={value}' for name, value in flags.items() if name.startswith('config.')]
-  options = config.load(str(ROOT / flags['config']), overrides)
+  options = command_line.load(str(ROOT / flags['config']), overrides)
   assert options.data.batch_size == 2048
   known = {'config', 'workdir', 'coordinator', 'num_processes', 'process_id'}
   assert {name for name in flags if not name.startswith('config.')} <= known

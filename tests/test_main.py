@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_train import final_state, rows
+from tests.train.test_loop import final_state, rows
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'TFDS_DATA_DIR')}
 DIGITS = ('--config', 'configs/digits.py')

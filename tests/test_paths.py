@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxres import backend, cli, log, models, paths, pretrained, train
-from jaxres import config as config_lib
+from jaxres import cli, command_line, models
 from jaxres.errors import InputError
+from jaxres.log.console import console
 from jaxres.models import blocks, resnet
+from jaxres.paths import check_regular, check_utf8, output_path, read_regular, shell_word, user_path
+from jaxres.runtime.environment import cache_dir
+from jaxres.train import loop
+from jaxres.weights import sources
 from jaxres.weights.names import Dialect
 
 LONG = 'x' * 300
@@ -79,9 +83,9 @@ def weights(tmp_path_factory) -> Iterator[str]:
     options = {'name': 'tiny', 'num_classes': 2, 'stem': 'cifar'}
     model = models.create(**options)
     variables = model.init({'params': jax.random.key(0)}, np.zeros((1, 8, 8, 3), np.float32), train=False)
-    found = pretrained.Pretrained(dict(variables), options, 3, Dialect.of_model(model.shortcut), 0, None, 'a test')
+    found = sources.Pretrained(dict(variables), options, 3, Dialect.of_model(model.shortcut), 0, None, 'a test')
     directory = tmp_path_factory.mktemp('weights') / 'w'
-    pretrained.write(directory, found)
+    sources.write(directory, found)
     yield str(directory)
 
 
@@ -128,7 +132,7 @@ def error_of(words: list[str], capsys) -> str:
 @pytest.mark.parametrize('bad', BAD, ids=['home', 'gs', 's3', 'long', 'null'])
 @pytest.mark.parametrize('command', COMMANDS)
 def test_a_path_that_cannot_be(command, bad, weights, place, capsys, monkeypatch) -> None:
-  monkeypatch.setattr(log.console, 'width', 1000)
+  monkeypatch.setattr(console, 'width', 1000)
   given = {'PATH': bad, 'CONFIG': CONFIG, 'WEIGHTS': weights, 'RUN': 'run'}
   words = command.split()
   for name, value in given.items():
@@ -142,21 +146,21 @@ def test_a_path_that_cannot_be(command, bad, weights, place, capsys, monkeypatch
 
 @pytest.mark.parametrize('bad', BAD)
 def test_a_workdir_that_cannot_be(bad, place) -> None:
-  config = config_lib.load(CONFIG, ['--config.train.dry_run=True'])
+  config = command_line.load(CONFIG, ['--config.train.dry_run=True'])
   with pytest.raises(InputError, match='--workdir: '):
-    train.train_and_evaluate(config, bad)
+    loop.train_and_evaluate(config, bad)
   assert os.listdir(place) == ['image.png']
 
 
 def test_the_home_directory(tmp_path, monkeypatch) -> None:
   monkeypatch.setenv('HOME', str(tmp_path))
-  assert paths.user_path('~/x') == tmp_path / 'x'
+  assert user_path('~/x') == tmp_path / 'x'
   for given in ('./~x', './~'):
-    path = paths.user_path(given)
+    path = user_path(given)
     assert path == pathlib.Path.cwd() / given
-    assert paths.user_path(path) == path
+    assert user_path(path) == path
   (tmp_path / 'mine.py').write_text('from jaxres import config\ndef get_config():\n  return config.make()\n')
-  assert config_lib.load('~/mine.py', ['--config.train.epochs=7']).train.epochs == 7
+  assert command_line.load('~/mine.py', ['--config.train.epochs=7']).train.epochs == 7
 
 
 def test_no_home_directory(monkeypatch, place, capsys) -> None:
@@ -167,11 +171,11 @@ def test_no_home_directory(monkeypatch, place, capsys) -> None:
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(pwd, 'getpwuid', missing)
   with pytest.raises(InputError, match='~/x: no home directory is known for ~'):
-    paths.user_path('~/x')
-  cache = backend.cache_dir('programs')
+    user_path('~/x')
+  cache = cache_dir('programs')
   assert cache.parent.is_dir()
   assert cache.parent.stat().st_mode & 0o777 == 0o700
-  assert backend.cache_dir('weights').parent == cache.parent
+  assert cache_dir('weights').parent == cache.parent
   assert cli.main(['show-data', '--config', CONFIG, '--out', 'out.png', '--examples=1', '--draws=1']) is None
   words = ['show-data', '--config', CONFIG, '--out', 'out.png', '--config.data.name=cifar10']
   assert 'data.data_dir: ~/tensorflow_datasets: no home directory' in error_of(words, capsys)
@@ -220,7 +224,7 @@ READERS = [
 @pytest.mark.parametrize('kind', SPECIAL)
 @pytest.mark.parametrize('command', READERS)
 def test_what_is_no_file_is_not_read(command, kind, weights, place, capsys, monkeypatch, alarm) -> None:
-  monkeypatch.setattr(log.console, 'width', 1000)
+  monkeypatch.setattr(console, 'width', 1000)
   path = special(kind, place / 'special')
   words = [word.replace('PATH', path).replace('WEIGHTS', weights).replace('CONFIG', CONFIG) for word in command.split()]
   if words[0] in ('explain', 'predict') and words[2] == path and kind != 'directory':  # one image of many
@@ -233,7 +237,7 @@ def test_what_is_no_file_is_not_read(command, kind, weights, place, capsys, monk
 
 
 def test_files_of_proc_say_that_they_are_empty(weights, place, capsys, monkeypatch, alarm) -> None:
-  monkeypatch.setattr(log.console, 'width', 1000)
+  monkeypatch.setattr(console, 'width', 1000)
   assert cli.main(['predict', weights, '/proc/self/pagemap', '/proc/cpuinfo', *SEEN]) == 2
   assert capsys.readouterr().err.count('cannot decode the image') == 2
   assert 'the file is empty' in error_of(['convert', '/proc/self/pagemap', 'out'], capsys)
@@ -246,33 +250,33 @@ def test_a_file_is_bounded(tmp_path) -> None:
   with file.open('wb') as stream:
     stream.truncate(1 << 40)
   with pytest.raises(OSError, match='1,099,511,627,776 bytes; expected at most 1,024'):
-    paths.read_regular(file, 1024)
+    read_regular(file, 1024)
   file.write_bytes(b'abc')
-  assert paths.read_regular(file, 3) == b'abc'
-  assert paths.check_regular(file) == 3
+  assert read_regular(file, 3) == b'abc'
+  assert check_regular(file) == 3
 
 
 def test_a_device_is_not_replaced_by_a_file(place, capsys) -> None:
   os.mkfifo('fifo')
   for path, found in (('fifo', 'a FIFO'), ('/dev/null', 'a character device'), ('.', 'a directory')):
     with pytest.raises(InputError, match=f'--out: .* is {found}; expected the name of a file'):
-      paths.output_path(path, '--out')
-  assert paths.output_path('image.png', '--out') == pathlib.Path('image.png')
+      output_path(path, '--out')
+  assert output_path('image.png', '--out') == pathlib.Path('image.png')
   assert '--out: /dev/null is a character device' in error_of(['evaluate', 'run', '--out', '/dev/null'], capsys)
 
 
 def test_a_path_that_is_not_utf8(tmp_path) -> None:
   path = tmp_path / os.fsdecode(b'caf\xe9')
-  assert paths.user_path(path) == path
+  assert user_path(path) == path
   with pytest.raises(InputError, match='not UTF-8'):
-    paths.check_utf8(path, '--workdir')
-  assert paths.check_utf8(tmp_path) == tmp_path
+    check_utf8(path, '--workdir')
+  assert check_utf8(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize('word', ['plain', 'a b', "it's", b'caf\xe9', 'new\nline', '\x1b[31m', 'a\\b\n', "'\n", '日本'])
 def test_a_word_for_bash(word) -> None:
   word = os.fsdecode(word)
-  quoted = paths.shell_word(word)
+  quoted = shell_word(word)
   assert quoted.isprintable()
   out = subprocess.run(['bash', '-c', f'printf %s {quoted}'], capture_output=True, check=True).stdout
   assert os.fsdecode(out) == word

@@ -6,22 +6,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxres import cli, data, models, predict, pretrained, train, weights
-from jaxres.data import archive, augment
+from jaxres import cli, data, files, models, predict, weights
+from jaxres.data import augment
+from jaxres.data.statistics import IMAGENET
 from jaxres.errors import InputError
-from jaxres.weights import published
+from jaxres.train import loop
+from jaxres.weights import published, sources
 from tests.conftest import make_arrays, merged
 from tests.weights.conftest import make_state
 
 NAMES = ['ant', 'bee', 'cat', 'dog']
-SEEN = {'mean': data.IMAGENET[0], 'std': data.IMAGENET[1], 'image_size': 32}
+SEEN = {'mean': IMAGENET[0], 'std': IMAGENET[1], 'image_size': 32}
 TOLD = ['--mean', '0.485,0.456,0.406', '--std', '0.229,0.224,0.225']
 
 
 def make_run(config, tmp_path, npz, **changes) -> str:
   """Train a little on arrays whose test images are files too: ``images/00.png`` ..."""
   content = make_arrays(**changes)
-  train.train_and_evaluate(merged(config, data={'path': npz(**content, class_names=NAMES)}), tmp_path / 'run')
+  loop.train_and_evaluate(merged(config, data={'path': npz(**content, class_names=NAMES)}), tmp_path / 'run')
   (tmp_path / 'images').mkdir()
   for i, image in enumerate(content['test_x']):
     Image.fromarray(image.squeeze()).save(tmp_path / f'images/{i:02}.png')
@@ -32,7 +34,7 @@ def make_run(config, tmp_path, npz, **changes) -> str:
 def test_a_run_predicts_what_it_evaluates(config, tmp_path, npz, channels) -> None:
   run = make_run(config, tmp_path, npz, shape=(8, 8, channels))
   dataset = data.load(**merged(config)['data'])
-  found = pretrained.read(run, 'latest')
+  found = sources.read(run, 'latest')
   model = models.create('tiny', num_classes=4)
   images = augment.normalize(dataset.test.constants['image'], dataset.info.mean, dataset.info.std)
   expected = jax.jit(lambda v, x: model.apply(v, x, train=False))(found.variables, images)
@@ -93,7 +95,7 @@ def test_published_weights_see_images_as_torchvision_does(tmp_path, monkeypatch)
   weights.write(tmp_path / 'large.pth', weights.from_variables(variables, model))
   with pytest.raises(InputError, match='large.pth: it does not say what images it was trained on: give --mean'):
     predict.load(str(tmp_path / 'large.pth'))
-  digits = archive.sha256_of(tmp_path / 'large.pth')[:8]
+  digits = files.sha256_of(tmp_path / 'large.pth')[:8]
   (tmp_path / 'large.pth').rename(tmp_path / f'large-{digits}.pth')
   monkeypatch.setitem(published.DIGITS, 'large-v2', digits)
   newer = predict.load(str(tmp_path / f'large-{digits}.pth'))
@@ -103,7 +105,7 @@ def test_published_weights_see_images_as_torchvision_does(tmp_path, monkeypatch)
   pixels = np.random.default_rng(0).integers(0, 256, (256, 300, 3)).astype(np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'noise.png')
   predictor = predict.load(str(tmp_path / f'large-{digits}.pth'))
-  assert (predictor.mean, predictor.std) == data.IMAGENET
+  assert (predictor.mean, predictor.std) == IMAGENET
   seen = predict.read(tmp_path / 'noise.png', predictor)
   np.testing.assert_array_equal(seen, pixels[16:240, 38:262])  # 224 of 256: nothing to resize
 
@@ -116,7 +118,7 @@ def test_weights_see_images_as_they_are_told_to(tmp_path, tiny, capsys) -> None:
   seen = predict.read(tmp_path / 'noise.png', predictor)
   np.testing.assert_array_equal(seen, pixels[:, 4:36])
   (row,) = predict.predict(predictor, [tmp_path / 'noise.png'])
-  images = (seen[None] / 255 - np.array(data.IMAGENET[0])) / np.array(data.IMAGENET[1])
+  images = (seen[None] / 255 - np.array(IMAGENET[0])) / np.array(IMAGENET[1])
   variables = weights.to_variables(make_state(4), models.create(tiny, num_classes=4))
   expected = jax.jit(lambda v, x: models.create(tiny, num_classes=4).apply(v, x, train=False))(variables, images)
   np.testing.assert_allclose(row.logits, expected[0], rtol=1e-3, atol=1e-3)

@@ -17,10 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxres import badstep, checkpoint, files, integrity, log, models, pretrained, rows, workdir
+from jaxres import checkpoint, files, models, workdir
 from jaxres import config as config_lib
+from jaxres.checkpoint import digests, reader
+from jaxres.checkpoint import steps as steps_lib
 from jaxres.errors import InputError
+from jaxres.log import rows
+from jaxres.log import run_log as run_log_lib
+from jaxres.log.curves import draw_curves
 from jaxres.state import TrainState
+from jaxres.train import nonfinite
+from jaxres.weights import sources
 from jaxres.weights.names import Dialect
 
 MUTATIONS = 2_000  # of each kind of file
@@ -222,7 +229,7 @@ KINDS = [
   Kind('environment.json', ENVIRONMENT, workdir.read_environment, check_environment),
   Kind('metrics.jsonl', ROWS, read_rows, check_rows, mutations=mutate_lines),
   Kind(
-    'model.json', json.dumps(MODEL).encode(), lambda path: pretrained.read_description(path / 'model.json'), check_model
+    'model.json', json.dumps(MODEL).encode(), lambda path: sources.read_description(path / 'model.json'), check_model
   ),
 ]
 ERRORS = (files.DamagedError, InputError)
@@ -278,7 +285,7 @@ def test_mutations(kind: Kind, tmp_path) -> None:
 
 def test_a_model_json_with_its_digest_is_what_was_written_or_refused(tmp_path) -> None:
   content = MODEL | {'format': 2}
-  content |= {'description_sha256': integrity.json_digest(content)}
+  content |= {'description_sha256': digests.json_digest(content)}
   kind = next(kind for kind in KINDS if kind.name == 'model.json')
   counts = try_all(kind._replace(raw=json.dumps(content).encode(), is_strict=True), tmp_path)
   print(counts)
@@ -320,11 +327,11 @@ def write_bad_step(path: pathlib.Path, about: str, ids: Any = (1, 2, 3)) -> None
 def test_mutations_of_a_bad_step(tmp_path) -> None:
   path = tmp_path / 'bad_step_3.npz'
   write_bad_step(path, json.dumps(ABOUT))
-  assert badstep.read(path)[1].step == 3
+  assert nonfinite.read(path)[1].step == 3
   counts = {'accepted': 0, 'refused': 0}
   for mutated in mutations(json.dumps(ABOUT).encode(), 1):
     write_bad_step(path, mutated.decode(errors='surrogateescape').encode('ascii', 'replace').decode())
-    verdict, content = outcome(lambda directory: badstep.read(directory / path.name), tmp_path)
+    verdict, content = outcome(lambda directory: nonfinite.read(directory / path.name), tmp_path)
     counts[verdict] += 1
     if verdict == 'accepted':
       check_config(content[2])
@@ -338,7 +345,7 @@ def test_mutations_of_a_bad_step(tmp_path) -> None:
 def test_the_ids_of_a_bad_step_are_whole_numbers(tmp_path, ids: Any) -> None:
   write_bad_step(tmp_path / 'bad.npz', json.dumps(ABOUT), ids)
   with pytest.raises(InputError, match=r'ids: expected whole numbers \[B\], found'):
-    badstep.read(tmp_path / 'bad.npz')
+    nonfinite.read(tmp_path / 'bad.npz')
 
 
 def member(shape: tuple[int, ...], data: bytes = b'') -> bytes:
@@ -434,7 +441,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch) -> None:
     assert f'{kind.name}: cannot be read: Permission denied' in outcome(kind.read, tmp_path)[1]
   monkeypatch.setattr(os, 'listdir', refuse)
   with pytest.raises(InputError, match='cannot be read: Permission denied; expected a directory of checkpoints'):
-    integrity.numbered(tmp_path)
+    steps_lib.numbered(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -492,7 +499,7 @@ def test_a_log_never_blocks_a_resume_and_no_row_is_lost(tmp_path, bad: bytes, ca
   lines = ROWS.split(b'\n')
   raw = b'\n'.join([*lines[:2], bad, *lines[2:]])
   (tmp_path / 'metrics.jsonl').write_bytes(raw)
-  with log.RunLog(tmp_path, 40, 60, 20.0) as run_log:
+  with run_log_lib.RunLog(tmp_path, 40, 60, 20.0) as run_log:
     run_log.write(50, {'train/loss': 0.25})
   found = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert [row['step'] for row in found] == [10, 20, 30, 40, 50]
@@ -504,13 +511,13 @@ def test_a_log_never_blocks_a_resume_and_no_row_is_lost(tmp_path, bad: bytes, ca
   else:
     assert 'left out' not in said
   assert workdir.read_metrics(tmp_path)[-1] == {'step': 50, 'epoch': 2.5, 'train/loss': 0.25}
-  assert log.draw_curves(tmp_path).is_file()
+  assert draw_curves(tmp_path).is_file()
 
 
 @pytest.mark.parametrize('odd', ODD_FILES)
 def test_a_log_that_is_no_file_is_put_aside(tmp_path, odd: str, capsys) -> None:
   ODD_FILES[odd](tmp_path / 'metrics.jsonl')
-  with limited(), log.RunLog(tmp_path, 40, 60, 20.0) as run_log:
+  with limited(), run_log_lib.RunLog(tmp_path, 40, 60, 20.0) as run_log:
     run_log.write(50, {'train/loss': 0.25})
   assert json.loads((tmp_path / 'metrics.jsonl').read_text())['step'] == 50
   assert os.path.lexists(tmp_path / 'metrics.jsonl.bad')
@@ -535,7 +542,7 @@ def test_values_that_are_no_numbers_stay_in_the_file_and_out_of_the_curves(tmp_p
   assert rows.read(path) == ([{'step': 1, 'epoch': 0.1, 'test/top1': 0.5}], '')
   rows.cut(path, 1)
   assert path.read_bytes() == raw
-  assert log.draw_curves(tmp_path).is_file()
+  assert draw_curves(tmp_path).is_file()
 
 
 # checkpoints
@@ -564,8 +571,8 @@ def copy(saved: pathlib.Path, tmp_path) -> pathlib.Path:
 
 @pytest.mark.parametrize('item', ['progress', 'about', 'metrics', 'digests'])
 def test_mutations_of_the_items_of_a_checkpoint(copy: pathlib.Path, item: str) -> None:
-  name = f'{item}/{integrity.JSON_ITEMS.get(item, "metadata")}'
-  read = lambda directory: [field for field in integrity.read(directory) if not isinstance(field, np.ndarray)][1:]
+  name = f'{item}/{reader.JSON_ITEMS.get(item, "metadata")}'
+  read = lambda directory: [field for field in reader.read(directory) if not isinstance(field, np.ndarray)][1:]
   raw = (copy / '2' / name).read_bytes()
   kind = Kind(name, raw, read, lambda content: None, is_strict=True)
   print(item, try_all(kind, copy / '2'))
@@ -576,21 +583,21 @@ def test_a_leaf_that_the_digests_do_not_know_is_damage(copy: pathlib.Path) -> No
   content = json.loads(file.read_text())
   del content['state']['batch_stats/b']
   file.write_text(json.dumps(content))
-  with pytest.raises(integrity.DamagedError, match='digests: none of 1 arrays that are there, the first batch_stats.b'):
-    integrity.read(copy / '2')
+  with pytest.raises(reader.DamagedError, match='digests: none of 1 arrays that are there, the first batch_stats.b'):
+    reader.read(copy / '2')
 
 
 def test_a_digest_of_another_shape_takes_no_memory(copy: pathlib.Path) -> None:
   file = copy / '2/digests/metadata'
   file.write_text(file.read_text().replace('float32[2,3]', 'float32[100000,100000]', 1))
-  with pytest.raises(integrity.DamagedError, match=r'leaf .*: it is not what was saved \(float32\[2,3\]\)'):
-    integrity.read(copy / '2')
+  with pytest.raises(reader.DamagedError, match=r'leaf .*: it is not what was saved \(float32\[2,3\]\)'):
+    reader.read(copy / '2')
 
 
 @pytest.mark.parametrize('text', ['{}', '[]', '{"state": {}}', '[' * 200_000, '{"a":' * 900 + '1' + '}' * 900, 'null'])
 @pytest.mark.parametrize('item', ['digests', 'progress', 'about', 'metrics'])
 def test_a_run_falls_back_behind_a_damaged_item(copy: pathlib.Path, item: str, text: str, capfd) -> None:
-  (copy / '2' / item / integrity.JSON_ITEMS.get(item, 'metadata')).write_text(text)
+  (copy / '2' / item / reader.JSON_ITEMS.get(item, 'metadata')).write_text(text)
   with checkpoint.open(copy, keep_latest=3) as manager:
     assert manager.all_steps() == [1]
   assert 'checkpoint 2 is damaged: ' in capfd.readouterr().err
@@ -604,12 +611,12 @@ def test_without_digests_it_must_be_known_that_there_were_none(copy: pathlib.Pat
     shutil.rmtree(copy / '2' / item)
   for text in ('', '[]', '{}', '{"item_handlers": 3}', json.dumps(content), '[' * 9_000):
     described.write_text(text)
-    with pytest.raises(integrity.DamagedError, match='digests: '):
-      integrity.read(copy / '2')
+    with pytest.raises(reader.DamagedError, match='digests: '):
+      reader.read(copy / '2')
   for item in ('digests', 'about'):
     del content['item_handlers'][item]
   described.write_text(json.dumps(content))
-  assert not integrity.read(copy / '2').verified
+  assert not reader.read(copy / '2').verified
 
 
 def put_file(path: pathlib.Path) -> None:
@@ -631,14 +638,14 @@ ODD_ENTRIES = {
 @pytest.mark.parametrize('name', ODD_ENTRIES)
 def test_odd_entries_are_no_step(copy: pathlib.Path, name: str, capfd) -> None:
   ODD_ENTRIES[name](copy / name)
-  assert integrity.numbered(copy) == [1, 2]
+  assert steps_lib.numbered(copy) == [1, 2]
   with checkpoint.open(copy, keep_latest=3) as manager:
     places = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state, _ = checkpoint.restore(manager, jax.eval_shape(lambda: make_state(0)), places)
     assert int(state.step) == 2
     step = int(name) if name.isascii() and len(name) == 1 else 10
     checkpoint.save(manager, make_state(step), {}, {}, commit=True)
-  assert max(integrity.numbered(copy)) == step
+  assert max(steps_lib.numbered(copy)) == step
   assert f'{copy / name} is no checkpoint; it is now ' in capfd.readouterr().err
 
 
@@ -674,18 +681,18 @@ def run(tmp_path, tiny: str) -> pathlib.Path:
 
 
 def test_a_run_of_another_network_is_refused(run: pathlib.Path) -> None:
-  from jaxres import convert
+  from jaxres.tools import convert as convert_tool
 
-  assert pretrained.read(str(run)).class_names == ('ant', 'bee', 'caf\udce9')
+  assert sources.read(str(run)).class_names == ('ant', 'bee', 'caf\udce9')
   path = run / 'config.json'
   written = json.loads(path.read_text())
   for field, value in (('name', 'twin'), ('name', 'resnet20'), ('act', 'silu'), ('stem', 'deep'), ('shortcut', 'pad')):
     path.write_text(json.dumps(written | {'model': written['model'] | {field: value}}))
     with pytest.raises(InputError, match=f'of another run: model.{field} was .* there, and is .* in this run'):
-      convert.run(arguments(convert, str(run), str(run.parent / 'out')))
+      convert_tool.run(arguments(convert_tool, str(run), str(run.parent / 'out')))
     assert not (run.parent / 'out').exists()
   path.write_text(json.dumps(written | {'train': written['train'] | {'epochs': 99.0}}))
-  assert pretrained.read(str(run)).options['name'] == 'tiny'
+  assert sources.read(str(run)).options['name'] == 'tiny'
 
 
 def arguments(tool: Any, *argv: str) -> Any:
@@ -697,20 +704,20 @@ def arguments(tool: Any, *argv: str) -> Any:
 
 
 def test_what_is_written_has_a_digest_of_its_own_and_the_old_form_loads(run: pathlib.Path, tmp_path) -> None:
-  pretrained.write(tmp_path / 'out', pretrained.read(str(run)))
+  sources.write(tmp_path / 'out', sources.read(str(run)))
   path = tmp_path / 'out/model.json'
   content = json.loads(path.read_text())
   for field, value in (('class_names', ['x', 'y', 'z']), ('origin', 'elsewhere'), ('channels', 1)):
     path.write_text(json.dumps(content | {field: value}))
     with pytest.raises(files.DamagedError, match='it was edited, or its SHA-256 was'):
-      pretrained.read(str(tmp_path / 'out'))
+      sources.read(str(tmp_path / 'out'))
   del content['description_sha256']
   path.write_text(json.dumps(content))
   with pytest.raises(files.DamagedError, match='description_sha256: missing'):
-    pretrained.read(str(tmp_path / 'out'))
+    sources.read(str(tmp_path / 'out'))
   content['format'] = 1
   path.write_text(json.dumps(content))
-  assert pretrained.read(str(tmp_path / 'out')).class_names == ('ant', 'bee', 'caf\udce9')
+  assert sources.read(str(tmp_path / 'out')).class_names == ('ant', 'bee', 'caf\udce9')
   for change, line in (
     ({'class_names': ['x']}, 'class_names: expected 3 as the weights have, found 1'),
     ({'channels': 1}, 'channels: expected 3 as the weights have, found 1'),
@@ -719,4 +726,4 @@ def test_what_is_written_has_a_digest_of_its_own_and_the_old_form_loads(run: pat
   ):
     path.write_text(json.dumps(content | change))
     with limited(), pytest.raises(InputError, match=line):
-      pretrained.read(str(tmp_path / 'out'))
+      sources.read(str(tmp_path / 'out'))

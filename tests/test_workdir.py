@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 
 from jaxres import config as config_lib
-from jaxres import files, integrity, seeds, train, workdir
+from jaxres import files, workdir
+from jaxres.checkpoint import steps
 from jaxres.errors import InputError
 from jaxres.models import blocks, resnet
+from jaxres.runtime.lock import LOCK, NO_LOCKS, locked, trainer
+from jaxres.train import loop, seeds
 from tests.conftest import make_arrays, merged
 from tests.faults import inject
 
@@ -36,7 +39,7 @@ time.sleep(60)
 def holder(tmp_path):
   """Another process that holds the lock of ``tmp_path / 'run'``."""
   (tmp_path / 'run').mkdir(exist_ok=True)
-  command = [sys.executable, '-c', HOLD, str(tmp_path / 'run' / workdir.LOCK)]
+  command = [sys.executable, '-c', HOLD, str(tmp_path / 'run' / LOCK)]
   process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
   assert process.stdout.readline() == 'ready\n'
   yield process
@@ -49,43 +52,43 @@ def everything(directory: pathlib.Path) -> dict[str, bytes]:
 
 
 def test_two_of_one_process_keep_each_other_out(tmp_path) -> None:
-  with workdir.locked(tmp_path / 'a/run'):
-    assert workdir.trainer(tmp_path / 'a/run') == f'process {os.getpid()} on host {socket.gethostname()}'
+  with locked(tmp_path / 'a/run'):
+    assert trainer(tmp_path / 'a/run') == f'process {os.getpid()} on host {socket.gethostname()}'
     message = f'is in use: process {os.getpid()} on host {socket.gethostname()} trains there'
-    with pytest.raises(InputError, match=message), workdir.locked(tmp_path / 'a/run'):
+    with pytest.raises(InputError, match=message), locked(tmp_path / 'a/run'):
       pytest.fail('both are in')
-  with workdir.locked(tmp_path / 'a/run'):
+  with locked(tmp_path / 'a/run'):
     (tmp_path / 'a/run/kept').touch()
   assert os.listdir(tmp_path / 'a/run') == ['kept']
 
 
 def test_what_was_made_for_the_lock_alone_goes_again(tmp_path) -> None:
-  with pytest.raises(InputError, match='bad'), workdir.locked(tmp_path / 'a/b/run'):
+  with pytest.raises(InputError, match='bad'), locked(tmp_path / 'a/b/run'):
     raise InputError('bad')
   assert not [*tmp_path.iterdir()]
 
 
 def test_the_kernel_frees_what_a_killed_process_held(tmp_path, holder) -> None:
-  with pytest.raises(InputError, match=f'process {holder.pid} on host'), workdir.locked(tmp_path / 'run'):
+  with pytest.raises(InputError, match=f'process {holder.pid} on host'), locked(tmp_path / 'run'):
     pytest.fail('both are in')
   holder.kill()
   holder.wait()
-  assert (tmp_path / 'run' / workdir.LOCK).exists()
-  assert workdir.trainer(tmp_path / 'run') is None
-  with workdir.locked(tmp_path / 'run'):
-    assert f'process {os.getpid()} ' in workdir.trainer(tmp_path / 'run')
+  assert (tmp_path / 'run' / LOCK).exists()
+  assert trainer(tmp_path / 'run') is None
+  with locked(tmp_path / 'run'):
+    assert f'process {os.getpid()} ' in trainer(tmp_path / 'run')
 
 
 @pytest.mark.parametrize('content', [b'', b'{"pid": 1', b'{"pid": "x", "host": 3}', b'[]', b'\xff', b'{"pid": 1e999}'])
 def test_a_stale_file_locks_nobody_out_whatever_it_says(tmp_path, content: bytes) -> None:
-  (tmp_path / workdir.LOCK).write_bytes(content)
-  assert workdir.trainer(tmp_path) is None
-  with workdir.locked(tmp_path):
-    assert workdir.trainer(tmp_path)
+  (tmp_path / LOCK).write_bytes(content)
+  assert trainer(tmp_path) is None
+  with locked(tmp_path):
+    assert trainer(tmp_path)
 
 
 def test_a_lock_that_was_deleted_as_it_was_taken_is_taken_again(tmp_path, monkeypatch) -> None:
-  path, flock, times = tmp_path / workdir.LOCK, fcntl.flock, []
+  path, flock, times = tmp_path / LOCK, fcntl.flock, []
 
   def slow(file: int, how: int) -> None:  # the process before ends between open and flock
     if not times:
@@ -94,19 +97,19 @@ def test_a_lock_that_was_deleted_as_it_was_taken_is_taken_again(tmp_path, monkey
     flock(file, how)
 
   monkeypatch.setattr(fcntl, 'flock', slow)
-  with workdir.locked(tmp_path):
+  with locked(tmp_path):
     assert len(times) == 2
-    with pytest.raises(InputError, match='is in use'), workdir.locked(tmp_path):
+    with pytest.raises(InputError, match='is in use'), locked(tmp_path):
       pytest.fail('both are in')
 
 
-@pytest.mark.parametrize('number', workdir.NO_LOCKS)
+@pytest.mark.parametrize('number', NO_LOCKS)
 def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, capsys, number: int) -> None:
   def refuse(*_: object) -> None:
     raise OSError(number, os.strerror(number))
 
   monkeypatch.setattr(fcntl, 'flock', refuse)
-  with workdir.locked(tmp_path):
+  with locked(tmp_path):
     pass
   assert 'no locks on this file system' in capsys.readouterr().err
 
@@ -116,7 +119,7 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch) -> 
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
   monkeypatch.setattr(os, 'open', refuse)
-  with pytest.raises(InputError, match=r'cannot write in .*: Read-only file system'), workdir.locked(tmp_path):
+  with pytest.raises(InputError, match=r'cannot write in .*: Read-only file system'), locked(tmp_path):
     pass
 
 
@@ -133,7 +136,7 @@ def trained(tmp_path_factory) -> Iterator[tuple[dict, pathlib.Path]]:
   model = functools.partial(resnet.ResNet, (1,), (8,), blocks.BasicBlock, stem_type='cifar')
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(resnet.MODELS, 'tiny', model)
-    train.train_and_evaluate(config, directory / 'run')
+    loop.train_and_evaluate(config, directory / 'run')
     yield config, directory / 'run'
 
 
@@ -142,16 +145,16 @@ def test_nothing_of_a_training_is_touched_by_a_second(trained, tmp_path, dry_run
   config, source = trained
   place = tmp_path / ('run/dry_run' if dry_run else 'run')
   shutil.copytree(source, place)
-  with workdir.locked(place):
+  with locked(place):
     before = everything(place)
     with pytest.raises(InputError, match='is in use'):
-      train.train_and_evaluate(merged(config, train={'dry_run': dry_run, 'epochs': 9}), tmp_path / 'run')
+      loop.train_and_evaluate(merged(config, train={'dry_run': dry_run, 'epochs': 9}), tmp_path / 'run')
     assert everything(place) == before
 
 
 def test_a_series_is_locked_as_a_whole(trained, tmp_path) -> None:
   config, _ = trained
-  with workdir.locked(tmp_path), pytest.raises(InputError, match='is in use'):
+  with locked(tmp_path), pytest.raises(InputError, match='is in use'):
     seeds.train_and_evaluate(config, tmp_path, 2)
   assert not [*tmp_path.iterdir()]
 
@@ -171,11 +174,11 @@ def test_checkpoints_of_another_run_are_refused(trained, tmp_path, config_file: 
   before = everything(tmp_path / 'run')
   refused = 'it is null; put it back' if config_file == 'null' else 'another (run|config): train.seed was 0 there'
   with pytest.raises(InputError, match=refused):
-    train.train_and_evaluate(other, tmp_path / 'run')
+    loop.train_and_evaluate(other, tmp_path / 'run')
   assert everything(tmp_path / 'run') == before
   if config_file in ('of the other', 'null'):
     return
-  assert train.train_and_evaluate(config, tmp_path / 'run')['test/top1'] >= 0  # of its own run
+  assert loop.train_and_evaluate(config, tmp_path / 'run')['test/top1'] >= 0  # of its own run
 
 
 def test_what_may_change_may_differ_in_a_checkpoint(trained, tmp_path) -> None:
@@ -186,7 +189,9 @@ def test_what_may_change_may_differ_in_a_checkpoint(trained, tmp_path) -> None:
 
 @pytest.mark.parametrize('look', ['digest', 'evaluate', 'doctor'])
 def test_readers_know_a_checkpoint_of_another_run(trained, tmp_path, look: str) -> None:
-  from jaxres import digest, doctor, pretrained
+  from jaxres import workdir
+  from jaxres.doctor import run as run_checks
+  from jaxres.weights import sources
 
   config, source = trained
   shutil.copytree(source, tmp_path / 'run')
@@ -194,12 +199,12 @@ def test_readers_know_a_checkpoint_of_another_run(trained, tmp_path, look: str) 
   (tmp_path / 'run/config.json').write_text(config_lib.to_json(config_lib.complete(other)))
   message = r'of another run: optim.lr was 0.1 there, and is 0.3 in this run'
   if look == 'doctor':
-    rows = [check for check in doctor.workdir(tmp_path / 'run') if check.subject.startswith('checkpoint ')]
+    rows = [check for check in run_checks.workdir(tmp_path / 'run') if check.subject.startswith('checkpoint ')]
     assert [row.verdict for row in rows] == ['problem']
     assert message in rows[0].finding
   else:
     with pytest.raises(InputError, match=message):
-      digest.load(tmp_path / 'run', None) if look == 'digest' else pretrained.read(str(tmp_path / 'run'))
+      workdir.read_step(tmp_path / 'run', None) if look == 'digest' else sources.read(str(tmp_path / 'run'))
 
 
 @pytest.mark.parametrize('url', ['gs://bucket/x', 's3://bucket/x', 'file:///x', 'HDFS://a/b', 'gs:/bucket/x'])
@@ -207,7 +212,7 @@ def test_urls_are_refused_and_nothing_is_written(tmp_path, monkeypatch, url: str
   monkeypatch.chdir(tmp_path)
   for place in (url, pathlib.Path(url)) if not url.startswith('file') else (url,):
     with pytest.raises(InputError, match='is not supported'):
-      train.train_and_evaluate({'data': {'name': 'digits'}}, place)
+      loop.train_and_evaluate({'data': {'name': 'digits'}}, place)
     with pytest.raises(InputError, match='is not supported'):
       seeds.train_and_evaluate({'data': {'name': 'digits'}}, place, 2)
   assert not [*tmp_path.iterdir()]
@@ -218,7 +223,7 @@ def test_what_a_kill_left_is_deleted(trained, tmp_path) -> None:
   shutil.copytree(source, tmp_path / 'run')
   (tmp_path / 'run/config.json.0123abcd.part').write_text('{')
   (tmp_path / 'run/my.part').write_text('mine')
-  train.train_and_evaluate(config, tmp_path / 'run')
+  loop.train_and_evaluate(config, tmp_path / 'run')
   assert [path.name for path in (tmp_path / 'run').glob('*.part')] == ['my.part']
 
 
@@ -258,14 +263,14 @@ def test_what_is_appended_is_whole_or_not_there(tmp_path, monkeypatch) -> None:
 
 def test_identities_tell_a_checkpoint_from_the_next_in_its_place(tmp_path) -> None:
   (tmp_path / '1').mkdir()
-  before = integrity.identities({1: tmp_path / '1', 2: tmp_path / '2'})
+  before = steps.identities({1: tmp_path / '1', 2: tmp_path / '2'})
   assert before[2] is None
   (tmp_path / '1').rename(tmp_path / '3')
   (tmp_path / '1').mkdir()
-  assert integrity.identities({1: tmp_path / '1'})[1] != before[1]
+  assert steps.identities({1: tmp_path / '1'})[1] != before[1]
 
 
 def test_the_lock_says_who_holds_it(tmp_path) -> None:
-  with workdir.locked(tmp_path):
-    content = json.loads((tmp_path / workdir.LOCK).read_text())
+  with locked(tmp_path):
+    content = json.loads((tmp_path / LOCK).read_text())
   assert content == {'pid': os.getpid(), 'host': socket.gethostname()}

@@ -11,9 +11,12 @@ import pathlib
 import signal
 import sys
 
-from jaxres import distributed, errors, evaluate, train
+from jaxres import evaluate
 from jaxres.data.stream import Stream
+from jaxres.errors import one_line
 from jaxres.models import blocks, resnet
+from jaxres.runtime import distributed
+from jaxres.train import loop
 
 
 def main(path: pathlib.Path, process: int) -> None:
@@ -23,8 +26,8 @@ def main(path: pathlib.Path, process: int) -> None:
   record_reads(read)
   if process == work.get('victim'):
     die_in_evaluation(work['evaluation'])
-  with errors.one_line(), distributed.joined(work['coordinator'], work['processes'], process):
-    train.train_and_evaluate(work['config'], work['workdir'])
+  with one_line(), distributed.joined(work['coordinator'], work['processes'], process):
+    loop.train_and_evaluate(work['config'], work['workdir'])
     path.with_name(f'read{process}.json').write_text(json.dumps(read))
 
 

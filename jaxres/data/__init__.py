@@ -7,32 +7,27 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxres import config
-from jaxres.data import arrays, decode, folder, prepare, tfds
-from jaxres.data.arrays import Arrays, Source, Split
+from jaxres import config as config_lib
+from jaxres.data import decode
 from jaxres.data.fingerprints import fingerprint
 from jaxres.data.images import Images, decode_all, without_bad
+from jaxres.data.prepare import cifar as prepare_cifar
 from jaxres.data.resident import Batch, Resident
+from jaxres.data.sources import arrays, csv_file, folder, tfds
 from jaxres.data.splits import check_labels, draw, hold_out, keep_classes, say_untrained
+from jaxres.data.statistics import IMAGENET, STATISTICS, channel_statistics
 from jaxres.data.stream import Examples, Stream
+from jaxres.data.types import Arrays, Source, Split
 from jaxres.errors import InputError, nearest
 
 __all__ = ['Batch', 'Dataset', 'Info', 'Pipeline', 'first_batch', 'load', 'loader']
-
 Pipeline = Resident | Stream
 Held = Arrays | Images  # a split read, or ready to be
-
-# The published channel means and standard deviations of the training splits, on the scale 0..1.
-STATISTICS = {
-  'cifar10': ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-  'cifar100': ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
 SPLIT_RULE = 2  # by which data is split now
 SPLIT_RULES = (1, SPLIT_RULE)
 PIPELINES = ('resident', 'stream')
 FILES = ('folder', 'csv')  # whose examples are files
 PATHS = ('folder', 'csv', 'arrays')  # what reads data.path
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # as torchvision's models are trained with
 
 
 class Info(NamedTuple):
@@ -118,7 +113,7 @@ def load(
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
   fields = locals()
-  config.check_types('data', fields)
+  config_lib.check_types('data', fields)
   if pipeline not in PIPELINES:
     raise InputError(f'data.pipeline: unknown value {pipeline!r}{nearest(pipeline, PIPELINES)}')
   return _load(SPLIT_RULE, **fields)
@@ -221,25 +216,12 @@ def resize(data: Arrays, size: int, center_crop: float) -> Arrays:
   return Arrays(np.stack([decode.resized(image, size, center_crop) for image in data.images]), data.labels)
 
 
-def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Return mean and standard deviation of each channel of uint8 ``[N, H, W, C]``, on the scale 0..1.
-
-  A channel that never changes gets a standard deviation of 1.
-  """
-  levels = np.arange(256) / 255
-  counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
-  share = counts / counts.sum(axis=1, keepdims=True)
-  mean = share @ levels
-  std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))
-  return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
-
-
 def _read(name: str, data_dir: str | None, path: str | None, download: bool, seed: int, split_rule: int) -> Source:
   readers: dict[str, Callable[[], Source]] = {
     'digits': arrays.read_digits,
     'arrays': lambda: arrays.read_npz(path),
     'folder': lambda: folder.read_folder(path, seed, split_rule),
-    'csv': lambda: folder.read_csv(path, seed, split_rule),
+    'csv': lambda: csv_file.read_csv(path, seed, split_rule),
   }
   if path and name not in PATHS:
     raise InputError(f'data.path: {path}, but data.name={name!r} reads no file; set data.name to {" or ".join(PATHS)}')
@@ -249,8 +231,8 @@ def _read(name: str, data_dir: str | None, path: str | None, download: bool, see
   if name not in known:
     fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_anew(name, data_dir)}'
     raise InputError(f'data.name: unknown data set {name!r}{nearest(name, {*readers, *known})}; {fix}')
-  if download and name in prepare.PUBLISHED and not tfds.is_prepared(name, data_dir):
-    prepare.prepare(name, data_dir)
+  if download and name in prepare_cifar.PUBLISHED and not tfds.is_prepared(name, data_dir):
+    prepare_cifar.prepare(name, data_dir)
   return tfds.read(name, data_dir, seed)
 
 

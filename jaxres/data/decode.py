@@ -29,12 +29,9 @@ _STORED = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')  # the modes that ``storable`` le
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 _PNG_DEPTH = 24  # the byte of a PNG with its bits a channel
 _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder offers for less work than the whole
-
 _local = threading.local()
-
 # An image beyond the limit is refused in one line, by ``_check_size``; Pillow would print two of its own before.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
-
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 

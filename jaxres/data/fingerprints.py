@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxres.data import order
-from jaxres.data.arrays import Arrays, Encoded, Split
+from jaxres.data import sampler
+from jaxres.data.types import Arrays, Encoded, Split
 
 MAX_BYTES = 256 << 20  # of encoded images of a split that are read for it: half a second
 _CHUNK = 256  # files that are read at a time
@@ -72,7 +72,7 @@ def _read(split: Encoded) -> Iterator[tuple[bytes, int]]:
   """Yield digest and size of the images in an order drawn once and for all; an image that cannot be read has none."""
   names = split.order_names
   size = len(split.labels)
-  places = order.permutation(0, 0, size) if names is None else order.by_name(names, 0, 'contents')
+  places = sampler.permutation(0, 0, size) if names is None else sampler.by_name(names, 0, 'contents')
 
   def read(at: int) -> tuple[bytes, int]:
     try:

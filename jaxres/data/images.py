@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from jaxres.data import decode
-from jaxres.data.arrays import Arrays, Encoded
-from jaxres.data.notes import say
-from jaxres.errors import InputError
+from jaxres.data.types import Arrays, Encoded
+from jaxres.errors import InputError, say
 
 _CHUNK = 64  # images that a thread takes at a time
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxres import sharding as sharding_lib
-from jaxres.data import order
-from jaxres.data.arrays import Arrays
+from jaxres.data import sampler
+from jaxres.data.types import Arrays
+from jaxres.runtime import sharding as sharding_lib
 
 Batch = dict[str, jax.Array]
 
@@ -49,12 +49,12 @@ class Resident:
     """Yield the feeds of steps ``start`` to ``stop - 1``: ``index`` int32 ``[B]``."""
     rows = sharding_lib.own_rows(self.batch_size, self.mesh)
     for step in range(start, stop):
-      yield {'index': order.train_indices(self.seed, step, self.batch_size, self.size)[rows]}
+      yield {'index': sampler.train_indices(self.seed, step, self.batch_size, self.size)[rows]}
 
   def eval_feeds(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield feeds of every example once: ``index`` int32 ``[B]`` and ``mask`` bool ``[B]``."""
     rows = sharding_lib.own_rows(batch_size, self.mesh)
-    for index, mask in order.eval_indices(batch_size, self.size):
+    for index, mask in sampler.eval_indices(batch_size, self.size):
       yield {'index': index[rows], 'mask': mask[rows]}
 
   def images(self, index: np.ndarray) -> np.ndarray:

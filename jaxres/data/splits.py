@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxres.data import order
-from jaxres.data.arrays import Encoded, Source, Split
-from jaxres.data.notes import say
-from jaxres.errors import InputError, nearest
+from jaxres.data import sampler
+from jaxres.data.types import Encoded, Source, Split
+from jaxres.errors import InputError, nearest, say
 
 
 def with_test(splits: Mapping[str, Split], names: tuple[str, ...], where: str, seed: int) -> Source:
@@ -78,7 +77,7 @@ def _fold(data: Split, fold: tuple[int, ...], seed: int) -> tuple[Split, Split]:
   number, count = fold
   if len(data.labels) < count:
     raise InputError(f'data.fold: {count} folds of {len(data.labels)} training examples; use fewer')
-  held_out = order.folds(data.labels, count, seed, shuffle(data, seed, 'fold')) == number
+  held_out = sampler.folds(data.labels, count, seed, shuffle(data, seed, 'fold')) == number
   return data.take(~held_out), data.take(held_out)
 
 
@@ -107,14 +106,14 @@ def draw(data: Split, size: int, seed: int, use: str) -> np.ndarray:
     use: what they are drawn for: ``'test'``, ``'val'`` or ``'limit'``.
   """
   drawn = np.zeros(len(data.labels), bool)
-  drawn[order.stratified(data.labels, size, seed, shuffle(data, seed, use))] = True
+  drawn[sampler.stratified(data.labels, size, seed, shuffle(data, seed, use))] = True
   return drawn
 
 
 def shuffle(data: Split, seed: int, use: str) -> np.ndarray | None:
   """Return the order that examples are drawn in by their names; None where they are drawn by their place."""
   names = data.order_names if isinstance(data, Encoded) else None
-  return None if names is None else order.by_name(names, seed, use)
+  return None if names is None else sampler.by_name(names, seed, use)
 
 
 def say_untrained(labels: np.ndarray, class_names: Sequence[str]) -> None:

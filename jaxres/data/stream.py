@@ -9,14 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxres import sharding as sharding_lib
-from jaxres.data import order
+from jaxres.data import sampler
 from jaxres.data.resident import Batch
+from jaxres.runtime import sharding as sharding_lib
 
 Feed = dict[str, np.ndarray]
 Draws = Sequence[Sequence[float]]
 Get = Callable[[int, Draws | None], tuple[np.ndarray, int]]
-
 AHEAD = 2  # batches in the making while one is trained on
 ATTEMPTS = 10  # of a random crop to fit its image
 _CHUNK = 8  # examples that a thread takes at a time
@@ -69,7 +68,7 @@ class Stream:
     rows = sharding_lib.own_rows(self.batch_size, self.mesh)
     return self._ahead(
       (
-        order.train_indices(self.seed, step, self.batch_size, self.size)[rows],
+        sampler.train_indices(self.seed, step, self.batch_size, self.size)[rows],
         crop_draws(self.seed, step, self.batch_size)[rows],
         {},
       )
@@ -79,7 +78,7 @@ class Stream:
   def eval_feeds(self, batch_size: int) -> Iterator[Feed]:
     """Yield batches of every example once, with ``mask`` bool ``[B]``; the last is filled up with the last example."""
     rows = sharding_lib.own_rows(batch_size, self.mesh)
-    tasks = order.eval_indices(batch_size, self.size)
+    tasks = sampler.eval_indices(batch_size, self.size)
     return self._ahead((index[rows], None, {'mask': mask[rows]}) for index, mask in tasks)
 
   def images(self, index: np.ndarray) -> np.ndarray:

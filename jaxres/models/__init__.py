@@ -13,9 +13,9 @@ import builtins
 from collections.abc import Collection
 from typing import Literal
 
-from jaxres import config
-from jaxres.backend import resolve_dtype
+from jaxres import config as config_lib
 from jaxres.errors import InputError, nearest
+from jaxres.models.dtypes import resolve_dtype
 from jaxres.models.resnet import ACTIVATIONS, BN_MODES, MODELS, SHORTCUTS, ResNet
 
 __all__ = ['ResNet', 'create', 'list']
@@ -57,7 +57,7 @@ def create(
   Raises:
     InputError: a name is unknown, or a number is out of range.
   """
-  config.check_types('model', locals())
+  config_lib.check_types('model', locals())
   if name not in MODELS:
     raise InputError(f'model.name: unknown model {name!r}{nearest(name, MODELS)}')
   _check_known('stem', stem, [None, 'cifar', 'cifar_pool', 'imagenet', 'deep'])

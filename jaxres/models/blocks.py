@@ -7,118 +7,13 @@ A block knows nothing of dtypes or modes: ``conv``, ``norm`` and ``drop`` come t
 """
 
 import functools
-import math
-from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxres.errors import InputError
-from jaxres.models.layers import DIMENSIONS, conv_init, torch_padding
-
-ModuleDef = Callable[..., Any]
-Activation = Callable[[jax.Array], jax.Array]
-
-
-class Stem(nn.Module):
-  """What the stems have in common.
-
-  Attributes:
-    width: channels of the result.
-    conv: makes a ``Conv``.
-    norm: makes a ``BatchNorm``.
-    act: the activation.
-    preact: leave out the last norm and activation, which the blocks of a pre-activation network begin with.
-  """
-
-  width: int
-  conv: ModuleDef
-  norm: ModuleDef
-  act: Activation = nn.relu
-  preact: bool = False
-
-  def finish(self, x: jax.Array, name: str) -> jax.Array:
-    """Return ``x`` after the last norm, called ``name``, and activation, where the stem has them."""
-    return x if self.preact else self.act(self.norm(name=name)(x))
-
-
-class CifarStem(Stem):
-  """3x3 convolution of stride 1, for small images (He et al. 2015, section 4.2).
-
-  Maps ``[B, H, W, C]`` to ``[B, H, W, width]``.
-  """
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    return self.finish(self.conv(self.width, 3, name='conv')(x), 'bn')
-
-
-class CifarPoolStem(Stem):
-  """``CifarStem`` and 3x3 max-pool of stride 2: torchvision's network whose first convolution alone was exchanged.
-
-  Maps ``[B, H, W, C]`` to ``[B, ceil(H / 2), ceil(W / 2), width]``.
-  """
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.finish(self.conv(self.width, 3, name='conv')(x), 'bn')
-    return nn.max_pool(x, (3, 3), (2, 2), padding=torch_padding(3))
-
-
-class ImageNetStem(Stem):
-  """7x7 convolution of stride 2 and 3x3 max-pool of stride 2 (He et al. 2015, table 1).
-
-  Maps ``[B, H, W, C]`` to ``[B, ceil(H / 4), ceil(W / 4), width]``.
-  """
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.finish(self.conv(self.width, 7, 2, name='conv')(x), 'bn')
-    return nn.max_pool(x, (3, 3), (2, 2), padding=torch_padding(3))
-
-
-class WhiteningStem(Stem):
-  """``FixedConv`` whose kernel decorrelates its inputs, and the activation (Page 2019; Jordan 2024, airbench).
-
-  Maps ``[B, H, W, C]`` to ``[B, H - 1, W - 1, 8 * C]``: as many filters as ``whitening.kernel`` computes from images,
-  whatever ``width`` says. There is no norm.
-  """
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    return self.act(FixedConv(8 * x.shape[-1], name='conv')(x))
-
-
-class FixedConv(nn.Module):
-  """2x2 convolution, not padded, with a bias; only the bias is trained."""
-
-  channels: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.param('kernel', conv_init, (2, 2, x.shape[-1], self.channels))
-    bias = self.param('bias', nn.initializers.zeros, (self.channels,))
-    kernel = jax.lax.stop_gradient(kernel).astype(x.dtype)
-    x = jax.lax.conv_general_dilated(x, kernel, (1, 1), 'VALID', dimension_numbers=DIMENSIONS)
-    return x + bias.astype(x.dtype)
-
-
-class DeepStem(Stem):
-  """Three 3x3 convolutions, the first of stride 2, and 3x3 max-pool of stride 2 (He et al. 2018, ResNet-C).
-
-  Maps ``[B, H, W, C]`` to ``[B, ceil(H / 4), ceil(W / 4), width]``; the first two have half the channels.
-  """
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.conv(self.width // 2, 3, 2, name='conv1')(x)
-    x = self.act(self.norm(name='bn1')(x))
-    x = self.conv(self.width // 2, 3, name='conv2')(x)
-    x = self.act(self.norm(name='bn2')(x))
-    x = self.finish(self.conv(self.width, 3, name='conv3')(x), 'bn3')
-    return nn.max_pool(x, (3, 3), (2, 2), padding=torch_padding(3))
+from jaxres.models.layers import conv_init
+from jaxres.models.ops import Activation, ModuleDef
 
 
 def pad_shortcut(x: jax.Array, channels: int, strides: int) -> jax.Array:
@@ -263,46 +158,6 @@ def finish_branch(block: Block, y: jax.Array) -> jax.Array:
   if block.se:
     y = SqueezeExcitation(block.conv, name='se')(y)
   return block.drop(block.stochastic_depth, broadcast_dims=(1, 2, 3), name='stochastic_depth')(y)
-
-
-def partial_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-  """Return a kernel ``[K, K, C, C']`` whose first filters pass on the channels of the input.
-
-  The others are uniform in ``+-1 / sqrt(K * K * C)``, as of ``torch.nn.Conv2d`` (Jordan 2024, airbench, section 3.2).
-  """
-  limit, middle = math.prod(shape[:3]) ** -0.5, shape[0] // 2
-  kernel = jax.random.uniform(key, shape, dtype, -limit, limit)
-  same = jnp.arange(min(shape[2:]))
-  return kernel.at[..., same].set(0.0).at[middle, middle, same, same].set(1.0)
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-  """Return the maxima of squares of 2 by 2, ``[B, H // 2, W // 2, C]``.
-
-  As ``nn.max_pool``, but that its gradient is a selection, which XLA:CPU does many times as fast as a scatter.
-
-  Raises:
-    InputError: nothing would be left.
-  """
-  height, width = (size // 2 * 2 for size in x.shape[1:3])
-  if not (height and width):
-    raise InputError('model.name: the images are too small for a network that halves them so often; use another')
-  rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
-  return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
-
-
-class PoolBlock(Block):
-  """3x3 convolution and max-pool, then a residual 3x3 convolution (Page 2019).
-
-  Maps ``[B, H, W, C]`` to ``[B, H // 2, W // 2, width]``, in the first stage too.
-  """
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = max_pool(self.conv(self.width, 3, kernel_init=partial_identity, name='conv1')(x))
-    x = self.act(self.norm(name='bn1')(x))
-    y = self.conv(self.width, 3, kernel_init=partial_identity, name='conv2')(x)
-    return self.act(finish_branch(self, self.norm(name='bn2')(y)) + x)
 
 
 class BasicBlock(Block):

@@ -9,14 +9,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxres.models import blocks, layers
+from jaxres.models import blocks, layers, speedrun, stems
+from jaxres.models.ops import Activation
 
 STEMS = {
-  'cifar': blocks.CifarStem,
-  'cifar_pool': blocks.CifarPoolStem,
-  'imagenet': blocks.ImageNetStem,
-  'deep': blocks.DeepStem,
-  'whitening': blocks.WhiteningStem,
+  'cifar': stems.CifarStem,
+  'cifar_pool': stems.CifarPoolStem,
+  'imagenet': stems.ImageNetStem,
+  'deep': stems.DeepStem,
+  'whitening': speedrun.WhiteningStem,
 }
 
 
@@ -38,13 +39,12 @@ def max_over_map(x: jax.Array) -> jax.Array:
 POOLS: dict[str, Callable[[jax.Array], jax.Array]] = {'mean': mean_over_map, 'max': max_over_map}
 SHORTCUTS = ('projection', 'average', 'pad')
 BN_MODES = ('global', 'per_device', 'frozen')
-ACTIVATIONS: dict[str, blocks.Activation] = {
+ACTIVATIONS: dict[str, Activation] = {
   'relu': nn.relu,
   'silu': nn.silu,
   'gelu': functools.partial(nn.gelu, approximate=False),  # as torch.nn.GELU
   'leaky_relu': nn.leaky_relu,  # slope 0.01
 }
-
 dense_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # torch.nn.Linear
 
 
@@ -264,7 +264,7 @@ MODELS: dict[str, functools.partial[ResNet]] = {
     ResNet,
     (1, 1, 1),
     (64, 128, 256),
-    blocks.PoolBlock,
+    speedrun.PoolBlock,
     stem_type='whitening',
     shortcut='pad',  # there are none
     act='gelu',

@@ -32,7 +32,6 @@ __all__ = [
   'Dialect', 'File', 'Recognised', 'abstract', 'batches', 'dialect_of', 'digest', 'from_variables', 'name_of', 'read',
   'read_file', 'recognise', 'to_variables', 'write',
 ]  # fmt: skip
-
 SHOWN = 5  # names of each kind in an error
 StateDict = Mapping[str, np.ndarray]
 

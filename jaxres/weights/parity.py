@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxres.models import ResNet
+from jaxres.runtime.compiler import jit
 from jaxres.weights.names import Dialect
+from jaxres.weights.sources import Pretrained
 
 
 def torch_activations(
@@ -119,3 +122,33 @@ class _Network:
     missing = channels - x.shape[1]
     x = x[:, :, ::stride, ::stride]
     return self.functional.pad(x, (0, 0, 0, 0, missing // 2, missing - missing // 2))
+
+
+TOLERANCE = 1e-4  # of the largest value of a stage, in float32
+SIZE = 64  # of the images that --check compares on
+
+
+def check(found: Pretrained, seed: int = 0) -> dict[str, float]:
+  """Return how far jaxres is from torch at the stem, after each stage and in the logits.
+
+  Args:
+    found: a network; ``torch`` must be installed.
+    seed: of two random images.
+
+  Returns:
+    The largest difference as a fraction of the largest value of torch, by stage.
+  """
+  images = np.random.default_rng(seed).standard_normal((2, SIZE, SIZE, found.channels), np.float32)
+  expected = torch_activations(found.state_dict(), found.model(), found.dialect, images)
+  model = found.model()
+
+  def run(variables: Any) -> dict[str, jax.Array]:
+    stages: Any = model.apply(variables, images, train=False, method='features')
+    return {**stages, 'logits': model.apply(variables, stages, method='head')}
+
+  with jax.default_matmul_precision('highest'):
+    ours = jit(run)(found.variables)
+  return {
+    name: float(np.abs(np.asarray(ours[name]) - value).max() / max(np.abs(value).max(), 1e-30))
+    for name, value in expected.items()
+  }

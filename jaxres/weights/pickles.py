@@ -118,7 +118,6 @@ KNOWN = {key: _Global('.'.join(key), make=make) for key, make in MAKERS.items()}
   for module in ('torch', 'torch.cuda')
 }
 KNOWN[('argparse', 'Namespace')] = NAMESPACE
-
 STOP = ord('.')
 NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 _CONSTANTS: dict[int, Callable[[], Any]] = {

@@ -5,9 +5,9 @@ URLs: torchvision/models/resnet.py. The eight digits in a file's name begin its 
 
 import pathlib
 
-from jaxres.backend import cache_dir
-from jaxres.data.archive import download, sha256_of
 from jaxres.errors import InputError, nearest
+from jaxres.files import download, sha256_of
+from jaxres.runtime.environment import cache_dir
 
 URL = 'https://download.pytorch.org/models/'
 # By name: IMAGENET1K_V1, the recipe of the papers; by name and '-v2': IMAGENET1K_V2, torchvision's newer recipe.

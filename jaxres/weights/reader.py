@@ -22,7 +22,6 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
 LEGACY_PROTOCOL = 1001
 MAX_SHARING = 4  # tensors may be views of one storage, but not so that they have many times the file's bytes
 MAX_PREAMBLE = 100  # opcodes of each of the three pickles before the content of the older format
-
 ArraysOf = Callable[[Mapping[str, Any], frozenset[str]], dict[str, np.ndarray]]
 
 

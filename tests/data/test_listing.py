@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from jaxres import predict
-from jaxres.data import folder, listing
+from jaxres.data import listing
+from jaxres.data.sources import folder
 from jaxres.errors import InputError
 
 

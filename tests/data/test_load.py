@@ -3,6 +3,7 @@ import pytest
 
 from jaxres import data
 from jaxres.data import decode
+from jaxres.data.statistics import channel_statistics
 from jaxres.errors import InputError
 from tests.conftest import make_arrays
 
@@ -57,7 +58,7 @@ def test_info_has_the_statistics_of_the_training_images(npz) -> None:
 
 
 def test_a_constant_channel_has_a_harmless_deviation() -> None:
-  assert data.channel_statistics(np.full((3, 2, 2, 1), 51, np.uint8)) == ((0.2,), (1.0,))
+  assert channel_statistics(np.full((3, 2, 2, 1), 51, np.uint8)) == ((0.2,), (1.0,))
 
 
 def test_cifar10_is_normalised_by_the_published_statistics(tfds_dir: str) -> None:

@@ -1,10 +1,10 @@
 import jax
 import numpy as np
 
-from jaxres import sharding
-from jaxres.data import order
-from jaxres.data.arrays import Arrays
+from jaxres.data import sampler
 from jaxres.data.resident import Resident
+from jaxres.data.types import Arrays
+from jaxres.runtime import sharding
 
 
 def make(size: int = 50, batch_size: int = 16) -> tuple[Arrays, Resident]:
@@ -17,7 +17,7 @@ def test_batches_are_the_rows_of_the_order() -> None:
   arrays, pipeline = make()
   for step, feed in enumerate(pipeline.train_feeds(2, 9), 2):
     batch = jax.jit(pipeline.fetch)(pipeline.constants, feed)
-    index = order.train_indices(3, step, 16, 50)
+    index = sampler.train_indices(3, step, 16, 50)
     np.testing.assert_array_equal(batch['label'], index)
     np.testing.assert_array_equal(batch['image'], arrays.images[index])
     assert batch['image'].dtype == np.uint8

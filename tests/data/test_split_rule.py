@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxres import data, runs, train, workdir
-from jaxres.data import fingerprints, folder, order
+from jaxres import data, workdir
+from jaxres.analysis import runs
+from jaxres.data import fingerprints, sampler
+from jaxres.data.sources import csv_file, folder
 from jaxres.errors import InputError
+from jaxres.train import loop
 from tests.data import sets
 
 
@@ -36,8 +39,8 @@ def members(files) -> set[str]:
 def test_the_order_of_names_is_that_of_their_sha256() -> None:
   names = ['a/1.png', 'a/2.png', 'b/\udcff.png', 'b/é.png']
   key = lambda name: hashlib.sha256(b'7\0test\0' + name.encode('utf-8', 'surrogateescape')).hexdigest()
-  assert [names[at] for at in order.by_name(names, 7, 'test')] == sorted(names, key=key)
-  assert order.by_name([], 0, 'test').tolist() == []
+  assert [names[at] for at in sampler.by_name(names, 7, 'test')] == sorted(names, key=key)
+  assert sampler.by_name([], 0, 'test').tolist() == []
 
 
 def test_a_file_less_and_one_more_moves_at_most_one_of_a_class(tmp_path) -> None:
@@ -80,7 +83,8 @@ def test_val_limit_and_folds_of_files_are_drawn_by_name(tmp_path) -> None:
 def test_arrays_are_drawn_by_place_as_before() -> None:
   labels = np.arange(60) % 3
   assert (
-    order.stratified(labels, 15, 4).tolist() == order.stratified(labels, 15, 4, order.permutation(4, 0, 60)).tolist()
+    sampler.stratified(labels, 15, 4).tolist()
+    == sampler.stratified(labels, 15, 4, sampler.permutation(4, 0, 60)).tolist()
   )
   old, new = (data.loader(rule)(**fields()) for rule in (1, 2))
   np.testing.assert_array_equal(old.val.constants['image'], new.val.constants['image'])
@@ -89,9 +93,9 @@ def test_arrays_are_drawn_by_place_as_before() -> None:
 
 
 def fields(**changes: object) -> dict:
-  from jaxres import config
+  from jaxres import config as config_lib
 
-  return config.to_dict(config.complete({}))['data'] | {'name': 'digits', 'val': 0.2, 'batch_size': 8} | changes
+  return config_lib.to_dict(config_lib.complete({}))['data'] | {'name': 'digits', 'val': 0.2, 'batch_size': 8} | changes
 
 
 @pytest.mark.parametrize('change', ['content', 'name', 'label', 'removed', 'added', 'size'])
@@ -209,7 +213,7 @@ def trained(tmp_path, tiny: str) -> tuple[dict, pathlib.Path]:
     'data': {'name': 'folder', 'path': str(root), 'image_size': 8, 'batch_size': 8},
     'train': {'epochs': 1, 'eval_batch_size': 8},
   }
-  train.train_and_evaluate(config, tmp_path / 'run')
+  loop.train_and_evaluate(config, tmp_path / 'run')
   return config, tmp_path / 'run'
 
 
@@ -223,7 +227,7 @@ def test_a_run_refuses_to_go_on_with_other_files(trained) -> None:
     write(root / name / 'new.png', 77)
   again = {**config, 'train': {**config['train'], 'epochs': 2}}
   with pytest.raises(InputError, match=r'other data: splits was .*names [0-9a-f]{12}.* there and is .*names') as caught:
-    train.train_and_evaluate(again, run)
+    loop.train_and_evaluate(again, run)
   assert 'labels' not in str(caught.value)  # these are the same
   with pytest.raises(InputError, match='the data is not that of the run: splits was'):
     runs.read([str(run)])
@@ -231,7 +235,7 @@ def test_a_run_refuses_to_go_on_with_other_files(trained) -> None:
 
 def test_runs_on_other_test_images_of_the_same_labels_are_not_compared(trained, tmp_path) -> None:
   config, run = trained
-  train.train_and_evaluate({**config, 'data': {**config['data'], 'seed': 1}}, tmp_path / 'other')
+  loop.train_and_evaluate({**config, 'data': {**config['data'], 'seed': 1}}, tmp_path / 'other')
   first, second = runs.read([str(run), str(tmp_path / 'other')])
   labels = [np.asarray(each.dataset.test.constants['label']) for each in (first, second)]
   np.testing.assert_array_equal(*labels)
@@ -253,16 +257,16 @@ def test_a_run_without_a_rule_keeps_the_first(trained, tmp_path, monkeypatch) ->
   run = tmp_path / 'old'
   with monkeypatch.context() as patch:  # a run as it was before
     patch.setattr(data, 'SPLIT_RULE', 1)
-    train.train_and_evaluate(config, run)
+    loop.train_and_evaluate(config, run)
   as_of_old(run)
   assert workdir.split_rule(run) == 1
-  train.train_and_evaluate({**config, 'train': {**config['train'], 'epochs': 2}}, run)
+  loop.train_and_evaluate({**config, 'train': {**config['train'], 'epochs': 2}}, run)
   stored = json.loads((run / 'data.json').read_text())
   assert stored['split_rule'] == 1
   assert 'contents' in stored['splits']['train']  # from now on these too are compared
   (read,) = runs.read([str(run)])
   by_place, _ = folder.find(config['data']['path'], split_rule=1)
-  held_out = order.stratified(by_place['train'].labels, 8, 0)
+  held_out = sampler.stratified(by_place['train'].labels, 8, 0)
   np.testing.assert_array_equal(
     np.asarray(read.dataset.test.constants['image']),
     [np.asarray(Image.open(by_place['train'].name_of(at))) for at in held_out],
@@ -304,7 +308,7 @@ def test_classes_have_one_order_in_every_reader(tmp_path, names: list[str], expe
   rows = [f'photos/{name}/{i}.png,{name}' for name in names for i in range(5)]
   (tmp_path / 'list.csv').write_text('\n'.join(['path,label', *rows]), encoding='utf-8')
   of_folder = folder.read_folder(str(tmp_path / 'photos'), seed=0)
-  of_list = folder.read_csv(str(tmp_path / 'list.csv'), seed=0)
+  of_list = csv_file.read_csv(str(tmp_path / 'list.csv'), seed=0)
   assert list(of_folder.class_names) == list(of_list.class_names) == expected
   for source in (of_folder, of_list):
     for files in (source.train, source.test):

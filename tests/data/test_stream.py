@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxres import data, train
-from jaxres.data import decode, order, stream
+from jaxres import data
+from jaxres.data import decode, sampler, stream
 from jaxres.errors import InputError
+from jaxres.train import loop
 from tests.conftest import make_arrays
 
 
@@ -108,7 +109,7 @@ def test_a_crop_is_that_of_its_draws(images) -> None:
   pipeline = load(images, 'stream', crop_scale=(0.3, 0.6)).train
   paths = sorted(pathlib.Path(images).glob('train/*/*.jpg'))
   for step, feed in enumerate(pipeline.train_feeds(2, 5), 2):
-    index, draws = order.train_indices(5, step, 8, 26), stream.crop_draws(5, step, 8)
+    index, draws = sampler.train_indices(5, step, 8, 26), stream.crop_draws(5, step, 8)
     for row in range(8):
       path = paths[index[row]]
       expected = decode.cropped(path.read_bytes(), 16, (0.3, 0.6), draws[row].tolist())
@@ -166,7 +167,7 @@ def test_so_many_batches_are_made_ahead_and_no_more() -> None:
 
 @pytest.mark.parametrize('end', ['close', 'drop', 'exhaust', 'islice', 'error'])
 def test_threads_end_with_the_generator(end: str) -> None:
-  _, pipeline = counting(200, fail_at=order.train_indices(0, 1, 16, 200)[9] if end == 'error' else None)
+  _, pipeline = counting(200, fail_at=sampler.train_indices(0, 1, 16, 200)[9] if end == 'error' else None)
   feeds = pipeline.train_feeds(0, 4)
   next(feeds)
   assert threads()
@@ -188,7 +189,7 @@ def test_threads_end_with_the_generator(end: str) -> None:
 def test_an_example_of_every_thread_arrives_in_its_row() -> None:
   _, pipeline = counting()
   for step, feed in enumerate(pipeline.train_feeds(0, 100)):
-    np.testing.assert_array_equal(feed['label'], order.train_indices(0, step, 16, 1000))
+    np.testing.assert_array_equal(feed['label'], sampler.train_indices(0, step, 16, 1000))
     np.testing.assert_array_equal(feed['image'][:, 0, 0, 0], feed['label'] % 256)
 
 
@@ -216,7 +217,7 @@ def config(pipeline: str, path: str) -> dict:
 
 def test_training_on_a_stream(images, tiny, tmp_path) -> None:
   streamed, resident = (
-    train.train_and_evaluate(config(pipeline, images), tmp_path / 'runs' / pipeline)
+    loop.train_and_evaluate(config(pipeline, images), tmp_path / 'runs' / pipeline)
     for pipeline in ('stream', 'resident')
   )
   assert 'test/top1' in streamed

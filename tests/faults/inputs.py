@@ -17,11 +17,11 @@ from tests.weights.test_pickles import payloads, write_zip
 
 def bad_config(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   """Misspell a field, or give it a value of another type, and see that one line names it, in less than 2 seconds."""
-  from jaxres import config
+  from jaxres import config as config_lib
 
-  section = rng.choice(sorted(config.SECTIONS))
-  field = rng.choice(sorted(config.schema(section)))
-  hint = config.describe(config.schema(section)[field].hint)
+  section = rng.choice(sorted(config_lib.SECTIONS))
+  field = rng.choice(sorted(config_lib.schema(section)))
+  hint = config_lib.describe(config_lib.schema(section)[field].hint)
   kinds = ['letter', 'section', *(['type'] if 'str' not in hint and "'" not in hint else [])]
   kind = kinds[number % len(kinds)]
   at = rng.randrange(len(field))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from jaxres import integrity
+from jaxres.checkpoint import digests, reader, steps
 from tests.faults.table import ROOT
 
 TINY = 'tests/faults/tiny.py'
@@ -45,16 +45,16 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def newest(workdir: pathlib.Path) -> int:
-  return max(integrity.numbered(workdir / 'checkpoints'), default=0)
+  return max(steps.numbered(workdir / 'checkpoints'), default=0)
 
 
 def damage(workdir: pathlib.Path, step: int) -> str | None:
-  return integrity.damage(workdir / 'checkpoints' / str(step))
+  return reader.damage(workdir / 'checkpoints' / str(step))
 
 
 def digest(workdir: pathlib.Path) -> str:
-  saved = integrity.read(workdir / 'checkpoints' / str(newest(workdir)))
-  return f'{newest(workdir)} {integrity.state_digest(saved.digests, saved.progress)}'
+  saved = reader.read(workdir / 'checkpoints' / str(newest(workdir)))
+  return f'{newest(workdir)} {digests.state_digest(saved.digests, saved.progress)}'
 
 
 def begin_pair(scratch: pathlib.Path, workdir: pathlib.Path) -> list[subprocess.Popen]:

@@ -11,8 +11,10 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from jaxres import checkpoint, integrity, workdir
+from jaxres import checkpoint
+from jaxres.checkpoint import reader
 from jaxres.errors import InputError
+from jaxres.runtime.lock import LOCK
 from jaxres.state import TrainState
 from tests.faults import breaking
 from tests.faults.runs import LENGTH, TINY, Row, begin, damage, digest, environment, finish, newest, tool, uninterrupted
@@ -36,7 +38,7 @@ def odd_path(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     moved.parent.mkdir(exist_ok=True)
     shutil.copytree(directory, moved)
     right = all(
-      np.array_equal(integrity.read(at / '2').state['params/a'], np.arange(9.0) * 2) for at in (directory, moved)
+      np.array_equal(reader.read(at / '2').state['params/a'], np.arange(9.0) * 2) for at in (directory, moved)
     )
     return {'path': '/'.join(names), 'ok': right}
   except InputError as error:  # told before anything was written
@@ -53,7 +55,7 @@ def two_trainings(number: int, scratch: pathlib.Path, rng: random.Random) -> Row
   shutil.rmtree(place, ignore_errors=True)
   first = begin(scratch, place, LENGTH)
   until = time.monotonic() + 60
-  while not (place / workdir.LOCK).exists() and first.poll() is None and time.monotonic() < until:
+  while not (place / LOCK).exists() and first.poll() is None and time.monotonic() < until:
     time.sleep(0.01)
   time.sleep(rng.random() * rng.choice([0.1, 3.0]))
   second = begin(scratch, place, LENGTH, *(['--config.train.epochs=60'] if number % 2 else []))
@@ -150,8 +152,8 @@ def closed_output(number: int, scratch: pathlib.Path, rng: random.Random) -> Row
 
 def live_readers(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   """Look at the checkpoints of a run while it trains, in every way that a tool does, and see that no look is wrong."""
-  from jaxres import digest as digest_tool
-  from jaxres import doctor
+  from jaxres import workdir
+  from jaxres.doctor import run as run_checks
 
   place, expected = scratch / 'live', uninterrupted(scratch)
   shutil.rmtree(place, ignore_errors=True)
@@ -162,8 +164,10 @@ def live_readers(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
       time.sleep(0.01)
       continue
     try:
-      digest_tool.load(place, None)
-      wrong += [row.finding for row in doctor.workdir(place) if row.verdict == 'problem' or 'cut short' in row.finding]
+      workdir.read_step(place, None)
+      wrong += [
+        row.finding for row in run_checks.workdir(place) if row.verdict == 'problem' or 'cut short' in row.finding
+      ]
     except InputError as error:
       wrong.append(str(error))
     looks += 2

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxres import checkpoint, integrity, sharding
+from jaxres import checkpoint
+from jaxres.checkpoint import digests as digests_lib
+from jaxres.checkpoint import reader, steps
 from jaxres.errors import InputError
+from jaxres.runtime import sharding
 from jaxres.state import TrainState
 from tests.faults import inject
 
@@ -31,8 +34,8 @@ def restore(directory: pathlib.Path) -> tuple[int, str]:
   with checkpoint.open(directory, keep_latest=3) as manager:
     template = jax.eval_shape(lambda: make_state(0))
     state, progress = checkpoint.restore(manager, template, sharding.replicated(sharding.make_mesh()))
-  digests = {name: integrity.leaf_digest(array) for name, array in integrity.leaves(state.present)}
-  return int(state.step), integrity.state_digest(digests, progress)
+  digests = {name: digests_lib.leaf_digest(array) for name, array in digests_lib.leaves(state.present)}
+  return int(state.step), digests_lib.state_digest(digests, progress)
 
 
 @pytest.fixture(scope='module')
@@ -53,9 +56,9 @@ def copy(saved: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def digests(saved: pathlib.Path) -> dict[int, str]:
-  found = {step: integrity.read(saved / str(step)) for step in (1, 2, 3)}
+  found = {step: reader.read(saved / str(step)) for step in (1, 2, 3)}
   assert all(each.verified and each.about['step'] == step for step, each in found.items())
-  return {step: integrity.state_digest(each.digests, each.progress) for step, each in found.items()}
+  return {step: digests_lib.state_digest(each.digests, each.progress) for step, each in found.items()}
 
 
 @pytest.mark.parametrize('number', range(24))
@@ -99,7 +102,7 @@ def test_another_value_is_named(copy, capfd) -> None:
 
 @pytest.mark.parametrize('item', ['progress', 'metrics', 'about'])
 def test_the_small_items_are_verified_too(copy, item: str, capfd) -> None:
-  file = copy / '3' / item / integrity.JSON_ITEMS[item]
+  file = copy / '3' / item / reader.JSON_ITEMS[item]
   file.write_text(file.read_text().replace('3', '4').replace('0.5', '0.6'))
   assert restore(copy)[0] == 2
   assert f'checkpoint 3 is damaged: {item}: ' in capfd.readouterr().err
@@ -116,7 +119,7 @@ def test_where_none_is_whole_nothing_is_touched(copy) -> None:
     shutil.rmtree(copy / str(step) / 'state')
   with pytest.raises(InputError, match=r'none of 3 checkpoints is whole: step 3: leaf .*move them away'):
     restore(copy)
-  assert integrity.numbered(copy) == [1, 2, 3]
+  assert steps.numbered(copy) == [1, 2, 3]
 
 
 def test_another_shape_or_dtype_is_refused(copy) -> None:
@@ -168,7 +171,7 @@ def test_a_checkpoint_makes_way_for_another_of_its_step_and_is_taken_back_after_
   with checkpoint.open(copy, keep_latest=3) as manager:
     checkpoint.save(manager, make_state(3), PROGRESS | {'stale': 2}, {'val/top1': 0.3}, commit=True)
     assert {path.name for path in copy.iterdir()} == {'1', '2', '3'}
-  assert integrity.read(copy / '3').progress['stale'] == 2
+  assert reader.read(copy / '3').progress['stale'] == 2
   (copy / '3').rename(copy / '3.replaced')  # killed before the new one was there
   assert restore(copy)[0] == 3
   shutil.copytree(copy / '2', copy / '2.replaced')  # killed after that
@@ -182,9 +185,9 @@ def test_a_kill_leaves_no_half_deleted_checkpoint(tmp_path, monkeypatch, capfd) 
     with checkpoint.open(tmp_path) as manager:
       for step in (1, 2, 3):
         checkpoint.save(manager, make_state(step), PROGRESS, {})
-  assert integrity.numbered(tmp_path) == [3]
-  assert integrity.numbered(tmp_path / checkpoint.DELETED) == [1, 2]
-  assert not any(integrity.damage(tmp_path / checkpoint.DELETED / str(step)) for step in (1, 2))
+  assert steps.numbered(tmp_path) == [3]
+  assert steps.numbered(tmp_path / checkpoint.DELETED) == [1, 2]
+  assert not any(reader.damage(tmp_path / checkpoint.DELETED / str(step)) for step in (1, 2))
   assert restore(tmp_path)[0] == 3
   assert not (tmp_path / checkpoint.DELETED).exists()
   assert not capfd.readouterr().err

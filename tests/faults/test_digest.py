@@ -1,6 +1,7 @@
 import pytest
 
-from jaxres import checkpoint, cli, integrity
+from jaxres import checkpoint, cli
+from jaxres.checkpoint import digests as digests_lib
 from tests.faults.test_corruption import PROGRESS, make_state
 
 
@@ -9,10 +10,10 @@ def test_the_digest_of_a_checkpoint(tmp_path, capsys) -> None:
     for step in (1, 2):
       checkpoint.save(manager, make_state(step), PROGRESS, {})
   state = make_state(1).present
-  digests = {name: integrity.leaf_digest(array) for name, array in integrity.leaves(state)}
+  digests = {name: digests_lib.leaf_digest(array) for name, array in digests_lib.leaves(state)}
   cli.main(['digest', str(tmp_path), '--step', '1', '--leaves'])
   *lines, last = capsys.readouterr().out.splitlines()
-  assert last == f'{integrity.state_digest(digests, PROGRESS)}  step 1, {len(digests)} arrays, verified'
+  assert last == f'{digests_lib.state_digest(digests, PROGRESS)}  step 1, {len(digests)} arrays, verified'
   assert sorted(lines[:-1]) == sorted(f'{digest}  {name}' for name, digest in digests.items())
   cli.main(['digest', str(tmp_path)])
   assert '  step 2, ' in capsys.readouterr().out

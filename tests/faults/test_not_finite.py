@@ -5,12 +5,16 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxres import badstep, cli, integrity, log, train
-from jaxres.data import order
+from jaxres import cli
+from jaxres.checkpoint import digests, reader, steps
+from jaxres.data import sampler
+from jaxres.log import run_log as run_log_lib
 from jaxres.models import resnet
+from jaxres.train import loop, nonfinite
+from jaxres.train.meter import NotFiniteError
 from tests.conftest import make_arrays, merged
 
-WHITE = int(order.train_indices(0, 3, 16, 96)[5])  # the example that poisons: others are in flight behind its step
+WHITE = int(sampler.train_indices(0, 3, 16, 96)[5])  # the example that poisons: others are in flight behind its step
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def poisoned(config: dict, npz, request, monkeypatch) -> dict:
 
 
 def first_step(size: int = 96) -> int:
-  return next(step for step in range(100) if WHITE in order.train_indices(0, step, 16, size))
+  return next(step for step in range(100) if WHITE in sampler.train_indices(0, step, 16, size))
 
 
 EXPECTED = {'pixel': 'batch_stats/stem/bn/mean', 'gradient': 'gradients/stem/bn/bias', 'overflow': 'loss'}
@@ -39,18 +43,18 @@ def test_a_step_that_is_not_finite_is_named_and_run_again(poisoned, scan: int, t
   kind = request.node.callspec.params['poisoned']
   config = merged(poisoned, train={'epochs': 1, 'scan_steps': scan, 'log_every_steps': 4, 'eval_every_epochs': 0.17})
   bad = first_step()
-  with pytest.raises(log.NotFiniteError, match=f'step {bad} is not finite: loss .*, first {EXPECTED[kind]};') as error:
-    train.train_and_evaluate(config, tmp_path / 'run')
+  with pytest.raises(NotFiniteError, match=f'step {bad} is not finite: loss .*, first {EXPECTED[kind]};') as error:
+    loop.train_and_evaluate(config, tmp_path / 'run')
   path = tmp_path / f'run/bad_step_{bad}.npz'
   assert f'jaxres doctor --replay {path}' in str(error.value)
-  then, now, ids = badstep.replay(path)
+  then, now, ids = nonfinite.replay(path)
   assert WHITE in ids
   assert (then.step, then.bad, then.counts) == (now.step, now.bad, now.counts)
   np.testing.assert_equal(now.loss, then.loss)
-  for step in integrity.numbered(tmp_path / 'run/checkpoints'):
-    saved = integrity.read(tmp_path / f'run/checkpoints/{step}')
+  for step in steps.numbered(tmp_path / 'run/checkpoints'):
+    saved = reader.read(tmp_path / f'run/checkpoints/{step}')
     assert step <= bad
-    assert all(integrity.is_finite(array) for array in saved.state.values())
+    assert all(digests.is_finite(array) for array in saved.state.values())
   if kind == 'pixel':
     assert cli.main(['doctor', '--replay', str(path)]) == 1
     assert f'step {bad} is not finite' in ' '.join(capsys.readouterr().out.replace('│', '').split())
@@ -59,25 +63,25 @@ def test_a_step_that_is_not_finite_is_named_and_run_again(poisoned, scan: int, t
 @pytest.mark.parametrize('poisoned', ['pixel'], indirect=True)
 def test_the_state_stays_as_before_the_step_to_the_bit(poisoned, tmp_path, monkeypatch) -> None:
   config = merged(poisoned, train={'epochs': 1, 'log_every_steps': 100, 'ema': 0.9})
-  states, probe = [], badstep.probe
-  monkeypatch.setattr(badstep, 'probe', lambda f, state, *args: states.append(state) or probe(f, state, *args))
-  with pytest.raises(log.NotFiniteError):
-    train.train_and_evaluate(config, tmp_path / 'run')
+  states, probe = [], nonfinite.probe
+  monkeypatch.setattr(nonfinite, 'probe', lambda f, state, *args: states.append(state) or probe(f, state, *args))
+  with pytest.raises(NotFiniteError):
+    loop.train_and_evaluate(config, tmp_path / 'run')
   bad = first_step()
   assert bad == 3  # of 6: others were in flight behind it
   short = merged(config, train={'overfit_one_batch': False, 'epochs': 1, 'eval_every_epochs': bad / 6})
-  with pytest.raises(log.NotFiniteError):
-    train.train_and_evaluate(short, tmp_path / 'short')  # saves just before
-  saved = integrity.read(tmp_path / f'short/checkpoints/{bad}')
-  found = {name: integrity.leaf_digest(array) for name, array in integrity.leaves(states[0].present)}
+  with pytest.raises(NotFiniteError):
+    loop.train_and_evaluate(short, tmp_path / 'short')  # saves just before
+  saved = reader.read(tmp_path / f'short/checkpoints/{bad}')
+  found = {name: digests.leaf_digest(array) for name, array in digests.leaves(states[0].present)}
   assert found == saved.digests
 
 
 @pytest.mark.parametrize('poisoned', ['pixel'], indirect=True)
 def test_a_rollback_halves_the_rate_and_is_remembered(poisoned, tmp_path, capsys) -> None:
   config = merged(poisoned, train={'epochs': 1, 'max_rollbacks': 2, 'eval_every_epochs': 0.17})
-  with pytest.raises(log.NotFiniteError):
-    train.train_and_evaluate(config, tmp_path / 'run')
+  with pytest.raises(NotFiniteError):
+    loop.train_and_evaluate(config, tmp_path / 'run')
   said = capsys.readouterr().out
   assert said.count('where there is none, with 0.5 times the learning rate') == 1
   assert said.count('with 0.25 times the learning rate') == 1
@@ -85,10 +89,10 @@ def test_a_rollback_halves_the_rate_and_is_remembered(poisoned, tmp_path, capsys
 
 def test_half_the_rate_moves_half_as_far(config: dict) -> None:
   from jaxres import config as config_lib
-  from jaxres import programs
+  from jaxres.train.setup import make_parts
 
   config = merged(config, optim={'warmup_epochs': 0.0})
-  parts = programs.make_parts(config_lib.to_dict(config_lib.complete(config)))
+  parts = make_parts(config_lib.to_dict(config_lib.complete(config)))
   params = {'w': {'kernel': np.float32([1.0, 2.0]), 'scale': np.float32([1.0, 2.0])}}
   moves = []
   for factor in (1.0, 0.5):
@@ -101,7 +105,7 @@ def test_half_the_rate_moves_half_as_far(config: dict) -> None:
 
 
 def test_a_spike_of_the_loss_is_warned_of(tmp_path: pathlib.Path, capsys) -> None:
-  with log.RunLog(tmp_path, 0, 9, 1.0, spike_factor=3.0) as run_log:
+  with run_log_lib.RunLog(tmp_path, 0, 9, 1.0, spike_factor=3.0) as run_log:
     for step, loss in enumerate([1.0, 1.1, 0.9, 1.0, 1.0, 1.2, 3.5, 1.0], 1):
       run_log.write(step, {'train/loss': loss})
   said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('warning')]

@@ -9,20 +9,26 @@ import time
 
 import pytest
 
-from jaxres import digest, evaluate, integrity, log, signals, train
+from jaxres import evaluate
+from jaxres import workdir as workdir_lib
+from jaxres.checkpoint import digests as digests_lib
+from jaxres.checkpoint import steps as steps_lib
+from jaxres.runtime import signals
+from jaxres.train import loop
+from jaxres.train.meter import Meter
 from tests.conftest import merged
-from tests.test_train import rows
+from tests.train.test_loop import rows
 
 
 def digest_of(workdir: pathlib.Path) -> str:
-  _, saved = digest.load(workdir, None)
+  _, saved = workdir_lib.read_step(workdir, None)
   assert saved.verified
-  return integrity.state_digest(saved.digests, saved.progress)
+  return digests_lib.state_digest(saved.digests, saved.progress)
 
 
 def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, step: int, *, evaluating: bool) -> str:
   """Train, with a SIGTERM in step ``step`` or in the evaluation behind it; return what is said of it."""
-  add, evaluate_state = log.Meter.add, evaluate.evaluate_state
+  add, evaluate_state = Meter.add, evaluate.evaluate_state
 
   def noted(self, number, sums, *, last):
     add(self, number, sums, last=last)
@@ -38,10 +44,10 @@ def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, s
 
   before = signal.getsignal(signal.SIGTERM)
   with monkeypatch.context() as patch:
-    patch.setattr(log.Meter, 'add', noted)
+    patch.setattr(Meter, 'add', noted)
     patch.setattr(evaluate, 'evaluate_state', broken)
     with pytest.raises(signals.StoppedError) as stopped:
-      train.train_and_evaluate(config, workdir)
+      loop.train_and_evaluate(config, workdir)
   assert stopped.value.status == 143
   assert signal.getsignal(signal.SIGTERM) == before
   return str(stopped.value)
@@ -50,16 +56,16 @@ def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, s
 @pytest.mark.parametrize('options', [{'ema': 0.9, 'recalibrate_bn': 1}, {'scan_steps': 2, 'log_every_steps': 4}])
 def test_a_run_stopped_anywhere_ends_with_the_same_digest(config: dict, tmp_path, monkeypatch, options: dict) -> None:
   config = merged(config, data={'val': 0.25}, train={'epochs': 3, **options})
-  train.train_and_evaluate(config, tmp_path / 'whole')
+  loop.train_and_evaluate(config, tmp_path / 'whole')
   steps = [(2, False), (4, False), (4, True), (9, True)]  # in the midst of an epoch, and at the end of one of 4.5 steps
   for step, evaluating in steps:
     said = stop(config, tmp_path / 'parts', monkeypatch, step, evaluating=evaluating)
     assert said == f'SIGTERM: step {step} is saved; the same command continues the run'
-    assert digest.load(tmp_path / 'parts', None)[0] == step
-  train.train_and_evaluate(config, tmp_path / 'parts')
+    assert workdir_lib.read_step(tmp_path / 'parts', None)[0] == step
+  loop.train_and_evaluate(config, tmp_path / 'parts')
   assert digest_of(tmp_path / 'parts') == digest_of(tmp_path / 'whole')
   assert rows(tmp_path / 'parts') == rows(tmp_path / 'whole')
-  assert integrity.numbered(tmp_path / 'parts/checkpoints') == integrity.numbered(tmp_path / 'whole/checkpoints')
+  assert steps_lib.numbered(tmp_path / 'parts/checkpoints') == steps_lib.numbered(tmp_path / 'whole/checkpoints')
 
 
 PROGRAM = """
@@ -114,8 +120,8 @@ def test_nohup_is_kept() -> None:
 def test_the_digest_is_of_all_that_a_run_must_know(part: str) -> None:
   digests = {'params/a': '1', 'batch_stats/b': '2', 'opt_state/0/a': '3', 'step': '4', 'ema/params/a': '5'}
   progress = {'last': {'test/top1': 0.5, 'train/images_per_s': 7.0}, 'best': {'val/top1': 0.4}, 'stale': 1}
-  whole = integrity.state_digest(digests, progress)
+  whole = digests_lib.state_digest(digests, progress)
   left = {name: value for name, value in digests.items() if name.split('/')[0] != part}
-  assert integrity.state_digest(left, {**progress, 'stale': 2} if part == 'progress' else progress) != whole
+  assert digests_lib.state_digest(left, {**progress, 'stale': 2} if part == 'progress' else progress) != whole
   progress['last']['train/images_per_s'] = 8.0
-  assert integrity.state_digest(digests, progress) == whole
+  assert digests_lib.state_digest(digests, progress) == whole

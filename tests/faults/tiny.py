@@ -4,14 +4,14 @@ import functools
 
 from ml_collections import ConfigDict
 
-from jaxres import config
+from jaxres import config as config_lib
 from jaxres.models import blocks, resnet
 
 
 def get_config() -> ConfigDict:
   """Return the config."""
   resnet.MODELS['tiny'] = functools.partial(resnet.ResNet, (1,), (8,), blocks.BasicBlock, stem_type='cifar')
-  return config.make(
+  return config_lib.make(
     model=dict(name='tiny'),
     data=dict(name='digits', batch_size=16, limit=128, val=0.1),
     augment=dict(crop_pad=1),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxres.models import blocks, layers
+from jaxres.models import blocks, layers, stems
 
 # with mean 0, variance 1, scale 1, bias 0 and no epsilon: the identity
 NORM = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=0.0)
@@ -97,7 +97,7 @@ def test_pad_shortcut_keeps_the_dtype() -> None:
 @pytest.mark.parametrize('size', [(32, 32), (33, 38), (1, 2)])
 def test_cifar_stem_keeps_the_size(size: tuple[int, int]) -> None:
   x = normal(2, *size, 3)
-  found = run(blocks.CifarStem(4, layers.Conv, NORM), x, {'conv': tap(3, 0, 2, 3, 4)})
+  found = run(stems.CifarStem(4, layers.Conv, NORM), x, {'conv': tap(3, 0, 2, 3, 4)})
   expected = np.zeros((2, *size, 4), np.float32)
   expected[..., :3] = relu(pick(x, 1, -1, 1))
   np.testing.assert_array_equal(found, expected)
@@ -106,7 +106,7 @@ def test_cifar_stem_keeps_the_size(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize('size', [(64, 64), (33, 38), (35, 31), (5, 4), (1, 2)])
 def test_imagenet_stem_divides_the_size_by_four(size: tuple[int, int]) -> None:
   x = normal(2, *size, 3)
-  found = run(blocks.ImageNetStem(4, layers.Conv, NORM), x, {'conv': tap(7, 1, 5, 3, 4)})
+  found = run(stems.ImageNetStem(4, layers.Conv, NORM), x, {'conv': tap(7, 1, 5, 3, 4)})
   assert found.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 4)
   np.testing.assert_allclose(found[..., :3], max_pool(relu(pick(x, 2, -2, 2))), atol=1e-6)
   assert not found[..., 3].any()

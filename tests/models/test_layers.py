@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxres import backend
-from jaxres.models import layers
+from jaxres.models import cpu, layers, ops
+from jaxres.models.ops import batch_norm
 
 NEAR = {'rtol': 1e-4, 'atol': 1e-4}
 
@@ -21,8 +21,8 @@ def random(*shape: int, seed: int = 0) -> jax.Array:
 @pytest.mark.parametrize('shape', [(8, 8), (7, 9), (5, 4)])
 def test_convolution_has_the_gradients_of_the_plain_form(size: int, strides: int, shape: tuple[int, int]) -> None:
   x, kernel = random(3, *shape, 4), random(size, size, 4, 5, seed=1)
-  y, plain = jax.vjp(lambda x, k: layers.conv(x, k, strides), x, kernel)
-  same, ours = jax.vjp(lambda x, k: layers.conv_cpu(x, k, strides), x, kernel)
+  y, plain = jax.vjp(lambda x, k: ops.conv(x, k, strides), x, kernel)
+  same, ours = jax.vjp(lambda x, k: cpu.conv_cpu(x, k, strides), x, kernel)
   np.testing.assert_array_equal(y, same)
   g = random(*y.shape, seed=2)
   for found, expected in zip(ours(g), plain(g), strict=True):
@@ -36,7 +36,7 @@ def test_convolution_can_be_differentiated_twice() -> None:
     gradient = jax.grad(lambda k: (conv(x, k, 2) ** 3).sum())
     return jax.jvp(gradient, (kernel,), (random(3, 3, 3, 4, seed=2),))[1]
 
-  np.testing.assert_allclose(curvature(layers.conv_cpu), curvature(layers.conv), rtol=1e-3, atol=1e-3)
+  np.testing.assert_allclose(curvature(cpu.conv_cpu), curvature(ops.conv), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
@@ -47,7 +47,7 @@ def test_batch_norm_has_the_gradients_of_the_plain_form(dtype) -> None:
     jax.value_and_grad(lambda x, s, b, form=form: (form(x, s, b, 1e-5)[0] * weight).sum(), argnums=(0, 1, 2))(
       x, scale, bias
     )
-    for form in (layers.batch_norm_cpu, layers.batch_norm)
+    for form in (cpu.batch_norm_cpu, batch_norm)
   )
   near = NEAR if dtype == jnp.float32 else {'rtol': 2e-2, 'atol': 2e-2}
   jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **near), found, expected)
@@ -71,15 +71,13 @@ def test_batch_norm_is_flaxs(dtype, train: bool) -> None:
 @pytest.mark.parametrize(('name', 'wanted'), [('cpu', True), ('gpu', False), ('tpu', False)])
 def test_the_forms_are_for_cpus_whatever_the_jaxlib(monkeypatch, name: str, wanted: bool) -> None:
   monkeypatch.setattr(jax, 'default_backend', lambda: name)
-  assert backend.wants_cpu_forms() == wanted
+  assert cpu.wants_cpu_forms() == wanted
 
 
 def test_a_model_that_is_trained_on_a_cpu_takes_them(monkeypatch) -> None:
   seen = []
   monkeypatch.setattr(layers, 'wants_cpu_forms', lambda: True)
-  monkeypatch.setattr(
-    layers, 'conv_cpu', lambda x, kernel, strides: seen.append(strides) or layers.conv(x, kernel, strides)
-  )
+  monkeypatch.setattr(cpu, 'conv_cpu', lambda x, kernel, strides: seen.append(strides) or ops.conv(x, kernel, strides))
   x = jnp.ones((1, 8, 8, 4))
   for train in (False, True):
     layers.Conv(4, 3, 2, train=train).init(jax.random.key(0), x)

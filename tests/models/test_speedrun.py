@@ -8,7 +8,7 @@ import pytest
 
 from jaxres import models, weights
 from jaxres.errors import InputError
-from jaxres.models import blocks, whitening
+from jaxres.models import speedrun
 from tests.models.parity import assert_alive, assert_near, drawn
 
 
@@ -20,7 +20,7 @@ def images(count: int, size: int) -> np.ndarray:
 
 def test_the_kernel_whitens() -> None:
   x = images(64, 12)
-  kernel = whitening.kernel(x)
+  kernel = speedrun.kernel(x)
   assert kernel.shape == (2, 2, 3, 24)
   np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
   features = jax.lax.conv_general_dilated(
@@ -33,7 +33,7 @@ def test_the_kernel_whitens() -> None:
 def test_whitening_changes_the_stems_kernel_alone() -> None:
   model = models.create('resnet8_speedrun', num_classes=10)
   variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
-  changed = whitening.whiten(variables, images(8, 16))
+  changed = speedrun.whiten(variables, images(8, 16))
   kernel = changed['params']['stem']['conv'].pop('kernel')
   assert not np.allclose(kernel, variables['params']['stem']['conv'].pop('kernel'), atol=0.1)
   jax.tree.map(np.testing.assert_array_equal, changed, variables)
@@ -56,7 +56,7 @@ def test_the_stems_kernel_has_no_gradient_and_its_bias_has() -> None:
 
 @pytest.mark.parametrize('shape', [(3, 3, 4, 6), (3, 3, 6, 4), (3, 3, 5, 5)])
 def test_the_first_filters_pass_the_input_on(shape) -> None:
-  kernel = np.asarray(blocks.partial_identity(jax.random.key(0), shape))
+  kernel = np.asarray(speedrun.partial_identity(jax.random.key(0), shape))
   same = min(shape[2:])
   expected = np.zeros((*shape[:3], same))
   expected[1, 1, :same, :same] = np.eye(same)
@@ -72,7 +72,7 @@ def test_max_pool_and_its_gradient_are_flaxs(size: tuple[int, int]) -> None:
   weight = jnp.arange(2.0 * (size[0] // 2) * (size[1] // 2) * 3).reshape(2, size[0] // 2, size[1] // 2, 3)
   found, expected = (
     jax.value_and_grad(lambda x, pool=pool: (pool(x) * weight).sum())(x)
-    for pool in (blocks.max_pool, lambda x: nn.max_pool(x, (2, 2), (2, 2)))
+    for pool in (speedrun.max_pool, lambda x: nn.max_pool(x, (2, 2), (2, 2)))
   )
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
   np.testing.assert_array_equal(found[1], expected[1])
@@ -83,7 +83,7 @@ def test_other_channels_have_as_many_filters_as_whiten_them(channels: int) -> No
   model, x = models.create('resnet8_speedrun', num_classes=10), np.ones((2, 9, 9, channels), np.float32)
   variables = model.init(jax.random.key(0), x, train=False)
   shape = variables['params']['stem']['conv']['kernel'].shape
-  assert whitening.kernel(np.random.default_rng(0).normal(size=(4, 9, 9, channels))).shape == shape
+  assert speedrun.kernel(np.random.default_rng(0).normal(size=(4, 9, 9, channels))).shape == shape
   assert model.apply(variables, x, train=False).shape == (2, 10)
 
 
@@ -94,7 +94,7 @@ def test_images_that_are_too_small_are_one_line() -> None:
 
 def test_its_weights_go_to_torchs_names_and_back() -> None:
   model = models.create('resnet8_speedrun', num_classes=10)
-  variables = whitening.whiten(model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False), images(8, 16))
+  variables = speedrun.whiten(model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False), images(8, 16))
   state_dict = weights.from_variables(variables, model)
   assert {'conv1.weight', 'conv1.bias', 'layer3.0.bn2.bias', 'layer3.0.bn2.running_var'} <= state_dict.keys()
   found = weights.recognise(state_dict)

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxres import models, pretrained, weights
+from jaxres import models, weights
 from jaxres.errors import InputError
-from jaxres.weights import layouts
+from jaxres.weights import layouts, pretrained, sources
 from tests.models.parity import nchw
 from tests.weights.conftest import assert_same, make_state
 from tests.weights.test_names import images, randomise
@@ -18,7 +18,7 @@ CLASSES = 7
 
 def logits_of(path, **options) -> np.ndarray:
   """Return what jaxres computes with the network in a file."""
-  found = pretrained.read(str(path), **options)
+  found = sources.read(str(path), **options)
   model = found.model()
   run = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
   with jax.default_matmul_precision('highest'):
@@ -178,7 +178,7 @@ def test_gates_and_resnet_d_as_timm_names_them_in_safetensors(tmp_path, referenc
   old = {'fc1': 'conv_reduce', 'fc2': 'conv_expand'}
   rename = lambda name: name if gate == 'fc' else '.'.join(old.get(word, word) for word in name.split('.'))
   save_file({rename(name): value for name, value in net.state_dict().items()}, tmp_path / 'resnet18d.ra2_in1k')
-  found = pretrained.read(str(tmp_path / 'resnet18d.ra2_in1k'))
+  found = sources.read(str(tmp_path / 'resnet18d.ra2_in1k'))
   assert found.options == {'name': 'seresnet18', 'num_classes': CLASSES, 'stem': 'deep', 'shortcut': 'average'}
   if gate == 'fc':
     assert_equal_logits(tmp_path / 'resnet18d.ra2_in1k', net, torch)
@@ -193,14 +193,14 @@ def test_a_small_stem_that_keeps_its_pool(tmp_path, reference):
   net.maxpool = torch.nn.MaxPool2d(3, 2, 1)
   randomise(net, torch)
   torch.save(net.state_dict(), tmp_path / 'x.pth')
-  [note] = pretrained.read(str(tmp_path / 'x.pth')).notes
+  [note] = sources.read(str(tmp_path / 'x.pth')).notes
   assert '--stem cifar_pool' in note
   assert_equal_logits(tmp_path / 'x.pth', net, torch, stem='cifar_pool')
   with torch.inference_mode():
     theirs = net(nchw(images(32))).numpy()
   assert np.abs(logits_of(tmp_path / 'x.pth') - theirs).max() > 0.01 * np.abs(theirs).max()
-  assert pretrained.read(str(tmp_path / 'x.pth'), stem='cifar_pool').notes == ()
-  assert pretrained.read(str(tmp_path / 'x.pth'), stem='cifar').notes == ()
+  assert sources.read(str(tmp_path / 'x.pth'), stem='cifar_pool').notes == ()
+  assert sources.read(str(tmp_path / 'x.pth'), stem='cifar').notes == ()
 
 
 @pytest.mark.torch
@@ -212,7 +212,7 @@ def test_float64_is_rounded_and_said(tmp_path, reference, resnet18, suffix):
   save = torch.save if suffix == '.pth' else save_file
   save(resnet18.double().state_dict(), tmp_path / f'x{suffix}')
   assert_same(weights.read(tmp_path / f'x{suffix}'), numpy_state(resnet18.float()), ordered=False)
-  assert pretrained.read(str(tmp_path / f'x{suffix}')).notes == ('102 tensors of float64 are rounded to float32',)
+  assert sources.read(str(tmp_path / f'x{suffix}')).notes == ('102 tensors of float64 are rounded to float32',)
   state = resnet18.double().state_dict()
   state['bn1.bias'][0] = 1e39
   save(state, tmp_path / f'y{suffix}')
@@ -249,7 +249,7 @@ def test_the_dict_of_dino(tmp_path, reference, zipped, tiny):
   with pytest.raises(InputError, match="no network of prefix 'ema' there; expected one of 'student.module.backbone.'"):
     weights.read(tmp_path / 'dino.pth', prefix='ema')
   with pytest.raises(InputError, match='a tiny without a classifier; .*init.new_head=True'):
-    pretrained.read(str(tmp_path / 'dino.pth'), prefix='teacher')
+    sources.read(str(tmp_path / 'dino.pth'), prefix='teacher')
   model = models.create(tiny, num_classes=3)
   fresh = weights.to_variables(make_state(3, seed=5), model)
   init = pretrained.make_init(model, (), source=str(tmp_path / 'dino.pth'), prefix='student', new_head=True)
@@ -291,7 +291,7 @@ def test_what_is_skipped_is_not_judged(tmp_path, reference, tiny):
   torch.save({'epoch': 3, 'state_dict': tensors}, tmp_path / 'moco.pth')
   assert_same(weights.read(tmp_path / 'moco.pth', prefix='module.encoder_q'), state)
   skip = [r'module\.encoder_k\..*', r'module\.queue.*']
-  assert_same(pretrained.read(str(tmp_path / 'moco.pth'), skip=skip).state_dict(), state)
+  assert_same(sources.read(str(tmp_path / 'moco.pth'), skip=skip).state_dict(), state)
   with pytest.raises(InputError, match='2 networks'):
     weights.read(tmp_path / 'moco.pth', skip=[r'module\.queue.*'])
 
@@ -306,7 +306,7 @@ def test_what_is_skipped_is_not_judged(tmp_path, reference, tiny):
     weights.read(tmp_path / 'l.ckpt', skip=['train_acc.*'])
   with pytest.raises(InputError, match='train_acc.tp is int64; .*--skip'):
     weights.read(tmp_path / 'l.ckpt', skip=['extra'])
-  found = pretrained.read(str(tmp_path / 'l.ckpt'), skip=['train_acc.*', 'extra|mask'])
+  found = sources.read(str(tmp_path / 'l.ckpt'), skip=['train_acc.*', 'extra|mask'])
   assert_same(found.state_dict(), state)
   model = models.create(tiny, num_classes=4)
   fresh = weights.to_variables(make_state(4, seed=2), model)
@@ -320,7 +320,7 @@ def test_what_is_skipped_is_not_judged(tmp_path, reference, tiny):
     assert kept == (len(skip) > 2)
   with pytest.raises(InputError, match="'nothing' matches nothing"):
     pretrained.load(str(tmp_path / 'l.ckpt'), model, fresh, ['train_acc.*', 'extra|mask', 'nothing'])
-  assert_same(pretrained.read(str(tmp_path / 'l.ckpt'), prefix='model').state_dict(), state)
+  assert_same(sources.read(str(tmp_path / 'l.ckpt'), prefix='model').state_dict(), state)
 
 
 @pytest.mark.torch
@@ -334,7 +334,7 @@ def test_counters_of_any_kind(tmp_path, reference, kind, value, count, tiny):
   tensors = {name: torch.tensor(v) for name, v in make_state(4).items()}
   tensors['bn1.num_batches_tracked'] = torch.tensor(value, dtype=getattr(torch, kind))
   torch.save(tensors, tmp_path / 'x.pth')
-  found = pretrained.read(str(tmp_path / 'x.pth'))
+  found = sources.read(str(tmp_path / 'x.pth'))
   counter = found.state_dict()['bn1.num_batches_tracked']
   assert (counter.dtype, int(counter)) == (np.int64, count)
   assert any('counters of batches' in note for note in found.notes) == ('float' in kind)
@@ -348,7 +348,7 @@ def test_a_halved_state_dict(tmp_path, tiny):
   torch = pytest.importorskip('torch')
   state = make_state(4) | {'bn1.num_batches_tracked': np.array(100_000, np.int64)}
   torch.save({name: torch.tensor(value).half() for name, value in state.items()}, tmp_path / 'x.pth')
-  found = pretrained.read(str(tmp_path / 'x.pth'))
+  found = sources.read(str(tmp_path / 'x.pth'))
   assert found.batches['bn1.num_batches_tracked'] == 0
   np.testing.assert_array_equal(found.state_dict()['fc.bias'], state['fc.bias'].astype(np.float16).astype(np.float32))
   assert 'counters of batches are not whole numbers' in found.notes[0]

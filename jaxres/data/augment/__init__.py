@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxres import config
+from jaxres import config as config_lib
 from jaxres.data.augment import geometry, mixing, pixels, policies
 from jaxres.errors import InputError
 
@@ -85,7 +85,7 @@ def make(
   Raises:
     InputError: a field is out of range.
   """
-  config.check_types('augment', locals())
+  config_lib.check_types('augment', locals())
   _check_sizes(crop_pad=crop_pad, cutout=cutout)
   _check_range('fill', fill, 0, 255)
   _check_range('erase', erase, 0, 1)

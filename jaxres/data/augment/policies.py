@@ -11,7 +11,6 @@ from jaxres.data.augment import geometry, pixels
 from jaxres.errors import InputError, nearest
 
 BINS = 31  # magnitudes from the least to the greatest; torchvision's number
-
 # What moves pixels: magnitudes float64 [N], height, width to the coefficients of affine maps, [N, 6].
 MAPS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
   'Identity': lambda m, h, w: _maps(m, (1, 0, 0), (0, 1, 0)),
@@ -21,7 +20,6 @@ MAPS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
   'TranslateY': lambda m, h, w: _maps(m, (1, 0, 0), (0, 1, -np.trunc(m))),
   'Rotate': geometry.rotation,
 }
-
 # What changes levels by arithmetic: uint8 [H, W, C] and a magnitude, float32. Beside MAPS and these there is Equalize.
 CHANGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
   'Brightness': lambda image, m: pixels.brightness(image, 1 + m),

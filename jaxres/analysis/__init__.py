@@ -1,0 +1,1 @@
+"""Numbers and arrays from trained networks; no pages."""

@@ -1,0 +1,107 @@
+"""`jaxres evaluate`: what runs are worth on the examples of a split, side by side and together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxres.analysis import runs, scores
+
+ROWS = {  # of the table: where each is in a run's scores
+  'top-1': ('top1',),
+  'top-5': ('top5',),
+  'loss': ('loss',),
+  'precision, macro': ('macro', 'precision'),
+  'recall, macro': ('macro', 'recall'),
+  'F1, macro': ('macro', 'f1'),
+  'F1, weighted': ('weighted', 'f1'),
+  'ROC-AUC, one vs rest': ('roc_auc_ovr',),
+  'ROC-AUC, one vs one': ('roc_auc_ovo',),
+  'average precision': ('average_precision',),
+  'calibration error (ECE)': ('calibration', 'ece'),
+  'Brier score': ('calibration', 'brier'),
+  'temperature': ('temperature',),
+  'ECE at that temperature': ('calibrated', 'ece'),
+  'loss at that temperature': ('calibrated', 'loss'),
+}
+PLAIN = ('loss', 'temperature', 'Brier')  # rows that are no fractions
+INTERVALS = {'top-1': 'top1', 'top-5': 'top5', 'loss': 'loss', 'F1, macro': 'macro_f1'}
+
+
+def compare(
+  found: list[runs.Run], split: str = 'test', batch_size: int | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Return the scores of runs, as of ``scores.compare``, and their outputs on the split, by name.
+
+  The temperature is fitted on the validation split, where there is one and it is not what is evaluated.
+
+  Raises:
+    InputError: the runs have other classes or examples, or a run has no such split or is no good.
+  """
+  runs.check_runs(found)
+  names = [run.name for run in found]
+  tests = dict(zip(names, (runs.outputs(run, split, batch_size) for run in found), strict=True))
+  runs.check_same_examples(found, [test.labels for test in tests.values()], split)
+  fits = lambda run: run.dataset.val is not None and split != 'val'
+  vals = {run.name: runs.outputs(run, 'val', batch_size) if fits(run) else None for run in found}
+  compared = scores.compare(tests, vals, found[0].class_names)
+  for run in found:
+    compared['runs'][run.name] = {'origin': run.origin} | compared['runs'][run.name]
+  return {'split': split} | compared, tests
+
+
+def columns(compared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Return the scores of every run and of the ensemble, by what a table calls them."""
+  together = compared['ensemble']
+  return compared['runs'] | ({'ensemble': together} if together else {})
+
+
+def rows(compared: Mapping[str, Any]) -> list[list[str]]:
+  """Return the rows of the table of scores: a name, and the value for each of ``columns``."""
+  found = []
+  for label, place in ROWS.items():
+    if label == 'top-5' and all(own['top5'] is None for own in columns(compared).values()):
+      continue  # of few classes: it is always 100 %
+    row = [label]
+    for own in columns(compared).values():
+      value: Any = own
+      for key in place:
+        value = None if value is None else value[key]
+      bound = ' (at the bound of the search)' if label == 'temperature' and own['temperature_at_bound'] else ''
+      row.append(show(label, value) + bound + _interval(label, own['intervals']))
+    found.append(row)
+  return found
+
+
+def show(label: str, value: float | None) -> str:
+  """Return ``value`` as a table has it; a dash where it is undefined."""
+  if value is None:
+    return '-'
+  return f'{value:.4g}' if label.startswith(PLAIN) else f'{value:.2%}'
+
+
+def _interval(label: str, intervals: Mapping[str, Any]) -> str:
+  if INTERVALS.get(label) not in intervals:
+    return ''
+  low, high = intervals[INTERVALS[label]]
+  return f' ({show(label, low)} to {show(label, high)})'
+
+
+def notes(compared: Mapping[str, Any]) -> list[str]:
+  """Return what is undefined, and why, each once."""
+  found = [note for own in columns(compared).values() for note in own['notes']]
+  if compared['split'] == 'val':
+    found.append('no temperature: it is fitted on the validation split, and says nothing of that')
+  elif any(own['temperature'] is None for own in columns(compared).values()):
+    found.append('no temperature without validation examples: they are held out by data.val')
+  return [*dict.fromkeys(found)]
+
+
+def differences(compared: Mapping[str, Any]) -> list[str]:
+  """Return a sentence for each two runs: how they differ, and whether that may be chance."""
+  found = []
+  for pair in compared['pairs']:
+    (first, second), (low, high) = pair['runs'], pair['interval']
+    found.append(
+      f'{second} less {first}: {pair["difference"]:+.2%} top-1 ({low:+.2%} to {high:+.2%}); only {second} is right on '
+      f'{pair["only_second"]:,} examples, only {first} on {pair["only_first"]:,}; McNemar p = {pair["p"]:.3g}'
+    )
+  return found

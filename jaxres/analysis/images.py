@@ -1,0 +1,146 @@
+"""Pictures of arrays: grids of images, maps laid over them, and what a page can hold."""
+
+import base64
+import io
+import math
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from jaxres import data
+from jaxres.data import augment as augment_lib
+from jaxres.data import sampler
+from jaxres.data.stream import Stream
+from jaxres.errors import InputError, printable
+from jaxres.paths import output_path
+from jaxres.runtime.compiler import jit
+from jaxres.train.step import step_key
+
+CELL = 64  # pixels, at least, of an image in a grid
+GAP = 2  # white pixels between two images
+TITLED = 112  # pixels, at least, of an image below a title
+TITLE = 18  # pixels, of a line of text
+THUMBNAIL = 96  # pixels, at most, of an image in a page
+
+
+def make_picture(grid: np.ndarray, cell: int = CELL) -> Image.Image:
+  """Return uint8 ``[rows, columns, H, W, C]`` as a picture, images enlarged to at least ``cell``; C is 1 or 3.
+
+  Raises:
+    InputError: the images have another number of channels.
+  """
+  rows, columns, height, width, channels = grid.shape
+  if channels not in (1, 3):
+    raise InputError(f'images have {channels} channels; only 1 or 3 can be shown')
+  times = math.ceil(cell / max(height, width))
+  grid = grid.repeat(times, axis=2).repeat(times, axis=3)
+  grid = np.pad(grid, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
+  whole = grid.transpose(0, 2, 1, 3, 4).reshape(rows * grid.shape[2], columns * grid.shape[3], channels)
+  return Image.fromarray(whole if channels == 3 else whole[..., 0])
+
+
+def titled(grid: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
+  """Return uint8 ``[rows, columns, H, W, 3]`` as a picture, with a line of text over it and over each row.
+
+  Args:
+    grid: the images.
+    rows: a title for each row; what does not fit is cut off.
+    columns: a name for each column.
+  """
+  strips = [make_picture(row[None], TITLED) for row in grid]
+  width, height = strips[0].size
+  whole = Image.new('RGB', (width, TITLE + len(strips) * (TITLE + height)), 'white')
+  pen, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
+  for at, name in enumerate(columns):
+    pen.text(((at + 0.5) * width / len(columns), TITLE / 2), printable(name), 'black', font, anchor='mm')
+  for at, (title, strip) in enumerate(zip(rows, strips, strict=True)):
+    top = TITLE + at * (TITLE + height)
+    pen.text((2 * GAP, top + TITLE / 2), printable(title), 'black', font, anchor='lm')
+    whole.paste(strip, (0, top + TITLE))
+  return whole
+
+
+def check_path(flag: str, path: str) -> pathlib.Path:
+  """Return ``path``, which ``flag`` names, if a picture can be written of that kind; else raise InputError."""
+  found = output_path(path, flag)
+  if Image.registered_extensions().get(found.suffix.lower()) not in Image.SAVE:
+    raise InputError(f'{flag} {path}: expected a picture, such as grid.png')
+  return found
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+  """Return an image, darkened and grey, under the positive part of a map.
+
+  Args:
+    image: uint8 ``[H, W, C]``.
+    heat: float ``[H, W]``, in any unit: the largest value is the brightest.
+
+  Returns:
+    uint8 ``[H, W, 3]``.
+  """
+  import matplotlib  # slow
+
+  positive = np.maximum(heat, 0)
+  share = positive / positive.max() if positive.max() > 0 else positive
+  colour = matplotlib.colormaps['inferno'](share)[..., :3] * 255
+  grey = image.mean(-1, keepdims=True)
+  return np.rint(np.clip(0.35 * grey + 0.75 * colour, 0, 255)).astype(np.uint8)
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+  """Return an image, uint8 ``[H, W, C]``, with three channels: one is repeated, others are cut to the first three."""
+  return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
+
+
+def data_uri(image: np.ndarray) -> str:
+  """Return an image, uint8 ``[H, W, C]``, as a URI of a few kilobytes: PNG, or a JPEG thumbnail of a large one."""
+  picture, file = Image.fromarray(as_rgb(image)), io.BytesIO()
+  kind = 'jpeg' if max(picture.size) > THUMBNAIL else 'png'
+  picture.thumbnail((THUMBNAIL, THUMBNAIL))
+  picture.save(file, kind, quality=85)
+  return f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'
+
+
+def filters(kernel: np.ndarray) -> np.ndarray:
+  """Return the filters of a convolution as images: float ``[h, w, C, N]`` to uint8 ``[N, h, w, C]``.
+
+  The levels of each filter go from its least to its largest weight; only kernels of 1 or 3 channels are colours.
+  """
+  kernel = np.moveaxis(np.asarray(kernel, np.float32), -1, 0)
+  low, high = (reduce(kernel, axis=(1, 2, 3), keepdims=True) for reduce in (np.min, np.max))
+  return np.rint(255 * (kernel - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
+
+
+def draw_augmentations(
+  dataset: data.Dataset, augment: augment_lib.Augment, seed: int, examples: int, draws: int
+) -> np.ndarray:
+  """Return the first training images as the model sees them at each of the first steps.
+
+  Args:
+    dataset: of ``data.load``.
+    augment: of ``augment.make``.
+    seed: ``train.seed``.
+    examples: how many images, of the first batch.
+    draws: how many steps; the first is the very batch that training begins with.
+
+  Returns:
+    uint8 ``[examples, 1 + draws, H, W, C]``; the originals come first, whole: as evaluation sees them. Every column
+    beside them has the random crops and the augmentation of its step.
+  """
+  train = dataset.train
+  batch = data.first_batch(train)
+  index = sampler.train_indices(train.seed, 0, train.batch_size, train.size)
+
+  @jit
+  def see(step: int, images: jax.Array, label: jax.Array) -> jax.Array:
+    return augment.batch(step_key(jax.random.key(seed), step), images, label, len(dataset.info.class_names))[0]
+
+  def cropped(step: int) -> jax.Array:  # a stream's crops are drawn on the host
+    return jnp.asarray(train.crops(index, step)) if isinstance(train, Stream) else batch['image']
+
+  columns = [see(step, cropped(step), batch['label'])[:examples] for step in range(draws)]
+  return np.stack([train.images(index[:examples]), *map(np.asarray, columns)], axis=1)

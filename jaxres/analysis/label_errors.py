@@ -1,0 +1,152 @@
+"""`jaxres errors`: what in the data deserves a look: labels, near-duplicates across splits, the hardest classes."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxres import evaluate
+from jaxres.analysis import runs, scores
+
+BLOCK = 1024  # examples whose neighbours are looked for at a time
+
+
+class Pair(NamedTuple):
+  """An example and its nearest neighbour in another split."""
+
+  split: str
+  example: int
+  other_split: str
+  other_example: int
+  similarity: float  # cosine, of centred features
+
+
+def suspicion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Return how far the likeliest other class is ahead of the label, in nats: float64 ``[N]``, wrong labels highest.
+
+  The normalised margin of Northcutt et al. 2021 (https://arxiv.org/abs/1911.00068, section 3.2), of log-probabilities.
+  """
+  others = logits.astype(np.float64)
+  own = others[np.arange(len(labels)), labels]
+  others[np.arange(len(labels)), labels] = -np.inf
+  return others.max(-1) - own
+
+
+def candidates(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Return which labels confident learning takes for wrong, bool ``[N]`` (Northcutt et al. 2021, section 3.1).
+
+  Those with another class whose probability is no less than the mean it has over the examples labelled so; of several
+  such classes, and the label where it is one, the likeliest counts.
+  """
+  probabilities = scores.softmax(logits)
+  count = probabilities.shape[-1]
+  own = probabilities[np.arange(len(labels)), labels]
+  size = np.bincount(labels, minlength=count)
+  usual = np.where(size > 0, np.bincount(labels, own, minlength=count) / np.maximum(size, 1), np.inf)
+  confident = np.where(probabilities >= usual, probabilities, -1.0)
+  return (confident.max(-1) >= 0) & (confident.argmax(-1) != labels)
+
+
+def nearest(features: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Return each row's nearest row of ``others``: its index and their cosine similarity.
+
+  Args:
+    features: float32 ``[N, C]``.
+    others: float32 ``[M, C]``; both are centred by its mean and scaled by its deviation first.
+  """
+  mean, deviation = others.mean(0), others.std(0) + 1e-6
+
+  def unit(rows: np.ndarray) -> np.ndarray:
+    rows = (rows - mean) / deviation
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+  others, index, similarity = unit(others), [], []
+  for begin in range(0, len(features), BLOCK):
+    products = unit(features[begin : begin + BLOCK]) @ others.T
+    index.append(products.argmax(-1))
+    similarity.append(products.max(-1))
+  return np.concatenate(index), np.concatenate(similarity)
+
+
+def near_duplicates(outputs: Mapping[str, evaluate.Outputs], top: int) -> list[Pair]:
+  """Return the examples of a split that most resemble one of an earlier split, at most ``top``, the likest first."""
+  names, found = [*outputs], []
+  for at, split in enumerate(names):
+    for other in names[:at]:
+      index, similarity = nearest(outputs[split].features, outputs[other].features)
+      for i in np.argsort(-similarity, kind='stable')[:top]:
+        found.append(Pair(split, int(i), other, int(index[i]), float(similarity[i])))
+  return sorted(found, key=lambda pair: -pair.similarity)[:top]
+
+
+def find(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, Any]:
+  """Return what deserves a look, ready to be written as JSON.
+
+  Args:
+    run: of ``runs.read``.
+    top: how many examples and pairs at most.
+    batch_size: as of ``runs.outputs``.
+
+  Returns:
+    ``labels``: by split its examples, the number of ``candidates``, and the most suspicious ones, the worst first, each
+    with its ``index`` in the split and its ``file`` (None where it is none); ``duplicates``: ``Pair``, the files and
+    labels of the two, and the mean ``difference`` of their pixels in levels; ``classes``: recall on the test split, the
+    hardest first; ``pairs``: the commonest confusions there.
+  """
+  splits = [split for split in runs.SPLITS if split != 'val' or run.dataset.val is not None]
+  outputs = {split: runs.outputs(run, split, batch_size) for split in splits}
+  test, names = outputs['test'], run.class_names
+  own = scores.by_class(test.logits, test.labels, names, [])
+  classes = [{'class': row['name'], 'recall': row['recall']} for row in own['classes'] if row['examples']]
+  return {
+    'origin': run.origin,
+    'labels': {split: _labels(run, split, found, top) for split, found in outputs.items()},
+    'duplicates': [_described(run, outputs, pair) for pair in near_duplicates(outputs, top)],
+    'classes': sorted(classes, key=lambda row: row['recall']),
+    'pairs': [
+      {'class': names[a], 'predicted': names[b], 'examples': count}
+      for a, b, count in scores.confused(own['confusion'])[:top]
+    ],
+  }
+
+
+def _labels(run: runs.Run, split: str, found: evaluate.Outputs, top: int) -> dict[str, Any]:
+  names = run.class_names
+  worst = suspicion(found.logits, found.labels)
+  likely = candidates(found.logits, found.labels)
+  probabilities = scores.softmax(found.logits)
+  rows = [
+    {
+      'index': int(i),
+      'file': run.file_of(split, i),
+      'label': names[found.labels[i]],
+      'predicted': names[found.logits[i].argmax()],
+      'probability_of_label': float(probabilities[i, found.labels[i]]),
+      'margin': float(worst[i]),
+      'candidate': bool(likely[i]),
+    }
+    for i in np.argsort(-worst, kind='stable')[:top]
+    if worst[i] > 0
+  ]
+  return {'examples': len(found.labels), 'candidates': int(likely.sum()), 'worst': rows}
+
+
+def _described(run: runs.Run, outputs: Mapping[str, evaluate.Outputs], pair: Pair) -> dict[str, Any]:
+  first, second = _images(run, pair)
+  same = first.shape == second.shape
+  labels = [
+    run.class_names[outputs[s].labels[i]]
+    for s, i in ((pair.split, pair.example), (pair.other_split, pair.other_example))
+  ]
+  difference = float(np.abs(first.astype(int) - second).mean()) if same else None
+  files = {
+    'file': run.file_of(pair.split, pair.example),
+    'other_file': run.file_of(pair.other_split, pair.other_example),
+  }
+  return pair._asdict() | files | {'labels': labels, 'difference': difference}
+
+
+def _images(run: runs.Run, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+  places = ((pair.split, pair.example), (pair.other_split, pair.other_example))
+  first, second = (run.pipeline(split).images(np.array([index]))[0] for split, index in places)
+  return first, second

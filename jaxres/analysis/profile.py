@@ -1,0 +1,169 @@
+"""`jaxres profile`: where the time of a training step goes, and how far it is from what the device can do."""
+
+import itertools
+import pathlib
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxres import config as config_lib
+from jaxres.analysis import xplane
+from jaxres.runtime.compiler import jit, keep_programs
+from jaxres.runtime.memory import keep_freed_memory
+from jaxres.train.plan import grouped, make_plan
+from jaxres.train.setup import FIELDS, make_parts, make_programs
+
+WARM_UP = 2  # steps that are not traced
+MATMUL, COPY_BYTES = {'cpu': 2048}, {'cpu': 1 << 28}  # what a device's limits are measured on; below, of others
+MATMUL_ELSEWHERE, COPY_BYTES_ELSEWHERE = 8192, 1 << 31
+_NO_PLACE = re.compile(r'[\w\-]+\(.*\)|[A-Z][\w.]*|while|body|closed_call')  # functions, the model, loops
+_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?metadata=\{[^}]*?op_name="([^"]*)"', re.MULTILINE)
+
+
+class Step(NamedTuple):
+  """A compiled training step, ready to be run."""
+
+  compiled: Any
+  run: Callable[[int], None]  # so many steps, until they are done
+  images: int
+
+
+class Operation(NamedTuple):
+  """What one instruction of the program cost, over all traced steps."""
+
+  name: str
+  source: str  # where in the model it comes from
+  seconds: float
+  calls: int
+
+
+def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
+  """Return the compiled training step that ``config`` describes, with a state and feeds of its own.
+
+  Args:
+    config: of ``jaxres.config.make``.
+    one_batch: every step is fed with the first batch: nothing is waited for.
+  """
+  keep_freed_memory()
+  keep_programs()
+  options = config_lib.to_dict(config_lib.complete(config))
+  parts, fields = make_parts(options), options['train']
+  dataset = parts.dataset
+  plan = make_plan(dataset.train, fields['epochs'], fields['eval_every_epochs'], False, False)
+  programs = make_programs(parts, plan, **{name: fields[name] for name in FIELDS})
+  dataset.place(parts.mesh)
+  key = jax.random.key(fields['seed'])
+  state, feeds = programs.create(key), dataset.train.train_feeds(0, plan.total_steps)
+  groups: Iterator[Any] = (group for _, group in grouped(feeds, 0, plan.total_steps, 1, plan.total_steps))
+  group = next(groups)
+  if one_batch:
+    groups = itertools.repeat(group)
+  step = programs.train_steps.lower(state, key, dataset.train.constants, group)  # type: ignore[attr-defined]
+  compiled = step.compile()
+
+  def run(steps: int) -> None:
+    nonlocal state, group
+    for _ in range(steps):
+      state, sums = compiled(state, key, dataset.train.constants, group)
+      group = next(groups, group)
+    jax.block_until_ready(sums)
+
+  return Step(compiled, run, dataset.train.batch_size)
+
+
+def trace(step: Step, steps: int, directory: pathlib.Path) -> pathlib.Path:
+  """Trace ``steps`` steps for the profiler's viewer; return the file of the newest trace in ``directory``."""
+  with jax.profiler.trace(str(directory)):
+    step.run(steps)
+  return max(directory.glob('**/*.xplane.pb'), key=lambda path: path.stat().st_mtime)
+
+
+def operations(path: pathlib.Path, sources: Mapping[str, str]) -> list[Operation]:
+  """Return the instructions in a trace, the costliest first.
+
+  An instruction lasts from its start to its end. XLA:CPU marks the end by an event of its own, as its threads go on
+  with something else meanwhile: what runs side by side counts twice.
+
+  Args:
+    path: an ``.xplane.pb`` file.
+    sources: where instructions come from, by name: of ``instruction_sources``.
+  """
+  spans: dict[str, list[tuple[float, float]]] = {}  # of start and end, in nanoseconds
+  ends: dict[str, list[float]] = {}
+  for event in device_events(path):
+    if event.name.startswith('end: '):
+      ends.setdefault(event.name.removeprefix('end: '), []).append(event.start_ns)
+    elif (name := event.stats.get('hlo_op')) is not None:
+      spans.setdefault(name, []).append((event.start_ns, event.start_ns + event.duration_ns))
+  found = []
+  for name, own in spans.items():
+    starts, marked = sorted(start for start, _ in own), sorted(ends.get(name, []))
+    last = marked if len(marked) == len(own) else sorted(end for _, end in own)
+    found.append(Operation(name, sources.get(name, ''), (sum(last) - sum(starts)) / 1e9, len(own)))
+  return sorted(found, key=lambda operation: -operation.seconds)
+
+
+def device_events(path: pathlib.Path) -> Iterator[xplane.Event]:
+  """Yield the events of a trace, of devices those of the streams alone: other lines have them again, by module."""
+  for event in xplane.read(path):
+    if not event.plane.startswith('/device') or event.line.startswith('Stream'):
+      yield event
+
+
+def instruction_sources(program: str) -> dict[str, str]:
+  """Return where the instructions of an HLO program come from: their ``op_name``, less the names of functions."""
+  return {name: short_source(source) for name, source in _INSTRUCTION.findall(program)}
+
+
+def short_source(source: str) -> str:
+  """Return ``stage1/block0/conv1/conv_general_dilated (gradient)`` of XLA's name of an operation."""
+  gradient = ' (gradient)' if 'transpose(' in source else ''
+  words = [word for word in source.split('/') if not _NO_PLACE.fullmatch(word)]
+  return '/'.join(words) + gradient
+
+
+def limits(platform: str, dtype: Any) -> tuple[float, float]:
+  """Return what the device does in a second, measured here: FLOPs of a matrix product, bytes of a copy.
+
+  The bytes are those read and those written.
+  """
+  side = MATMUL.get(platform, MATMUL_ELSEWHERE)
+  matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)  # a GPU takes less time for ones and zeros
+  flops = 2 * side**3 / best_time(jit(jnp.matmul), matrix, matrix)
+  size = COPY_BYTES.get(platform, COPY_BYTES_ELSEWHERE)
+  array = jnp.ones(size // 4, jnp.float32)
+  return flops, 2 * size / best_time(jit(lambda x: x + 1.0), array)
+
+
+def best_time(function: Callable[..., jax.Array], *args: jax.Array, rounds: int = 5) -> float:
+  """Return the least seconds that a call takes."""
+  jax.block_until_ready(function(*args))
+  times = []
+  for _ in range(rounds):
+    start = time.perf_counter()
+    jax.block_until_ready(function(*args))
+    times.append(time.perf_counter() - start)
+  return min(times)
+
+
+def step_seconds(step: Step, steps: int, rounds: int = 5) -> float:
+  """Return the median seconds of a step, without the tracer."""
+  step.run(WARM_UP)
+  times = []
+  for _ in range(rounds):
+    start = time.perf_counter()
+    step.run(max(1, steps // rounds))
+    times.append((time.perf_counter() - start) / max(1, steps // rounds))
+  return statistics.median(times)
+
+
+def peak_memory(compiled: Any) -> int:
+  """Return the most bytes of memory in use: the device's own count, or where it has none the program's plan."""
+  counted = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+  planned = compiled.memory_analysis()
+  return counted or planned.argument_size_in_bytes + planned.temp_size_in_bytes + planned.output_size_in_bytes

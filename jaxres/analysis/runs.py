@@ -1,0 +1,156 @@
+"""Runs with their data: what the tools that look at a trained network begin with."""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxres import data, evaluate, models, workdir
+from jaxres.data.fingerprints import same_names
+from jaxres.errors import InputError, make_teller
+from jaxres.paths import user_path
+from jaxres.runtime import sharding
+from jaxres.runtime.compiler import keep_programs
+from jaxres.runtime.memory import keep_freed_memory, memory_explained
+from jaxres.weights import sources
+
+TELL_SECONDS = 5.0  # from a line on the progress to the next
+SHOWN_PARTS = 3  # of a path, in a page: split, class and file
+SPLITS = ('train', 'val', 'test')
+
+
+class Run(NamedTuple):
+  """A trained network and the data that it was trained on."""
+
+  name: str  # for a person: the end of the path, or all of it where another run ends so
+  path: pathlib.Path
+  config: dict[str, dict[str, Any]]
+  model: models.ResNet
+  variables: Any
+  dataset: data.Dataset
+  mesh: Mesh
+  origin: str  # which checkpoint
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Return the names of the classes, in the order of the logits."""
+    return self.dataset.info.class_names
+
+  def pipeline(self, split: str) -> data.Pipeline:
+    """Return the split called ``'train'``, ``'val'`` or ``'test'``.
+
+    Raises:
+      InputError: the run has no validation split.
+    """
+    found: data.Pipeline | None = getattr(self.dataset, split)
+    if found is None:
+      raise InputError(f'{self.path}: no validation split: data.val is 0 there; use --split test')
+    return found
+
+  def file_of(self, split: str, index: int) -> str | None:
+    """Return the path of the file of an example of a split; None where the examples are no files."""
+    name_of = self.pipeline(split).name_of
+    return name_of(int(index)) if name_of else None
+
+  def shown(self, split: str, index: int) -> str:
+    """Return how a page calls an example: the end of its file's path, or its number in the split."""
+    file = self.file_of(split, index)
+    return '/'.join(pathlib.PurePath(file).parts[-SHOWN_PARTS:]) if file else f'#{index}'
+
+
+def read(
+  paths: Sequence[str], step: str = sources.DEFAULT_STEP, data_dir: str | None = None, data_path: str | None = None
+) -> list[Run]:
+  """Return the runs at ``paths``, with their data on the devices; data that several share is read once.
+
+  Args:
+    paths: workdirs; of a series, such as of seeds, each run is one.
+    step: ``'best'``, ``'latest'`` or a number.
+    data_dir: where TFDS data sets are now; None where they were.
+    data_path: where the file or folder of the data is now; None where it was.
+
+  Raises:
+    InputError: a run has no checkpoint or is damaged, or its data is not there or another.
+  """
+  keep_freed_memory()
+  keep_programs()
+  paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+  if not isinstance(paths, Sequence) or not all(isinstance(path, str | os.PathLike) for path in paths):
+    raise InputError(f'paths: expected a list of workdirs, found {paths!r:.80}')
+  given = [user_path(path) for path in paths]
+  directories = [path for place in given for path in sources.runs_in(place) or [place]]
+  names = [path.absolute().name for path in directories]
+  if len(set(map(pathlib.Path.absolute, directories))) < len(directories):
+    raise InputError(f'a run is named twice: {" ".join(map(str, paths))}')
+  mesh = sharding.make_mesh()
+  datasets: dict[str, data.Dataset] = {}
+  found = []
+  for path, name in zip(directories, names, strict=True):
+    config = workdir.read_config(path)
+    if config is None:
+      raise InputError(f'{path}: no run there: expected a workdir, with config.json and checkpoints/')
+    weights = sources.read(str(path), step)
+    moved = {'data_dir': data_dir, 'path': data_path}
+    fields = config['data'] | {key: value for key, value in moved.items() if value is not None}
+    rule = workdir.split_rule(path)
+    key = json.dumps([rule, fields], sort_keys=True)
+    if key not in datasets:
+      datasets[key] = data.loader(rule)(**fields)
+      datasets[key].place(mesh)
+    if was := workdir.other_data(path, datasets[key].info):
+      raise InputError(f'{path}: the data is not that of the run: {was}')
+    model = models.create(**weights.options, dtype=config['model']['dtype'])
+    variables = jax.device_put(weights.variables, sharding.replicated(mesh))
+    name = name if names.count(name) == 1 else str(path)
+    found.append(Run(name, path, config, model, variables, datasets[key], mesh, weights.origin))
+  return found
+
+
+def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Outputs:
+  """Return what the network makes of every example of a split.
+
+  Args:
+    run: of ``read``.
+    split: one of ``SPLITS``.
+    batch_size: examples at a time; the run's own of evaluation where it is None.
+
+  Raises:
+    InputError: the run has no such split, a batch does not fit into the memory, or a logit is not a number.
+  """
+  pipeline = run.pipeline(split)
+  batch_size = sharding.round_up(batch_size or run.config['train']['eval_batch_size'], run.mesh)
+  step = evaluate.make_predict_step(run.model, run.dataset.info, pipeline.fetch, run.mesh)
+  with memory_explained(f'{run.path}: {batch_size} examples at a time', f'use --batch_size={batch_size // 2}'):
+    tell = make_teller(f'{run.name}, {split}:', TELL_SECONDS)
+    found = evaluate.predict(step, run.variables, pipeline, batch_size, tell)
+  broken = np.flatnonzero(~np.isfinite(found.logits).all(axis=1))
+  if len(broken):
+    count = f'{len(broken):,} of {len(found.labels):,} {split} examples, the first {broken[0]}'
+    raise InputError(f'{run.origin}: logits that are not numbers for {count}: the weights are no good')
+  return found
+
+
+def check_runs(found: Any) -> None:
+  """Raise InputError where ``found``, given from Python, is not what ``read`` returns."""
+  if isinstance(found, Run) or not isinstance(found, Sequence) or not all(isinstance(run, Run) for run in found):
+    raise InputError(f'runs: expected a list of what jaxres.runs.read returns, found {type(found).__name__}')
+  if not found:
+    raise InputError('runs: expected one or more, found none')
+
+
+def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], split: str) -> None:
+  """Raise InputError where runs cannot be compared: other classes, or other examples in the split."""
+  first = found[0]
+  for run, own in zip(found[1:], labels[1:], strict=True):
+    if run.class_names != first.class_names:
+      shown = f'{", ".join(run.class_names):.100} and {", ".join(first.class_names):.100}'
+      raise InputError(f'{run.path} and {first.path} have other classes: {shown}; compare runs on the same data')
+    names = [each.dataset.info.splits.get(split, '') for each in (run, first)]
+    if not np.array_equal(own, labels[0]) or not same_names(*names):  # files held out by another seed may share labels
+      fix = f'compare runs on the same data, or look at each alone: jaxres evaluate {run.path}'
+      raise InputError(f'{run.path} and {first.path} have other {split} examples; {fix}')

@@ -1,0 +1,260 @@
+"""Checkpoints by Orbax: the state, and beside it its digests, the progress of the run and what it was made by."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jaxres import config as config_lib
+from jaxres import trees
+from jaxres.checkpoint import digests as digests_lib
+from jaxres.checkpoint import reader
+from jaxres.checkpoint import steps as steps_lib
+from jaxres.checkpoint.about import describe
+from jaxres.checkpoint.disk import check_space, disk_errors_explained, quiet_threads
+from jaxres.checkpoint.manager import Manager, check_path
+from jaxres.errors import InputError, printable
+from jaxres.runtime import distributed
+from jaxres.runtime.environment import devices
+from jaxres.state import TrainState
+
+BEST_METRIC = 'val/top1'
+DELETED = 'deleted'  # where a checkpoint goes before it is deleted: a half deleted one would look like a damaged one
+
+
+@contextlib.contextmanager
+def open(directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: int = 1) -> Iterator[Manager]:
+  """Open the checkpoints in ``directory``; leaving the context waits until every save is committed and read again.
+
+  Each checkpoint is read and compared with its digests first. A damaged one is renamed to ``<step>.bad``, with a line
+  that says what is wrong with it, and never deleted: the run goes on from the newest that is whole.
+
+  Args:
+    directory: made where it is missing.
+    keep_latest: keep this many of the newest checkpoints.
+    keep_best: keep also this many with the best validation top-1, where there is a validation split.
+
+  Raises:
+    InputError: a number or the path cannot be used, no checkpoint of several is whole, or the disk is full.
+  """
+  check(keep_latest=keep_latest, keep_best=keep_best)
+  directory = pathlib.Path(directory).absolute()
+  check_path(directory)
+  _restore_order(directory)
+  put_damaged_aside(directory)
+  best = BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False)
+  options = ocp.CheckpointManagerOptions(
+    best_fn=rank,  # or the metrics are not stored, and a manager that is opened again knows of no best
+    preservation_policy=AnyPreservationPolicy([LatestN(keep_latest), best]),
+    cleanup_tmp_directories=True,
+    todelete_subdir=DELETED,
+  )
+  with quiet_threads(), contextlib.ExitStack() as stack:
+    with disk_errors_explained(directory):
+      manager = stack.enter_context(Manager(directory, options))
+    yield manager
+    _finish(manager)
+
+
+def check(*, keep_latest: int, keep_best: int) -> None:
+  """Raise InputError where ``open`` would."""
+  config_lib.check_types('checkpoint', locals())
+  if keep_latest < 1 or keep_best < 0:
+    raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
+
+
+def put_damaged_aside(directory: pathlib.Path) -> None:
+  """Rename the checkpoints in ``directory`` that are not what was saved, and say why.
+
+  Raises:
+    InputError: there are checkpoints, and none is whole; nothing is renamed then.
+  """
+  _put_odd_aside(directory)
+  steps = steps_lib.numbered(directory)
+  damaged = {step: reason for step in steps if (reason := _damage(directory / str(step)))}
+  if steps and len(damaged) == len(steps):
+    reason = f'step {steps[-1]}: {damaged[steps[-1]]}'
+    raise InputError(f'{directory}: none of {len(steps)} checkpoints is whole: {reason}; move them away to begin anew')
+  for step, reason in damaged.items():
+    if distributed.leads():
+      aside = steps_lib.put_aside(directory / str(step))
+      print(printable(f'checkpoint {step} is damaged: {reason}; it is now {aside}'), file=sys.stderr)
+  if damaged:
+    distributed.meet('damaged checkpoints are put aside')
+
+
+def _put_odd_aside(directory: pathlib.Path) -> None:
+  """Rename what reads like a step and is no checkpoint, such as a file: it would be in the way of a save."""
+  odd = steps_lib.odd(directory)
+  for name in odd if distributed.leads() else ():
+    aside = steps_lib.put_aside(directory / name)
+    print(f'{directory / name} is no checkpoint; it is now {aside}', file=sys.stderr)
+  if odd:
+    distributed.meet('what is no checkpoint is put aside')
+
+
+def _damage(path: pathlib.Path) -> str | None:
+  """Return what is wrong with a checkpoint; where one of several processes finds anything, so do all."""
+  found = reader.damage(path)
+  return found or ('another process cannot read it' if distributed.any_says(found is not None) else None)
+
+
+def save(
+  manager: Manager,
+  state: TrainState,
+  progress: Mapping[str, Any],
+  scores: Mapping[str, float],
+  config: Mapping[str, Any] | None = None,
+  *,
+  commit: bool = False,
+) -> None:
+  """Save ``state`` under its step, in the background, when the save before it is committed and was read again.
+
+  Args:
+    manager: of ``open``.
+    state: may be donated as soon as this returns.
+    progress: JSON; what else a resumed run must know.
+    scores: metrics of this step; ``val/top1`` among them makes it a candidate for the best.
+    config: of the run, to be kept beside the state.
+    commit: return when it is on the disk and was read again.
+
+  Raises:
+    InputError: the state has a NaN or an infinity, there is no room for it, or the save before it cannot be read; what
+      was saved before stays.
+  """
+  step, digests, size = int(state.step), {}, 0
+  for name, array in digests_lib.leaves(state.present):
+    if not digests_lib.is_finite(array):
+      raise InputError(f'the state at step {step} is not saved: {name} is not finite; lower optim.lr')
+    digests[name], size = digests_lib.leaf_digest(array), size + array.nbytes
+  _finish(manager)  # which raises what went wrong with the save before
+  check_space(manager.place, size, step)
+  metrics = {name: scores[name] for name in (BEST_METRIC,) if name in scores} | {'step': step}
+  content = {'progress': dict(progress), 'metrics': metrics, 'about': describe(config or {}, step)}
+  known = {'state': digests} | {name: digests_lib.json_digest(value) for name, value in content.items()}
+  items = ocp.args.Composite(
+    state=ocp.args.StandardSave(state.present),
+    progress=ocp.args.JsonSave(content['progress']),
+    about=ocp.args.JsonSave(content['about']),
+    digests=ocp.args.JsonSave(known),
+  )
+  with disk_errors_explained(manager.place):
+    _make_way(manager, step)
+    manager.save(step, args=items, metrics=metrics)
+  if distributed.leads():
+    manager.read_back(step, known)
+  if commit:
+    _finish(manager)
+
+
+def _finish(manager: Manager) -> None:
+  """Wait until what is being saved is on the disk and was read again, and delete what made way for it.
+
+  Raises:
+    InputError: it is not what was to be saved; it is put aside, and what made way for it is there again.
+  """
+  saving, manager.saving = manager.saving, None
+  try:
+    with disk_errors_explained(manager.place):
+      manager.wait_until_finished()
+  finally:
+    if saving:
+      saving.over.set()
+  reason = saving and saving.difference.result()
+  if saving and reason:
+    aside = steps_lib.put_aside(saving.path)
+    _take_back(manager.place)
+    kept = ', '.join(map(str, steps_lib.numbered(manager.place))) or 'none'
+    found = f'it was written, and is not what was to be saved: {reason}; it is now {aside}'
+    raise InputError(f'{saving.path}: {found}; saved are the steps: {kept}; look at the disk, or use another --workdir')
+  if distributed.leads():
+    for old in (*manager.place.glob(f'*{steps_lib.REPLACED}'), *manager.place.glob(DELETED)):
+      shutil.rmtree(old)
+
+
+def _make_way(manager: Manager, step: int) -> None:
+  """Rename the checkpoint of ``step``, where there is one, until the new one of that step is committed."""
+  if step in manager.all_steps():
+    if distributed.leads():
+      old = manager.place / str(step)
+      os.rename(old, old.with_name(f'{step}{steps_lib.REPLACED}'))
+    distributed.meet('a checkpoint makes way')
+    manager.reload()
+
+
+def _restore_order(directory: pathlib.Path) -> None:
+  """Take back what a save that was cut short, or cannot be read, had moved away, and delete what it made useless."""
+  if distributed.leads():
+    _take_back(directory)
+    shutil.rmtree(directory / DELETED, ignore_errors=True)
+  distributed.meet('checkpoints are taken back')
+
+
+def _take_back(directory: pathlib.Path) -> None:
+  """Take checkpoints back that made way for one that was never committed, or is damaged."""
+  for old in directory.glob(f'*{steps_lib.REPLACED}'):
+    new = old.with_name(old.name.removesuffix(steps_lib.REPLACED))
+    if new.exists() and not reader.damage(new):
+      shutil.rmtree(old)
+      continue
+    if new.exists():
+      steps_lib.put_aside(new)
+    os.rename(old, new)
+  steps, deleted = steps_lib.numbered(directory), steps_lib.numbered(directory / DELETED)
+  if deleted and (not steps or reader.damage(directory / str(steps[-1]))):
+    for step in set(deleted) - set(steps):
+      if not reader.damage(directory / DELETED / str(step)):  # a kill may have left one half deleted
+        os.rename(directory / DELETED / str(step), directory / str(step))
+
+
+def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
+  """Return what the best checkpoint has most of: of equals it is the earliest, and without validation the latest."""
+  top1 = metrics.get(BEST_METRIC)
+  return (-1.0, metrics['step']) if top1 is None else (top1, -metrics['step'])
+
+
+def restore(
+  manager: Manager,
+  template: TrainState,
+  shardings: Any,
+  step: int | None = None,
+) -> tuple[TrainState, dict[str, Any]] | None:
+  """Return the state and the progress saved at ``step``, the latest where it is None; None where nothing is saved.
+
+  Args:
+    manager: of ``open``.
+    template: a ``TrainState`` of the shapes and dtypes to restore.
+    shardings: where the arrays go: one for all, or a ``TrainState`` of them; they may lie on other devices, and as
+      many, as those that saved.
+    step: of an existing checkpoint.
+
+  Raises:
+    InputError: names, shapes or dtypes are not those of ``template``, or the content is not what was saved.
+  """
+  step = manager.latest_step() if step is None else step
+  if step is None:
+    return None
+  path = manager.place / str(step)
+  try:
+    saved = reader.read(path)
+  except reader.DamagedError as error:
+    raise InputError(f'{path}: damaged: {error}') from None
+  if not saved.verified and distributed.leads():
+    print(f'checkpoint {step}: an older jaxres saved it, without digests: it cannot be verified', file=sys.stderr)
+  if saved.about.get('devices') not in (None, devices()) and distributed.leads():
+    before, now = (', '.join(found) for found in (saved.about['devices'], devices()))
+    print(f'checkpoint {step} is of {before}: on {now} the same batches follow, but sums differ in the last bits')
+  wanted = template.present
+  digests_lib.check_like(saved.digests, digests_lib.kinds(wanted), str(path))
+  places = jax.tree.broadcast(shardings, template).present
+  put = lambda key, like, place: jax.make_array_from_callback(
+    like.shape, place, saved.state[trees.name(key)].__getitem__
+  )
+  return TrainState(**jax.tree_util.tree_map_with_path(put, wanted, places)), saved.progress

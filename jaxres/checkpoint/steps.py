@@ -1,0 +1,77 @@
+"""Which checkpoints a directory has."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+from jaxres.errors import InputError
+
+REPLACED = '.replaced'  # ends the name of a checkpoint that makes way for another of its step
+
+
+def numbered(directory: pathlib.Path) -> list[int]:
+  """Return the steps of the checkpoints in ``directory``, damaged ones too, in ascending order.
+
+  Only a directory is one, and only by the name that a step has: not ``007``, a file or a link to nothing.
+  """
+  return sorted(int(name) for name in _entries(directory) if _is_step(name) and os.path.isdir(directory / name))
+
+
+def odd(directory: pathlib.Path) -> list[str]:
+  """Return the names in ``directory`` that read like a step and are no checkpoint."""
+  numbers = (name for name in _entries(directory) if name.isdecimal())
+  return sorted(name for name in numbers if not (_is_step(name) and os.path.isdir(directory / name)))
+
+
+def _is_step(name: str) -> bool:
+  return len(name) < 12 and name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def _entries(directory: pathlib.Path) -> list[str]:
+  """Return the names in ``directory``; none where it is missing.
+
+  Raises:
+    InputError: it is no directory, or cannot be read.
+  """
+  try:
+    return os.listdir(directory)
+  except FileNotFoundError:
+    return []
+  except OSError as error:
+    raise InputError(f'{directory}: cannot be read: {error.strerror}; expected a directory of checkpoints') from None
+
+
+def present(directory: pathlib.Path) -> dict[int, pathlib.Path]:
+  """Return the paths of the checkpoints in ``directory`` by their steps, in ascending order.
+
+  One that makes way for another of its step counts until that one is there.
+  """
+  steps = numbered(directory) or numbered(directory)  # one may come, and the other go, while the first look is taken
+  paths = {step_of(path): path for path in directory.glob(f'*{REPLACED}') if path.name.split('.')[0].isdecimal()}
+  paths |= {step: directory / str(step) for step in steps}
+  return dict(sorted(paths.items()))
+
+
+def identities(paths: Mapping[int, pathlib.Path]) -> dict[int, tuple[int, int] | None]:
+  """Return what tells each of the directories from another that takes its place; None where it is gone."""
+  found: dict[int, tuple[int, int] | None] = {}
+  for step, path in paths.items():
+    try:
+      status = path.stat()
+      found[step] = (status.st_ino, status.st_ctime_ns)
+    except OSError:
+      found[step] = None
+  return found
+
+
+def step_of(path: pathlib.Path) -> int:
+  """Return the step of a checkpoint by its path, also of one that makes way for another."""
+  return int(path.name.split('.')[0])
+
+
+def put_aside(path: pathlib.Path) -> pathlib.Path:
+  """Rename what has a step's name, so that a run can save that step; return where it is now."""
+  names = (path.with_name(f'{path.name}.bad{number or ""}') for number in range(10_000))
+  to = next(name for name in names if not os.path.lexists(name))
+  os.rename(path, to)
+  return to

@@ -1,0 +1,143 @@
+"""What a source is: splits in host memory or encoded. And the sources that need no download."""
+
+import os
+import pathlib
+
+import numpy as np
+
+from jaxres.data import sampler
+from jaxres.data.types import Arrays, Source
+from jaxres.errors import InputError, say
+from jaxres.files import load_npz
+from jaxres.paths import user_path
+
+MAX_CHANNELS = 4  # of an image whose axes are in doubt
+MAX_LABEL = 2**31 - 1
+
+
+def read_digits() -> Source:
+  """Return scikit-learn's handwritten digits: 1,797 grey images of 8x8, a stratified fifth of them held out.
+
+  Source: Alpaydin and Kaynak, UCI "Optical Recognition of Handwritten Digits". Intensities 0..16 become 0..255.
+  """
+  from sklearn.datasets import load_digits  # takes a second: only where it is asked for
+
+  digits = load_digits()
+  images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  both = Arrays(images, digits.target.astype(np.int32))
+  held_out = np.zeros(len(images), bool)
+  held_out[sampler.stratified(both.labels, len(images) // 5, seed=0)] = True
+  return Source(both.take(~held_out), both.take(held_out), tuple('0123456789'))
+
+
+def read_npz(path: str | None) -> Source:
+  """Return the data set in an ``.npz`` file.
+
+  Args:
+    path: a file with ``train_x`` and ``test_x``, uint8 ``[N, H, W, C]`` or ``[N, H, W]``, and ``train_y`` and
+      ``test_y``, int ``[N]``; optionally ``val_x`` and ``val_y``, and ``class_names``, str ``[K]``.
+
+  Raises:
+    InputError: the file is missing or unreadable, or an array is missing or has another shape or dtype.
+  """
+  if not path:
+    raise InputError("data.path: data.name='arrays' reads an .npz file; give its path")
+  path = str(user_path(path, 'data.path'))
+  if os.path.isdir(path):
+    raise InputError(f'data.path: {path} is a folder; expected an .npz file, or set data.name=folder')
+  if not os.path.exists(path):
+    raise InputError(f'data.path: no such file: {path}')
+  try:
+    content = load_npz(pathlib.Path(path))
+  except ValueError as error:
+    raise InputError(f'{path}: not a readable .npz file: {error}') from None
+  train, test = (_split(path, content, split) for split in ('train', 'test'))
+  val = _split(path, content, 'val') if 'val_x' in content or 'val_y' in content else None
+  for split, other in (('test', test), ('val', val)):
+    if other and train.images.shape[1:] != other.images.shape[1:]:
+      found = f'{train.images.shape[1:]} and {other.images.shape[1:]}'
+      raise InputError(f'{path}: train_x and {split}_x hold images of different shapes: {found}')
+  if content.get('class_names', np.empty(1)).ndim != 1:
+    raise InputError(f'{path}: class_names: expected a list of names, found {content["class_names"]!r}')
+  names = content['class_names'] if 'class_names' in content else _numbered_classes(path, train)
+  if len(names) <= train.labels.max():
+    raise InputError(
+      f'{path}: class_names has {len(names)} names, and a training example has label {train.labels.max()}'
+    )
+  return Source(train, test, tuple(_text(path, name) for name in names), val)
+
+
+def _text(path: str, name: object) -> str:
+  """Return the name of a class, which may be bytes of UTF-8."""
+  if not isinstance(name, bytes):
+    return str(name)
+  try:
+    return name.decode('utf-8')
+  except UnicodeDecodeError as error:
+    raise InputError(f'{path}: class_names: {bytes(name)!r} is not UTF-8: {error}') from None
+
+
+def _numbered_classes(path: str, train: Arrays) -> range:
+  found = np.unique(train.labels)
+  gaps = np.flatnonzero(found != np.arange(len(found)))
+  if len(gaps):
+    expected = 'expected 0, 1, ... with no gap, or an array class_names beside them'
+    raise InputError(f'{path}: no training example has label {gaps[0]}, one has {found[gaps[0]]}; {expected}')
+  return range(len(found))
+
+
+def _split(path: str, content: dict[str, np.ndarray], split: str) -> Arrays:
+  for name in (f'{split}_x', f'{split}_y'):
+    if name not in content:
+      found = ', '.join(content) or 'nothing'
+      raise InputError(f'{path}: no array {name}; found {found}; expected train_x, train_y, test_x, test_y')
+  images, labels = content[f'{split}_x'], content[f'{split}_y']
+  if images.ndim == 3:
+    images = images[..., None]
+  _check_images(path, f'{split}_x', images, len(labels) if labels.ndim else 0)
+  if labels.dtype.kind not in 'iu' or labels.shape != images.shape[:1]:
+    found = f'{labels.dtype} {list(labels.shape)}'
+    raise InputError(f'{path}: {split}_y: expected integers [{len(images)}], found {found}{_label_fix(labels, images)}')
+  if not len(images):
+    raise InputError(f'{path}: {split}_x is empty; expected at least one image')
+  if labels.max() > MAX_LABEL or labels.min() < -MAX_LABEL:  # what would wrap
+    raise InputError(f'{path}: {split}_y: expected labels from 0 on, found {labels.min()} to {labels.max()}')
+  if images.max() <= 1 < images[0].size:
+    say(f'{path}: {split}_x has no value above 1: black images; levels are 0..255')
+  return Arrays(images, labels.astype(np.int32))
+
+
+def _check_images(path: str, name: str, images: np.ndarray, count: int) -> None:
+  """Raise InputError unless ``images`` are uint8 ``[N, H, W, C]``; ``count`` labels go with them."""
+  shape = list(images.shape)
+  if images.dtype != np.uint8 or images.ndim != 4 or 0 in shape[1:]:
+    fix = _image_fix(name, images)
+    raise InputError(
+      f'{path}: {name}: expected uint8 [N, H, W, C] with values 0..255, found {images.dtype} {shape}{fix}'
+    )
+  if shape[1] <= MAX_CHANNELS < shape[3] and shape[2] > MAX_CHANNELS:
+    fix = f'use {name}.transpose(0, 2, 3, 1)'
+    raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, which has the channels first; {fix}')
+  if shape[3] == count != shape[0] and shape[2] <= MAX_CHANNELS:
+    fix = f'use {name}.transpose(3, 0, 1, 2)'
+    raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, which has the examples last; {fix}')
+
+
+def _image_fix(name: str, images: np.ndarray) -> str:
+  """Return how images of another dtype become uint8, where their values say so."""
+  if images.dtype.kind not in 'biuf' or images.ndim != 4 or not images.size or images.dtype == np.uint8:
+    return ''
+  low, high = float(images.min()), float(images.max())
+  if not (low >= 0 and high <= 255):  # NaN too
+    return f' from {low:g} to {high:g}; scale them to 0..255 and round'
+  scaled = f'255 * {name}' if high <= 1 and images.dtype.kind in 'bf' else name
+  return f' from {low:g} to {high:g}; use np.rint({scaled}).astype(np.uint8)'
+
+
+def _label_fix(labels: np.ndarray, images: np.ndarray) -> str:
+  """Return how labels of another shape or dtype become integers, where they say so."""
+  if labels.ndim == 2 and len(labels) == len(images):
+    return '; use .ravel()' if labels.shape[1] == 1 else '; of one number for each class use .argmax(1)'
+  if labels.dtype.kind == 'f' and labels.shape == images.shape[:1] and (labels == np.rint(labels)).all():
+    return '; use .astype(np.int32)'
+  return ''

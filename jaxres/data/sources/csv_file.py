@@ -1,0 +1,132 @@
+"""Image lists in CSV files."""
+
+import collections
+import csv
+import io
+import os
+import pathlib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from jaxres.data.sources import files, folder
+from jaxres.data.splits import with_test
+from jaxres.data.types import Source
+from jaxres.errors import InputError, nearest, say
+from jaxres.paths import open_regular
+
+COLUMNS = ('path', 'label', 'split')
+MAX_CSV_BYTES = 2 << 30
+
+
+def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
+  """Find the images that a CSV file lists.
+
+  Args:
+    path: a UTF-8 file with a header: ``path`` (from the CSV's own folder where it is relative), ``label``, and
+      optionally ``split``: train, val or test. Labels are names of classes, numbered as ``sort_classes`` says. Space
+      around a cell, also around its quotes, is no part of it.
+    seed: of the stratified fifth of the training images that is held out where there is no test split.
+    split_rule: of ``data.loader``.
+
+  Raises:
+    InputError: the file is missing or malformed, an image is missing or listed twice, or a class of val or test is
+      not in train.
+  """
+  file = folder._existing(path, 'csv', 'a file with the columns path and label')
+  rows = read_rows(file)
+  names = files.sort_classes({row.label for row in rows if row.split == 'train'})
+  if not names:
+    raise InputError(f'{file}: it lists no training images')
+  _say_lookalikes(file, names)
+  number = {label: k for k, label in enumerate(names)}
+  splits: dict[str, list[Row]] = collections.defaultdict(list)
+  for row in rows:
+    if row.label not in number:
+      missing = f'the class {row.label!r} is in {row.split} but not in train{nearest(row.label, names)}'
+      raise InputError(f'{file}:{row.line}: {missing}')
+    splits[row.split].append(row)
+  encoded = {
+    split: files.make_encoded(
+      [row.path for row in rows], [number[row.label] for row in rows], [row.name for row in rows], split_rule
+    )
+    for split, rows in splits.items()
+  }
+  return with_test(encoded, names, str(file), seed)
+
+
+class Row(NamedTuple):
+  """A row of a CSV file."""
+
+  line: int
+  path: str  # of the image
+  label: str
+  split: str
+  name: str  # of the example: the path as it is written, less ``.`` and ``..``
+
+
+def read_rows(file: pathlib.Path) -> list[Row]:
+  """Return the rows of a CSV file, checked.
+
+  Raises:
+    InputError: as ``read_csv``.
+  """
+  try:  # a name that is not UTF-8 is a name: what lies on the disk is found by its bytes
+    with io.TextIOWrapper(open_regular(file, MAX_CSV_BYTES), 'utf-8-sig', 'surrogateescape', newline='') as stream:
+      reader = csv.reader(stream, strict=True, skipinitialspace=True)
+      rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+  except csv.Error as error:
+    raise InputError(f'{file}:{reader.line_num}: not a readable CSV file: {error}') from None
+  except (OSError, ValueError) as error:
+    raise InputError(f'{file}: not a readable CSV file: {getattr(error, "strerror", None) or error}') from None
+  columns = _columns(file, rows[0][1] if rows else [])
+  seen: dict[str, int] = {}
+  return [_row(file, line, cells, columns, seen) for line, cells in rows[1:]]
+
+
+def _columns(file: pathlib.Path, header: list[str]) -> list[str]:
+  """Return the names of the columns, of which those that are known count, in any case of letters."""
+  if any(map(_is_no_text, header)):
+    raise InputError(f'{file}: not a readable CSV file: its first line is no UTF-8 text; save it as UTF-8')
+  columns = [name.lower() if name.lower() in COLUMNS else name for name in header]
+  if not set(COLUMNS[:2]) <= set(columns):
+    found = ', '.join(map(repr, header)) or 'none'
+    raise InputError(
+      f'{file}: expected the columns path, label and optionally split, separated by commas; found {found}'
+    )
+  twice = [name for name in COLUMNS if columns.count(name) > 1]
+  if twice:
+    raise InputError(f'{file}: {columns.count(twice[0])} columns are called {twice[0]}; expected one')
+  return columns
+
+
+def _is_no_text(cell: str) -> bool:
+  return '\0' in cell or any('\ud800' <= character <= '\udfff' for character in cell)
+
+
+def _row(file: pathlib.Path, line: int, row: list[str], columns: list[str], seen: dict[str, int]) -> Row:
+  if len(row) > len(columns):
+    found = f'{len(row)} cells, and the header has {len(columns)}; quote a cell that has a comma: "a, b"'
+    raise InputError(f'{file}:{line}: {found}')
+  cells = dict.fromkeys(COLUMNS, '') | dict(zip(columns, row, strict=False))
+  if not cells['path'] or not cells['label']:
+    raise InputError(f'{file}:{line}: no {"path" if cells["label"] else "label"}')
+  split = cells['split'] or 'train'
+  if split not in files.SPLITS:
+    raise InputError(f'{file}:{line}: unknown split {split!r}{nearest(split, files.SPLITS)}')
+  path = os.path.normpath(file.parent / cells['path'])
+  if not os.path.isfile(path):
+    raise InputError(f'{file}:{line}: no such file: {path}')
+  if path in seen:
+    raise InputError(f'{file}:{line}: {cells["path"]} is listed in line {seen[path]} too')
+  seen[path] = line
+  return Row(line, path, cells['label'], split, pathlib.Path(os.path.normpath(cells['path'])).as_posix())
+
+
+def _say_lookalikes(file: pathlib.Path, names: Sequence[str]) -> None:
+  """Say which classes are called alike but for the case of letters, inner space or the form of an accent."""
+  alike: Mapping[str, list[str]] = collections.defaultdict(list)
+  for name in names:
+    alike[' '.join(unicodedata.normalize('NFKC', name).casefold().split())].append(name)
+  for group in (group for group in alike.values() if len(group) > 1):
+    say(f'{file}: {" and ".join(map(repr, group))} are {len(group)} classes; write them alike if they are one')

@@ -1,0 +1,177 @@
+"""Image files: a folder with one sub-folder per class, or a CSV of paths and labels."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from jaxres.data import listing
+from jaxres.data.listing import SUFFIXES
+from jaxres.data.sources import files as files_lib
+from jaxres.data.splits import with_test
+from jaxres.data.types import Encoded, Source
+from jaxres.errors import InputError, nearest, say
+from jaxres.paths import user_path
+
+
+def read_folder(path: str | None, seed: int, split_rule: int = 2) -> Source:
+  """Find the images of a folder, as ``find`` does, and hold a test split out where there is none.
+
+  Args:
+    path: the folder.
+    seed: of the stratified fifth of the training images that is held out where there is no test split.
+    split_rule: of ``data.loader``.
+
+  Raises:
+    InputError: as ``find``.
+  """
+  splits, names = find(path, split_rule)
+  return with_test(splits, names, str(path), seed)
+
+
+def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tuple[str, ...]]:
+  """Find the images of ``path/class/*``, or ``path/train/class/*`` and beside it ``val`` and ``test``.
+
+  Args:
+    path: the folder. A class is called as its folder and numbered as ``sort_classes`` says. Hidden files, and files
+      that are not called as images, are left out.
+    split_rule: 2; or 1, for a run of an older jaxres: classes by the alphabet, no TIFF, and examples without names.
+
+  Returns:
+    The splits, of which train is one, and the names of the classes.
+
+  Raises:
+    InputError: there is no such folder, a class has no images, most images lie too deep or are links to nothing, or the
+      splits have different classes.
+  """
+  root = _existing(path, 'folder', 'a folder with one sub-folder of images per class')
+  splits = {name: root / name for name in files_lib.SPLITS if _folders(root / name)}
+  if not splits:
+    names, files = _classes(root, root, split_rule)
+    if set(map(str.lower, names)) <= set(files_lib.SPLITS):
+      layout = f'the sub-folders are {", ".join(names)}, with images directly in them'
+      raise InputError(f'{root}: {layout}; expected a sub-folder per class, in train, val and test or without them')
+    return {'train': files}, names
+  _say_loose(root)
+  flat = [name for name in files_lib.SPLITS if name not in splits and (root / name).is_dir()]
+  if flat:
+    say(f'{root / flat[0]} has no sub-folder per class and is left out')
+  odd = [folder.name for folder in _folders(root) if folder.name not in splits and _folders(folder)]
+  odd = [name for name in odd if name.lower().startswith(files_lib.SPLITS)]  # what else is there is not asked for
+  if odd:
+    raise InputError(f'{root}: {odd[0]!r} is no split{nearest(odd[0], files_lib.SPLITS)}')
+  if 'train' not in splits:
+    raise InputError(f'{root}: there is {" and ".join(splits)} but no train folder with a sub-folder per class')
+  found = {name: _classes(root, folder, split_rule) for name, folder in splits.items()}
+  names = found['train'][0]
+  for split, (others, _) in found.items():
+    for missing, here, there in (
+      (set(others) - set(names), split, 'train'),
+      (set(names) - set(others), 'train', split),
+    ):
+      if missing:
+        raise InputError(f'{root}: the class {min(missing)!r} is in {here} but not in {there}; expected equal classes')
+  return {split: files for split, (_, files) in found.items()}, names
+
+
+def _existing(path: str | None, name: str, what: str) -> pathlib.Path:
+  if not path:
+    raise InputError(f'data.path: data.name={name!r} reads {what}; give its path')
+  found = user_path(path, 'data.path')
+  if name != 'folder' and found.is_dir():
+    raise InputError(f'data.path: {path} is a folder; expected {what}, or set data.name=folder')
+  if not (found.is_dir() if name == 'folder' else found.exists()):
+    raise InputError(f'data.path: no such {"folder" if name == "folder" else "file"}: {path}; expected {what}')
+  return found
+
+
+def _folders(path: pathlib.Path) -> list[pathlib.Path]:
+  """Return the sub-folders by name, less the hidden ones; none where there is no such folder."""
+  if not path.is_dir():
+    return []
+  return sorted(sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith('.'))
+
+
+def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tuple[str, ...], Encoded]:
+  """Return the names of the classes in ``root`` and their images, in the order of class and file name.
+
+  Args:
+    top: what examples are named from, ``root`` or the folder that it is a split of.
+    root: the folder with a sub-folder for each class.
+    split_rule: of ``find``.
+  """
+  classes = {folder.name: folder for folder in _folders(root)}
+  if not classes:
+    files = sum(path.is_file() for path in root.iterdir())
+    raise InputError(f'{root}: expected a sub-folder of images per class, found none (and {files} files)')
+  if set(map(str.lower, classes)) <= set(files_lib.SPLITS) and not any(map(_holds_files, classes.values())):
+    folders = ', '.join(classes)
+    raise InputError(
+      f'{root}: the sub-folders are {folders}; splits are called {", ".join(files_lib.SPLITS)}, in lower case'
+    )
+  if top == root:
+    _say_loose(root)
+  names = files_lib.sort_classes(classes, split_rule)
+  listings = [listing.look(classes[name]) for name in names]
+  images = [_known(found.images, split_rule) for found in listings]
+  left_out = [_left_out(found) for found in listings]
+  for name, found, kept, lost in zip(names, listings, images, left_out, strict=True):
+    if not kept or (split_rule > 1 and len(lost) >= len(kept)):
+      raise InputError(_too_few(classes[name], found, kept, lost))
+  _say_left_out(root, listings, images, left_out)
+  paths = [path for kept in images for path in kept]
+  labels = [label for label, kept in enumerate(images) for _ in kept]
+  return names, files_lib.make_encoded(
+    paths, labels, [pathlib.Path(os.path.relpath(p, top)).as_posix() for p in paths], split_rule
+  )
+
+
+def _known(paths: list[str], split_rule: int) -> list[str]:
+  """Return the images that the rule knows: the first knew no TIFF."""
+  return paths if split_rule > 1 else [path for path in paths if not path.lower().endswith(('.tif', '.tiff'))]
+
+
+def _left_out(found: listing.Listing) -> list[str]:
+  """Return what of a class's folder looks like its images and is not taken: links to nothing, and what lies deeper."""
+  deeper = [path for folder in found.folders for inner in listing.walk(folder) for path in inner.images]
+  return [*found.broken, *deeper]
+
+
+def _too_few(folder: pathlib.Path, found: listing.Listing, kept: list[str], lost: list[str]) -> str:
+  """Return what is wrong with the folder of a class that has no images, or more that are left out."""
+  if not lost:
+    return f'{folder}: no images: expected files that end in {", ".join(SUFFIXES)}, found {len(found.others)} others'
+  problems = [
+    f'{len(found.broken)} are links to nothing or no files: repair or remove them' * bool(found.broken),
+    f'{len(lost) - len(found.broken)} lie in its sub-folders: move them up into it, or elsewhere'
+    * (len(lost) > len(found.broken)),
+  ]
+  counts = f'{len(kept)} images are directly in it and {len(lost)} are left out, such as {lost[0]}'
+  return f'{folder}: {counts}: {"; ".join(filter(None, problems))}'
+
+
+def _say_left_out(
+  root: pathlib.Path, listings: Sequence[listing.Listing], images: Sequence[list[str]], left_out: Sequence[list[str]]
+) -> None:
+  """Say what of the classes in ``root`` is not taken."""
+  broken = [path for found in listings for path in found.broken]
+  deeper = [path for found, lost in zip(listings, left_out, strict=True) for path in lost[len(found.broken) :]]
+  unknown = [path for found, kept in zip(listings, images, strict=True) for path in {*found.images} - {*kept}]
+  others = [path for found in listings for path in found.others] + unknown
+  for paths, what in (
+    (others, 'files are no images by their names'),
+    (broken, 'images are links to nothing, or no files,'),
+    (deeper, 'images are in sub-folders of a class'),
+  ):
+    if paths:
+      say(f'{root}: {len(paths)} {what} and left out, such as {min(paths)}')
+
+
+def _say_loose(root: pathlib.Path) -> None:
+  """Say which images lie beside the folders that should hold them."""
+  loose = listing.look(root).images
+  if loose:
+    say(f'{root}: {len(loose)} images are in no folder of a class and left out, such as {loose[0]}')
+
+
+def _holds_files(folder: pathlib.Path) -> bool:
+  return any(path.is_file() for path in folder.iterdir())

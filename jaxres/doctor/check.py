@@ -1,0 +1,27 @@
+"""One check and its outcome."""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+from jaxres.errors import InputError
+
+
+class Check(NamedTuple):
+  """A row of the table."""
+
+  subject: str
+  verdict: Literal['ok', 'warning', 'problem']
+  finding: str  # in plain words, and what to do
+
+
+Checks = Iterator[Check]
+
+
+def guarded(subject: str, checks: Callable[[], Checks]) -> list[Check]:
+  """Return ``checks``, with the error that ends them as a problem."""
+  found: list[Check] = []
+  try:
+    found.extend(checks())
+  except InputError as error:
+    found.append(Check(subject, 'problem', str(error)))
+  return found

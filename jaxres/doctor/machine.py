@@ -1,0 +1,118 @@
+"""Checks of the machine: devices, versions, memory, disk."""
+
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import re
+import shutil
+from typing import Literal
+
+import jax
+import jax.extend
+import jaxlib.version
+
+from jaxres.doctor import known_sums
+from jaxres.doctor.check import Check, Checks
+from jaxres.runtime import xla_flags
+
+LEAST_FREE_BYTES = 1 << 30  # of a disk, before it is warned of
+
+
+def machine() -> Checks:
+  """Look at devices, versions, memory, the compile cache and the disk."""
+  try:
+    devices = jax.devices()
+  except RuntimeError as error:
+    yield Check('devices', 'problem', f'JAX finds none: {" ".join(str(error).split()):.300}')
+    return
+  kind = f'{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}), {os.cpu_count()} CPU cores'
+  gpu = shutil.which('nvidia-smi') and jax.default_backend() == 'cpu'
+  yield Check(
+    'devices', *(('problem', f'{kind}, but there is an NVIDIA GPU: install jax[cuda12]') if gpu else ('ok', kind))
+  )
+  yield from versions()
+  yield from memory(devices[0])
+  yield sums()
+  yield cache()
+  yield disk(pathlib.Path.cwd())
+
+
+def versions() -> Checks:
+  """Look at the versions that must fit together."""
+  ours, lib = jax.__version__, jaxlib.version.__version__
+  fits = ours.split('.')[:2] == lib.split('.')[:2]
+  fix = '' if fits else ': they must be of one release; install both anew'
+  yield Check('jax, jaxlib', 'ok' if fits else 'problem', f'{ours}, {lib}{fix}')
+  for requirement in importlib.metadata.requires('jaxres') or ():
+    name, bounds = re.match(r'([\w.-]+)(?:\[[\w,]+\])?\s*([^;]*)', requirement).groups()  # type: ignore[union-attr]
+    if 'extra ==' in requirement:
+      continue
+    try:
+      found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      yield Check(name, 'problem', f'not installed; jaxres needs {name}{bounds}')
+      continue
+    if not _satisfies(found, bounds):
+      yield Check(name, 'warning', f'{found}; jaxres is made for {bounds}')
+  if jax.default_backend() != 'cpu':
+    yield Check('platform', 'ok', ' '.join(jax.extend.backend.get_backend().platform_version.split()))
+    for package in ('nvidia-cudnn-cu12', 'nvidia-cuda-runtime-cu12', 'jax-cuda12-plugin'):
+      with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        yield Check(package, 'ok', importlib.metadata.version(package))
+
+
+def _satisfies(version: str, bounds: str) -> bool:
+  number = lambda text: tuple(int(part) for part in re.findall(r'\d+', text)[:3])
+  for sign, bound in re.findall(r'(>=|<)([\d.]+)', bounds):
+    if (number(version) < number(bound)) == (sign == '>='):
+      return False
+  return True
+
+
+def memory(device: jax.Device) -> Checks:
+  """Look at the memory of the host and of a device."""
+  with contextlib.suppress(OSError, ValueError, KeyError):
+    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
+    kilobytes = {line.split(':')[0]: int(line.split()[1]) for line in lines}
+    free, total = kilobytes['MemAvailable'] / 1e6, kilobytes['MemTotal'] / 1e6
+    verdict: Literal['ok', 'warning'] = 'ok' if free > 1 else 'warning'
+    yield Check('memory', verdict, f'{free:.1f} of {total:.1f} GB are free')
+  stats = device.memory_stats() if device.platform != 'cpu' else None
+  if stats and 'bytes_limit' in stats:
+    limit, used = stats['bytes_limit'] / 1e9, stats['bytes_in_use'] / 1e9
+    yield Check('device memory', 'ok', f'{limit - used:.1f} of {limit:.1f} GB are free for JAX')
+
+
+def sums() -> Check:
+  """Look at whether XLA:CPU sums rightly, by default and as jaxres compiles, by programs known to be wrong."""
+  lib, total = f'jaxlib {jaxlib.version.__version__} on a CPU', len(known_sums.PROGRAMS)
+  if wrong := known_sums.wrong(with_options=True):
+    user = ' (XLA_FLAGS ask for YNNPACK: leave that out)' if xla_flags.chosen() else ''
+    return Check('sums', 'problem', f'{lib}: wrong, or ends the process, as jaxres compiles{user}: {"; ".join(wrong)}')
+  wrong = known_sums.wrong(with_options=False)
+  if not wrong:
+    return Check('sums', 'ok', f'{lib}: {total} of {total} known programs are right')
+  found = f'{lib}: {len(wrong)} of {total} known programs are wrong or end the process by default'
+  return Check('sums', 'ok', f'{found}; jaxres compiles without YNNPACK, and all are right')
+
+
+def cache() -> Check:
+  """Look at where compiled programs are kept."""
+  directory = jax.config.values['jax_compilation_cache_dir']
+  if directory is None:
+    fix = 'set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR to a directory that can be written'
+    return Check('compile cache', 'warning', f'none, so that every run compiles anew: {fix}')
+  files = [path for path in pathlib.Path(directory).glob('*-cache') if path.is_file()]
+  return Check('compile cache', 'ok', f'{directory}: {len(files)} programs, {_megabytes(files)}')
+
+
+def disk(directory: pathlib.Path) -> Check:
+  """Look at the room on the disk of ``directory``."""
+  free = shutil.disk_usage(directory).free
+  verdict: Literal['ok', 'warning'] = 'ok' if free > LEAST_FREE_BYTES else 'warning'
+  return Check('disk', verdict, f'{free / 1e9:,.1f} GB are free in {directory}')
+
+
+def _megabytes(files: list[pathlib.Path]) -> str:
+  return f'{sum(path.stat().st_size for path in files) / 1e6:,.0f} MB'

@@ -1,0 +1,131 @@
+"""Convolution and BatchNorm in the forms that XLA:CPU is fast at."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxres.models.ops import DIMENSIONS, batch_norm, conv
+
+
+def wants_cpu_forms() -> bool:
+  """Return whether hand-written gradients of layers are faster here: on XLA:CPU, of whatever jaxlib.
+
+  They ask for no option. What they avoid, XLA's own weight gradient in a loop, was as slow on every jaxlib tried.
+  """
+  return jax.default_backend() == 'cpu'
+
+
+def materialize(x: jax.Array, anchor: jax.Array) -> jax.Array:
+  """Return ``x``, and make XLA:CPU write it, and its gradient, to memory here.
+
+  XLA:CPU fuses the chain that computes a convolution's input into each transpose that a weight gradient reads it
+  through, and so computes the chain back to the stem again, in a strided loop: more than half of the step of a thin
+  ResNet. It drops ``optimization_barrier`` before it fuses, but it never repeats a division, so this divides by a one
+  that it cannot fold. The values do not change; other backends get ``x`` as it is.
+
+  Args:
+    x: float array of any shape.
+    anchor: any finite float array; its first element is where the one comes from.
+  """
+  if jax.default_backend() != 'cpu':
+    return x
+  one = 1.0 + 0.0 * jax.lax.stop_gradient(anchor).ravel()[0]
+  return x / one.astype(x.dtype)  # its gradient is a division too
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv_cpu(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+  """Return ``conv``, whose gradients are convolutions that XLA:CPU hands to its fast kernel, in a loop too."""
+  return conv(x, kernel, strides)
+
+
+def _conv_forward(x: jax.Array, kernel: jax.Array, strides: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return conv(x, kernel, strides), (x, kernel)
+
+
+def _conv_backward(strides: int, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+  x, kernel = kept
+  return input_gradient(g, kernel, strides, x.shape), kernel_gradient(x, g, strides, len(kernel))
+
+
+def kernel_gradient(x: jax.Array, g: jax.Array, strides: int, size: int) -> jax.Array:
+  """Return the gradient of the kernel, ``[size, size, C, C']``: a convolution over the batch.
+
+  ``x`` is transposed to ``[C, H, W, B]`` and ``g`` to ``[H', W', B, C']``. XLA leaves that to the dimension numbers of
+  the convolution, which its CPU compiler makes canonical at the top level of a program, and not inside a loop: there
+  it takes more than a hundred times as long.
+  """
+  padding = [
+    (size // 2, size - size // 2 - width + (out - 1) * strides)
+    for width, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
+  ]
+  found = jax.lax.conv_general_dilated(
+    x.transpose(3, 1, 2, 0),
+    g.transpose(1, 2, 0, 3),
+    window_strides=(1, 1),
+    padding=padding,
+    rhs_dilation=(strides, strides),
+    dimension_numbers=DIMENSIONS,
+  )
+  return found.transpose(1, 2, 0, 3)
+
+
+def input_gradient(g: jax.Array, kernel: jax.Array, strides: int, shape: tuple[int, ...]) -> jax.Array:
+  """Return the gradient of the input, ``shape``.
+
+  Of a strided convolution XLA fills ``g`` up with zeros first; here each of the ``strides ** 2`` phases of the result
+  is a convolution with the taps of the kernel that meet no zero.
+  """
+  phases = [[_phase(g, kernel, strides, row, column) for column in range(strides)] for row in range(strides)]
+  if strides == 1:
+    return phases[0][0]
+  whole = jnp.stack([jnp.stack(line, axis=3) for line in phases], axis=2)  # [B, H', s, W', s, C]
+  batch, height, _, width, *_ = whole.shape
+  return whole.reshape(batch, height * strides, width * strides, -1)[:, : shape[1], : shape[2]]
+
+
+def _phase(g: jax.Array, kernel: jax.Array, strides: int, row: int, column: int) -> jax.Array:
+  """Return the rows ``row, row + strides, ...`` and the columns ``column, ...`` of the input's gradient."""
+  rows, row_padding = _taps(len(kernel), strides, row)
+  columns, column_padding = _taps(len(kernel), strides, column)
+  taps = kernel[rows, columns][::-1, ::-1].transpose(0, 1, 3, 2)
+  if 0 in taps.shape:
+    return jnp.zeros((*g.shape[:3], taps.shape[-1]), g.dtype)
+  return jax.lax.conv_general_dilated(g, taps, (1, 1), (row_padding, column_padding), dimension_numbers=DIMENSIONS)
+
+
+def _taps(size: int, strides: int, phase: int) -> tuple[slice, tuple[int, int]]:
+  """Return the taps that reach pixels ``strides * j + phase`` from output pixels, and the padding of the latter.
+
+  Tap ``k`` takes input ``strides * i - size // 2 + k`` to output ``i``, so it takes output ``j + after - t`` back to
+  that pixel where ``k = first + strides * t``.
+  """
+  first, after = (phase + size // 2) % strides, (phase + size // 2) // strides
+  count = len(range(first, size, strides))
+  return slice(first, None, strides), (count - 1 - after, after)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm_cpu(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Return ``batch_norm``, with its gradient in closed form; there is none of the mean and the variance."""
+  return batch_norm(x, scale, bias, epsilon)
+
+
+def _norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> Any:
+  y, mean, var = batch_norm(x, scale, bias, epsilon)
+  return (y, mean, var), (x, scale, mean, jax.lax.rsqrt(var + epsilon))
+
+
+def _norm_backward(epsilon: float, kept: Any, cotangents: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Return the gradients (Ioffe and Szegedy 2015, section 3): two sums, one pass over ``x`` and ``g`` for each."""
+  x, scale, mean, inverse = kept
+  g = cotangents[0]
+  axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+  normalized = (x.astype(jnp.float32) - mean) * inverse
+  bias_gradient, scale_gradient = g.sum(axes), (g * normalized).sum(axes)
+  x_gradient = scale * inverse * (g - bias_gradient / count - normalized * (scale_gradient / count))
+  return x_gradient.astype(x.dtype), scale_gradient, bias_gradient

@@ -1,0 +1,128 @@
+"""The optimiser: one optax ``tx`` and its learning-rate schedule."""
+
+from typing import Any, Literal
+
+import jax
+import optax
+
+from jaxres import config as config_lib
+from jaxres import trees
+from jaxres.errors import InputError, nearest
+from jaxres.optim import freezing, schedules, transforms
+from jaxres.optim.checks import check_below_one, check_not_negative
+
+
+def make(
+  params: Any,
+  total_steps: int,
+  steps_per_epoch: float,
+  /,
+  name: Literal['sgd', 'nesterov', 'adam', 'adamw', 'lamb', 'rmsprop'] = 'sgd',
+  *,
+  lr: float = 0.1,
+  momentum: float = 0.9,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  weight_decay: float = 5e-4,
+  l1: float = 0.0,
+  no_decay: tuple[str, ...] = ('.*/(scale|bias)',),
+  clip_norm: float = 0.0,
+  lr_mult: tuple[tuple[str, float], ...] = (),
+  layer_decay: float = 1.0,
+  frozen: tuple[str, ...] = (),
+  unfreeze: tuple[tuple[str, float], ...] = (),
+  schedule: Literal['cosine', 'onecycle', 'exponential', 'polynomial', 'step', 'constant'] = 'cosine',
+  warmup_epochs: float = 0.0,
+  milestones: tuple[float | int, ...] = (),
+  gamma: float = 0.1,
+  power: float = 1.0,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """Return the optimiser and its learning rate as a function of the step.
+
+  Args:
+    params: the parameters, or their shapes; only names are read.
+    total_steps: of the whole training.
+    steps_per_epoch: may be fractional.
+    name: ``'sgd'`` (with momentum), ``'nesterov'``, ``'adam'``, ``'adamw'``, ``'lamb'`` (You et al. 2019) or
+      ``'rmsprop'`` (torch's: ``eps`` outside the square root).
+    lr: the highest learning rate.
+    momentum: of SGD, Nesterov and RMSProp.
+    b1: decay of the first moment of Adam, AdamW and LAMB.
+    b2: decay of the second moment of Adam, AdamW and LAMB; of RMSProp torch's ``alpha``, which is 0.99 there.
+    eps: of Adam, AdamW, LAMB and RMSProp, added to the root of the second moment.
+    weight_decay: for AdamW and LAMB decoupled (Loshchilov & Hutter 2019), for the others added to the gradient, as
+      torch does.
+    l1: strength of the penalty ``l1 * sum(|w|)``, over the parameters that decay. Its gradient is added before
+      clipping, as if it were part of the loss; the loss that is shown leaves it out.
+    no_decay: regular expressions of the parameters that do not decay: BatchNorm and biases unless told otherwise.
+    clip_norm: the gradient is scaled down to this global norm where it is longer, before the weight decay, as by
+      torch's ``clip_grad_norm_``; 0 does not clip.
+    lr_mult: pairs of a regular expression and a factor of the learning rate; the first that matches the whole name
+      of a parameter counts, such as ``(('stem/.*', 0.0), ('stage.*', 0.1))``.
+    layer_decay: the learning rate is multiplied by this once for every block between a parameter and the head: 1
+      time in the last block, most often in the stem.
+    frozen: regular expressions of the parameters that stay as they are, whole names again, such as ``'stem/.*'``: no
+      gradient, decay or momentum; a BatchNorm whose parameters are all frozen normalises by its running statistics,
+      which stay as they are too. ``'(?!head/).*'`` is all but the head.
+    unfreeze: pairs of a regular expression and the epoch from which on what it matches of ``frozen`` is trained; the
+      first match counts, such as ``(('stage4/.*', 1.0), ('stage3/.*', 2.0))``. Its momentum begins there.
+    schedule: ``'cosine'`` to zero, ``'onecycle'``, ``'exponential'`` (times ``gamma`` each epoch), ``'polynomial'``
+      to zero, ``'step'`` (times ``gamma`` at each milestone) or ``'constant'``; ``make_schedule`` has the formulas.
+    warmup_epochs: the rate rises linearly from 0 over this many epochs; the schedule starts behind it. Of
+      ``'onecycle'`` it is the length of the rise, 30 % of the training where it is 0.
+    milestones: epochs of the ``'step'`` schedule, counted from the start of the training.
+    gamma: factor of the ``'step'`` and ``'exponential'`` schedules.
+    power: of the ``'polynomial'`` schedule.
+
+  Raises:
+    InputError: a name is unknown, a value is out of range, or a pattern matches nothing.
+  """
+  config_lib.check_types('optim', locals())
+  check_not_negative(lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs, gamma=gamma, eps=eps)
+  check_not_negative(l1=l1, clip_norm=clip_norm, layer_decay=layer_decay, power=power)
+  check_below_one(momentum=momentum, b1=b1, b2=b2)
+  warmup_steps = round(warmup_epochs * steps_per_epoch)
+  if warmup_steps and warmup_steps >= total_steps:
+    epochs = total_steps / steps_per_epoch
+    length = f'the whole training, {total_steps} steps, which are {epochs:.4g} epochs'
+    raise InputError(
+      f'optim.warmup_epochs: {warmup_epochs} is not less than {length}; shorten it, or lengthen train.epochs'
+    )
+  steps = [round(epoch * steps_per_epoch) for epoch in milestones]
+  if steps and not 0 < min(steps) <= max(steps) < total_steps:
+    epochs = total_steps / steps_per_epoch
+    raise InputError(f'optim.milestones: expected epochs between 0 and {epochs:.4g}, found {tuple(milestones)}')
+  rate = schedules.make_schedule(schedule, lr, total_steps, warmup_steps, steps, gamma, steps_per_epoch, power)
+  decays = _negate(trees.match(params, no_decay, 'optim.no_decay'))
+  begins = freezing.until(params, frozen, unfreeze, total_steps, steps_per_epoch)
+
+  def build(begin: int) -> optax.GradientTransformation:
+    shifted = (lambda count: rate(count + begin)) if begin else rate
+    decay = optax.add_decayed_weights(weight_decay, decays)
+    rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False)
+    optimizers = {
+      'sgd': lambda: optax.chain(decay, optax.sgd(shifted, momentum)),
+      'nesterov': lambda: optax.chain(decay, optax.sgd(shifted, momentum, nesterov=True)),
+      'adam': lambda: optax.chain(decay, optax.adam(shifted, b1, b2, eps)),
+      'adamw': lambda: optax.adamw(shifted, b1, b2, eps, weight_decay=weight_decay, mask=decays),
+      'lamb': lambda: optax.lamb(shifted, b1, b2, eps, weight_decay=weight_decay, mask=decays),
+      'rmsprop': lambda: optax.chain(decay, rms, optax.sgd(shifted, momentum)),
+    }
+    if name not in optimizers:
+      raise InputError(f'optim.name: unknown optimiser {name!r}{nearest(name, optimizers)}')
+    return optimizers[name]()
+
+  before = [freezing.held(begins, lambda _: transforms.add_l1(l1, decays))] if l1 else []
+  before += [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  after = (
+    [transforms.scale_each(transforms.rate_factors(params, lr_mult, layer_decay))]
+    if lr_mult or layer_decay != 1.0
+    else []
+  )
+  tx = freezing.held(begins, build)  # alone where it can be: its state is what older checkpoints hold
+  return optax.chain(*before, tx, *after) if before or after else tx, rate
+
+
+def _negate(mask: Any) -> Any:
+  return jax.tree.map(lambda m: not m, mask)

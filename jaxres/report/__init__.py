@@ -1,0 +1,1 @@
+"""Pages; no numbers of their own."""

@@ -1,0 +1,1 @@
+"""The process and its devices: compiler, memory, sharding, several processes, signals."""

@@ -1,0 +1,95 @@
+"""What this machine and its compiler want: number formats, compiler options, what makes XLA:CPU fast."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxres.runtime import xla_flags
+from jaxres.runtime.environment import cache_dir
+
+_deterministic = False  # of the process, as the cache directory is
+
+
+def be_deterministic(wanted: bool) -> None:
+  """Make what is compiled from now on give the same bits every time, at the cost of speed on a GPU."""
+  global _deterministic
+  _deterministic = wanted
+
+
+def compiler_options() -> dict[str, str | bool]:
+  """Return the options for ``jax.jit(..., compiler_options=...)`` that are wanted here: right sums, determinism.
+
+  On a GPU sums by atomic additions, and the choice of an algorithm by how fast it was once, change the last bits from
+  run to run; ``be_deterministic`` leaves out both. Programs for CPUs have neither, and are compiled without YNNPACK.
+  """
+  if jax.default_backend() in ('gpu', 'cuda', 'rocm') and _deterministic:
+    return {'xla_gpu_deterministic_ops': True}
+  return dict(_cpu_options())
+
+
+@functools.cache
+def _cpu_options() -> dict[str, str | bool]:
+  """Return the options that keep YNNPACK out of a program, unless the user's ``XLA_FLAGS`` ask for it.
+
+  Where XLA:CPU fuses a product or a convolution with a constant into a sum, YNNPACK returns anything, and it loses to
+  Eigen on convolutions besides. Empty on other backends, and on a jaxlib that does not know the option.
+  """
+  if jax.default_backend() != 'cpu' or xla_flags.chosen():
+    return {}
+  options: dict[str, str | bool] = {xla_flags.YNNPACK: ''}
+  try:
+    jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+  except jax.errors.JaxRuntimeError:  # "No such compile option" or "Invalid value"
+    return {}
+  return options
+
+
+def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
+  """Return ``jax.jit`` of ``function`` with ``compiler_options()``, which are asked for at its first call.
+
+  So it may decorate a function of a module, whose import starts no JAX. Inside another program it is a part of that:
+  JAX takes the options of the outermost alone.
+
+  Args:
+    function: as of ``jax.jit``.
+    **kwargs: others of ``jax.jit``.
+  """
+  make = functools.cache(lambda: jax.jit(function, compiler_options=compiler_options(), **kwargs))
+
+  @functools.wraps(function)
+  def run(*args: Any, **named: Any) -> Any:
+    is_inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, named)))
+    return function(*args, **named) if is_inside else make()(*args, **named)
+
+  run.lower = lambda *args, **named: make().lower(*args, **named)  # type: ignore[attr-defined]
+  return run
+
+
+def keep_programs() -> None:
+  """Make JAX keep what it compiles in the user's cache directory, for this run and later ones.
+
+  Nothing changes where JAX was told already where to keep it (``JAX_COMPILATION_CACHE_DIR``), or where the directory
+  cannot be written. A CPU's programs are of its very instructions: each kind of CPU has a directory of its own.
+  """
+  if jax.config.values['jax_compilation_cache_dir'] is not None:
+    return
+  directory = cache_dir('programs') / hashlib.sha256(_processor().encode()).hexdigest()[:16]
+  with contextlib.suppress(OSError):
+    directory.mkdir(parents=True, exist_ok=True)
+    if os.access(directory, os.W_OK):
+      jax.config.update('jax_compilation_cache_dir', str(directory))
+
+
+def _processor() -> str:
+  """Return what tells one kind of CPU from another."""
+  with contextlib.suppress(OSError):
+    flags = [line for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('flags')]
+    return flags[0] if flags else platform.processor()
+  return platform.processor()

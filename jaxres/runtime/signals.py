@@ -1,0 +1,136 @@
+"""SIGTERM, SIGINT and SIGHUP: a run that is asked to stop saves first; asked twice, it ends at once."""
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxres.errors import exit_with
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SAME_SECONDS = 0.5  # `timeout` and many a launcher signal a process, and its group with it: that is one signal
+Function = TypeVar('Function', bound=Callable[..., Any])
+
+
+class StoppedError(KeyboardInterrupt):
+  """The run was asked to stop; the message says what it saved."""
+
+  def __init__(self, message: str, status: int):
+    super().__init__(message)
+    self.status = status  # that the process exits with: 128 + the signal's number
+
+
+class AskedError(Exception):
+  """A signal has asked the run to stop."""
+
+
+class Watch:
+  """What is known of the signals that came; of ``watched``."""
+
+  number: int | None = None  # of the first signal
+
+  def check(self, step: int, first: Callable[[], object]) -> None:
+    """Raise AskedError where the run is to stop behind ``step``; all its processes do so behind the same one.
+
+    ``first`` is called before: what it raises counts for more.
+    """
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+      self.number = signal.SIGTERM
+    if self.number is not None:
+      first()
+      raise AskedError
+
+  def before(self, function: Function) -> Function:
+    """Return ``function``, but raise AskedError in its place where a signal has come.
+
+    The handler does not raise: JAX, garbage collection and many a library would take that for an error of their own. Of
+    several processes the others would wait for this one, so there ``function`` is called all the same.
+    """
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+      if self.number is not None and jax.process_count() == 1:
+        raise AskedError
+      return function(*args, **options)
+
+    return called  # type: ignore[return-value]
+
+  def stopped(self, step: int) -> StoppedError:
+    """Return what is to be raised when ``step`` is saved."""
+    number = signal.Signals(self.number or signal.SIGTERM)
+    return StoppedError(f'{number.name}: step {step} is saved; the same command continues the run', 128 + number)
+
+  def _handle(self, number: int, frame: Any) -> None:
+    self.number = self.number or number
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Watch]:
+  """Note SIGTERM, SIGINT and SIGHUP in a ``Watch``; end the process at a second one, half a second later or more.
+
+  Only the main thread can; in another nothing is noted. Of several processes JAX notes SIGTERM, which can come to one
+  of them alone, SIGHUP becomes a SIGTERM, and SIGINT stays as it is. SIGHUP says that the terminal was closed; where it
+  is ignored, as ``nohup`` has it, it stays so, and it never is a second signal: shell and system both send it.
+  """
+  watch = Watch()
+  if threading.current_thread() is not threading.main_thread():
+    yield watch
+    return
+  ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+  if jax.process_count() > 1:
+    with _handled({} if ignored else {signal.SIGHUP: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}):
+      yield watch
+    return
+  came, wake = socket.socketpair()
+  wake.setblocking(False)
+  fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+  threading.Thread(target=_end_at_the_second, args=(came,), name='signals', daemon=True).start()
+  try:
+    with _handled({number: watch._handle for number in SIGNALS if not (ignored and number == signal.SIGHUP)}):
+      yield watch
+  finally:
+    signal.set_wakeup_fd(fd)
+    wake.close()
+
+
+@contextlib.contextmanager
+def _handled(handlers: Mapping[signal.Signals, Callable[[int, Any], Any]]) -> Iterator[None]:
+  """Have signals handled so for the length of the context."""
+  before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _end_at_the_second(came: socket.socket) -> None:
+  """End the process at the second signal, even while its main thread compiles or waits for the device."""
+  first = None
+  with came:
+    while byte := came.recv(1):
+      if byte[0] not in SIGNALS:
+        continue
+      first = first or time.monotonic()
+      if time.monotonic() - first > SAME_SECONDS and byte[0] != signal.SIGHUP:
+        os.write(2, b'stopped at once, by a second signal; the same command continues from the last save\n')
+        os._exit(128 + byte[0])
+
+
+@contextlib.contextmanager
+def exits() -> Iterator[None]:
+  """End the program with one line on standard error and the status of the signal that stopped the run."""
+  try:
+    yield
+  except StoppedError as stopped:
+    if jax.process_count() > 1:
+      jax.distributed.shutdown()  # which waits for the others
+    exit_with(str(stopped), stopped.status, prefix='')

@@ -1,0 +1,1 @@
+"""One file a word of `jaxres <tool>`: arguments and printing."""

@@ -1,0 +1,45 @@
+"""`jaxres errors`."""
+
+import argparse
+import json
+
+from jaxres import files
+from jaxres.analysis import label_errors
+from jaxres.errors import InputError, printable
+from jaxres.files import file_errors
+from jaxres.paths import output_path
+from jaxres.report import error_report
+from jaxres.tools.arguments import add_runs, read_runs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Add the arguments of `jaxres errors`."""
+  add_runs(parser, several=False)
+  parser.add_argument('--top', type=int, default=48, metavar='N', help='examples and pairs of each kind (48)')
+  parser.add_argument('--out', metavar='FILE', help='the page to write; errors.html in the run')
+  parser.add_argument('--json', metavar='FILE', help='write what was found as JSON too')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Write the page and the JSON, and print what was found."""
+  if args.top < 1:
+    raise InputError(f'--top: expected 1 or more, found {args.top}')
+  out, as_json = (
+    output_path(given, flag) if given else None for given, flag in ((args.out, '--out'), (args.json, '--json'))
+  )
+  (trained,) = read_runs(args, several=False)
+  found = label_errors.find(trained, args.top, args.batch_size)
+  if as_json:
+    with file_errors(as_json):
+      files.write_whole(as_json, json.dumps(found, indent=2, allow_nan=False) + '\n')
+  out = out or trained.path / 'errors.html'
+  with file_errors(out):
+    files.write_whole(out, error_report.make_page(trained, found))
+  print(printable(trained.origin))
+  for split, own in found['labels'].items():
+    print(f'{split}: {own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones')
+  hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in found['classes'][:3])
+  print(printable(f'hardest classes, by recall on the test split: {hardest}'))
+  for row in found['pairs'][:3]:
+    print(printable(f'{row["class"]} taken for {row["predicted"]}: {row["examples"]:,}'))
+  print(f'{len(found["duplicates"])} pairs across splits that look most alike, and all thumbnails: {printable(out)}')

@@ -1,0 +1,86 @@
+"""`jaxres explain`."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxres import predict as predict_lib
+from jaxres.analysis import attribution, explain, images
+from jaxres.errors import InputError, make_teller, nearest, printable
+from jaxres.files import file_errors
+from jaxres.paths import output_path
+from jaxres.tools.arguments import add_source_arguments, read_predictor
+
+
+def draw(found: Sequence[explain.Explanation], methods: Sequence[str], class_names: Sequence[str]) -> Image.Image:
+  """Return a picture with a row for each image: itself, and each of its maps laid over it."""
+  cells = lambda one: [images.as_rgb(one.pixels), *(images.overlay(one.pixels, one.maps[m]) for m in methods)]
+  titles = [f'{one.path.name}: {class_names[one.klass]} {one.probability:.1%}' for one in found]
+  return images.titled(np.stack([np.stack(cells(one)) for one in found]), titles, ['image', *methods])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Add the arguments of `jaxres explain`."""
+  known = ','.join((*attribution.METHODS, *explain.LIBRARIES))
+  parser.add_argument('source', metavar='RUN', help='a run, or weights: as of `jaxres predict`')
+  parser.add_argument('images', metavar='IMAGE', nargs='+', help='files, or folders of them')
+  parser.add_argument('--methods', default=','.join(attribution.METHODS), metavar='LIST', help=f'of {known}')
+  parser.add_argument('--of', metavar='CLASS', help='the class to explain; the likeliest of each image')
+  parser.add_argument('--out', default='explain.png', metavar='FILE', help='the picture to write (explain.png)')
+  parser.add_argument('--maps', metavar='FILE', help='write the maps too: an .npz file')
+  parser.add_argument('--batch_size', type=int, default=16, metavar='N', help='images at a time (16)')
+  add_source_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+  """Write the picture, and say what each row is; return 2 where an image cannot be read."""
+  if args.batch_size < 1:
+    raise InputError(f'--batch_size: expected 1 or more, found {args.batch_size}')
+  methods = explain.check_methods(args.methods)
+  out = images.check_path('--out', args.out)
+  maps = output_path(args.maps, '--maps') if args.maps else None
+  paths = predict_lib.find(args.images)
+  predictor = read_predictor(args)
+  names = predictor.class_names
+  if args.of is not None and args.of not in names:
+    raise InputError(f'--of: unknown class {args.of!r}{nearest(args.of, names)}')
+  klass = None if args.of is None else names.index(args.of)
+  print(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler')
+  print(printable(f'by {predictor.origin}'), flush=True)
+  found, tell = [], make_teller('explaining', explain.TELL_SECONDS, at_once=True)
+  for one in explain.explain(predictor, paths, methods, klass, args.batch_size, tell):
+    if one.problem:
+      print(printable(f'error: {one.path}: {one.problem}'), file=sys.stderr)
+      continue
+    is_complete = one.incompleteness is not None and one.incompleteness <= attribution.TOLERANCE
+    error = f', integrated gradients complete to {one.incompleteness:.2%}' if is_complete else ''
+    print(printable(f'{one.path}: {names[one.klass]} {one.probability:.2%}{error}'))
+    if one.incompleteness is not None and not is_complete:
+      print(printable(f'warning: {one.path}: {explain.MISSED.format(one.incompleteness)}'), file=sys.stderr)
+    found.append(one)
+  if found:
+    write(found, methods, names, out, maps)
+    print(f'{printable(out)}: {len(found)} of {len(paths)} images, beside each its maps')
+  return 0 if len(found) == len(paths) else 2
+
+
+def write(
+  found: Sequence[explain.Explanation],
+  methods: Sequence[str],
+  names: Sequence[str],
+  out: pathlib.Path,
+  maps: pathlib.Path | None,
+) -> None:
+  """Write the picture and, where ``maps`` names a file, the maps ``[images, H, W]`` by method."""
+  with file_errors(out):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw(found, methods, names).save(out)
+  if maps:
+    arrays: dict[str, Any] = {method: np.stack([one.maps[method] for one in found]) for method in methods}
+    with file_errors(maps):
+      np.savez(maps, path=np.array([str(one.path) for one in found]), klass=[one.klass for one in found], **arrays)

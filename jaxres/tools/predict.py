@@ -1,0 +1,45 @@
+"""`jaxres predict`."""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+
+from jaxres import predict
+from jaxres.errors import InputError, printable
+from jaxres.tools.arguments import add_source_arguments, read_predictor
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Add the arguments of `jaxres predict`."""
+  parser.add_argument('source', metavar='SOURCE', help='a run, a torch file, torchvision:NAME, or of `jaxres convert`')
+  parser.add_argument('images', metavar='IMAGE', nargs='+', help='files, or folders of them')
+  parser.add_argument('--top', type=int, default=5, metavar='N', help='classes that are shown (5)')
+  parser.add_argument('--json', action='store_true', help='print a JSON object a line, one for each image')
+  parser.add_argument('--batch_size', type=int, default=32, metavar='N', help='images at a time (32)')
+  add_source_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+  """Print the likeliest classes of every image; return 2 where one cannot be read."""
+  for name in ('top', 'batch_size'):
+    if getattr(args, name) < 1:
+      raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
+  paths = predict.find(args.images)
+  predictor = read_predictor(args)
+  print(printable(f'by {predictor.origin}'), file=sys.stderr)
+  status = 0
+  for path, logits, problem in predict.predict(predictor, paths, args.batch_size):
+    if logits is None:
+      print(printable(f'error: {path}: {problem}'), file=sys.stderr)
+      status = 2
+      continue
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    likeliest = np.argsort(-logits, kind='stable')[: args.top]
+    rows = [(predictor.class_names[k], float(probabilities[k])) for k in likeliest]
+    if args.json:
+      print(json.dumps({'image': str(path), 'top': [{'class': name, 'probability': p} for name, p in rows]}))
+    else:
+      print('\n'.join([printable(path), *(f'  {p:8.2%}  {printable(name)}' for name, p in rows)]))
+  return status

@@ -1,0 +1,28 @@
+"""`jaxres report`."""
+
+import argparse
+
+from jaxres import files
+from jaxres.errors import printable
+from jaxres.files import file_errors
+from jaxres.paths import output_path
+from jaxres.report import run_report
+from jaxres.tools.arguments import add_runs, read_runs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Add the arguments of `jaxres report`."""
+  add_runs(parser)
+  parser.add_argument('--out', metavar='FILE', help='the page to write; report.html in the first run')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Write the page, and say where it is."""
+  out = output_path(args.out, '--out') if args.out else None
+  found = read_runs(args)
+  out = out or found[0].path / 'report.html'
+  text = run_report.make_report(found, args.batch_size)
+  with file_errors(out):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.write_whole(out, text)
+  print(f'{printable(out)}: {len(text.encode()) / 1e6:.2f} MB')

@@ -1,0 +1,37 @@
+"""`jaxres show-data`: a picture of what the model sees, images in the first column and their augmentations beside."""
+
+import argparse
+
+from jaxres import command_line, data
+from jaxres import config as config_lib
+from jaxres.analysis import images
+from jaxres.analysis.images import check_path, make_picture
+from jaxres.data import augment as augment_lib
+from jaxres.errors import InputError, printable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Add the arguments of `jaxres show-data`."""
+  parser.add_argument('--config', metavar='FILE', required=True, help='as of main.py; --config.section.field=value too')
+  parser.add_argument('--out', metavar='FILE', required=True, help='the picture to write, such as grid.png')
+  parser.add_argument('--examples', type=int, default=8, metavar='N', help='rows: training images (8)')
+  parser.add_argument('--draws', type=int, default=8, metavar='N', help='columns beside the originals (8)')
+
+
+def run(args: argparse.Namespace) -> None:
+  """Write the picture and say where it is."""
+  for name in ('examples', 'draws'):
+    if getattr(args, name) < 1:
+      raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
+  out = check_path('--out', args.out)
+  options = config_lib.to_dict(command_line.load(args.config, args.overrides))
+  augment = augment_lib.make(**options['augment'])
+  grid = images.draw_augmentations(
+    data.load(**options['data']), augment, options['train']['seed'], args.examples, args.draws
+  )
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    make_picture(grid).save(out)
+  except OSError as error:
+    raise InputError(f'--out: {out} cannot be written: {error.strerror or error}') from None
+  print(f'{printable(out)}: {len(grid)} training images, the originals on the left, then steps 0 to {args.draws - 1}')

@@ -1,0 +1,95 @@
+"""Running means of the training metrics."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jaxres import metrics
+from jaxres.errors import InputError
+from jaxres.log import run_log as run_log_lib
+
+REFRESH_SECONDS = 0.25
+
+
+class NotFiniteError(InputError):
+  """A step of the training was not taken, as it was not finite."""
+
+  rollbacks = 0  # how often the learning rate was halved before
+
+
+class Meter:
+  """Running sums of the training metrics, fetched from the device a few times a second, never once a step.
+
+  Fetching waits for the device, so the newest step is left in flight until its number is needed.
+  """
+
+  def __init__(
+    self,
+    run_log: run_log_lib.RunLog,
+    rate: Callable[[int], Any],
+    every: int,
+    partial: Mapping[str, float] | None = None,
+  ):
+    """Log to ``run_log`` every ``every`` steps, with the learning rate that ``rate`` gives for a step.
+
+    ``partial`` are the ``totals`` of a run that stopped between two rows.
+    """
+    self._log, self._rate, self._every = run_log, rate, every
+    self._pending: list[metrics.Sums] = []
+    self._total = dict(partial or {})
+    self._clock: float | None = None
+    self._uncounted, self._shown = self._total.get('count', 0.0), 0.0
+
+  def add(self, step: int, sums: metrics.Sums, *, last: bool) -> None:
+    """Take the sums of the batch that ended step ``step``.
+
+    Every so many steps a row of their means is written; at the ``last`` the row is left to the caller.
+
+    Raises:
+      NotFiniteError: a step was not taken, see ``step.halt_unless``.
+    """
+    if self._clock is None:  # the first step compiles: the clock starts behind it
+      jax.block_until_ready(sums)
+      self._restart_clock(uncounted=self._uncounted + float(sums['count']))
+    self._pending.append(sums)
+    due = last or step % self._every == 0
+    if due or (time.monotonic() - self._shown > REFRESH_SECONDS and jax.process_count() == 1):  # all stop at one step
+      self._drain(leave=0 if due else 1)
+      self._log.show(step, self._means())
+    if due and not last:
+      self._log.write(step, self.row(step))
+      self._total = {}
+      self._restart_clock()
+
+  def row(self, step: int) -> dict[str, float]:
+    """Return the means of the steps since the last row."""
+    return self._means() | {'train/lr': float(self._rate(step - 1))}
+
+  def totals(self) -> dict[str, float]:
+    """Return the sums of the steps since the last row. Raises as ``add`` does."""
+    self._drain(leave=0)
+    return dict(self._total)
+
+  def _restart_clock(self, uncounted: float = 0.0) -> None:
+    self._clock, self._uncounted = time.monotonic(), uncounted
+
+  def _drain(self, leave: int) -> None:
+    ready = len(self._pending) - leave
+    fetched, self._pending = jax.device_get(self._pending[:ready]), self._pending[ready:]
+    for part in fetched:
+      if part.pop('bad', 0):
+        raise NotFiniteError('the training is no longer finite; lower optim.lr or lengthen optim.warmup_epochs')
+      for name, value in part.items():
+        self._total[name] = self._total.get(name, 0.0) + float(value)
+    self._shown = time.monotonic()
+
+  def _means(self) -> dict[str, float]:
+    if not self._total:
+      return {}
+    means = metrics.compute(self._total, 'train')
+    images = self._total['count'] - self._uncounted
+    if images and self._clock is not None:
+      means['train/images_per_s'] = images / (time.monotonic() - self._clock)
+    return means

@@ -1,0 +1,185 @@
+"""A step that was not finite: what of it, on which examples, and a file by which it is run again."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxres import config as config_lib
+from jaxres import files, schema, trees
+from jaxres import workdir as workdir_lib
+from jaxres.checkpoint import digests
+from jaxres.data import sampler
+from jaxres.errors import InputError
+from jaxres.files import load_npz, parse_json
+from jaxres.runtime import distributed, sharding
+from jaxres.state import TrainState
+from jaxres.train.meter import NotFiniteError
+from jaxres.train.plan import make_plan
+from jaxres.train.setup import FIELDS, Parts, make_parts, make_programs
+from jaxres.train.step import Probe
+
+SHOWN_IDS = 8  # of a batch, in one line
+AGAIN = 'the run that stops at that step again writes it again'
+_NAME = schema.Check('a name', lambda x: type(x) is str and len(x) < 300 and x.isprintable())
+_OBJECT = schema.Check('an object', lambda x: isinstance(x, dict))
+ABOUT = {'config': _OBJECT, 'found': _OBJECT, 'split_rule': schema.integer(1, 2)}
+FOUND = {  # the fields of ``Found``
+  'step': schema.integer(0, 2**31 - 1),
+  'loss': schema.Check('a number', lambda x: type(x) in (int, float)),
+  'bad': schema.array_of(_NAME),
+  'counts': schema.object_of(_NAME),
+}
+
+
+class Found(NamedTuple):
+  """What a step gives whose state is known."""
+
+  step: int
+  loss: float  # mean over the batch, nats
+  bad: tuple[str, ...]  # what is not finite, the stem first and the head last; where it begins, then where it leads
+  counts: Mapping[str, str]  # of parameters, gradients, ...: how many arrays are not finite, as '3 of 62'
+
+  def describe(self) -> str:
+    """Return it in words, as the end of a sentence."""
+    if not self.bad:
+      return f'step {self.step}: loss {self.loss:.4g}, and all is finite'
+    counts = ', '.join(f'{count} {name}' for name, count in self.counts.items())
+    return f'step {self.step} is not finite: loss {self.loss:.4g}, first {self.bad[0]}; not finite are {counts}'
+
+
+def probe(probe_step: Probe, train_state: TrainState, key: jax.Array, constants: Any, feeds: Any) -> Found:
+  """Return what the step behind ``train_state`` gives on the group ``feeds`` of one step."""
+  loss, finite = jax.device_get(probe_step(train_state, key, constants, feeds))
+  bad, counts = [], {}
+  for part in ('params', 'batch_stats', 'loss', 'gradients'):
+    tree = finite.get(part, {'': np.isfinite(loss)})
+    found = {trees.name(path): bool(good) for path, good in jax.tree_util.tree_leaves_with_path(tree)}
+    names = sorted((name for name, good in found.items() if not good), key=_depth)
+    bad += [f'{part}/{name}'.removesuffix('/') for name in names]
+    if part in finite:
+      counts[part] = f'{len(names)} of {len(found)}'
+  return Found(int(train_state.step), float(loss), tuple(bad), counts)
+
+
+def explained(
+  parts: Parts,
+  probe_step: Probe,
+  halted: TrainState,
+  key: jax.Array,
+  workdir: pathlib.Path,
+  overfit_one_batch: bool,
+) -> NotFiniteError:
+  """Return the error that names the step at which a state was ``halted``, and write the file that repeats it."""
+  before = dataclasses.replace(halted, step=-1 - halted.step)
+  number = 0 if overfit_one_batch else int(before.step)
+  found = probe(probe_step, before, key, parts.dataset.train.constants, group_of(parts, number))
+  ids = ids_of(parts, number)
+  try:
+    path = write(workdir, before, found, ids, parts.config, parts.dataset.info.split_rule)
+    again = f'jaxres doctor --replay {path} runs it again'
+  except OSError as error:
+    again = f'no file of it could be written: {error.strerror}'
+  examples = ', '.join([*map(str, ids[:SHOWN_IDS]), *['...'] * (len(ids) > SHOWN_IDS)])
+  fix = f'lower optim.lr or lengthen optim.warmup_epochs; {again}'
+  return NotFiniteError(f'{found.describe()}; the batch is of training examples {examples}; {fix}')
+
+
+def write(
+  workdir: pathlib.Path,
+  train_state: TrainState,
+  found: Found,
+  ids: np.ndarray,
+  config: Mapping[str, Any],
+  split_rule: int,
+) -> pathlib.Path:
+  """Write what ``replay`` needs to ``<workdir>/bad_step_<N>.npz``; return the path. The first process writes.
+
+  Args:
+    workdir: of the run.
+    train_state: from before the step.
+    found: what is the matter with it.
+    ids: int ``[B]``: the examples of its batch, by their place in the training split.
+    config: of the run.
+    split_rule: of ``data.loader``.
+  """
+  path = workdir / f'bad_step_{found.step}.npz'
+  arrays: dict[str, Any] = {f'state/{name}': array for name, array in digests.leaves(train_state.present)}
+  if distributed.leads():
+    about = json.dumps({'config': config_lib.to_dict(config), 'found': found._asdict(), 'split_rule': split_rule})
+    with files.file_errors(path), files.complete(path) as file:
+      np.savez(file, **arrays, ids=ids, about=np.array(about))
+  return path
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Found, dict[str, dict[str, Any]], int]:
+  """Return the arrays in a file of ``write``, what was found when it was written, the run's config and split rule.
+
+  Raises:
+    InputError: it is no such file, or damaged.
+  """
+  where = f'--replay: {path}'
+  try:
+    content = load_npz(path)
+    if 'about' not in content:
+      raise ValueError('it has no array called about')
+    about = parse_json(str(content['about']), finite=False)  # the loss may be NaN
+  except ValueError as error:
+    raise InputError(f'{where}: not a file of a bad step: {error}; {AGAIN}') from None
+  about = schema.check_fields(about, ABOUT, f'{where}: about', optional=('split_rule',), fix=AGAIN)
+  found = schema.check_fields(about['found'], FOUND, f'{where}: about.found', closed=True, fix=AGAIN)
+  ids = content.get('ids', np.empty(0))
+  if ids.dtype.kind not in 'iu' or ids.ndim != 1 or not ids.size:
+    raise InputError(f'{where}: ids: expected whole numbers [B], found {ids.dtype.name} {list(ids.shape)}; {AGAIN}')
+  then = Found(**found | {'bad': tuple(found['bad'])})
+  config = workdir_lib.as_config(about['config'], f'{where}: config')
+  return content, then, config, about.get('split_rule', 1)  # a jaxres that knew one rule wrote none
+
+
+def replay(path: pathlib.Path) -> tuple[Found, Found, np.ndarray]:
+  """Return what was found when a file of ``write`` was written, what its step gives now, and the examples' ids.
+
+  Raises:
+    InputError: the file, or the data of its config, cannot be used.
+  """
+  if not path.exists():
+    raise InputError(f'--replay: no such file: {path}; a run that stops at a step that is not finite writes one')
+  content, then, config, split_rule = read(path)
+  parts, fields = make_parts(config, split_rule), config['train']
+  pipeline, key = parts.dataset.train, jax.random.key(fields['seed'])
+  spans = make_plan(
+    pipeline, *(fields[name] for name in ('epochs', 'eval_every_epochs', 'dry_run', 'overfit_one_batch'))
+  )
+  parts = parts.without_augmentation() if fields['overfit_one_batch'] else parts
+  made = make_programs(parts, spans, **{name: fields[name] for name in FIELDS})
+  parts.dataset.place(parts.mesh)
+  template = jax.eval_shape(made.create, key).present
+  saved = {name.removeprefix('state/'): array for name, array in content.items() if name.startswith('state/')}
+  digests.check_like(
+    {name: digests.leaf_digest(array) for name, array in saved.items()}, digests.kinds(template), str(path)
+  )
+  whole = jax.tree_util.tree_map_with_path(lambda name, _: jnp.asarray(saved[trees.name(name)]), template)
+  train_state = jax.device_put(TrainState(**whole), made.shardings)
+  group = group_of(parts, 0 if fields['overfit_one_batch'] else then.step)
+  return then, probe(made.probe, train_state, key, pipeline.constants, group), content['ids']
+
+
+def ids_of(parts: Parts, number: int) -> np.ndarray:
+  """Return the examples of the batch of step ``number``, by their place in the training split."""
+  train = parts.dataset.train
+  return sampler.train_indices(train.seed, number, train.batch_size, train.size)
+
+
+def group_of(parts: Parts, number: int) -> Any:
+  """Return the feed of step ``number`` as a group of one step."""
+  own = jax.tree.map(lambda x: x[None], next(parts.dataset.train.train_feeds(number, number + 1)))
+  return sharding.assembled(own, sharding.over_steps(parts.mesh))
+
+
+def _depth(name: str) -> tuple[int, str]:
+  return (0 if name.startswith('stem') else 2 if name.startswith('head') else 1, name)

@@ -1,0 +1,188 @@
+import pathlib
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from jaxres.data.sources import arrays
+from jaxres.errors import InputError
+from tests.conftest import make_arrays
+
+
+def test_digits_are_scikit_learns() -> None:
+  source = arrays.read_digits()
+  assert (len(source.train.labels), len(source.test.labels)) == (1438, 359)
+  assert source.class_names == tuple('0123456789')
+  found = np.concatenate([source.train.images, source.test.images]).astype(float)[..., 0] * 16 / 255
+  labels = np.concatenate([source.train.labels, source.test.labels])
+  ours = sorted((label, image.round().tobytes()) for image, label in zip(found, labels, strict=True))
+  digits = load_digits()
+  assert ours == sorted((label, image.tobytes()) for image, label in zip(digits.images, digits.target, strict=True))
+
+
+def test_npz_is_read_as_written(npz) -> None:
+  content = make_arrays()
+  source = arrays.read_npz(npz(**content))
+  np.testing.assert_array_equal(source.train.images, content['train_x'])
+  np.testing.assert_array_equal(source.test.labels, content['test_y'])
+  assert source.train.labels.dtype == np.int32
+  assert source.class_names == ('0', '1', '2', '3')
+
+
+def test_grey_images_get_a_channel_and_classes_get_their_names(npz) -> None:
+  content = make_arrays(shape=(8, 8))
+  source = arrays.read_npz(npz(**content, class_names=np.array(['a', 'b', 'c', 'd', 'e'])))
+  assert source.train.images.shape == (96, 8, 8, 1)
+  assert source.class_names == ('a', 'b', 'c', 'd', 'e')
+
+
+def change(**changes: np.ndarray) -> dict:
+  return make_arrays() | changes
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ({'train_x': np.zeros(3)}, 'no array train_y; found train_x; expected train_x, train_y, test_x, test_y'),
+    (change(train_x=np.zeros((96, 8, 8, 3), np.float32)), r'train_x: expected uint8 \[N, H, W, C\].*found float32'),
+    (change(train_x=np.zeros((96, 64), np.uint8)), r'train_x: expected uint8 .*found uint8 \[96, 64\]'),
+    (change(test_y=np.zeros(3, int)), r'test_y: expected integers \[40\], found int64 \[3\]'),
+    (change(test_y=np.zeros(40)), r'test_y: expected integers \[40\], found float64 \[40\]'),
+    (change(train_x=np.zeros((0, 8, 8, 3), np.uint8), train_y=np.zeros(0, int)), 'train_x is empty'),
+    (change(test_x=np.zeros((40, 9, 9, 3), np.uint8)), 'images of different shapes'),
+    (change(train_y=np.arange(96) % 4 + 1), 'no training example has label 0, one has 1; expected 0, 1, ...'),
+    (change(train_y=np.arange(96) % 4 * 2), 'no training example has label 1, one has 2'),
+  ],
+)
+def test_wrong_arrays_are_named(npz, content: dict, message: str) -> None:
+  with pytest.raises(InputError, match=message):
+    arrays.read_npz(npz(**content))
+
+
+def test_wrong_files_are_named(tmp_path) -> None:
+  with pytest.raises(InputError, match='data.path: .* give its path'):
+    arrays.read_npz(None)
+  with pytest.raises(InputError, match=r'data.path: no such file: .*none.npz'):
+    arrays.read_npz(str(tmp_path / 'none.npz'))
+  broken = tmp_path / 'broken.npz'
+  broken.write_bytes(b'<html>not found</html>')
+  with pytest.raises(InputError, match=r'broken.npz: not a readable .npz file'):
+    arrays.read_npz(str(broken))
+
+
+def test_damaged_files_are_named(npz, tmp_path) -> None:
+  whole = pathlib.Path(npz()).read_bytes()
+  middle = len(whole) // 2
+  damaged = {'cut': whole[:middle], 'flipped': whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]}
+  for name, content in damaged.items():
+    path = tmp_path / f'{name}.npz'
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f'{name}.npz: not a readable .npz file'):
+      arrays.read_npz(str(path))
+  np.save(tmp_path / 'single.npy', np.zeros(3))
+  with pytest.raises(InputError, match='single.npy: not a readable .npz file'):
+    arrays.read_npz(str(tmp_path / 'single.npy'))
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_a_damaged_byte_anywhere_is_one_line(tmp_path, save) -> None:
+  path, rng = tmp_path / 'x.npz', np.random.default_rng(0)
+  save(path, **make_arrays((8, 8), (4, 4, 3)))
+  whole, refused, read = path.read_bytes(), 0, 0
+  for at in rng.integers(len(whole), size=400):
+    path.write_bytes(whole[:at] + bytes([rng.integers(256)]) + whole[at + 1 :])
+    try:
+      arrays.read_npz(str(path))
+    except InputError as error:
+      refused += 'x.npz: ' in str(error)
+      continue
+    read += 1
+  assert refused + read == 400  # it is read where the byte means nothing, or is what it was
+  assert refused > 200
+
+
+def test_class_names_are_a_list(npz) -> None:
+  with pytest.raises(InputError, match='class_names: expected a list of names'):
+    arrays.read_npz(npz(**make_arrays(), class_names=np.array('cat')))
+
+
+def test_pickled_objects_are_refused(tmp_path) -> None:
+  path = tmp_path / 'objects.npz'
+  np.savez(path, train_x=np.array([{}], dtype=object))
+  with pytest.raises(InputError, match='not a readable .npz file'):
+    arrays.read_npz(str(path))
+
+
+def given(**changes: np.ndarray) -> dict:
+  return make_arrays((8, 8), (6, 7, 3)) | changes
+
+
+IMAGES, LABELS = given()['train_x'], given()['train_y']
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'train_x': IMAGES.transpose(0, 3, 1, 2)}, r'channels first; use train_x.transpose\(0, 2, 3, 1\)'),
+    ({'test_x': IMAGES.transpose(0, 3, 1, 2)[:, :1]}, r'channels first; use test_x.transpose\(0, 2, 3, 1\)'),
+    ({'train_x': IMAGES.transpose(1, 2, 3, 0)}, r'examples last; use train_x.transpose\(3, 0, 1, 2\)'),
+    ({'train_x': IMAGES.reshape(8, -1)}, r'expected uint8 \[N, H, W, C\].*found uint8 \[8, 126\]'),
+    ({'train_x': (IMAGES / 255).astype(np.float32)}, r'float32 .*from 0 to 0.898039; use np.rint\(255 \* train_x\)'),
+    ({'train_x': IMAGES.astype(float)}, r'float64 .*; use np.rint\(train_x\).astype\(np.uint8\)'),
+    ({'train_x': IMAGES.astype(np.int64)}, r'int64 .*; use np.rint\(train_x\).astype\(np.uint8\)'),
+    ({'train_x': IMAGES.astype(np.int16) - 128}, r'int16 .*from -128 to .*; scale them to 0..255'),
+    ({'train_x': IMAGES.astype(np.uint16) * 257}, r'uint16 .*from 0 to .*; scale them to 0..255'),
+    ({'train_x': np.full(IMAGES.shape, np.nan)}, r'float64 .*from nan to nan; scale them'),
+    ({'train_x': IMAGES > 9}, r'bool .*from 0 to 1; use np.rint\(255 \* train_x\)'),
+    ({'train_x': IMAGES.astype('S3')}, r'found \|S3'),
+    ({'train_y': LABELS.astype(float)}, r'integers \[8\], found float64 \[8\]; use .astype\(np.int32\)'),
+    ({'train_y': LABELS + 0.5}, r'integers \[8\], found float64 \[8\]$'),
+    ({'train_y': LABELS[:, None]}, r'found int64 \[8, 1\]; use .ravel\(\)'),
+    ({'train_y': np.eye(4, dtype=int)[LABELS]}, r'found int64 \[8, 4\]; of one number for each class use .argmax'),
+    ({'train_y': LABELS + 2**32}, 'labels from 0 on, found 4294967296 to 4294967299'),
+    ({'train_y': LABELS.astype(np.uint64) + np.uint64(2**63)}, 'labels from 0 on, found 9223372036854775808 to'),
+    ({'train_y': LABELS - 2**33}, 'labels from 0 on, found -8589934592 to'),
+    ({'train_y': LABELS.astype(str)}, r'found <U'),
+    ({'train_y': np.array(3)}, r'integers \[8\], found int64 \[\]'),
+  ],
+)
+def test_arrays_of_another_form_are_refused_with_the_fix(npz, change: dict, message: str) -> None:
+  with pytest.raises(InputError, match=message) as caught:
+    arrays.read_npz(npz(**given(**change)))
+  assert '\n' not in str(caught.value)
+
+
+def test_the_fix_is_right(npz) -> None:
+  expected = arrays.read_npz(npz(**given())).train.images
+  first, last = IMAGES.transpose(0, 3, 1, 2), IMAGES.transpose(1, 2, 3, 0)
+  for fixed in (
+    first.transpose(0, 2, 3, 1),
+    last.transpose(3, 0, 1, 2),
+    np.rint(255 * (IMAGES / 255)).astype(np.uint8),
+    np.rint(IMAGES.astype(np.float32)).astype(np.uint8),
+  ):
+    np.testing.assert_array_equal(arrays.read_npz(npz(**given(train_x=fixed))).train.images, expected)
+
+
+@pytest.mark.parametrize(
+  'shape', [(8, 3, 3, 3), (8, 1, 1, 3), (8, 28, 28, 1), (8, 6, 7, 12), (8, 3, 4, 4), (8, 8, 8, 8)]
+)
+def test_shapes_that_may_be_meant_are_read(npz, shape: tuple) -> None:
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  content = given(train_x=images, test_x=images)
+  assert arrays.read_npz(npz(**content)).train.images.shape == shape
+
+
+def test_names_of_classes_in_bytes_become_text(npz) -> None:
+  names = np.array([name.encode() for name in ('Katze', 'Hündin', '猫', 'b')])
+  assert names.dtype.kind == 'S'
+  assert arrays.read_npz(npz(**given(), class_names=names)).class_names == ('Katze', 'Hündin', '猫', 'b')
+  with pytest.raises(InputError, match=r"class_names: b'caf\\xe9' is not UTF-8"):
+    arrays.read_npz(npz(**given(), class_names=np.array([b'caf\xe9', b'b', b'c', b'd'])))
+
+
+def test_images_of_zeros_and_ones_are_said(npz, capsys) -> None:
+  arrays.read_npz(npz(**given(train_x=(IMAGES > 90).astype(np.uint8))))
+  assert 'train_x has no value above 1: black images' in capsys.readouterr().err
+  arrays.read_npz(npz(**given()))
+  assert capsys.readouterr().err == ''
