@@ -102,16 +102,17 @@ def torch_peak() -> int | None:
 class JaxresStep(NamedTuple):
   """The real training step of jaxres, not compiled yet."""
 
-  call: Any  # jitted: (state, key, constants, feeds) to (state, sums)
+  call: Any  # jitted: (state, key, constants, feeds, hyperparameters, extras) to (state, sums)
   state: Any
   key: Any
   constants: Any
   groups: Iterator[Any]  # of feeds
   size: int  # steps a group
+  rest: tuple[Any, ...]  # hyperparameters and extras
 
   def lower(self) -> Any:
     """Return the call traced and lowered; once compiled, it is what later calls use."""
-    return self.call.lower(self.state, self.key, self.constants, next(self.groups))
+    return self.call.lower(self.state, self.key, self.constants, next(self.groups), *self.rest)
 
 
 def jaxres_step(
@@ -137,15 +138,16 @@ def jaxres_step(
   keep_freed_memory()
   import jax
 
-  from jaxres import data, losses, models, optim
+  from jaxres import data, models, optim, tasks
   from jaxres import state as state_lib
   from jaxres.data import augment
   from jaxres.data.resident import Resident
   from jaxres.data.types import Arrays
   from jaxres.runtime import sharding
   from jaxres.state import init_variables
+  from jaxres.train.gradients import make_loss
   from jaxres.train.plan import grouped
-  from jaxres.train.step import make_loss, make_train_steps
+  from jaxres.train.step import Hyperparameters, make_train_steps
 
   mesh, key = sharding.make_mesh(), jax.random.key(0)
   pipeline = Resident(Arrays(*examples(args)), batch_size=args.batch_size, seed=0)
@@ -154,15 +156,24 @@ def jaxres_step(
   model = models.create(args.model, num_classes=args.classes, stem=args.stem, bn=bn, dtype=args.dtype)
   init = lambda: init_variables(model, info.image_shape, key)
   tx, _ = optim.make(jax.eval_shape(init)['params'], TOTAL_STEPS, 1.0, lr=LR, weight_decay=WEIGHT_DECAY)
-  loss_fn = make_loss(model, losses.get('softmax_xent'), augment.make(**augmentation), info)
+  fields = {'loss': 'softmax_xent', 'label_smoothing': 0.0, 'target_threshold': 0.0}
+  task = tasks.make('classification', info, **fields)
+  loss_fn = make_loss(model, task, augment.make(**augmentation), info)
   create = lambda: state_lib.create(init(), tx)
   shardings = state_lib.shardings(jax.eval_shape(create), mesh, shard_optimizer=shard_optimizer)
   train_steps = make_train_steps(
-    loss_fn, tx, pipeline.fetch, mesh, accumulate=accumulate, per_device_bn=bn == 'per_device', shardings=shardings
+    loss_fn,
+    lambda _: tx,
+    pipeline.fetch,
+    mesh,
+    accumulate=accumulate,
+    per_device_bn=bn == 'per_device',
+    shardings=shardings,
   )
   begin = jax.jit(create, out_shardings=shardings)()
   groups = grouped(pipeline.train_feeds(0, 1 << 40), 0, 1 << 40, scan_steps, scan_steps)
-  return JaxresStep(train_steps, begin, key, pipeline.constants, (group for _, group in groups), scan_steps)
+  rest = (Hyperparameters(), task.extras)
+  return JaxresStep(train_steps, begin, key, pipeline.constants, (group for _, group in groups), scan_steps, rest)
 
 
 def jaxres_train(args: argparse.Namespace) -> Work:
@@ -216,7 +227,7 @@ def training(made: JaxresStep, batch_size: int, **facts: Any) -> Work:
   def run(steps: int) -> None:
     nonlocal current
     for _ in range(steps):
-      current, sums = made.call(current, made.key, made.constants, next(made.groups))
+      current, sums = made.call(current, made.key, made.constants, next(made.groups), *made.rest)
     jax.block_until_ready(sums)
 
   return begun(run, batch_size * made.size, jax_peak, **facts)

@@ -50,87 +50,62 @@ def trainings(config: Mapping[str, Any], metric: str, seeds: int) -> Iterator[di
 
   keep_freed_memory()
   keep_programs()
-  options = config_lib.to_dict(config_lib.complete(config))
-  training, programs = prepare(options, metric)
-  whitening_s, total = whitening_seconds(training.parts), training.plan.total_steps
-  images = total * training.parts.dataset.train.batch_size
-  _, scores = train_once(training, programs, options, 0, min(total, training.group_size + 1))  # compiles
+  setup = prepare(config_lib.to_dict(config_lib.complete(config)), metric)
+  whitening_s, total = whitening_seconds(setup), setup.plan.total_steps
+  images = total * setup.dataset.train.batch_size
+  _, scores = train_once(setup, 0, min(total, setup.scan_steps + 1))  # compiles
   if metric not in scores:
     raise SystemExit(f'--metric: {metric!r} was never measured; there are {", ".join(sorted(scores))}')
   for k in range(seeds):
-    seconds, scores = train_once(training, programs, options, k, total)
+    seconds, scores = train_once(setup, k, total)
     speed = {'seconds': round(seconds + whitening_s, 4), 'images_per_s': round(images / seconds, 2)}
     yield speed | {'steps': total, 'accuracy': scores[metric]}
 
 
-def prepare(options: Mapping[str, Mapping[str, Any]], metric: str) -> tuple[Any, Any]:
-  """Return a ``train.Training`` on data that is on the device, and its programs, with the views of ``metric`` alone."""
-  import jax
-
-  from jaxres.runtime import sharding
+def prepare(config: Mapping[str, Mapping[str, Any]], metric: str) -> Any:
+  """Return a ``setup.Setup`` with its data on the device, and with the views of ``metric`` alone."""
   from jaxres.runtime.compiler import be_deterministic
-  from jaxres.train import loop
-  from jaxres.train.plan import make_plan
-  from jaxres.train.setup import FIELDS, make_parts, make_programs
+  from jaxres.train.setup import make_setup
 
-  fields = options['train']
-  be_deterministic(fields['deterministic'])
-  parts = make_parts(options)
-  data = parts.dataset.train
-  length = make_plan(data, fields['epochs'], fields['epochs'], False, False)
-  programs = make_programs(parts, length, **{name: fields[name] for name in FIELDS})
-  views = max((name for name in programs.eval_steps if metric.removeprefix('ema/').startswith(name)), key=len)
-  programs = programs._replace(eval_steps={views: programs.eval_steps[views]})
-  parts.dataset.place(parts.mesh)
-  training = loop.Training(
-    parts=parts,
-    plan=length,
-    programs=lambda rollbacks: programs,
-    key=jax.random.key(fields['seed']),
-    feeds=data.train_feeds,
-    group_size=fields['scan_steps'] or loop.best_scan_steps(data),
-    log_every=fields['log_every_steps'],
-    eval_batch_size=sharding.round_up(fields['eval_batch_size'], parts.mesh),
-    eval_limit=None,
-    recalibrate_bn=fields['recalibrate_bn'],
-    patience=0,
-    spike_factor=0.0,
-    overfit_one_batch=False,
-    accumulate=fields['accumulate'],
-  )
-  return training, programs
+  be_deterministic(config['train']['deterministic'])
+  once = {'eval_every_epochs': config['train']['epochs']}
+  setup = make_setup({**config, 'train': config['train'] | once})
+  views = max((name for name in setup.eval_steps if metric.removeprefix('ema/').startswith(name)), key=len)
+  setup.dataset.place(setup.mesh)
+  return setup._replace(eval_steps={views: setup.eval_steps[views]})
 
 
-def train_once(
-  training: Any, programs: Any, options: Mapping[str, Mapping[str, Any]], k: int, steps: int
-) -> tuple[float, dict[str, float]]:
+def train_once(setup: Any, k: int, steps: int) -> tuple[float, dict[str, float]]:
   """Return the seconds and the scores of ``steps`` steps of the training with seeds moved by ``k``."""
   import jax
 
   from jaxres.runtime import signals
+  from jaxres.train.loop import evaluate_segment
+  from jaxres.train.plan import grouped
+  from jaxres.train.step import Hyperparameters
 
-  training.parts.dataset.train.seed = options['data']['seed'] + k
-  training = training._replace(key=jax.random.key(options['train']['seed'] + k))
+  setup.dataset.train.seed = setup.config['data']['seed'] + k
+  setup = setup._replace(key=jax.random.key(setup.options.seed + k))
   start = time.perf_counter()
-  train_state, bad = programs.create(training.key), []
-  for _, reached, sums in training.steps(programs, train_state, 0, steps):
-    train_state = reached
+  train_state, bad = setup.create(setup.key), []
+  for _, group in grouped(setup.feeds(0, steps), 0, steps, setup.scan_steps, setup.options.log_every_steps):
+    train_state, sums = setup.take_steps(train_state, group, Hyperparameters())
     bad.append(sums['bad'])
-  _, scores = training.evaluated(programs, train_state, steps, signals.Watch())
+  _, scores = evaluate_segment(setup, train_state, signals.Watch())
   seconds = time.perf_counter() - start
   if sum(jax.device_get(bad)):
     raise SystemExit('a step was not finite; lower optim.lr or lengthen optim.warmup_epochs')
   return seconds, scores
 
 
-def whitening_seconds(parts: Any) -> float:
+def whitening_seconds(setup: Any) -> float:
   """Return what a stem that whitens takes to compute its kernel; the programs have it already."""
   from jaxres.models import speedrun
   from jaxres.train.setup import first_transform
 
-  if parts.model.stem_type != 'whitening':
+  if setup.model.stem_type != 'whitening':
     return 0.0
-  images = first_transform(parts.model, parts.dataset).keywords['images']  # type: ignore[attr-defined]
+  images = first_transform(setup.model, setup.dataset).keywords['images']  # type: ignore[attr-defined]
   start = time.perf_counter()
   speedrun.kernel(images)
   return time.perf_counter() - start

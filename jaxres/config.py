@@ -24,7 +24,7 @@ SECTIONS = {
   'data': ('data/__init__.py', 'load'),
   'augment': ('data/augment/__init__.py', 'make'),
   'optim': ('optim/__init__.py', 'make'),
-  'train': ('train/loop.py', 'fit'),
+  'train': ('train/options.py', 'Options'),
   'tta': ('evaluate.py', 'make_views'),
   'checkpoint': ('checkpoint/__init__.py', 'open'),
 }
@@ -147,17 +147,20 @@ def describe_changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
 
 @functools.cache
 def schema(section: str) -> Mapping[str, Field]:
-  """Return the fields of ``section``: the parameters of its function that are not positional-only."""
+  """Return the fields of ``section``: of its class, or the parameters of its function that are not positional-only."""
   file, function = SECTIONS[section]
   tree = ast.parse((pathlib.Path(__file__).parent / file).read_text())
-  node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+  node = next(n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == function)
+  if isinstance(node, ast.ClassDef):  # a NamedTuple
+    fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+    return {ast.unparse(n.target): Field(_hint(n), ast.literal_eval(n.value or ast.Constant(None))) for n in fields}
   a = node.args
   pairs = [*zip(a.args[::-1], a.defaults[::-1], strict=False)][::-1]
   pairs += [(arg, default) for arg, default in zip(a.kwonlyargs, a.kw_defaults, strict=True) if default]
   return {arg.arg: Field(_hint(arg), ast.literal_eval(default)) for arg, default in pairs}
 
 
-def _hint(arg: ast.arg) -> Any:
+def _hint(arg: ast.arg | ast.AnnAssign) -> Any:
   return eval(ast.unparse(arg.annotation or ast.Name('object')), {'Literal': typing.Literal})
 
 

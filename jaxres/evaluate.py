@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxres import config as config_lib
-from jaxres import losses, metrics
+from jaxres import metrics
 from jaxres.data import Dataset, Info, Pipeline
 from jaxres.data.augment import normalize
 from jaxres.errors import InputError
@@ -19,6 +19,7 @@ from jaxres.runtime import sharding
 from jaxres.runtime.compiler import compiler_options
 from jaxres.runtime.memory import memory_explained
 from jaxres.state import TrainState
+from jaxres.tasks import Task
 
 EvalStep = Callable[[Any, Any, Any], metrics.Sums]
 PredictStep = Callable[[Any, Any, Any], tuple[jax.Array, ...]]
@@ -86,12 +87,12 @@ def five_crops(images: jax.Array, crop: int, pad: int) -> jax.Array:
 
 
 def make_eval_step(
-  model: ResNet, info: Info, fetch: Callable[..., Any], mesh: Mesh, views: Views | None = None
+  model: ResNet, task: Task, info: Info, fetch: Callable[..., Any], mesh: Mesh, views: Views | None = None
 ) -> EvalStep:
-  """Return the jitted step: ``(variables, constants, feed)`` to masked sums of loss, top-1 and top-5.
+  """Return the jitted step: ``(variables, constants, feed)`` to the masked sums of the task's metrics.
 
-  The loss is the plain cross-entropy in nats, whatever the training minimises; with ``views`` it and the rank are
-  those of the mean of the views' probabilities.
+  The loss is the task's ``eval_loss``, whatever the training minimizes; with ``views`` it and the metrics are those of
+  the views' average answer.
   """
 
   def predict(variables: Any, images: jax.Array) -> jax.Array:
@@ -99,14 +100,13 @@ def make_eval_step(
     return logits
 
   def mean_of_views(variables: Any, images: jax.Array) -> jax.Array:
-    each = jax.lax.map(lambda view: jax.nn.log_softmax(predict(variables, view)), views(images))  # type: ignore[misc]
-    return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
+    each = jax.lax.map(lambda view: task.answer(predict(variables, view)), views(images))  # type: ignore[misc]
+    return task.average(each)
 
   def eval_step(variables: Any, constants: Any, feed: Any) -> metrics.Sums:
     batch = fetch(constants, feed)
-    logits = (mean_of_views if views else predict)(variables, batch['image'])
-    loss = losses.softmax_xent(logits, batch['label'])
-    return metrics.sums(loss, logits, batch['label'], batch['mask'])
+    outputs = (mean_of_views if views else predict)(variables, batch['image'])
+    return task.sums(task.eval_loss(outputs, batch), outputs, batch)
 
   whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)
   return jax.jit(
@@ -167,8 +167,9 @@ def evaluate(
   batch_size: int,
   prefix: str,
   limit: int | None = None,
+  stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-  """Return loss, top-1 and top-5 of ``variables`` over every example of ``pipeline``, once each.
+  """Return the metrics of ``variables`` over every example of ``pipeline``, once each.
 
   Args:
     eval_step: of ``make_eval_step``.
@@ -177,27 +178,34 @@ def evaluate(
     batch_size: a multiple of the number of devices.
     prefix: of the names in the result, such as ``'test'``.
     limit: stop after this many batches.
+    stop: asked before each batch; where it says yes, what is returned is of a part of the examples, or empty.
 
   Raises:
     InputError: a batch does not fit into the memory of the device.
   """
   total = None
   with memory_explained(f'evaluating {batch_size} examples at a time', f'use train.eval_batch_size={batch_size // 2}'):
-    for own in itertools.islice(pipeline.eval_feeds(batch_size), limit):
+    feeds = itertools.islice(pipeline.eval_feeds(batch_size), limit)
+    for own in itertools.takewhile(lambda _: not stop(), feeds):
       feed = sharding.assembled(own, sharding.over_batch(pipeline.mesh)) if pipeline.mesh else own
       part = eval_step(variables, pipeline.constants, feed)
       total = part if total is None else metrics.merge(total, part)
-    return metrics.compute(jax.device_get(total), prefix)
+    return metrics.compute(jax.device_get(total), prefix) if total else {}
 
 
 def evaluate_splits(
-  eval_step: EvalStep, variables: Any, dataset: Dataset, batch_size: int, limit: int | None = None
+  eval_step: EvalStep,
+  variables: Any,
+  dataset: Dataset,
+  batch_size: int,
+  limit: int | None = None,
+  stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
   """Return ``evaluate`` of the validation split, if there is one, and of the test split."""
   scores: dict[str, float] = {}
   for prefix, pipeline in (('val', dataset.val), ('test', dataset.test)):
     if pipeline is not None:
-      scores |= evaluate(eval_step, variables, pipeline, batch_size, prefix, limit)
+      scores |= evaluate(eval_step, variables, pipeline, batch_size, prefix, limit, stop)
   return scores
 
 
@@ -207,6 +215,7 @@ def evaluate_state(
   dataset: Dataset,
   batch_size: int,
   limit: int | None = None,
+  stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
   """Return ``evaluate_splits`` of the weights, and as ``ema/...`` of their moving average, where one is kept.
 
@@ -215,6 +224,6 @@ def evaluate_state(
   scores: dict[str, float] = {}
   for weights, variables in (('', train_state.variables), ('ema/', sharding.gathered(train_state.ema))):
     for prefix, eval_step in eval_steps.items() if variables else ():
-      found = evaluate_splits(eval_step, variables, dataset, batch_size, limit)
+      found = evaluate_splits(eval_step, variables, dataset, batch_size, limit, stop)
       scores |= {f'{weights}{prefix}{name}': value for name, value in found.items()}
   return scores

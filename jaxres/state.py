@@ -24,6 +24,7 @@ class TrainState:
     batch_stats: float32 running mean and biased variance of each BatchNorm.
     opt_state: of the optimiser.
     ema: moving average of ``variables``, a tree like it; None where none is kept.
+    halted: bool scalar: a step was not finite, and none is taken behind it. It is not saved.
   """
 
   step: jax.Array
@@ -31,6 +32,7 @@ class TrainState:
   batch_stats: Any
   opt_state: optax.OptState
   ema: Any = None
+  halted: jax.Array = dataclasses.field(default_factory=lambda: jnp.zeros((), bool))
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -39,8 +41,8 @@ class TrainState:
 
   @property
   def present(self) -> dict[str, Any]:
-    """The attributes that are not None, by name: what is saved, so that a file says nothing of what is not used."""
-    fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    """The saved attributes that are not None, by name, so that a file says nothing of what is not used."""
+    fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != 'halted'}
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -12,7 +12,7 @@ from jaxres import config as config_lib
 from jaxres import data, evaluate, models, optim
 from jaxres.data import augment
 from jaxres.errors import InputError
-from jaxres.train import loop
+from jaxres.train import options
 from jaxres.weights import pretrained
 
 FUNCTIONS = {
@@ -21,7 +21,7 @@ FUNCTIONS = {
   'data': data.load,
   'augment': augment.make,
   'optim': optim.make,
-  'train': loop.fit,
+  'train': options.Options,
   'tta': evaluate.make_views,
   'checkpoint': checkpoint_lib.open.__wrapped__,
 }

@@ -18,8 +18,8 @@ from scipy import stats
 from jaxres import cli, command_line, weights
 from jaxres import config as config_lib
 from jaxres.train import loop, seeds
-from jaxres.train.plan import make_plan
-from jaxres.train.setup import FIELDS, make_parts, make_programs
+from jaxres.train.setup import make_setup
+from jaxres.train.step import Hyperparameters
 from tests.conftest import ROOT, make_arrays
 from tests.weights.conftest import make_state
 
@@ -76,14 +76,11 @@ def options_of(line: str, directory: pathlib.Path, model: str) -> tuple[Any, int
 def test_training_commands_can_be_compiled(line: str, tmp_path, tiny: str, monkeypatch) -> None:
   monkeypatch.chdir(ROOT)
   options, _ = options_of(line, tmp_path, tiny)
-  parts = make_parts(config_lib.to_dict(options))
-  fields = {name: options.train[name] for name in FIELDS}
-  plan = make_plan(parts.dataset.train, options.train.epochs, options.train.eval_every_epochs, False, False)
-  made = make_programs(parts, plan, **fields)
-  parts.dataset.place(parts.mesh)
-  feed = jax.tree.map(lambda array: array[None], next(parts.dataset.train.train_feeds(0, 1)))
-  state = jax.eval_shape(made.create, jax.random.key(0))
-  state, sums = jax.eval_shape(made.train_steps, state, jax.random.key(0), parts.dataset.train.constants, feed)
+  setup = make_setup(config_lib.to_dict(options) | {'train': config_lib.to_dict(options)['train'] | {'dry_run': False}})
+  setup.dataset.place(setup.mesh)
+  state = jax.eval_shape(setup.create, setup.key)
+  group = jax.tree.map(lambda array: array[None], next(setup.dataset.train.train_feeds(0, 1)))
+  state, sums = jax.eval_shape(lambda state: setup.take_steps(state, group, Hyperparameters()), state)
   assert sums['count'].shape == state.step.shape == ()
 
 

@@ -17,7 +17,7 @@ LAYERS = [  # of packages and of modules at the root, from the ground
   {'files'},
   {'schema', 'command_line'},
   {'losses', 'metrics', 'models', 'data'},
-  {'state'},
+  {'state', 'tasks'},
   {'optim', 'checkpoint', 'log', 'evaluate'},
   {'workdir'},
   {'weights'},

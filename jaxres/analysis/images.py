@@ -136,11 +136,11 @@ def draw_augmentations(
   index = sampler.train_indices(train.seed, 0, train.batch_size, train.size)
 
   @jit
-  def see(step: int, images: jax.Array, label: jax.Array) -> jax.Array:
-    return augment.batch(step_key(jax.random.key(seed), step), images, label, len(dataset.info.class_names))[0]
+  def see(step: int, batch: data.Batch) -> jax.Array:
+    return augment.batch(step_key(jax.random.key(seed), step), batch, len(dataset.info.class_names))['image']
 
   def cropped(step: int) -> jax.Array:  # a stream's crops are drawn on the host
     return jnp.asarray(train.crops(index, step)) if isinstance(train, Stream) else batch['image']
 
-  columns = [see(step, cropped(step), batch['label'])[:examples] for step in range(draws)]
+  columns = [see(step, {**batch, 'image': cropped(step)})[:examples] for step in range(draws)]
   return np.stack([train.images(index[:examples]), *map(np.asarray, columns)], axis=1)

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 
 from jaxres import config as config_lib
 from jaxres.analysis import xplane
+from jaxres.runtime import sharding
 from jaxres.runtime.compiler import jit, keep_programs
 from jaxres.runtime.memory import keep_freed_memory
-from jaxres.train.plan import grouped, make_plan
-from jaxres.train.setup import FIELDS, make_parts, make_programs
+from jaxres.train.plan import grouped
+from jaxres.train.setup import make_setup
+from jaxres.train.step import Hyperparameters
 
 WARM_UP = 2  # steps that are not traced
 MATMUL, COPY_BYTES = {'cpu': 2048}, {'cpu': 1 << 28}  # what a device's limits are measured on; below, of others
@@ -51,29 +53,26 @@ def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
   """
   keep_freed_memory()
   keep_programs()
-  options = config_lib.to_dict(config_lib.complete(config))
-  parts, fields = make_parts(options), options['train']
-  dataset = parts.dataset
-  plan = make_plan(dataset.train, fields['epochs'], fields['eval_every_epochs'], False, False)
-  programs = make_programs(parts, plan, **{name: fields[name] for name in FIELDS})
-  dataset.place(parts.mesh)
-  key = jax.random.key(fields['seed'])
-  state, feeds = programs.create(key), dataset.train.train_feeds(0, plan.total_steps)
-  groups: Iterator[Any] = (group for _, group in grouped(feeds, 0, plan.total_steps, 1, plan.total_steps))
-  group = next(groups)
+  setup = make_setup(config_lib.to_dict(config_lib.complete(config)))
+  train, total = setup.dataset.train, setup.plan.total_steps
+  setup.dataset.place(setup.mesh)
+  state, split = setup.create(setup.key), sharding.over_steps(setup.mesh)
+  groups: Iterator[Any] = (group for _, group in grouped(train.train_feeds(0, total), 0, total, 1, total))
+  feeds = next(groups)
   if one_batch:
-    groups = itertools.repeat(group)
-  step = programs.train_steps.lower(state, key, dataset.train.constants, group)  # type: ignore[attr-defined]
-  compiled = step.compile()
+    groups = itertools.repeat(feeds)
+  rest = (setup.key, train.constants), (Hyperparameters(), setup.task.extras)
+  lowered = setup.train_steps.lower(state, *rest[0], sharding.assembled(feeds, split), *rest[1])  # type: ignore[attr-defined]
+  compiled = lowered.compile()
 
   def run(steps: int) -> None:
-    nonlocal state, group
+    nonlocal state, feeds
     for _ in range(steps):
-      state, sums = compiled(state, key, dataset.train.constants, group)
-      group = next(groups, group)
+      state, sums = compiled(state, *rest[0], sharding.assembled(feeds, split), *rest[1])
+      feeds = next(groups, feeds)
     jax.block_until_ready(sums)
 
-  return Step(compiled, run, dataset.train.batch_size)
+  return Step(compiled, run, train.batch_size)
 
 
 def trace(step: Step, steps: int, directory: pathlib.Path) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: the state, and beside it its digests, the progress of the run and what it was made by."""
 
 import contextlib
+import math
 import os
 import pathlib
 import shutil
@@ -25,7 +26,6 @@ from jaxres.runtime import distributed
 from jaxres.runtime.environment import devices
 from jaxres.state import TrainState
 
-BEST_METRIC = 'val/top1'
 DELETED = 'deleted'  # where a checkpoint goes before it is deleted: a half deleted one would look like a damaged one
 
 
@@ -60,7 +60,7 @@ def open(directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: i
     with disk_errors_explained(directory):
       manager = stack.enter_context(Manager(directory, options))
     yield manager
-    _finish(manager)
+    finish(manager)
 
 
 def check(*, keep_latest: int, keep_best: int) -> None:
@@ -121,7 +121,7 @@ def save(
     manager: of ``open``.
     state: may be donated as soon as this returns.
     progress: JSON; what else a resumed run must know.
-    scores: metrics of this step; ``val/top1`` among them makes it a candidate for the best.
+    scores: one number by its name, such as ``val/top1``, larger is better; empty where none was measured.
     config: of the run, to be kept beside the state.
     commit: return when it is on the disk and was read again.
 
@@ -134,9 +134,9 @@ def save(
     if not digests_lib.is_finite(array):
       raise InputError(f'the state at step {step} is not saved: {name} is not finite; lower optim.lr')
     digests[name], size = digests_lib.leaf_digest(array), size + array.nbytes
-  _finish(manager)  # which raises what went wrong with the save before
+  finish(manager)  # which raises what went wrong with the save before
   check_space(manager.place, size, step)
-  metrics = {name: scores[name] for name in (BEST_METRIC,) if name in scores} | {'step': step}
+  metrics = dict(scores) | {'step': step}
   content = {'progress': dict(progress), 'metrics': metrics, 'about': describe(config or {}, step)}
   known = {'state': digests} | {name: digests_lib.json_digest(value) for name, value in content.items()}
   items = ocp.args.Composite(
@@ -151,10 +151,10 @@ def save(
   if distributed.leads():
     manager.read_back(step, known)
   if commit:
-    _finish(manager)
+    finish(manager)
 
 
-def _finish(manager: Manager) -> None:
+def finish(manager: Manager) -> None:
   """Wait until what is being saved is on the disk and was read again, and delete what made way for it.
 
   Raises:
@@ -216,8 +216,8 @@ def _take_back(directory: pathlib.Path) -> None:
 
 def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
   """Return what the best checkpoint has most of: of equals it is the earliest, and without validation the latest."""
-  top1 = metrics.get(BEST_METRIC)
-  return (-1.0, metrics['step']) if top1 is None else (top1, -metrics['step'])
+  score = next((value for name, value in metrics.items() if name != 'step'), None)
+  return (-math.inf, metrics['step']) if score is None else (score, -metrics['step'])
 
 
 def restore(

@@ -14,8 +14,7 @@ import numpy as np
 from jaxres import command_line, data
 from jaxres import config as config_lib
 from jaxres.doctor.check import Check, Checks
-from jaxres.train.plan import make_plan
-from jaxres.train.setup import FIELDS, make_parts, make_programs
+from jaxres.train.setup import make_setup
 
 
 def configured(path: str, overrides: list[str]) -> Checks:
@@ -38,18 +37,14 @@ def configured(path: str, overrides: list[str]) -> Checks:
 
 def load(options: Mapping[str, Mapping[str, Any]]) -> tuple[data.Dataset, list[str]]:
   """Return the data of a config, all of which is checked, and a line for each image that cannot be decoded."""
-  fields = options['train']
   patient = {**options, 'data': {**options['data'], 'max_bad': 1 << 40}}
   with contextlib.redirect_stderr(io.StringIO()) as said:
-    parts = make_parts(patient)
-    for pipeline in (parts.dataset.train, parts.dataset.val, parts.dataset.test):
+    dataset = make_setup(patient).dataset
+    for pipeline in (dataset.train, dataset.val, dataset.test):
       for _ in pipeline.eval_feeds(256) if pipeline is not None else ():  # which reads every image
         pass
-  lengths = (fields[name] for name in ('epochs', 'eval_every_epochs', 'dry_run', 'overfit_one_batch'))
-  spans = make_plan(parts.dataset.train, *lengths)
-  make_programs(parts, spans, **{name: fields[name] for name in FIELDS})
   bad = [line for line in said.getvalue().splitlines() if line.startswith('bad ')]
-  return parts.dataset, [re.sub(r' \d+ of at most \d+(, left out)?', '', line) for line in bad]
+  return dataset, [re.sub(r' \d+ of at most \d+(, left out)?', '', line) for line in bad]
 
 
 def odd(options: Mapping[str, Mapping[str, Any]]) -> Checks:

@@ -16,6 +16,7 @@ def make(
   params: Any,
   total_steps: int,
   steps_per_epoch: float,
+  lr_scale: Any = 1.0,
   /,
   name: Literal['sgd', 'nesterov', 'adam', 'adamw', 'lamb', 'rmsprop'] = 'sgd',
   *,
@@ -44,6 +45,7 @@ def make(
     params: the parameters, or their shapes; only names are read.
     total_steps: of the whole training.
     steps_per_epoch: may be fractional.
+    lr_scale: float32 scalar, may be traced: times the learning rate at every step.
     name: ``'sgd'`` (with momentum), ``'nesterov'``, ``'adam'``, ``'adamw'``, ``'lamb'`` (You et al. 2019) or
       ``'rmsprop'`` (torch's: ``eps`` outside the square root).
     lr: the highest learning rate.
@@ -98,16 +100,16 @@ def make(
   begins = freezing.until(params, frozen, unfreeze, total_steps, steps_per_epoch)
 
   def build(begin: int) -> optax.GradientTransformation:
-    shifted = (lambda count: rate(count + begin)) if begin else rate
+    scaled = lambda count: lr_scale * rate(count + begin)
     decay = optax.add_decayed_weights(weight_decay, decays)
     rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False)
     optimizers = {
-      'sgd': lambda: optax.chain(decay, optax.sgd(shifted, momentum)),
-      'nesterov': lambda: optax.chain(decay, optax.sgd(shifted, momentum, nesterov=True)),
-      'adam': lambda: optax.chain(decay, optax.adam(shifted, b1, b2, eps)),
-      'adamw': lambda: optax.adamw(shifted, b1, b2, eps, weight_decay=weight_decay, mask=decays),
-      'lamb': lambda: optax.lamb(shifted, b1, b2, eps, weight_decay=weight_decay, mask=decays),
-      'rmsprop': lambda: optax.chain(decay, rms, optax.sgd(shifted, momentum)),
+      'sgd': lambda: optax.chain(decay, optax.sgd(scaled, momentum)),
+      'nesterov': lambda: optax.chain(decay, optax.sgd(scaled, momentum, nesterov=True)),
+      'adam': lambda: optax.chain(decay, optax.adam(scaled, b1, b2, eps)),
+      'adamw': lambda: optax.adamw(scaled, b1, b2, eps, weight_decay=weight_decay, mask=decays),
+      'lamb': lambda: optax.lamb(scaled, b1, b2, eps, weight_decay=weight_decay, mask=decays),
+      'rmsprop': lambda: optax.chain(decay, rms, optax.sgd(scaled, momentum)),
     }
     if name not in optimizers:
       raise InputError(f'optim.name: unknown optimiser {name!r}{nearest(name, optimizers)}')

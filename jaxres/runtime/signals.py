@@ -1,14 +1,13 @@
 """SIGTERM, SIGINT and SIGHUP: a run that is asked to stop saves first; asked twice, it ends at once."""
 
 import contextlib
-import functools
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,7 +16,6 @@ from jaxres.errors import exit_with
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_SECONDS = 0.5  # `timeout` and many a launcher signal a process, and its group with it: that is one signal
-Function = TypeVar('Function', bound=Callable[..., Any])
 
 
 class StoppedError(KeyboardInterrupt):
@@ -28,40 +26,24 @@ class StoppedError(KeyboardInterrupt):
     self.status = status  # that the process exits with: 128 + the signal's number
 
 
-class AskedError(Exception):
-  """A signal has asked the run to stop."""
-
-
 class Watch:
   """What is known of the signals that came; of ``watched``."""
 
   number: int | None = None  # of the first signal
 
-  def check(self, step: int, first: Callable[[], object]) -> None:
-    """Raise AskedError where the run is to stop behind ``step``; all its processes do so behind the same one.
+  def reached(self, step: int) -> bool:
+    """Return whether the run is to stop behind ``step``; all its processes do so behind the same one.
 
-    ``first`` is called before: what it raises counts for more.
+    The handler itself does not raise: JAX, garbage collection and many a library would take that for an error of their
+    own.
     """
     if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
       self.number = signal.SIGTERM
-    if self.number is not None:
-      first()
-      raise AskedError
+    return self.number is not None
 
-  def before(self, function: Function) -> Function:
-    """Return ``function``, but raise AskedError in its place where a signal has come.
-
-    The handler does not raise: JAX, garbage collection and many a library would take that for an error of their own. Of
-    several processes the others would wait for this one, so there ``function`` is called all the same.
-    """
-
-    @functools.wraps(function)
-    def called(*args: Any, **options: Any) -> Any:
-      if self.number is not None and jax.process_count() == 1:
-        raise AskedError
-      return function(*args, **options)
-
-    return called  # type: ignore[return-value]
+  def asked(self) -> bool:
+    """Return whether a signal has come; of several processes each knows only what ``reached`` has told it."""
+    return self.number is not None
 
   def stopped(self, step: int) -> StoppedError:
     """Return what is to be raised when ``step`` is saved."""

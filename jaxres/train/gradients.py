@@ -1,16 +1,62 @@
-"""The gradient of a batch: whole, in parts, device by device."""
+"""The gradient of a batch: all at once, in parts, device by device."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxres import data, metrics
+from jaxres.data import augment as augment_lib
+from jaxres.models import ResNet
+from jaxres.optim import freezing
 from jaxres.runtime import sharding
+from jaxres.tasks import Task
 
-LossFn = Callable[[Any, Any, data.Batch, jax.Array], tuple[jax.Array, tuple[Any, metrics.Sums]]]
+
+class Context(NamedTuple):
+  """What a loss is given beside the parameters and the batch."""
+
+  rng: jax.Array  # the key of the step, or of a part of its batch
+  step: jax.Array  # steps taken before, int32 scalar
+  extras: Any = None  # the task's arrays
+
+
+LossFn = Callable[[Any, Any, data.Batch, Context], tuple[jax.Array, tuple[Any, metrics.Sums]]]
+# (params, batch_stats, constants, feed, context) -> (grads, (batch_stats, sums))
+Gradient = Callable[[Any, Any, Any, Any, Context], tuple[Any, tuple[Any, metrics.Sums]]]
+
+
+def make_loss(model: ResNet, task: Task, augment: augment_lib.Augment, info: data.Info, frozen: Any = None) -> LossFn:
+  """Return ``(params, batch_stats, batch, context) -> (loss, (batch_stats, sums))``: the mean loss of a batch.
+
+  Args:
+    model: in training mode.
+    task: what is learned.
+    augment: of ``augment.make``. Where it makes several views of an example, ``image`` ``[V, B, H, W, C]``, they go
+      through the model together, and its outputs are ``[V, B, K]``.
+    info: has the statistics that images are normalized with.
+    frozen: a tree of bools like the parameters: those that have no gradient; None where all have one.
+  """
+
+  def loss_fn(
+    params: Any, batch_stats: Any, batch: data.Batch, context: Context
+  ) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
+    batch = augment.batch(context.rng, batch, len(info.class_names))
+    images = augment_lib.normalize(batch['image'], info.mean, info.std)
+    views = images.shape[:-3]  # [B], or [V, B]
+    params = params if frozen is None else freezing.pinned(params, frozen)
+    variables = {'params': params, 'batch_stats': batch_stats}
+    images = images if len(views) == 1 else images.reshape(-1, *images.shape[-3:])
+    outputs, updates = model.apply(
+      variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': context.rng}
+    )
+    outputs = outputs if len(views) == 1 else outputs.reshape(*views, -1)
+    each = task.loss(outputs, batch, context.step, context.extras)
+    return each.mean(), (updates['batch_stats'], task.sums(each, outputs, batch))
+
+  return loss_fn
 
 
 def make_gradient(
@@ -20,26 +66,29 @@ def make_gradient(
   accumulate: int,
   later: Sequence[tuple[int, LossFn]],
   per_device_bn: bool,
-) -> Callable[..., Any]:
-  """Return ``(step, params, batch_stats, constants, feed, rng) -> (grads, (batch_stats, sums))``; see the step."""
+) -> Gradient:
+  """Return ``(params, batch_stats, constants, feed, context) -> (grads, (batch_stats, sums))``.
+
+  The arguments are those of ``step.make_train_steps``.
+  """
   make = per_device if per_device_bn else accumulated
   losses_of = [loss_fn, *(loss_fn for _, loss_fn in later)]
   return by_step([make(f, fetch, accumulate, mesh) for f in losses_of], [begin for begin, _ in later])
 
 
-def by_step(functions: Sequence[Callable[..., Any]], begins: Sequence[int]) -> Callable[..., Any]:
-  """Return ``(step, *args)`` to what the first of ``functions`` returns, or the last that begins at or before ``step``.
+def by_step(functions: Sequence[Gradient], begins: Sequence[int]) -> Gradient:
+  """Return the function that calls the first of ``functions``, or the last that starts at or before the step.
 
   Args:
-    functions: of the same ``args``, with results alike.
-    begins: rising steps, at which the second and those after it begin.
+    functions: with results alike.
+    begins: rising steps, at which the second and those after it start.
   """
   if not begins:
-    return lambda step, *args: functions[0](*args)
-  return lambda step, *args: jax.lax.switch((step >= jnp.array(begins)).sum(), functions, *args)
+    return functions[0]
+  return lambda *args: jax.lax.switch((args[-1].step >= jnp.array(begins)).sum(), functions, *args)
 
 
-def per_device(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Callable[..., Any]:
+def per_device(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Gradient:
   """Return ``accumulated`` done by each device alone, on its part of the batch: with BatchNorm statistics of its own.
 
   The gradients and the running statistics are averaged, and the sums of metrics added up, in one all-reduce; there is
@@ -48,50 +97,50 @@ def per_device(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, me
   """
   gradient = accumulated(loss_fn, fetch, parts)
 
-  def own(params: Any, batch_stats: Any, constants: Any, feed: Any, rng: jax.Array) -> tuple[Any, Any]:
-    rng = jax.random.fold_in(rng, jax.lax.axis_index(sharding.AXIS))
-    grads, (stats, sums) = gradient(params, batch_stats, constants, feed, rng)
+  def on_device(params: Any, batch_stats: Any, constants: Any, feed: Any, context: Context) -> tuple[Any, Any]:
+    context = context._replace(rng=jax.random.fold_in(context.rng, jax.lax.axis_index(sharding.AXIS)))
+    grads, (stats, sums) = gradient(params, batch_stats, constants, feed, context)
     means = jax.tree.map(lambda x: x / mesh.size, (grads, stats))
     (grads, stats), sums = jax.lax.psum((means, sums), sharding.AXIS)
     return grads, (stats, sums)
 
   whole, split = PartitionSpec(), PartitionSpec(sharding.AXIS)
   return jax.shard_map(  # nothing varies that leaves it, which the check cannot see through hand-written gradients
-    own, mesh=mesh, in_specs=(whole, whole, whole, split, whole), out_specs=whole, check_vma=False
+    on_device, mesh=mesh, in_specs=(whole, whole, whole, split, whole), out_specs=whole, check_vma=False
   )
 
 
-def accumulated(
-  loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh | None = None
-) -> Callable[..., Any]:
-  """Return ``(params, batch_stats, constants, feed, rng) -> (grads, (batch_stats, sums))`` over a batch in ``parts``.
+def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh | None = None) -> Gradient:
+  """Return the gradient over a batch that goes through the model in ``parts``.
 
   The gradient is the mean of those of the parts. The batch statistics pass from part to part, and part ``i``, which
   has examples ``i, i + parts, ...`` so that no example leaves its device, has the key ``fold_in(rng, i)``.
 
   Args:
-    loss_fn: as of ``make_train_steps``.
-    fetch: the same.
+    loss_fn: of ``make_loss``.
+    fetch: ``(constants, feed)`` to the batch: of a pipeline.
     parts: how many.
     mesh: what the batch is split over; None where it is of one device.
   """
   gradient = jax.grad(loss_fn, has_aux=True)
-  if parts == 1:
-    return lambda params, stats, constants, feed, rng: gradient(params, stats, fetch(constants, feed), rng)
 
-  def whole(params: Any, batch_stats: Any, constants: Any, feed: Any, rng: jax.Array) -> tuple[Any, Any]:
+  def at_once(params: Any, batch_stats: Any, constants: Any, feed: Any, context: Context) -> tuple[Any, Any]:
+    return gradient(params, batch_stats, fetch(constants, feed), context)
+
+  def in_parts(params: Any, batch_stats: Any, constants: Any, feed: Any, context: Context) -> tuple[Any, Any]:
     feeds = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), feed)
     if mesh:
       feeds = jax.lax.with_sharding_constraint(feeds, sharding.over_steps(mesh))
 
     def add(carry: Any, part: Any) -> tuple[Any, metrics.Sums]:
       (stats, total), (i, feed) = carry, part
-      grads, (stats, sums) = gradient(params, stats, fetch(constants, feed), jax.random.fold_in(rng, i))
+      part = context._replace(rng=jax.random.fold_in(context.rng, i))
+      grads, (stats, sums) = at_once(params, stats, constants, feed, part)
       return (stats, jax.tree.map(jnp.add, total, grads)), sums
 
-    begin = batch_stats, jax.tree.map(jnp.zeros_like, params)
-    (batch_stats, total), sums = jax.lax.scan(add, begin, (jnp.arange(parts), feeds))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (batch_stats, total), sums = jax.lax.scan(add, (batch_stats, zeros), (jnp.arange(parts), feeds))
     grads = jax.tree.map(lambda x: x / parts, total)
     return grads, (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))
 
-  return whole
+  return at_once if parts == 1 else in_parts

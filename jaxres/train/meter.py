@@ -7,16 +7,9 @@ from typing import Any
 import jax
 
 from jaxres import metrics
-from jaxres.errors import InputError
 from jaxres.log import run_log as run_log_lib
 
 REFRESH_SECONDS = 0.25
-
-
-class NotFiniteError(InputError):
-  """A step of the training was not taken, as it was not finite."""
-
-  rollbacks = 0  # how often the learning rate was halved before
 
 
 class Meter:
@@ -40,15 +33,13 @@ class Meter:
     self._pending: list[metrics.Sums] = []
     self._total = dict(partial or {})
     self._clock: float | None = None
+    self.finite = True  # of the steps that were fetched; what is behind one that is not is not counted
     self._uncounted, self._shown = self._total.get('count', 0.0), 0.0
 
   def add(self, step: int, sums: metrics.Sums, *, last: bool) -> None:
     """Take the sums of the batch that ended step ``step``.
 
-    Every so many steps a row of their means is written; at the ``last`` the row is left to the caller.
-
-    Raises:
-      NotFiniteError: a step was not taken, see ``step.halt_unless``.
+    Every ``every`` steps a row of their means is written; at the ``last`` the row is left to the caller.
     """
     if self._clock is None:  # the first step compiles: the clock starts behind it
       jax.block_until_ready(sums)
@@ -58,7 +49,7 @@ class Meter:
     if due or (time.monotonic() - self._shown > REFRESH_SECONDS and jax.process_count() == 1):  # all stop at one step
       self._drain(leave=0 if due else 1)
       self._log.show(step, self._means())
-    if due and not last:
+    if due and not last and self.finite:
       self._log.write(step, self.row(step))
       self._total = {}
       self._restart_clock()
@@ -68,9 +59,12 @@ class Meter:
     return self._means() | {'train/lr': float(self._rate(step - 1))}
 
   def totals(self) -> dict[str, float]:
-    """Return the sums of the steps since the last row. Raises as ``add`` does."""
-    self._drain(leave=0)
+    """Return the sums of the steps since the last row."""
     return dict(self._total)
+
+  def drain(self) -> None:
+    """Fetch what is in flight, so that ``finite`` and ``totals`` are of every step that was added."""
+    self._drain(leave=0)
 
   def _restart_clock(self, uncounted: float = 0.0) -> None:
     self._clock, self._uncounted = time.monotonic(), uncounted
@@ -79,9 +73,8 @@ class Meter:
     ready = len(self._pending) - leave
     fetched, self._pending = jax.device_get(self._pending[:ready]), self._pending[ready:]
     for part in fetched:
-      if part.pop('bad', 0):
-        raise NotFiniteError('the training is no longer finite; lower optim.lr or lengthen optim.warmup_epochs')
-      for name, value in part.items():
+      self.finite &= not part.pop('bad', 0)  # see ``step.halt_unless``
+      for name, value in part.items() if self.finite else ():
         self._total[name] = self._total.get(name, 0.0) + float(value)
     self._shown = time.monotonic()
 

@@ -19,10 +19,7 @@ from jaxres.errors import InputError
 from jaxres.files import load_npz, parse_json
 from jaxres.runtime import distributed, sharding
 from jaxres.state import TrainState
-from jaxres.train.meter import NotFiniteError
-from jaxres.train.plan import make_plan
-from jaxres.train.setup import FIELDS, Parts, make_parts, make_programs
-from jaxres.train.step import Probe
+from jaxres.train.setup import Setup, make_setup
 
 SHOWN_IDS = 8  # of a batch, in one line
 AGAIN = 'the run that stops at that step again writes it again'
@@ -35,6 +32,10 @@ FOUND = {  # the fields of ``Found``
   'bad': schema.array_of(_NAME),
   'counts': schema.object_of(_NAME),
 }
+
+
+class NotFiniteError(InputError):
+  """A step of the training was not taken, as it was not finite."""
 
 
 class Found(NamedTuple):
@@ -53,9 +54,11 @@ class Found(NamedTuple):
     return f'step {self.step} is not finite: loss {self.loss:.4g}, first {self.bad[0]}; not finite are {counts}'
 
 
-def probe(probe_step: Probe, train_state: TrainState, key: jax.Array, constants: Any, feeds: Any) -> Found:
-  """Return what the step behind ``train_state`` gives on the group ``feeds`` of one step."""
-  loss, finite = jax.device_get(probe_step(train_state, key, constants, feeds))
+def probe(setup: Setup, train_state: TrainState) -> Found:
+  """Return what the step behind ``train_state`` gives on its batch."""
+  feeds = feeds_of(setup, int(train_state.step))
+  constants, extras = setup.dataset.train.constants, setup.task.extras
+  loss, finite = jax.device_get(setup.probe(train_state, setup.key, constants, feeds, extras))
   bad, counts = [], {}
   for part in ('params', 'batch_stats', 'loss', 'gradients'):
     tree = finite.get(part, {'': np.isfinite(loss)})
@@ -67,21 +70,12 @@ def probe(probe_step: Probe, train_state: TrainState, key: jax.Array, constants:
   return Found(int(train_state.step), float(loss), tuple(bad), counts)
 
 
-def explained(
-  parts: Parts,
-  probe_step: Probe,
-  halted: TrainState,
-  key: jax.Array,
-  workdir: pathlib.Path,
-  overfit_one_batch: bool,
-) -> NotFiniteError:
-  """Return the error that names the step at which a state was ``halted``, and write the file that repeats it."""
-  before = dataclasses.replace(halted, step=-1 - halted.step)
-  number = 0 if overfit_one_batch else int(before.step)
-  found = probe(probe_step, before, key, parts.dataset.train.constants, group_of(parts, number))
-  ids = ids_of(parts, number)
+def explain(setup: Setup, train_state: TrainState, workdir: pathlib.Path) -> NotFiniteError:
+  """Return the error that names the step at which ``train_state`` halted, and write the file that repeats it."""
+  before = dataclasses.replace(train_state, halted=jnp.zeros_like(train_state.halted))
+  found, ids = probe(setup, before), ids_of(setup, int(before.step))
   try:
-    path = write(workdir, before, found, ids, parts.config, parts.dataset.info.split_rule)
+    path = write(workdir, before, found, ids, setup.config, setup.dataset.info.split_rule)
     again = f'jaxres doctor --replay {path} runs it again'
   except OSError as error:
     again = f'no file of it could be written: {error.strerror}'
@@ -150,35 +144,27 @@ def replay(path: pathlib.Path) -> tuple[Found, Found, np.ndarray]:
   if not path.exists():
     raise InputError(f'--replay: no such file: {path}; a run that stops at a step that is not finite writes one')
   content, then, config, split_rule = read(path)
-  parts, fields = make_parts(config, split_rule), config['train']
-  pipeline, key = parts.dataset.train, jax.random.key(fields['seed'])
-  spans = make_plan(
-    pipeline, *(fields[name] for name in ('epochs', 'eval_every_epochs', 'dry_run', 'overfit_one_batch'))
-  )
-  parts = parts.without_augmentation() if fields['overfit_one_batch'] else parts
-  made = make_programs(parts, spans, **{name: fields[name] for name in FIELDS})
-  parts.dataset.place(parts.mesh)
-  template = jax.eval_shape(made.create, key).present
+  setup = make_setup(config, split_rule)
+  setup.dataset.place(setup.mesh)
+  template = jax.eval_shape(setup.create, setup.key).present
   saved = {name.removeprefix('state/'): array for name, array in content.items() if name.startswith('state/')}
   digests.check_like(
     {name: digests.leaf_digest(array) for name, array in saved.items()}, digests.kinds(template), str(path)
   )
-  whole = jax.tree_util.tree_map_with_path(lambda name, _: jnp.asarray(saved[trees.name(name)]), template)
-  train_state = jax.device_put(TrainState(**whole), made.shardings)
-  group = group_of(parts, 0 if fields['overfit_one_batch'] else then.step)
-  return then, probe(made.probe, train_state, key, pipeline.constants, group), content['ids']
+  fields = jax.tree_util.tree_map_with_path(lambda name, _: jnp.asarray(saved[trees.name(name)]), template)
+  return then, probe(setup, jax.device_put(TrainState(**fields), setup.shardings)), content['ids']
 
 
-def ids_of(parts: Parts, number: int) -> np.ndarray:
-  """Return the examples of the batch of step ``number``, by their place in the training split."""
-  train = parts.dataset.train
-  return sampler.train_indices(train.seed, number, train.batch_size, train.size)
+def ids_of(setup: Setup, step: int) -> np.ndarray:
+  """Return the examples of the batch of ``step``, int ``[B]``, by their place in the training split."""
+  train = setup.dataset.train
+  return sampler.train_indices(train.seed, 0 if setup.options.overfit_one_batch else step, train.batch_size, train.size)
 
 
-def group_of(parts: Parts, number: int) -> Any:
-  """Return the feed of step ``number`` as a group of one step."""
-  own = jax.tree.map(lambda x: x[None], next(parts.dataset.train.train_feeds(number, number + 1)))
-  return sharding.assembled(own, sharding.over_steps(parts.mesh))
+def feeds_of(setup: Setup, step: int) -> Any:
+  """Return the feeds of ``step`` alone."""
+  feeds = jax.tree.map(lambda x: x[None], next(iter(setup.feeds(step, step + 1))))
+  return sharding.assembled(feeds, sharding.over_steps(setup.mesh))
 
 
 def _depth(name: str) -> tuple[int, str]:

@@ -1,7 +1,7 @@
 """When a run evaluates and saves, and what it remembers of its evaluations."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxres import data, schema
 from jaxres.errors import InputError, say
+from jaxres.train.options import Options
 
 DRY_RUN_STEPS = 2
 OVERFIT_STEPS = 200
@@ -22,6 +23,9 @@ PROGRESS = {  # the fields of ``Progress``
   'partial': schema.either(_METRICS, schema.NOTHING),
   'rollbacks': _COUNT,
 }
+
+
+Score = Callable[[Mapping[str, float]], float | None]  # of the metrics of an evaluation; larger is better
 
 
 class Plan(NamedTuple):
@@ -62,17 +66,17 @@ class Progress(NamedTuple):
   """What keep-best and early stopping must know; saved beside the state."""
 
   last: dict[str, float]  # metrics of the last evaluation
-  best: dict[str, float]  # metrics of the evaluation with the best ``watched`` top-1, and its step
+  best: dict[str, float]  # metrics of the evaluation that scored best, and its step
   stale: int  # evaluations since then
   partial: dict[str, float] | None = None  # sums of the training metrics since the last row, where a signal came
   rollbacks: int = 0  # how often the learning rate was halved, see ``train.max_rollbacks``
 
-  def advance(self, step: int, scores: dict[str, float]) -> 'Progress':
-    """Return the progress after an evaluation at ``step`` that gave ``scores``."""
-    top1, best = watched(scores), watched(self.best)
-    if top1 is None:
+  def advance(self, step: int, scores: dict[str, float], score_of: Score) -> 'Progress':
+    """Return the progress after an evaluation at ``step`` that gave ``scores``; ``score_of`` says which are better."""
+    score, best = score_of(scores), score_of(self.best)
+    if score is None:
       return self._replace(last=scores, best={}, stale=0, partial=None)
-    if best is None or top1 > best:
+    if best is None or score > best:
       return self._replace(last=scores, best={'step': step} | scores, stale=0, partial=None)
     return self._replace(last=scores, stale=self.stale + 1, partial=None)
 
@@ -91,31 +95,21 @@ def read_progress(content: Mapping[str, Any], where: object) -> Progress:
   return Progress(**fields)
 
 
-def watched(scores: Mapping[str, float]) -> float | None:
-  """Return the top-1 that keep-best and early stopping look at: validation, of the moving average if there is one."""
-  return scores.get('ema/val/top1', scores.get('val/top1'))
-
-
-def make_plan(
-  train: data.Pipeline,
-  epochs: float,
-  eval_every_epochs: float,
-  dry_run: bool,
-  overfit_one_batch: bool,
-) -> Plan:
-  """Return when to evaluate and save a training of ``epochs`` passes over ``train``.
+def make_plan(train: data.Pipeline, options: Options) -> Plan:
+  """Return when to evaluate and save a training on ``train``.
 
   Raises:
     InputError: it would never end, or one step has more examples than the whole training.
   """
-  if overfit_one_batch:  # the whole schedule in a few steps
+  epochs = options.epochs
+  if options.overfit_one_batch:  # the whole schedule in a few steps
     return Plan(OVERFIT_STEPS, OVERFIT_STEPS / epochs, (OVERFIT_STEPS,))
   check_batch(train.batch_size, train.size, epochs)
   steps_per_epoch = train.size / train.batch_size
   total = max(1, round(epochs * steps_per_epoch))
-  if dry_run:
+  if options.dry_run:
     return Plan(total, steps_per_epoch, (DRY_RUN_STEPS,))
-  interval = eval_every_epochs * steps_per_epoch
+  interval = options.eval_every_epochs * steps_per_epoch
   if total > MOST_STEPS or total / interval > MOST_EVALUATIONS:
     found = f'{epochs:g} epochs are {total:,} steps and {total / interval:,.0f} evaluations'
     raise InputError(f'train.epochs: {found}; expected at most {MOST_STEPS:,} and {MOST_EVALUATIONS:,}')

@@ -1,8 +1,9 @@
-"""What a config makes: the parts of a run, and the jitted programs of these."""
+"""What a config makes: the model, the data, the task, the plan of a run, and its jitted functions."""
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,160 +11,181 @@ import optax
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from jaxres import data, evaluate, losses, models, optim, state
+from jaxres import data, evaluate, models, optim, state, tasks
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError
 from jaxres.models import ResNet, layers, speedrun
 from jaxres.optim import freezing
 from jaxres.runtime import sharding
 from jaxres.runtime.compiler import jit
-from jaxres.state import TrainState, init_variables
-from jaxres.train.plan import Plan
+from jaxres.state import TrainState
+from jaxres.train.gradients import make_loss
+from jaxres.train.options import Options
+from jaxres.train.options import check as check_options
+from jaxres.train.plan import Plan, make_plan
 from jaxres.train.recalibrate import Recalibrate, make_recalibrate
-from jaxres.train.step import Probe, TrainSteps, make_loss, make_probe, make_train_steps
+from jaxres.train.step import Hyperparameters, Probe, TrainSteps, make_probe, make_train_steps
 from jaxres.weights import pretrained
 
-FIELDS = ('loss', 'label_smoothing', 'target_threshold', 'accumulate', 'ema', 'shard_optimizer')  # of make_programs
-MakeTx = Callable[[Any, int, float], tuple[optax.GradientTransformation, optax.Schedule]]
+SCAN_STEPS = 10  # of one call, where it pays
 
 
-class Parts(NamedTuple):
-  """What a config makes before anything is compiled."""
+class Setup(NamedTuple):
+  """What a config makes; nothing is compiled before it is called."""
 
-  model: ResNet  # with the classes of the data
+  config: Mapping[str, Mapping[str, Any]]  # what all this was made of
+  options: Options  # the section train of it
+  key: jax.Array  # of the initial parameters, the augmentation and the dropout
+  mesh: Mesh
   dataset: data.Dataset
   augment: augment_lib.Augment
-  views: evaluate.Views | None  # each evaluation is also done over them, as ``tta/...``
-  make_tx: MakeTx  # (params, total_steps, steps_per_epoch) to the optimiser and its learning rate
-  mesh: Mesh
-  frozen_until: Callable[[Any, int, float], Any]  # of the same, to the step at which each parameter's training begins
+  model: ResNet  # with the outputs of the task
+  task: tasks.Task
+  plan: Plan
+  lr_schedule: optax.Schedule  # the learning rate of a step, before ``Hyperparameters.lr_scale``
   init: pretrained.Init | None  # fresh variables to those that the training starts from
-  config: Mapping[str, Mapping[str, Any]]  # what all this was made of
-
-  def without_augmentation(self) -> 'Parts':
-    """Return the parts of a training on the images as they are."""
-    return self._replace(augment=augment_lib.make())
-
-  def slowed(self, factor: float) -> 'Parts':
-    """Return the parts of a training whose learning rate is ``factor`` times that of the config at every step."""
-
-    def make_tx(*args: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
-      tx, rate = self.make_tx(*args)
-
-      def update(grads: Any, opt_state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return jax.tree.map(lambda x: factor * x, updates), opt_state
-
-      return optax.GradientTransformation(tx.init, update), lambda step: factor * rate(step)
-
-    return self if factor == 1.0 else self._replace(make_tx=make_tx)
-
-
-def make_parts(options: Mapping[str, Mapping[str, Any]], split_rule: int = data.SPLIT_RULE) -> Parts:
-  """Return the parts that the sections of a config ask for; the data, which is slow to read, comes last.
-
-  Args:
-    options: the sections, whole.
-    split_rule: of ``data.loader``; that of the run which goes on.
-
-  Raises:
-    InputError: a section cannot be used.
-  """
-  model = models.create(**options['model'])
-  augment = augment_lib.make(**options['augment'])
-  views = evaluate.make_views(**options['tta'])
-  mesh = sharding.make_mesh()
-  sharding.check_batch_size(options['data']['batch_size'], mesh)
-  dataset = data.loader(split_rule)(**options['data'])
-  evaluate.check_views(views, dataset.test.image_shape)
-  augment_lib.check(augment, dataset.info.image_shape)
-  model = fit_classes(model, options['model']['num_classes'], dataset.info)
-  make_tx = lambda *args: optim.make(*args, **options['optim'])
-  fields = {name: options['optim'][name] for name in ('frozen', 'unfreeze')}
-  frozen_until = lambda params, *args: freezing.until(params, *fields.values(), *args)
-  init = pretrained.make_init(model, dataset.info.class_names, **options['init'])
-  return Parts(model, dataset, augment, views, make_tx, mesh, frozen_until, init, options)
-
-
-def fit_classes(model: ResNet, num_classes: int | None, info: data.Info) -> ResNet:
-  """Return ``model`` with as many classes as the data.
-
-  Raises:
-    InputError: the config asks for another number.
-  """
-  found = len(info.class_names)
-  if num_classes not in (None, found):
-    raise InputError(f'model.num_classes: {num_classes}, but the data has {found} classes; leave it out')
-  return model.clone(num_classes=found)
-
-
-class Programs(NamedTuple):
-  """The jitted functions of a run."""
-
   create: Callable[[jax.Array], TrainState]  # a key to the state at step 0
   shardings: TrainState  # where the arrays of a state go
   train_steps: TrainSteps
   probe: Probe  # looks at a step that is not finite
   eval_steps: dict[str, evaluate.EvalStep]  # by the prefix of their metrics
-  rate: optax.Schedule  # the learning rate of a step
   recalibrate: Callable[[int], Recalibrate]  # of the step after which it is done
 
+  @property
+  def scan_steps(self) -> int:
+    """Steps of one call.
 
-def make_programs(
-  parts: Parts,
-  plan: Plan,
-  loss: str,
-  label_smoothing: float,
-  target_threshold: float,
-  accumulate: int,
-  ema: float,
-  shard_optimizer: bool,
-) -> Programs:
-  """Return the programs of a run of ``parts``; they are compiled when they are first called.
+    A CPU gains nothing by more than one: its steps are long. Nor does a stream: the program would wait for more
+    batches.
+    """
+    alone = jax.default_backend() == 'cpu' or not self.dataset.train.constants
+    return self.options.scan_steps or (1 if alone else SCAN_STEPS)
+
+  @property
+  def eval_batch_size(self) -> int:
+    """Examples of an evaluation step: a multiple of the devices."""
+    return sharding.round_up(self.options.eval_batch_size, self.mesh)
+
+  def feeds(self, start: int, stop: int) -> Iterator[Any]:
+    """Yield the feeds of steps ``start`` to ``stop - 1``; for ``overfit_one_batch`` all are the first."""
+    feeds = self.dataset.train.train_feeds
+    return itertools.repeat(next(feeds(0, 1)), stop - start) if self.options.overfit_one_batch else feeds(start, stop)
+
+  def take_steps(
+    self, train_state: TrainState, feeds: Any, hyperparameters: Hyperparameters
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take the steps of ``feeds``, this process's rows of them stacked; return the next state and the sums."""
+    feeds = sharding.assembled(feeds, sharding.over_steps(self.mesh))
+    constants = self.dataset.train.constants
+    return self.train_steps(train_state, self.key, constants, feeds, hyperparameters, self.task.extras)
+
+
+def make_setup(config: Mapping[str, Mapping[str, Any]], split_rule: int = data.SPLIT_RULE) -> Setup:
+  """Return what the sections of a config make; the data, which is slow to read, comes last of what it is made of.
+
+  Args:
+    config: every section with every field, of ``config.to_dict``.
+    split_rule: of ``data.loader``; that of the run which goes on.
 
   Raises:
-    InputError: the loss is unknown, the batch cannot be split into ``accumulate`` parts, or a part is too small for
-      BatchNorm.
+    InputError: a section cannot be used.
   """
-  model, dataset, mesh = parts.model, parts.dataset, parts.mesh
-  check_accumulate(accumulate, dataset.train.batch_size, mesh)
+  options = Options(**config['train'])
+  check_options(options)
+  model = models.create(**config['model'])
+  augment = augment_lib.make(**config['augment'])
+  views = evaluate.make_views(**config['tta'])
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(config['data']['batch_size'], mesh)
+  dataset = data.loader(split_rule)(**config['data'])
+  evaluate.check_views(views, dataset.test.image_shape)
+  augment_lib.check(augment, dataset.info.image_shape)
+  if options.patience and dataset.val is None:
+    raise InputError('train.patience: early stopping looks at the validation split; set data.val, such as 0.1')
+  check_accumulate(options.accumulate, dataset.train.batch_size, mesh)
+  losses = {name: getattr(options, name) for name in ('loss', 'label_smoothing', 'target_threshold')}
+  task = tasks.make(options.task, dataset.info, **losses)
+  model = fit_outputs(model, config['model']['num_classes'], task)
+  plan = make_plan(dataset.train, options)
+  init = pretrained.make_init(model, dataset.info.class_names, **config['init'])
+  augment = augment_lib.make() if options.overfit_one_batch else augment
+  steps = make_steps(config['optim'], options, mesh, dataset, augment, model, task, plan)
+  make_eval_step = functools.partial(evaluate.make_eval_step, model, task, dataset.info, dataset.test.fetch, mesh)
+  eval_steps = {'': make_eval_step()} | ({'tta/': make_eval_step(views)} if views else {})
+  parts = (config, options, jax.random.key(options.seed), mesh, dataset, augment, model, task, plan)
+  return Setup(*parts, init=init, eval_steps=eval_steps, **steps)
+
+
+def make_steps(
+  optimizer: Mapping[str, Any],
+  options: Options,
+  mesh: Mesh,
+  dataset: data.Dataset,
+  augment: augment_lib.Augment,
+  model: ResNet,
+  task: tasks.Task,
+  plan: Plan,
+) -> dict[str, Any]:
+  """Return the fields of ``Setup`` that make, move and look at a state.
+
+  Args:
+    optimizer: the section ``optim``.
+    options: the section ``train``.
+    mesh: of ``sharding.make_mesh``.
+    dataset: what is trained on.
+    augment: of training batches.
+    model: the network.
+    task: what is learned.
+    plan: how long.
+
+  Raises:
+    InputError: ``optimizer`` cannot be used.
+  """
   transform = first_transform(model, dataset)
-  init = lambda key: transform(init_variables(model, dataset.info.image_shape, key))
-  shapes, length = jax.eval_shape(init, jax.random.key(0)), (plan.total_steps, plan.steps_per_epoch)
-  tx, rate = parts.make_tx(shapes['params'], *length)
-
-  def create(key: jax.Array) -> TrainState:
-    return state.create(init(key), tx, ema=ema > 0.0)
-
-  shardings = state.shardings(jax.eval_shape(create, jax.random.key(0)), mesh, shard_optimizer=shard_optimizer)
-  stages = freezing.stages(parts.frozen_until(shapes['params'], *length), shapes['batch_stats'])
-  held, fetch = [freezing.freeze(model, stage) for stage in stages], dataset.train.fetch
-  together = dataset.train.batch_size // accumulate // (mesh.size if model.bn == 'per_device' else 1)
-  for stage_model in held:
-    check_norms(stage_model, dataset.info.image_shape, together)
-  loss_of = losses.get(loss, label_smoothing=label_smoothing, target_threshold=target_threshold)
-  losses_of = [
-    make_loss(model, loss_of, parts.augment, dataset.info, stage.frozen)
-    for model, stage in zip(held, stages, strict=True)
-  ]
-  later = [(stage.begin, loss_fn) for stage, loss_fn in zip(stages, losses_of, strict=True)][1:]
-  same: dict[str, Any] = {
-    'accumulate': accumulate,
-    'later': later,
+  fresh = lambda key: transform(state.init_variables(model, dataset.info.image_shape, key))
+  shapes = jax.eval_shape(fresh, jax.random.key(0))
+  length = (shapes['params'], plan.total_steps, plan.steps_per_epoch)
+  tx, lr_schedule = optim.make(*length, **optimizer)
+  create = lambda key: state.create(fresh(key), tx, ema=options.ema > 0.0)
+  shardings = state.shardings(jax.eval_shape(create, jax.random.key(0)), mesh, shard_optimizer=options.shard_optimizer)
+  until = freezing.until(shapes['params'], optimizer['frozen'], optimizer['unfreeze'], *length[1:])
+  stages = freezing.stages(until, shapes['batch_stats'])
+  networks = [freezing.freeze(model, stage) for stage in stages]
+  together = dataset.train.batch_size // options.accumulate // (mesh.size if model.bn == 'per_device' else 1)
+  for network in networks:
+    check_norms(network, dataset.info.image_shape, together)
+  first, *rest = (
+    make_loss(network, task, augment, dataset.info, stage.frozen)
+    for network, stage in zip(networks, stages, strict=True)
+  )
+  shared: dict[str, Any] = {
+    'accumulate': options.accumulate,
+    'later': [(stage.begin, loss_fn) for stage, loss_fn in zip(stages[1:], rest, strict=True)],
     'per_device_bn': model.bn == 'per_device',
     'shardings': shardings,
   }
-  make_eval_step = functools.partial(evaluate.make_eval_step, model, dataset.info, dataset.test.fetch, mesh)
-  recalibrates = [make_recalibrate(model, dataset.info, fetch, mesh) for model in held]
-  return Programs(
-    create=jit(create, out_shardings=shardings),
-    shardings=shardings,
-    train_steps=make_train_steps(losses_of[0], tx, fetch, mesh, ema=ema, **same),
-    probe=make_probe(losses_of[0], fetch, mesh, **same),
-    eval_steps={'': make_eval_step()} | ({'tta/': make_eval_step(parts.views)} if parts.views else {}),
-    rate=rate,
-    recalibrate=lambda step: recalibrates[freezing.stage_before(stages, step)],
-  )
+  make_tx = lambda hyperparameters: optim.make(*length, hyperparameters.lr_scale, **optimizer)[0]
+  fetch = dataset.train.fetch
+  recalibrates = [make_recalibrate(network, dataset.info, fetch, mesh) for network in networks]
+  return {
+    'lr_schedule': lr_schedule,
+    'create': jit(create, out_shardings=shardings),
+    'shardings': shardings,
+    'train_steps': make_train_steps(first, make_tx, fetch, mesh, ema=options.ema, **shared),
+    'probe': make_probe(first, fetch, mesh, **shared),
+    'recalibrate': lambda step: recalibrates[freezing.stage_before(stages, step)],
+  }
+
+
+def fit_outputs(model: ResNet, num_classes: int | None, task: tasks.Task) -> ResNet:
+  """Return ``model`` with as many outputs as the task has.
+
+  Raises:
+    InputError: the config asks for another number.
+  """
+  if num_classes not in (None, task.num_outputs):
+    raise InputError(f'model.num_classes: {num_classes}, but the data has {task.num_outputs} classes; leave it out')
+  return model.clone(num_classes=task.num_outputs)
 
 
 def first_transform(model: ResNet, dataset: data.Dataset) -> Callable[[Any], Any]:

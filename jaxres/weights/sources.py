@@ -17,6 +17,7 @@ from jaxres.checkpoint import digests, reader
 from jaxres.checkpoint.about import check_made_by
 from jaxres.errors import InputError
 from jaxres.files import PUT_BACK, DamagedError, complete, file_errors, read_json
+from jaxres.log.console import format_value
 from jaxres.models import ResNet
 from jaxres.paths import MAX_TEXT_BYTES, check_utf8, open_regular, read_regular, user_path
 from jaxres.weights import preprocessing as preprocessing_lib
@@ -379,5 +380,11 @@ def _why(directory: pathlib.Path, number: int, step: str) -> str:
   """Return in words why a checkpoint was taken."""
   if step != 'best':
     return 'the latest' if step == 'latest' else 'as asked for'
-  top1 = reader.read_scores(directory.absolute() / 'checkpoints' / str(number)).get(checkpoint.BEST_METRIC)
-  return 'the latest, as nothing was validated' if top1 is None else f'the best on validation: top-1 {top1:.2%}'
+  scores = reader.read_scores(directory.absolute() / 'checkpoints' / str(number))
+  name = next((name for name in scores if name != 'step'), None)
+  label = name and name.removeprefix('val/').replace('top', 'top-')
+  return (
+    f'the best on validation: {label} {format_value(name, scores[name])}'
+    if name
+    else 'the latest, as nothing was validated'
+  )

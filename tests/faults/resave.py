@@ -12,22 +12,21 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from jaxres import checkpoint
 from jaxres import config as config_lib
-from jaxres.train.plan import make_plan
-from jaxres.train.setup import make_parts, make_programs
+from jaxres.train.setup import make_setup
 from tests.faults import tiny
 
 
 def main(source: str, to: str, optimizer: str) -> None:
   """Restore and save."""
-  parts = make_parts(config_lib.to_dict(tiny.get_config()))
-  schedule = make_plan(parts.dataset.train, 2.0, 1.0, False, False)
-  made = make_programs(parts, schedule, 'softmax_xent', 0.0, 0.0, 1, 0.9, optimizer == 'sharded')
-  template = jax.eval_shape(made.create, jax.random.key(0))
+  config = config_lib.to_dict(tiny.get_config())
+  config['train'] |= {'epochs': 2.0, 'ema': 0.9, 'shard_optimizer': optimizer == 'sharded'}
+  setup = make_setup(config)
+  template = jax.eval_shape(setup.create, setup.key)
   with checkpoint.open(source) as manager:
-    state, progress = checkpoint.restore(manager, template, made.shardings)
+    state, progress = checkpoint.restore(manager, template, setup.shardings)
   assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {jax.device_count()}
   with checkpoint.open(to) as manager:
-    checkpoint.save(manager, state, progress, {}, parts.config)
+    checkpoint.save(manager, state, progress, {}, setup.config)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxres import data, losses, models, optim, trees
+from jaxres import data, models, optim, trees
 from jaxres.data import augment
 from jaxres.errors import InputError
 from jaxres.models import layers
@@ -15,8 +15,10 @@ from jaxres.optim import freezing
 from jaxres.runtime import sharding
 from jaxres.state import create, init_variables
 from jaxres.train import loop
-from jaxres.train.step import make_loss, make_train_steps
+from jaxres.train.gradients import make_loss
+from jaxres.train.step import Hyperparameters, make_train_steps
 from tests.conftest import merged
+from tests.helpers import classification
 from tests.train.test_loop import final_state, interrupted
 from tests.train.test_step import KEY, stacked
 
@@ -85,14 +87,16 @@ def trained(config: dict, stages: str, steps_: int, devices: int, **options):
   tx, _ = optim.make(variables['params'], 100, 6.0, lr=0.1, **options)
   until = freezing.until(variables['params'], options.get('frozen', ()), options.get('unfreeze', ()), 100, 6.0)
   found = freezing.stages(until, variables['batch_stats'])
-  loss = losses.get('softmax_xent')
-  first, *later = [make_loss(freezing.freeze(model, s), loss, augment.make(), dataset.info, s.frozen) for s in found]
+  first, *later = [
+    make_loss(freezing.freeze(model, s), classification(dataset.info), augment.make(), dataset.info, s.frozen)
+    for s in found
+  ]
   later = [(s.begin, loss_fn) for s, loss_fn in zip(found[1:], later, strict=True)]
-  run = make_train_steps(first, tx, dataset.train.fetch, mesh, later=later)
+  run = make_train_steps(first, lambda _: tx, dataset.train.fetch, mesh, later=later)
   begin = jax.device_put(create(variables, tx), sharding.replicated(mesh))
   after = jax.tree.map(jnp.copy, begin)
   for feed in dataset.train.train_feeds(0, steps_):
-    after, _ = run(after, KEY, dataset.train.constants, stacked(feed))
+    after, _ = run(after, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
   assert run._cache_size() == min(steps_, 1)
   return begin, after, model, dataset, found, run
 
@@ -154,7 +158,7 @@ def test_nothing_below_a_linear_probe_is_differentiated(config, stages, monkeypa
   for frozen in (BODY, ('stem/.*', 'stage[12]/.*'), ()):
     begin, _, model, dataset, _, run = trained(config, stages, 0, 1, frozen=frozen)
     feed = next(dataset.train.train_feeds(0, 1))
-    traced = run.trace(begin, KEY, dataset.train.constants, stacked(feed))
+    traced = run.trace(begin, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
     programs[frozen] = str(traced.jaxpr).count('conv_general_dilated[')
   images = jnp.zeros((16, 8, 8, 3))
   forward = str(jax.make_jaxpr(lambda v: model.apply(v, images, train=False))(begin.variables))

@@ -4,23 +4,28 @@ import pytest
 from jaxres import data
 from jaxres.data import resident
 from jaxres.errors import InputError
+from jaxres.train.options import Options
 from jaxres.train.plan import Plan, Progress, grouped, make_plan
+
+
+def score(scores: dict[str, float]) -> float | None:
+  return scores.get('ema/val/top1', scores.get('val/top1'))
 
 
 def test_a_plan_evaluates_at_every_epoch_and_at_the_end() -> None:
   pipeline = resident.Resident(data.Arrays(np.zeros((100, 1, 1, 1), np.uint8), np.zeros(100)), batch_size=16, seed=0)
-  made = make_plan(pipeline, 2.5, 1.0, False, False)
+  made = make_plan(pipeline, Options(epochs=2.5))
   assert made == Plan(16, 6.25, (6, 12, 16))
   assert list(made.segments(0)) == [(0, 6), (6, 12), (12, 16)]
   assert list(made.segments(7)) == [(7, 12), (12, 16)]
   assert list(made.segments(16)) == []
-  assert make_plan(pipeline, 1.0, 0.5, False, False).eval_steps == (3, 6)
+  assert make_plan(pipeline, Options(epochs=1.0, eval_every_epochs=0.5)).eval_steps == (3, 6)
 
 
 def test_a_batch_of_more_than_all_examples(capsys) -> None:
   def made(size: int, batch_size: int, epochs: float) -> Plan:
     images = data.Arrays(np.zeros((size, 1, 1, 1), np.uint8), np.zeros(size))
-    return make_plan(resident.Resident(images, batch_size=batch_size, seed=0), epochs, 1.0, False, False)
+    return make_plan(resident.Resident(images, batch_size=batch_size, seed=0), Options(epochs=epochs))
 
   with pytest.raises(InputError, match='100,000 has more than the 1,438 training .* to at most 1,438'):
     made(1438, 100_000, 30)
@@ -55,7 +60,7 @@ def test_groups_end_where_something_is_due(begin: int, end: int, size: int, ever
 def test_progress_watches_the_moving_average_where_there_is_one() -> None:
   progress = Progress({}, {}, 0)
   for step, (raw, averaged) in enumerate([(0.9, 0.2), (0.1, 0.6), (0.95, 0.5)], 1):
-    progress = progress.advance(step, {'val/top1': raw, 'ema/val/top1': averaged})
+    progress = progress.advance(step, {'val/top1': raw, 'ema/val/top1': averaged}, score)
   assert progress.best == {'step': 2, 'val/top1': 0.1, 'ema/val/top1': 0.6}
   assert progress.stale == 1
   assert progress.metrics()['best/ema/val/top1'] == 0.6
@@ -64,7 +69,7 @@ def test_progress_watches_the_moving_average_where_there_is_one() -> None:
 def test_progress_watches_validation_and_never_test() -> None:
   progress = Progress({}, {}, 0)
   for step, top1 in enumerate([0.0, 0.0, 0.3, 0.3], 1):
-    progress = progress.advance(step, {'val/top1': top1, 'test/top1': 1.0 / step, 'ema/test/top1': 1.0 / step})
+    progress = progress.advance(step, {'val/top1': top1, 'test/top1': 1.0 / step, 'ema/test/top1': 1.0 / step}, score)
   assert (progress.best['step'], progress.stale) == (3, 1)
-  progress = Progress({}, {}, 0).advance(1, {'test/top1': 0.5, 'ema/test/top1': 0.5})
+  progress = Progress({}, {}, 0).advance(1, {'test/top1': 0.5, 'ema/test/top1': 0.5}, score)
   assert progress == Progress({'test/top1': 0.5, 'ema/test/top1': 0.5}, {}, 0)

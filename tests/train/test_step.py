@@ -13,8 +13,9 @@ from jaxres.data import augment
 from jaxres.models import layers
 from jaxres.runtime import sharding
 from jaxres.state import init_variables
-from jaxres.train.gradients import LossFn, accumulated, per_device
-from jaxres.train.step import make_loss, make_train_steps
+from jaxres.train.gradients import Context, LossFn, accumulated, make_loss, per_device
+from jaxres.train.step import Hyperparameters, make_train_steps
+from tests.helpers import classification
 
 KEY = jax.random.key(0)
 
@@ -32,8 +33,8 @@ def make_parts(config: dict, devices: int, transform: augment.Augment | None = N
   variables = jax.jit(lambda: init_variables(model, dataset.info.image_shape, jax.random.key(0)))()
   tx, _ = optim.make(variables['params'], 100, 6.0, lr=0.1)
   transform = transform or augment.make(crop_pad=1, flip=True)
-  loss_fn = make_loss(model, losses.get('softmax_xent'), transform, dataset.info)
-  step = make_train_steps(loss_fn, tx, dataset.train.fetch, mesh)
+  loss_fn = make_loss(model, classification(dataset.info), transform, dataset.info)
+  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, mesh)
   begin = jax.device_put(state.create(variables, tx), sharding.replicated(mesh))
   return dataset, model, tx, transform, step, begin
 
@@ -42,7 +43,7 @@ def test_a_step_is_the_obvious_flax_and_optax_step(config: dict) -> None:
   dataset, model, tx, transform, step, begin = make_parts(config, 1)
   params, stats, opt_state = jax.tree.map(jnp.copy, (begin.params, begin.batch_stats, begin.opt_state))
   for number, feed in enumerate(dataset.train.train_feeds(0, 5)):
-    begin, sums = step(begin, KEY, dataset.train.constants, stacked(feed))
+    begin, sums = step(begin, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
     images = np.asarray(dataset.train.constants['image'])[feed['index']]
     labels = np.asarray(dataset.train.constants['label'])[feed['index']]
     x = transform(jax.random.fold_in(jax.random.key(0), number), jnp.asarray(images)) / 255
@@ -64,10 +65,10 @@ def test_a_step_is_the_obvious_flax_and_optax_step(config: dict) -> None:
 def test_the_loss_of_a_mixed_batch_is_that_of_its_parts(config: dict) -> None:
   dataset, model, *_, begin = make_parts(config, 1)
   mixing = augment.make(mixup=1.0, cutmix=1.0)
-  loss_fn = make_loss(model, losses.get('softmax_xent'), mixing, dataset.info)
+  loss_fn = make_loss(model, classification(dataset.info), mixing, dataset.info)
   batch = {name: jnp.asarray(array[:16]) for name, array in dataset.train.constants.items()}
   rng = jax.random.key(5)
-  loss, (_, sums) = loss_fn(begin.params, begin.batch_stats, batch, rng)
+  loss, (_, sums) = loss_fn(begin.params, begin.batch_stats, batch, Context(rng, jnp.int32(0)))
   images, label = mixing.mix(rng, batch['image'], jax.nn.one_hot(batch['label'], 4))
   x = (images / 255 - np.array(dataset.info.mean)) / np.array(dataset.info.std)
   logits, _ = model.apply(begin.variables, x, train=True, mutable=['batch_stats'])
@@ -83,7 +84,9 @@ def test_steps_at_a_time_are_single_steps(config: dict) -> None:
     dataset, *_, step, current = make_parts(config, 8)
     feeds, total = list(dataset.train.train_feeds(0, 6)), []
     for at in range(0, 6, size):
-      current, sums = step(current, KEY, dataset.train.constants, stacked(*feeds[at : at + size]))
+      current, sums = step(
+        current, KEY, dataset.train.constants, stacked(*feeds[at : at + size]), Hyperparameters(), None
+      )
       total.append(sums)
     assert step._cache_size() == 1
     found.append((current, jax.tree.map(lambda *parts: sum(map(float, parts)), *total)))
@@ -109,7 +112,7 @@ def test_eight_devices_train_as_one_does(config: dict, drop: dict, fields: dict,
     dataset, *_, step, current = make_parts(config, devices, augment.make(**fields))
     feeds, sums = [*dataset.train.train_feeds(0, steps)], []
     for feed in feeds:
-      current, of_step = step(current, KEY, dataset.train.constants, stacked(feed))
+      current, of_step = step(current, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
       sums.append(jax.device_get(of_step))
     assert step._cache_size() == 1
     assert len(current.step.sharding.device_set) == devices
@@ -125,9 +128,10 @@ def test_what_is_dropped_is_a_function_of_the_steps_key(tiny: str) -> None:
   images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
   batch = {'image': jnp.asarray(images), 'label': jnp.arange(8) % 4}
   variables = jax.jit(lambda: init_variables(model, info.image_shape, jax.random.key(0)))()
-  loss_fn = jax.jit(make_loss(model, losses.get('softmax_xent'), augment.make(), info))
+  loss_fn = jax.jit(make_loss(model, classification(info), augment.make(), info))
   first, again, other = (
-    float(loss_fn(variables['params'], variables['batch_stats'], batch, jax.random.key(seed))[0]) for seed in (0, 0, 1)
+    float(loss_fn(variables['params'], variables['batch_stats'], batch, Context(jax.random.key(seed), jnp.int32(0)))[0])
+    for seed in (0, 0, 1)
   )
   assert first == again
   assert abs(first - other) > 1e-3
@@ -136,7 +140,7 @@ def test_what_is_dropped_is_a_function_of_the_steps_key(tiny: str) -> None:
 def frozen_loss(model, dataset) -> LossFn:
   """The loss with the running statistics: of it a batch is the mean of its parts."""
 
-  def loss_fn(params, batch_stats, batch, rng):
+  def loss_fn(params, batch_stats, batch, context):
     images = augment.normalize(batch['image'], dataset.info.mean, dataset.info.std)
     logits = model.apply({'params': params, 'batch_stats': batch_stats}, images, train=False)
     each = losses.softmax_xent(logits, batch['label'])
@@ -154,9 +158,9 @@ def test_accumulated_parts_are_the_large_batch_where_batch_norm_is_frozen(
     dataset, model, tx, _, _, current = make_parts(config, devices)
     mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
     loss_fn = frozen_loss(model, dataset)
-    step = make_train_steps(loss_fn, tx, dataset.train.fetch, mesh, accumulate=accumulate)
+    step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, mesh, accumulate=accumulate)
     for feed in dataset.train.train_feeds(0, 5):
-      current, sums = step(current, KEY, dataset.train.constants, stacked(feed))
+      current, sums = step(current, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
     found.append((current, sums))
     assert step._cache_size() == 1
   assert float(sums['count']) == 16
@@ -166,12 +170,12 @@ def test_accumulated_parts_are_the_large_batch_where_batch_norm_is_frozen(
 
 def test_accumulated_parts_are_a_loop_over_them(config: dict) -> None:
   dataset, model, tx, transform, _, begin = make_parts(config, 8)
-  loss_fn = make_loss(model, losses.get('softmax_xent'), transform, dataset.info)
-  step = make_train_steps(loss_fn, tx, dataset.train.fetch, sharding.make_mesh(), accumulate=2)
+  loss_fn = make_loss(model, classification(dataset.info), transform, dataset.info)
+  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, sharding.make_mesh(), accumulate=2)
   params, stats, opt_state = jax.tree.map(jnp.copy, (begin.params, begin.batch_stats, begin.opt_state))
   arrays = jax.device_get(dataset.train.constants)
   for number, feed in enumerate(dataset.train.train_feeds(0, 3)):
-    begin, sums = step(begin, KEY, dataset.train.constants, stacked(feed))
+    begin, sums = step(begin, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
     rng, grads, total = jax.random.fold_in(jax.random.key(0), number), [], 0.0
     for part in range(2):
       batch = {name: jnp.asarray(array[feed['index'][part::2]]) for name, array in arrays.items()}
@@ -189,12 +193,12 @@ def test_accumulated_parts_are_a_loop_over_them(config: dict) -> None:
 
 def test_a_step_keeps_the_moving_average_of_what_it_returns(config: dict) -> None:
   dataset, model, tx, transform, _, begin = make_parts(config, 8)
-  loss_fn = make_loss(model, losses.get('softmax_xent'), transform, dataset.info)
-  step = make_train_steps(loss_fn, tx, dataset.train.fetch, sharding.make_mesh(), ema=0.3)
+  loss_fn = make_loss(model, classification(dataset.info), transform, dataset.info)
+  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, sharding.make_mesh(), ema=0.3)
   current = begin.replace(ema=jax.tree.map(jnp.copy, begin.variables))
   expected = jax.device_get(current.variables)
   for t, feed in enumerate(dataset.train.train_feeds(0, 6), 1):
-    current, _ = step(current, KEY, dataset.train.constants, stacked(feed))
+    current, _ = step(current, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
     d = min(0.3, (1 + t) / (10 + t))
     expected = jax.tree.map(lambda a, b, d=d: d * a + (1 - d) * np.asarray(b), expected, current.variables)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), current.ema, expected)
@@ -209,12 +213,14 @@ def test_a_batch_for_eight_devices_runs_on_one_in_eight_parts(config: dict) -> N
   for devices, accumulate in ((8, 1), (1, 8), (1, 1)):
     dataset, model, tx, _, _, current = make_parts(config, devices)
     mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
-    step = make_train_steps(frozen_loss(model, dataset), tx, dataset.train.fetch, mesh, accumulate=accumulate)
+    step = make_train_steps(
+      frozen_loss(model, dataset), lambda _, tx=tx: tx, dataset.train.fetch, mesh, accumulate=accumulate
+    )
     feeds = [stacked(feed) for feed in dataset.train.train_feeds(0, 3)]
-    compiled = step.lower(current, KEY, dataset.train.constants, feeds[0]).compile()
+    compiled = step.lower(current, KEY, dataset.train.constants, feeds[0], Hyperparameters(), None).compile()
     memory[devices, accumulate] = compiled.memory_analysis().temp_size_in_bytes
     for feed in feeds:
-      current, sums = step(current, KEY, dataset.train.constants, feed)
+      current, sums = step(current, KEY, dataset.train.constants, feed, Hyperparameters(), None)
     found[devices, accumulate] = (current, sums)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found[8, 1], found[1, 8])
   assert memory[1, 8] < memory[1, 1] / 2
@@ -232,7 +238,7 @@ class Little(nn.Module):
 
 
 def little_loss(frozen: bool) -> LossFn:
-  def loss_fn(params, batch_stats, batch, rng):
+  def loss_fn(params, batch_stats, batch, context):
     variables = {'params': params, 'batch_stats': batch_stats}
     y, updates = Little(frozen).apply(variables, batch['image'], mutable=['batch_stats'])
     each = (y * batch['weight']).sum((1, 2, 3))
@@ -288,10 +294,12 @@ def test_batch_norm_over_devices_is_numpys(bn: str) -> None:
 def collectives_of(config: dict, **fields) -> dict[str, int]:
   """The collectives in the compiled step of 8 devices."""
   dataset, model, tx, transform, _, begin = make_parts(config, 8)
-  loss_fn = make_loss(model, losses.get('softmax_xent'), transform, dataset.info)
-  step = make_train_steps(loss_fn, tx, dataset.train.fetch, sharding.make_mesh(), **fields)
+  loss_fn = make_loss(model, classification(dataset.info), transform, dataset.info)
+  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, sharding.make_mesh(), **fields)
   feed = stacked(next(dataset.train.train_feeds(0, 1)))
-  return scaling.collectives(step.lower(begin, KEY, dataset.train.constants, feed).compile().as_text())
+  return scaling.collectives(
+    step.lower(begin, KEY, dataset.train.constants, feed, Hyperparameters(), None).compile().as_text()
+  )
 
 
 def test_per_device_batch_norm_needs_one_all_reduce(config: dict, stages: str) -> None:
@@ -319,12 +327,12 @@ def test_each_device_augments_its_part_with_a_key_of_its_own(config: dict) -> No
   seen = []
   mesh = sharding.make_mesh()
 
-  def loss_fn(params, batch_stats, batch, rng):
-    return params.sum(), (batch_stats, {'drawn': jax.random.uniform(rng, (8,))[jax.lax.axis_index('data')]})
+  def loss_fn(params, batch_stats, batch, context):
+    return params.sum(), (batch_stats, {'drawn': jax.random.uniform(context.rng, (8,))[jax.lax.axis_index('data')]})
 
   gradient = per_device(loss_fn, lambda constants, feed: feed, 1, mesh)
   for key in (KEY, jax.random.key(1)):
-    _, (_, sums) = jax.jit(gradient)(jnp.ones(3), {}, {}, {'index': jnp.arange(8)}, key)
+    _, (_, sums) = jax.jit(gradient)(jnp.ones(3), {}, {}, {'index': jnp.arange(8)}, Context(key, jnp.int32(0)))
     seen.append(float(sums['drawn']))
   expected = [
     sum(jax.random.uniform(jax.random.fold_in(k, d), (8,))[d] for d in range(8)) for k in (KEY, jax.random.key(1))
@@ -342,10 +350,10 @@ def test_a_sharded_optimiser_takes_the_same_steps(config: dict, name: str) -> No
     create = functools.partial(state.create, variables, tx, ema=True)
     shardings = state.shardings(jax.eval_shape(create), mesh, shard_optimizer=shard)
     current = jax.jit(create, out_shardings=shardings)()
-    loss_fn = make_loss(model, losses.get('softmax_xent'), transform, dataset.info)
-    step = make_train_steps(loss_fn, tx, dataset.train.fetch, mesh, ema=0.5, shardings=shardings)
+    loss_fn = make_loss(model, classification(dataset.info), transform, dataset.info)
+    step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, mesh, ema=0.5, shardings=shardings)
     for feed in dataset.train.train_feeds(0, 5):
-      current, sums = step(current, KEY, dataset.train.constants, stacked(feed))
+      current, sums = step(current, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
     assert step._cache_size() == 1
     found.append((current, sums))
     for part in ('params', 'batch_stats', 'opt_state', 'ema'):

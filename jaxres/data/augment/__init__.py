@@ -15,6 +15,7 @@ from jaxres import config as config_lib
 from jaxres.data.augment import geometry, mixing, pixels, policies
 from jaxres.errors import InputError
 
+Batch = dict[str, jax.Array]
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -28,10 +29,21 @@ class Augment(NamedTuple):
     """Return ``images``, uint8 ``[B, H, W, C]``, augmented but not mixed."""
     return self.images(rng, images)
 
-  def batch(self, rng: jax.Array, images: jax.Array, label: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
-    """Return images, uint8 ``[B, H, W, C]``, and labels as a step learns them; mixed ones are float32 ``[B, K]``."""
-    images = self(rng, images)
-    return self.mix(rng, images, jax.nn.one_hot(label, num_classes)) if self.mix else (images, label)
+  def batch(self, rng: jax.Array, batch: Batch, num_classes: int) -> Batch:
+    """Return a batch as a step learns it.
+
+    Args:
+      rng: the key of the step.
+      batch: ``image`` uint8 ``[B, H, W, C]``, ``label`` int32 ``[B]``; other arrays stay as they are.
+      num_classes: K, of the labels.
+
+    Returns:
+      The batch with ``image`` uint8 ``[B, H, W, C]``, and ``label`` float32 ``[B, K]`` where images are mixed.
+    """
+    images, label = self(rng, batch['image']), batch['label']
+    if self.mix:
+      images, label = self.mix(rng, images, jax.nn.one_hot(label, num_classes))
+    return {**batch, 'image': images, 'label': label}
 
 
 def make(
