@@ -157,11 +157,12 @@ def schema(section: str) -> Mapping[str, Field]:
   a = node.args
   pairs = [*zip(a.args[::-1], a.defaults[::-1], strict=False)][::-1]
   pairs += [(arg, default) for arg, default in zip(a.kwonlyargs, a.kw_defaults, strict=True) if default]
-  return {arg.arg: Field(_hint(arg), ast.literal_eval(default)) for arg, default in pairs}
+  parameters = {arg.arg: Field(_hint(arg), ast.literal_eval(default)) for arg, default in pairs}
+  return {name: field for name, field in parameters.items() if field.hint is not Any}  # only code gives those
 
 
 def _hint(arg: ast.arg | ast.AnnAssign) -> Any:
-  return eval(ast.unparse(arg.annotation or ast.Name('object')), {'Literal': typing.Literal})
+  return eval(ast.unparse(arg.annotation or ast.Name('object')), {'Literal': typing.Literal, 'Any': Any})
 
 
 def _fill(section: str, given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: the state, and beside it its digests, the progress of the run and what it was made by."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
@@ -253,8 +254,9 @@ def restore(
     print(f'checkpoint {step} is of {before}: on {now} the same batches follow, but sums differ in the last bits')
   wanted = template.present
   digests_lib.check_like(saved.digests, digests_lib.kinds(wanted), str(path))
-  places = jax.tree.broadcast(shardings, template).present
+  everywhere = jax.tree.broadcast(shardings, template)
   put = lambda key, like, place: jax.make_array_from_callback(
     like.shape, place, saved.state[trees.name(key)].__getitem__
   )
-  return TrainState(**jax.tree_util.tree_map_with_path(put, wanted, places)), saved.progress
+  state = TrainState(**jax.tree_util.tree_map_with_path(put, wanted, everywhere.present))
+  return dataclasses.replace(state, halted=jax.device_put(state.halted, everywhere.halted)), saved.progress

@@ -16,7 +16,6 @@ def make(
   params: Any,
   total_steps: int,
   steps_per_epoch: float,
-  lr_scale: Any = 1.0,
   /,
   name: Literal['sgd', 'nesterov', 'adam', 'adamw', 'lamb', 'rmsprop'] = 'sgd',
   *,
@@ -38,6 +37,7 @@ def make(
   milestones: tuple[float | int, ...] = (),
   gamma: float = 0.1,
   power: float = 1.0,
+  lr_scale: Any = 1.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Return the optimiser and its learning rate as a function of the step.
 
@@ -45,7 +45,6 @@ def make(
     params: the parameters, or their shapes; only names are read.
     total_steps: of the whole training.
     steps_per_epoch: may be fractional.
-    lr_scale: float32 scalar, may be traced: times the learning rate at every step.
     name: ``'sgd'`` (with momentum), ``'nesterov'``, ``'adam'``, ``'adamw'``, ``'lamb'`` (You et al. 2019) or
       ``'rmsprop'`` (torch's: ``eps`` outside the square root).
     lr: the highest learning rate.
@@ -76,6 +75,7 @@ def make(
     milestones: epochs of the ``'step'`` schedule, counted from the start of the training.
     gamma: factor of the ``'step'`` and ``'exponential'`` schedules.
     power: of the ``'polynomial'`` schedule.
+    lr_scale: float32 scalar, may be traced: times the learning rate at every step. It is no field of the config.
 
   Raises:
     InputError: a name is unknown, a value is out of range, or a pattern matches nothing.

@@ -146,7 +146,10 @@ def make_steps(
   shapes = jax.eval_shape(fresh, jax.random.key(0))
   length = (shapes['params'], plan.total_steps, plan.steps_per_epoch)
   tx, lr_schedule = optim.make(*length, **optimizer)
-  create = lambda key: state.create(fresh(key), tx, ema=options.ema > 0.0)
+
+  def create(key: jax.Array) -> TrainState:
+    return state.create(fresh(key), tx, ema=options.ema > 0.0)
+
   shardings = state.shardings(jax.eval_shape(create, jax.random.key(0)), mesh, shard_optimizer=options.shard_optimizer)
   until = freezing.until(shapes['params'], optimizer['frozen'], optimizer['unfreeze'], *length[1:])
   stages = freezing.stages(until, shapes['batch_stats'])
@@ -164,7 +167,7 @@ def make_steps(
     'per_device_bn': model.bn == 'per_device',
     'shardings': shardings,
   }
-  make_tx = lambda hyperparameters: optim.make(*length, hyperparameters.lr_scale, **optimizer)[0]
+  make_tx = lambda hyperparameters: optim.make(*length, **optimizer, lr_scale=hyperparameters.lr_scale)[0]
   fetch = dataset.train.fetch
   recalibrates = [make_recalibrate(network, dataset.info, fetch, mesh) for network in networks]
   return {

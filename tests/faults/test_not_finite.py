@@ -94,7 +94,7 @@ def test_half_the_rate_moves_half_as_far() -> None:
   params = {'w': {'kernel': np.float32([1.0, 2.0]), 'scale': np.float32([1.0, 2.0])}}
   moves = []
   for factor in (1.0, 0.5):
-    tx, _ = optim.make(params, 100, 10.0, np.float32(factor), lr=0.1)
+    tx, _ = optim.make(params, 100, 10.0, lr=0.1, lr_scale=np.float32(factor))
     updates, _ = tx.update(params, tx.init(params), params)
     moves.append(updates['w']['kernel'])
   np.testing.assert_array_equal(moves[1], moves[0] / 2)

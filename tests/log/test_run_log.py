@@ -9,7 +9,6 @@ from PIL import Image
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxres.log import console
 from jaxres.log import run_log as run_log_lib
 from jaxres.log.console import one_line
 from jaxres.log.curves import draw_curves
@@ -112,7 +111,7 @@ def test_numbers_as_a_person_reads_them() -> None:
 
 def test_the_bar_shows_speed_loss_accuracy_and_the_time_left(tmp_path, monkeypatch) -> None:
   terminal = Console(file=io.StringIO(), force_terminal=True, width=110, highlight=False)
-  monkeypatch.setattr(console, 'console', terminal)
+  monkeypatch.setattr(run_log_lib, 'console', terminal)
   with run_log_lib.RunLog(tmp_path, 0, 90, 22.5) as run_log:
     run_log.show(45, {'train/loss': 0.1612, 'train/top1': 0.951, 'train/images_per_s': 1313.4})
     run_log.show(46, {})

@@ -206,7 +206,7 @@ def test_one_batch_is_learnt_by_heart(config: dict, tmp_path) -> None:
     ({'optim': {'schedule': 'step', 'milestones': (9,)}}, 'optim.milestones: expected epochs between 0 and 4, found'),
     ({'train': {'log_every_steps': 0}}, 'train.log_every_steps: expected more than 0'),
     ({'train': {'patience': -1}}, 'train.patience: expected 0 or more'),
-    ({'train': {'patience': 2}}, 'train.patience: early stopping looks at validation top-1; set data.val'),
+    ({'train': {'patience': 2}}, 'train.patience: early stopping looks at the validation split; set data.val'),
     ({'train': {'ema': 1.0}}, r'train.ema: expected a decay in \[0, 1\), found 1.0'),
     ({'train': {'seed': -1}}, r'train.seed: expected 0 to 2\*\*63 - 1, found -1'),
     ({'checkpoint': {'keep_latest': 0}}, 'checkpoint: expected keep_latest >= 1'),

@@ -180,7 +180,9 @@ def test_accumulated_parts_are_a_loop_over_them(config: dict) -> None:
     for part in range(2):
       batch = {name: jnp.asarray(array[feed['index'][part::2]]) for name, array in arrays.items()}
       assert batch['label'].shape == (8,)
-      grad, (stats, own) = jax.grad(loss_fn, has_aux=True)(params, stats, batch, jax.random.fold_in(rng, part))
+      grad, (stats, own) = jax.grad(loss_fn, has_aux=True)(
+        params, stats, batch, Context(jax.random.fold_in(rng, part), jnp.int32(0))
+      )
       grads.append(grad)
       total += float(own['loss'])
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
@@ -283,7 +285,7 @@ def test_batch_norm_over_devices_is_numpys(bn: str) -> None:
   whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)
   run = jax.jit(gradient, in_shardings=(whole, whole, whole, split, whole), out_shardings=whole)
   single = lambda tree: jax.tree.map(np.float32, tree)
-  grads, (after, sums) = run(single(params), single(stats), {}, single(batch), KEY)
+  grads, (after, sums) = run(single(params), single(stats), {}, single(batch), Context(KEY, jnp.int32(0)))
   expected = numpys(
     params, stats, batch['image'], batch['weight'], 8 if bn == 'per_device' else 1, frozen=bn == 'frozen'
   )
