@@ -1,7 +1,7 @@
 """Reading the traces that jax.profiler writes, by protobuf.
 
 jax.profiler.ProfileData reads them too, but ends the whole process (an abort of nanobind) where a DeprecationWarning
-that its types cause is an error, as with PYTHONWARNINGS=error: jaxlib 0.12.0.1 on Python 3.13, docs/known-issues.md.
+that its types cause is an error, as with PYTHONWARNINGS=error: jaxlib 0.11.2 and 0.12.0.1, docs/known-issues.md.
 """
 
 import functools
