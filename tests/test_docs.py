@@ -192,3 +192,12 @@ def test_the_ablation_is_that_of_its_runs() -> None:
     low, high = stats.t.interval(0.95, 2, top1.mean(), stats.sem(top1))
     shown = f'{top1.mean():.2%} ± {top1.std(ddof=1):.2%} | {low:.2%} to {high:.2%}'.replace('%', ' %')
     assert any(row.startswith(f'| {label} |') and shown in row for row in table.splitlines()), shown
+
+
+def test_the_page_on_the_architecture_names_every_file() -> None:
+  page = (ROOT / 'docs/architecture.md').read_text()
+  named = set(re.findall(r'^\| `([\w/]+\.py)` \|', page, re.MULTILINE))
+  there = {str(path.relative_to(ROOT / 'jaxres')) for path in (ROOT / 'jaxres').rglob('*.py')}
+  empty = {'__init__.py', '__main__.py'}
+  assert there - empty - named == set()
+  assert named - there == set()
