@@ -144,7 +144,6 @@ def jaxres_step(
   from jaxres.data.resident import Resident
   from jaxres.data.types import Arrays
   from jaxres.runtime import sharding
-  from jaxres.state import init_variables
   from jaxres.train.gradients import make_loss
   from jaxres.train.plan import grouped
   from jaxres.train.step import Hyperparameters, make_train_steps
@@ -154,7 +153,7 @@ def jaxres_step(
   pipeline.place(mesh)
   info = data.Info(tuple(map(str, range(args.classes))), pipeline.image_shape, MEAN, STD)
   model = models.create(args.model, num_classes=args.classes, stem=args.stem, bn=bn, dtype=args.dtype)
-  init = lambda: init_variables(model, info.image_shape, key)
+  init = lambda: state_lib.init_variables(model, info.image_shape, key)
   tx, _ = optim.make(jax.eval_shape(init)['params'], TOTAL_STEPS, 1.0, lr=LR, weight_decay=WEIGHT_DECAY)
   fields = {'loss': 'softmax_xent', 'label_smoothing': 0.0, 'target_threshold': 0.0}
   task = tasks.make('classification', info, **fields)

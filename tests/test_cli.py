@@ -10,6 +10,7 @@ import pytest
 import jaxres
 from jaxres import cli, data
 from jaxres.data.prepare import cifar as prepare_cifar
+from jaxres.data.sources import tfds
 from jaxres.errors import InputError
 
 
@@ -153,9 +154,7 @@ def test_python_m_jaxres():
 )
 def test_prepare_prints_the_command_that_trains(capsys, monkeypatch, words, place, flags):
   monkeypatch.setenv('TFDS_DATA_DIR', '/sets')
-  monkeypatch.setattr(
-    prepare_cifar, 'prepare', lambda name, data_dir, archive: prepare_cifar.prepared.root(data_dir) / name / '3.0.2'
-  )
+  monkeypatch.setattr(prepare_cifar, 'prepare', lambda name, data_dir, archive: tfds.root(data_dir) / name / '3.0.2')
   monkeypatch.setattr(prepare_cifar, 'prepare_npz', lambda name, file, archive: file)
   assert cli.main(['prepare', *words]) is None
   assert capsys.readouterr().out.splitlines() == [

@@ -108,9 +108,7 @@ def _text(content: bytes) -> str:
 @functools.cache
 def _space_class() -> Any:
   """Return the class of the message that a trace is."""
-  file = descriptor_pb2.FileDescriptorProto(
-    name='jaxres/xplane.proto', package='jaxres.analysis.xplane', syntax='proto3'
-  )
+  file = descriptor_pb2.FileDescriptorProto(name='jaxres/xplane.proto', package='jaxres.xplane', syntax='proto3')
   for name, fields in _MESSAGES.items():
     described = file.message_type.add(name=name)
     for field, (number, kind) in fields.items():
@@ -126,4 +124,4 @@ def _space_class() -> Any:
       described.oneof_decl.add(name='value')
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
-  return message_factory.GetMessageClass(pool.FindMessageTypeByName('jaxres.analysis.xplane.Space'))
+  return message_factory.GetMessageClass(pool.FindMessageTypeByName('jaxres.xplane.Space'))

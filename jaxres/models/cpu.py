@@ -129,3 +129,7 @@ def _norm_backward(epsilon: float, kept: Any, cotangents: Any) -> tuple[jax.Arra
   bias_gradient, scale_gradient = g.sum(axes), (g * normalized).sum(axes)
   x_gradient = scale * inverse * (g - bias_gradient / count - normalized * (scale_gradient / count))
   return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
+
+
+conv_cpu.defvjp(_conv_forward, _conv_backward)
+batch_norm_cpu.defvjp(_norm_forward, _norm_backward)

@@ -1,6 +1,6 @@
 """Convolution and BatchNorm, with hand-written gradients where XLA:CPU's own are slow.
 
-Each hand-written form has the values and the gradients of the plain one; ``backend.wants_cpu_forms`` says where it is
+Each hand-written form has the values and the gradients of the plain one; ``cpu.wants_cpu_forms`` says where it is
 used, docs/performance.md what it gains. Only reverse mode knows it, so evaluation takes the plain forms.
 """
 
@@ -97,7 +97,3 @@ class BatchNorm(nn.Module):
       mean.value = moved(mean.value, batch_mean, self.momentum)
       var.value = moved(var.value, batch_var, self.momentum)
     return y.astype(self.dtype)
-
-
-cpu.conv_cpu.defvjp(cpu._conv_forward, cpu._conv_backward)
-cpu.batch_norm_cpu.defvjp(cpu._norm_forward, cpu._norm_backward)

@@ -1,7 +1,7 @@
 """XLA's flags of the whole process, which must stand before JAX starts; this imports no JAX.
 
 XLA:CPU hands sums to the library YNNPACK, which gets some of them wrong, in silence (docs/performance.md). Each program
-of jaxres is compiled without it, by ``backend.compiler_options``; the flag is for what JAX compiles by itself, such as
+of jaxres is compiled without it, by ``compiler.compiler_options``; the flag is for what JAX compiles by itself, such as
 ``jax.numpy`` outside of any program.
 """
 

@@ -13,8 +13,7 @@ from benchmarks import airbench, determinism, gpu_suite, harness, knobs, sides, 
 from benchmarks.gpu_suite import Unit, UnitError
 from jaxres import command_line, models, state
 from jaxres.data import augment
-from jaxres.models import layers
-from jaxres.state import init_variables
+from jaxres.models import cpu, layers
 from jaxres.train import loop
 from tests.benchmarks.test_benchmarks import arguments
 from tests.conftest import make_arrays
@@ -276,7 +275,7 @@ def test_a_fourth_channel_of_zeros_changes_no_logit(tiny: str, monkeypatch) -> N
   after = augment.normalize(images, sides.MEAN, sides.STD)
   assert after.shape == (2, 8, 8, 4)
   model = models.create(tiny, num_classes=4)
-  wide = jax.jit(lambda: init_variables(model, (8, 8, 3), jax.random.key(0)))()
+  wide = jax.jit(lambda: state.init_variables(model, (8, 8, 3), jax.random.key(0)))()
   kernel = wide['params']['stem']['conv']['kernel']
   assert kernel.shape == (3, 3, 4, 8)
   thin = jax.tree.map(lambda x: x[:, :, :3] if x is kernel else x, wide)
@@ -286,7 +285,7 @@ def test_a_fourth_channel_of_zeros_changes_no_logit(tiny: str, monkeypatch) -> N
 
 @pytest.mark.parametrize('name', ['pad_input', 'bn_closed'])
 def test_a_knob_is_set(name: str, tiny: str, monkeypatch) -> None:
-  patched = ((augment, 'normalize'), (state, 'init_variables'), (layers, 'wants_cpu_forms'), (layers, 'conv_cpu'))
+  patched = ((augment, 'normalize'), (state, 'init_variables'), (layers, 'wants_cpu_forms'), (cpu, 'conv_cpu'))
   before = {(module, attribute): getattr(module, attribute) for module, attribute in patched}
   for (module, attribute), value in before.items():
     monkeypatch.setattr(module, attribute, value)

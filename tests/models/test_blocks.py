@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxres.models import blocks, layers, stems
+from jaxres.models import blocks, layers, ops, stems
 
 # with mean 0, variance 1, scale 1, bias 0 and no epsilon: the identity
 NORM = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=0.0)
@@ -71,7 +71,7 @@ def bottleneck(width: int, strides: int, shortcut: str) -> blocks.BottleneckBloc
 
 @pytest.mark.parametrize(('kernel', 'pad'), [(1, 0), (3, 1), (5, 2), (7, 3)])
 def test_torch_padding(kernel: int, pad: int) -> None:
-  assert blocks.torch_padding(kernel) == ((pad, pad), (pad, pad))
+  assert ops.torch_padding(kernel) == ((pad, pad), (pad, pad))
 
 
 @pytest.mark.parametrize('size', [(8, 8), (7, 9), (1, 2)])

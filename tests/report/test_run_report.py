@@ -151,7 +151,7 @@ def test_the_script_is_javascript(tmp_path) -> None:
   node = shutil.which('node')
   if not node:
     pytest.skip('no node here')
-  script = html_lib.importlib.resources.files(html_lib).joinpath('script.js')
+  script = html_lib.importlib.resources.files('jaxres.report').joinpath('script.js')
   done = subprocess.run([node, '--check', str(script)], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
 

@@ -206,7 +206,7 @@ def test_a_directory_without_preprocessing_is_read(file, tmp_path, capsys):
   given = json.loads(path.read_text())
   del given['preprocessing']
   given.pop('description_sha256', None)
-  path.write_text(json.dumps(given))
+  path.write_text(json.dumps(given | {'format': 1}))
   assert sources.read(str(tmp_path / 'out')).preprocessing is None
 
 

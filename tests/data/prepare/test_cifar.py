@@ -191,9 +191,10 @@ def test_a_full_disk_is_one_line(data_dir, archive):
   """array_record reports a failed write with an exception type of its own choice."""
   script = f"""
 import resource, signal, sys
-from jaxres.data import prepare
+from jaxres.data.prepare import cifar as prepare
+from jaxres.data.sources import cifar
 from jaxres.errors import InputError
-prepare.PUBLISHED['cifar10'] = prepare.PUBLISHED['cifar10']._replace(
+cifar.PUBLISHED['cifar10'] = cifar.PUBLISHED['cifar10']._replace(
   sha256={prepare_cifar.PUBLISHED['cifar10'].sha256!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
@@ -218,8 +219,9 @@ def test_tensorflow_is_not_imported_where_it_is_installed(tmp_path, data_dir, ar
   (tmp_path / 'tensorflow' / '__init__.py').write_text('raise SystemExit("TensorFlow imported")')
   script = f"""
 import sys
-from jaxres.data import prepare, tfds
-prepare.PUBLISHED['cifar10'] = prepare.PUBLISHED['cifar10']._replace(
+from jaxres.data.prepare import cifar as prepare
+from jaxres.data.sources import cifar, tfds
+cifar.PUBLISHED['cifar10'] = cifar.PUBLISHED['cifar10']._replace(
   sha256={prepare_cifar.PUBLISHED['cifar10'].sha256!r})
 prepare.prepare('cifar10', sys.argv[1], sys.argv[2])
 print(len(tfds.read('cifar10', sys.argv[1]).train.labels), 'tensorflow' in sys.modules)
