@@ -26,7 +26,9 @@ from jaxres.models import ResNet, blocks, cpu, layers, ops, speedrun
 from jaxres.runtime import compiler, xla_flags
 from jaxres.state import create, init_variables
 from jaxres.train import recalibrate
-from jaxres.train.step import make_loss, make_train_steps
+from jaxres.train.gradients import make_loss
+from jaxres.train.step import Hyperparameters, make_train_steps
+from tests.helpers import classification
 
 PACKAGE = pathlib.Path(jaxres.__file__).parent
 OFF, FUSION = {xla_flags.YNNPACK: ''}, '__ynn_fusion'
@@ -232,12 +234,12 @@ def moments_of(made: Made) -> dict[str, Any]:
 
 def test_a_training_step_is_that_of_float64(made: Made) -> None:
   network, tx = made.network, optax.sgd(1.0)
-  loss = losses.get(network.loss, label_smoothing=network.smoothing)
-  loss_fn = make_loss(network.model(), loss, augment.make(), INFO)
-  program = make_train_steps(loss_fn, tx, made.pipeline.fetch, made.pipeline.mesh)
+  task = classification(INFO, network.loss, label_smoothing=network.smoothing)
+  loss_fn = make_loss(network.model(), task, augment.make(), INFO)
+  program = make_train_steps(loss_fn, lambda _: tx, made.pipeline.fetch, made.pipeline.mesh)
   before = create(made.variables, tx)
   feeds = jax.tree.map(lambda x: x[None], next(iter(made.pipeline.train_feeds(0, 1))))
-  after, sums = checked(program, before, KEY, made.pipeline.constants, feeds)
+  after, sums = checked(program, before, KEY, made.pipeline.constants, feeds, Hyperparameters(), None)
   near(sums['loss'], loss_of(network, made.expected['logits'], made.labels, network.smoothing))
   moved = lambda old, new: 0.9 * old + 0.1 * new
   near(after.batch_stats, jax.tree.map(moved, made.variables['batch_stats'], moments_of(made)))
@@ -250,7 +252,9 @@ def test_an_evaluation_is_that_of_float64(made: Made) -> None:
   feed = {'index': next(iter(pipeline.train_feeds(0, 1)))['index'], 'mask': np.ones(BATCH, bool)}
   feed = {name: feed[name] for name in next(iter(pipeline.eval_feeds(BATCH)))}
   fixed = network.model(), INFO, pipeline.fetch, pipeline.mesh
-  sums = checked(evaluate.make_eval_step(*fixed), made.variables, pipeline.constants, feed)
+  sums = checked(
+    evaluate.make_eval_step(fixed[0], classification(INFO), *fixed[1:]), made.variables, pipeline.constants, feed
+  )
   cross_entropy = network._replace(loss='softmax_xent')
   near(sums['loss'], loss_of(cross_entropy, made.expected['evaluated'], made.labels, 0.0))
   assert sums['top1'] == (made.expected['evaluated'].argmax(1) == made.labels).sum()
@@ -305,14 +309,14 @@ def accumulated_step(hand_written: bool, parts: int, steps: int) -> Any:
   pipeline, tx = Resident(arrays, batch_size=16, seed=0), optax.sgd(0.1)
   pipeline.place(jax.sharding.Mesh(jax.devices()[:1], ('data',)))
   model = ResNet((1, 1), (8, 16), blocks.BasicBlock, CLASSES, stem_type='cifar')
-  loss_fn = make_loss(model, losses.get('softmax_xent'), augment.make(), INFO)
-  program = make_train_steps(loss_fn, tx, pipeline.fetch, pipeline.mesh, accumulate=parts)
+  loss_fn = make_loss(model, classification(INFO), augment.make(), INFO)
+  program = make_train_steps(loss_fn, lambda _: tx, pipeline.fetch, pipeline.mesh, accumulate=parts)
   begin = create(compiler.jit(lambda: init_variables(model, (8, 8, 3), KEY))(), tx)
   feeds = jax.tree.map(lambda *x: np.stack(x), *pipeline.train_feeds(0, steps))
   with pytest.MonkeyPatch.context() as patch:
     if not hand_written:
       patch.setattr(layers, 'wants_cpu_forms', lambda: False)
-    return program.lower(begin, KEY, pipeline.constants, feeds).compile()
+    return program.lower(begin, KEY, pipeline.constants, feeds, Hyperparameters(), None).compile()
 
 
 @pytest.mark.parametrize(('parts', 'steps'), [(2, 1), (1, 2)])
