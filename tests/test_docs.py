@@ -17,6 +17,7 @@ from scipy import stats
 
 from jaxres import cli, command_line, weights
 from jaxres import config as config_lib
+from jaxres.runtime import sharding
 from jaxres.train import loop, seeds
 from jaxres.train.setup import make_setup
 from jaxres.train.step import Hyperparameters
@@ -80,7 +81,9 @@ def test_training_commands_can_be_compiled(line: str, tmp_path, tiny: str, monke
   setup.dataset.place(setup.mesh)
   state = jax.eval_shape(setup.create, setup.key)
   group = jax.tree.map(lambda array: array[None], next(setup.dataset.train.train_feeds(0, 1)))
-  state, sums = jax.eval_shape(lambda state: setup.take_steps(state, group, Hyperparameters()), state)
+  feeds = sharding.assembled(group, sharding.over_steps(setup.mesh))
+  rest = (setup.key, setup.dataset.train.constants, feeds, Hyperparameters(), setup.task.extras)
+  state, sums = jax.eval_shape(setup.train_steps, state, *rest)
   assert sums['count'].shape == state.step.shape == ()
 
 
