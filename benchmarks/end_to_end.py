@@ -110,7 +110,7 @@ def run(
   options['train']['seed'] += seed
   options['data']['seed'] += seed
   jax.monitoring.register_event_duration_secs_listener(listen)
-  with mock.patch.object(run_log, 'RunLog', TimedLog):
+  with mock.patch.object(loop, 'RunLog', TimedLog):
     loop.train_and_evaluate(options, workdir)
   return summarize(marks, options['data']['batch_size'], metric, target) | {'compile_s': round(sum(compiled), 3)}
 

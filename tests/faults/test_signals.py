@@ -70,7 +70,7 @@ def test_a_run_stopped_anywhere_ends_with_the_same_digest(config: dict, tmp_path
 
 PROGRAM = """
 import sys, time
-from jaxres import signals
+from jaxres.runtime import signals
 with signals.exits(), signals.watched() as watch:
   print('ready', flush=True)
   while watch.number is None:

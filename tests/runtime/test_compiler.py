@@ -220,7 +220,7 @@ def test_materialize_is_nothing_on_other_backends(monkeypatch) -> None:
 def test_freed_memory_is_kept() -> None:
   code = """
 import ctypes, resource, sys
-from jaxres.backend import keep_freed_memory
+from jaxres.runtime.memory import keep_freed_memory
 if sys.argv[1] == 'keep':
   keep_freed_memory()
 libc = ctypes.CDLL('libc.so.6')

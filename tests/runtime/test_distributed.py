@@ -189,7 +189,8 @@ def test_launchers_that_say_too_little(monkeypatch) -> None:
 
 def test_a_process_whose_others_do_not_come_says_so() -> None:
   code = f"""
-from jaxres import distributed, errors
+from jaxres import errors
+from jaxres.runtime import distributed
 distributed.JOIN_SECONDS = 2
 with errors.one_line(), distributed.joined('localhost:{free_port()}', 2, 0):
   print('joined')
@@ -202,7 +203,7 @@ with errors.one_line(), distributed.joined('localhost:{free_port()}', 2, 0):
 
 
 def test_a_launcher_that_says_half() -> None:
-  code = 'from jaxres import distributed, errors\nwith errors.one_line(), distributed.joined():\n  print()'
+  code = 'from jaxres import errors\nfrom jaxres.runtime import distributed\nwith errors.one_line(), distributed.joined():\n  print()'
   environment = ENVIRONMENT | {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_JOB_ID': '1'}
   done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=120)
   assert done.returncode == 2

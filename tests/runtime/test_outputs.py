@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import sys
-from jaxres import outputs
+from jaxres.runtime import outputs
 outputs.guard(needed=sys.argv[1] == 'tool')
 try:
   for number in range(20_000):

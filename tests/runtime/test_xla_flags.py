@@ -57,7 +57,7 @@ def test_the_last_word_is_read_from_a_file_too(tmp_path: pathlib.Path) -> None:
 
 def test_what_jax_does_by_itself_sums_rightly_then() -> None:
   code = """
-from jaxres import xla_flags
+from jaxres.runtime import xla_flags
 import sys
 assert 'jax' not in sys.modules
 xla_flags.sum_rightly()
