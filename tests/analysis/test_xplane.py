@@ -52,7 +52,9 @@ def test_the_events_are_those_that_jax_reads(trace: pathlib.Path) -> None:
 
 
 def test_a_process_where_warnings_are_errors_reads_a_trace(trace: pathlib.Path) -> None:
-  code = 'import pathlib, sys; from jaxres.analysis import xplane; print(len([*xplane.read(pathlib.Path(sys.argv[1]))]))'
+  code = (
+    'import pathlib, sys; from jaxres.analysis import xplane; print(len([*xplane.read(pathlib.Path(sys.argv[1]))]))'
+  )
   child = run(code, str(trace), warnings='error')
   assert (child.returncode, child.stderr) == (0, '')
   assert int(child.stdout) == len([*xplane.read(trace)])

@@ -203,7 +203,8 @@ with errors.one_line(), distributed.joined('localhost:{free_port()}', 2, 0):
 
 
 def test_a_launcher_that_says_half() -> None:
-  code = 'from jaxres import errors\nfrom jaxres.runtime import distributed\nwith errors.one_line(), distributed.joined():\n  print()'
+  imports = 'from jaxres import errors\nfrom jaxres.runtime import distributed\n'
+  code = imports + 'with errors.one_line(), distributed.joined():\n  print()'
   environment = ENVIRONMENT | {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_JOB_ID': '1'}
   done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=120)
   assert done.returncode == 2
