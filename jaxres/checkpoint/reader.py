@@ -46,11 +46,6 @@ class Saved(NamedTuple):
   verified: bool  # against the digests beside it, which an older jaxres did not write
 
 
-def first_not_finite(tree: Any) -> str | None:
-  """Return the name of the first leaf with a NaN or an infinity; None where all is finite."""
-  return next((name for name, array in digests_lib.leaves(tree) if not digests_lib.is_finite(array)), None)
-
-
 def read(path: pathlib.Path) -> Saved:
   """Return the checkpoint in the directory ``path``, such as ``checkpoints/100``, compared with its digests.
 
