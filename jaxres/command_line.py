@@ -14,7 +14,7 @@ from ml_collections import config_dict, config_flags
 from jaxres import config as config_lib
 from jaxres import hints
 from jaxres.errors import InputError, nearest
-from jaxres.paths import MAX_TEXT_BYTES, check_regular, user_path
+from jaxres.paths import MAX_TEXT_BYTES, check_regular, read_regular, user_path
 
 USAGE = 'python main.py --config configs/digits.py --workdir runs/digits'
 RECIPES = 'configs'  # the directory of config files that are known by their names, here or beside the package
@@ -213,9 +213,7 @@ def find_file(name: str) -> str:
     known = _recipes()
     by_name = known.get(path.name.removesuffix('.py')) if path.name == place else None
     if by_name is None:
-      siblings = [
-        file.name for file in sorted(path.parent.glob('*.py')) if 'get_config' in file.read_text('utf-8', 'replace')
-      ]
+      siblings = [file.name for file in sorted(path.parent.glob('*.py')) if _is_config(file)]
       hint = nearest(path.name, siblings if path.name != place else [*siblings, *known])
       raise InputError(f'--config: no such file: {place}{hint or "; give the path of a config, see configs/"}')
     path = by_name
@@ -227,6 +225,14 @@ def find_file(name: str) -> str:
       f'--config: {place}: expected a Python file, such as configs/digits.py, or the config.json of a run'
     )
   return f'{path}{colon}{argument}'
+
+
+def _is_config(path: pathlib.Path) -> bool:
+  """Return whether ``path`` is a file that defines a config, and not a link to nothing or a device."""
+  try:
+    return b'get_config' in read_regular(path, MAX_TEXT_BYTES)
+  except OSError:
+    return False
 
 
 def _check_size(path: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from jaxres.errors import InputError
+from jaxres.paths import read_regular
 from jaxres.runtime import distributed
 
 LOCK = '.lock'  # of a workdir: its content is for the message, and what counts is the lock that the kernel holds on it
@@ -53,7 +54,7 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
     try:
       yield
     finally:
-      with contextlib.suppress(FileNotFoundError):  # a dry run's workdir may be deleted with all that is in it
+      with contextlib.suppress(OSError):  # it may be deleted with all that is in it, or read-only by now
         (workdir / LOCK).unlink()
       os.close(file)
   finally:
@@ -102,12 +103,12 @@ def _is_at(file: int, path: pathlib.Path) -> bool:
 def trainer(workdir: pathlib.Path) -> str | None:
   """Return who says that it trains in ``workdir``, such as ``'process 7 on host a'``; None where nobody does."""
   try:
-    content = json.loads((workdir / LOCK).read_text())
+    content = json.loads(read_regular(workdir / LOCK, 4096))
     number, host = int(content['pid']), str(content['host'])[:99]
     if host == socket.gethostname():
       os.kill(number, 0)  # which only looks whether it is there
   except PermissionError:
     pass  # of another user
-  except (OSError, ValueError, LookupError, TypeError, OverflowError):
+  except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
     return None
   return f'process {number} on host {host}'

@@ -20,7 +20,7 @@ def sort_classes(names: Iterable[str], split_rule: int = 2) -> tuple[str, ...]:
     names: each once.
     split_rule: 2; 1 is by the alphabet always, as folders were once read.
   """
-  by_value = split_rule > 1 and all(re.fullmatch(r'-?[0-9]+', name) for name in names)
+  by_value = split_rule > 1 and all(re.fullmatch(r'-?[0-9]{1,18}', name) for name in names)
   return tuple(sorted(names, key=lambda name: (int(name), name) if by_value else (0, name)))
 
 
