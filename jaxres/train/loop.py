@@ -115,6 +115,7 @@ def train(
       raise error
     print_rollback(error, rollbacks)
     checkpoint.finish(manager)
+    del ending  # or the halted state would stay on the device beside the restored one
     train_state, progress = restore_or_init(manager, setup, initial)
     progress = progress._replace(rollbacks=rollbacks)
     ending = train_to_end(setup, workdir, manager, train_state, progress, watch)
@@ -134,7 +135,9 @@ def train_to_end(
   """Train, evaluate, log and save until the plan ends, a signal has come or a step is not finite."""
   plan, start = setup.plan, int(train_state.step)
   hyperparameters = Hyperparameters(np.float32(SLOWER**progress.rollbacks))
-  rate = lambda step: hyperparameters.lr_scale * setup.lr_schedule(step)
+  rate = lambda step: (
+    float(hyperparameters.lr_scale) * float(setup.lr_schedule(step))
+  )  # exact: the scale is a power of two
   if start < plan.eval_steps[-1]:
     check_room(manager.place, train_state)
   print_start(train_state.params, workdir, start, plan.eval_steps[-1], plan.steps_per_epoch)

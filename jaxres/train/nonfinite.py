@@ -77,8 +77,8 @@ def explain(setup: Setup, train_state: TrainState, workdir: pathlib.Path) -> Not
   try:
     path = write(workdir, before, found, ids, setup.config, setup.dataset.info.split_rule)
     again = f'jaxres doctor --replay {path} runs it again'
-  except OSError as error:
-    again = f'no file of it could be written: {error.strerror}'
+  except (OSError, InputError) as error:
+    again = f'no file of it could be written: {getattr(error, "strerror", None) or error}'
   examples = ', '.join([*map(str, ids[:SHOWN_IDS]), *['...'] * (len(ids) > SHOWN_IDS)])
   fix = f'lower optim.lr or lengthen optim.warmup_epochs; {again}'
   return NotFiniteError(f'{found.describe()}; the batch is of training examples {examples}; {fix}')

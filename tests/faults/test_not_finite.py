@@ -8,6 +8,7 @@ import pytest
 from jaxres import cli, optim
 from jaxres.checkpoint import digests, reader, steps
 from jaxres.data import sampler
+from jaxres.errors import InputError
 from jaxres.log import run_log as run_log_lib
 from jaxres.models import resnet
 from jaxres.train import loop, nonfinite
@@ -88,6 +89,23 @@ def test_a_rollback_halves_the_rate_and_is_remembered(poisoned, tmp_path, monkey
   said = capsys.readouterr().out
   assert said.count('where there is none, with 0.5 times the learning rate') == 1
   assert said.count('with 0.25 times the learning rate') == 1
+
+
+@pytest.mark.parametrize('poisoned', ['pixel'], indirect=True)
+def test_a_bad_step_is_named_where_its_file_cannot_be_written(poisoned, tmp_path, monkeypatch) -> None:
+  def refuse(*_: object) -> None:
+    raise InputError('the disk is full: cannot write bad_step_3.npz')
+
+  monkeypatch.setattr(nonfinite, 'write', refuse)
+  with pytest.raises(
+    NotFiniteError, match=f'step {first_step()} is not finite: .*; no file of it could be written: the'
+  ):
+    loop.train_and_evaluate(merged(poisoned, train={'epochs': 1}), tmp_path / 'run')
+
+
+def test_a_constant_rate_is_logged_as_it_is_given(config: dict, tmp_path) -> None:
+  config = merged(config, optim={'schedule': 'constant'}, train={'epochs': 1})
+  assert loop.train_and_evaluate(config, tmp_path / 'run')['train/lr'] == 0.1  # not float32's 0.10000000149
 
 
 def test_half_the_rate_moves_half_as_far() -> None:
