@@ -110,7 +110,7 @@ def _other_splits(was: Mapping[str, str], now: Mapping[str, str]) -> tuple[dict[
 
 
 def split_rule(workdir: pathlib.Path) -> int:
-  """Return the rule of ``data.loader`` by which the run in ``workdir`` splits its data: today's where there is none.
+  """Return the rule of ``data.load`` by which the run in ``workdir`` splits its data: today's where there is none.
 
   Raises:
     InputError: ``data.json`` is damaged, or names a rule that is not known.

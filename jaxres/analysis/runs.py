@@ -100,7 +100,7 @@ def read(
     rule = workdir.split_rule(path)
     key = json.dumps([rule, fields], sort_keys=True)
     if key not in datasets:
-      datasets[key] = data.loader(rule)(**fields)
+      datasets[key] = data.load(**fields, split_rule=rule)
       datasets[key].place(mesh)
     if was := workdir.other_data(path, datasets[key].info):
       raise InputError(f'{path}: the data is not that of the run: {was}')

@@ -1,8 +1,7 @@
 """The data: ``load`` a data set by name, split and ready for a jitted step."""
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -77,6 +76,7 @@ def load(
   workers: int = 2,
   max_bad: int = 0,
   seed: int = 0,
+  split_rule: Any = 2,  # SPLIT_RULE, as config.py reads it from the text
 ) -> Dataset:
   """Return the data set called ``name``.
 
@@ -108,52 +108,16 @@ def load(
     max_bad: go on with as many encoded images in each split that cannot be decoded: of training each is replaced by
       the next that can, of evaluation they are left out, which is found before the training begins.
     seed: of the validation split, of a test split that is held out, of ``limit``, of the sample order and of the crops.
+    split_rule: by which the run that goes on splits; it is no field of the config. 2: files are drawn by their names.
+      1, of runs that do not say theirs: by their place in the list, and a folder's classes are by the alphabet even
+      where all are numbers. Arrays and TFDS sets are drawn by their place in either.
 
   Raises:
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
-  fields = locals()
-  config_lib.check_types('data', fields)
+  config_lib.check_types('data', locals())
   if pipeline not in PIPELINES:
     raise InputError(f'data.pipeline: unknown value {pipeline!r}{nearest(pipeline, PIPELINES)}')
-  return _load(SPLIT_RULE, **fields)
-
-
-def loader(split_rule: int) -> Callable[..., Dataset]:
-  """Return what loads data as the version of jaxres did that a run began with: a function of the fields of ``load``.
-
-  Args:
-    split_rule: 2, of ``load``: files are drawn by their names. 1, of runs that do not say theirs: by their place in the
-      list, and the classes of a folder are by the alphabet even where all are numbers. Arrays and TFDS sets are drawn
-      by their place in either.
-  """
-  return load if split_rule == SPLIT_RULE else functools.partial(_load, split_rule)
-
-
-def _load(
-  split_rule: int,
-  *,
-  name: str,
-  data_dir: str | None,
-  path: str | None,
-  download: bool,
-  pipeline: str,
-  batch_size: int,
-  val: float,
-  fold: tuple[int, ...],
-  limit: int | None,
-  classes: tuple[int | str, ...] | None,
-  image_size: int | None,
-  eval_image_size: int | None,
-  center_crop: float,
-  crop_scale: tuple[float, ...],
-  mean: tuple[float, ...] | None,
-  std: tuple[float, ...] | None,
-  workers: int,
-  max_bad: int,
-  seed: int,
-) -> Dataset:
-  """Return what ``load`` does, split and its classes numbered by ``split_rule``; raises as ``load`` does."""
   _check_fields(batch_size, val, limit, seed)
   _check_fold(fold, val)
   if (mean is None) != (std is None):

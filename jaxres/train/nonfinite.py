@@ -100,7 +100,7 @@ def write(
     found: what is the matter with it.
     ids: int ``[B]``: the examples of its batch, by their place in the training split.
     config: of the run.
-    split_rule: of ``data.loader``.
+    split_rule: of ``data.load``.
   """
   path = workdir / f'bad_step_{found.step}.npz'
   arrays: dict[str, Any] = {f'state/{name}': array for name, array in digests.leaves(train_state.present)}

@@ -85,7 +85,7 @@ def make_setup(config: Mapping[str, Mapping[str, Any]], split_rule: int = data.S
 
   Args:
     config: every section with every field, of ``config.to_dict``.
-    split_rule: of ``data.loader``; that of the run which goes on.
+    split_rule: of ``data.load``; that of the run which goes on.
 
   Raises:
     InputError: a section cannot be used.
@@ -97,7 +97,7 @@ def make_setup(config: Mapping[str, Mapping[str, Any]], split_rule: int = data.S
   views = evaluate.make_views(**config['tta'])
   mesh = sharding.make_mesh()
   sharding.check_batch_size(config['data']['batch_size'], mesh)
-  dataset = data.loader(split_rule)(**config['data'])
+  dataset = data.load(**config['data'], split_rule=split_rule)
   evaluate.check_views(views, dataset.test.image_shape)
   augment_lib.check(augment, dataset.info.image_shape)
   if options.patience and dataset.val is None:

@@ -1,6 +1,7 @@
 """Other data than yesterday's: what is drawn by name, what a fingerprint sees, and what old runs keep."""
 
 import hashlib
+import inspect
 import json
 import pathlib
 
@@ -86,7 +87,7 @@ def test_arrays_are_drawn_by_place_as_before() -> None:
     sampler.stratified(labels, 15, 4).tolist()
     == sampler.stratified(labels, 15, 4, sampler.permutation(4, 0, 60)).tolist()
   )
-  old, new = (data.loader(rule)(**fields()) for rule in (1, 2))
+  old, new = (data.load(**fields(), split_rule=rule) for rule in (1, 2))
   np.testing.assert_array_equal(old.val.constants['image'], new.val.constants['image'])
   assert old.info.splits == new.info.splits
   assert (old.info.split_rule, new.info.split_rule) == (1, 2)
@@ -322,3 +323,7 @@ def test_an_old_run_on_numbered_folders_keeps_its_order(tmp_path) -> None:
     write(tmp_path / name / '1.png')
   assert folder.find(str(tmp_path), split_rule=1)[1] == tuple(sorted(NUMBERS))
   assert folder.find(str(tmp_path))[1] == tuple(NUMBERS)
+
+
+def test_the_rule_of_today_is_that_of_load() -> None:
+  assert inspect.signature(data.load).parameters['split_rule'].default == data.SPLIT_RULE

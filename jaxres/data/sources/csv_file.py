@@ -27,7 +27,7 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
       optionally ``split``: train, val or test. Labels are names of classes, numbered as ``sort_classes`` says. Space
       around a cell, also around its quotes, is no part of it.
     seed: of the stratified fifth of the training images that is held out where there is no test split.
-    split_rule: of ``data.loader``.
+    split_rule: of ``data.load``.
 
   Raises:
     InputError: the file is missing or malformed, an image is missing or listed twice, or a class of val or test is

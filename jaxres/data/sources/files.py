@@ -31,7 +31,7 @@ def make_encoded(paths: Sequence[str], labels: Sequence[int], names: Sequence[st
     paths: of the files.
     labels: int, of each.
     names: by which a split is drawn, from rule 2 on.
-    split_rule: of ``data.loader``.
+    split_rule: of ``data.load``.
   """
 
   def read(index: int) -> bytes:

@@ -19,7 +19,7 @@ def read_folder(path: str | None, seed: int, split_rule: int = 2) -> Source:
   Args:
     path: the folder.
     seed: of the stratified fifth of the training images that is held out where there is no test split.
-    split_rule: of ``data.loader``.
+    split_rule: of ``data.load``.
 
   Raises:
     InputError: as ``find``.
