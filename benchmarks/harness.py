@@ -53,7 +53,7 @@ def serve(build: Callable[[], Work]) -> None:
   start = time.perf_counter()
   work = build()
   work.run(1)
-  answer(ready_s=time.perf_counter() - start, images=work.images, **work.facts)
+  answer(ready_s=time.perf_counter() - start, images=work.images, **software(), **work.facts)
   for line in sys.stdin:
     steps, cpu, wall = int(line), time.process_time(), time.perf_counter()
     work.run(steps)
@@ -186,11 +186,16 @@ def machine() -> dict[str, Any]:
     'device': device_name(),
     'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
     'load_before': round(os.getloadavg()[0], 2),
-    'python': platform.python_version(),
-    'versions': {name: version for name in PACKAGES if (version := version_of(name))},
+    **software(),
     'commit': commit(),
     'date': time.strftime('%Y-%m-%d'),
   }
+
+
+def software() -> dict[str, Any]:
+  """Return the versions of Python and of the packages that this process measures with."""
+  versions = {name: version for name in PACKAGES if (version := version_of(name))}
+  return {'python': platform.python_version(), 'versions': versions}
 
 
 def commit() -> str:

@@ -110,6 +110,31 @@ def variants(every: Sequence[Series]) -> str:
   return table(['training step', 'done', 'device', 'takes times as long'], lines)
 
 
+def by_python(every: Sequence[Series]) -> str:
+  """Return the table of the step, single, accumulated and scanned, on one Python and on another, in one run."""
+  names = {
+    'jaxres': 'a single step',
+    'accumulated': 'in two parts of a batch',
+    'scanned': 'in one `lax.scan` of {scan_steps}',
+    'torch': 'PyTorch, channels_last',
+  }
+  lines = []
+  for sides in of(every, 'train_step'):
+    if not any('@' in side for side in sides):
+      continue
+    for side, row in sides.items():
+      name = side.partition('@')[0]
+      if name in names:
+        low, high = row['ratio_spread']
+        times = f'{1 / row["jaxres_is_times_as_fast"]:.2f} ({1 / high:.2f} to {1 / low:.2f})'
+        python = f'{row["python"].rpartition(".")[0]}, ' + (
+          f'torch {row["versions"]["torch"].partition("+")[0]}' if name == 'torch' else f'jax {row["versions"]["jax"]}'
+        )
+        lines.append([work(row), names[name].format(**row), python, device(row), speed(row), times])
+  head = ['training step', 'done', 'Python', 'device', 'images/s', 'times as fast as the first row of its model']
+  return table(head, lines)
+
+
 def inputs(every: Sequence[Series]) -> str:
   """Return the table of the stream pipeline."""
   names = {
@@ -301,7 +326,19 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 PAGES: dict[str, list[Callable[[Sequence[Series]], str]]] = {
   'README.md': [speeds],
-  'docs/performance.md': [speeds, variants, inputs, waits, compiles, scalings, trainings, warm_trainings, twice, gains],
+  'docs/performance.md': [
+    speeds,
+    variants,
+    by_python,
+    inputs,
+    waits,
+    compiles,
+    scalings,
+    trainings,
+    warm_trainings,
+    twice,
+    gains,
+  ],
   'docs/evaluation.md': [patches, flips],
 }
 
