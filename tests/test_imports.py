@@ -1,6 +1,5 @@
 """The layers of the house: an import goes down, and what is slow is not imported before it is needed."""
 
-import ast
 import pathlib
 import subprocess
 import sys
@@ -8,55 +7,45 @@ import sys
 import pytest
 
 import jaxres
+from tests import house
 
-PACKAGE = pathlib.Path(jaxres.__file__).parent
-LAYERS = [  # of packages and of modules at the root, from the ground
-  {'errors', 'hints'},
-  {'paths'},
-  {'trees', 'config', 'runtime'},
-  {'files'},
-  {'schema', 'command_line'},
-  {'losses', 'metrics', 'models', 'data'},
-  {'state', 'tasks'},
-  {'optim', 'checkpoint', 'log', 'evaluate'},
-  {'workdir'},
-  {'weights'},
-  {'predict'},
-  {'train'},
-  {'analysis', 'sweep', 'doctor'},
-  {'report'},
-  {'tools'},
-  {'cli'},
-  {'__main__'},
-]
+GRAPH = house.import_graph(house.read_modules(pathlib.Path(jaxres.__file__).parent))
 
 
-def module_of(path: pathlib.Path) -> str:
-  return path.relative_to(PACKAGE).with_suffix('').parts[0]
+def test_imports_go_down_a_level_or_stay_in_their_room() -> None:
+  assert house.arrows_up(GRAPH, house.LAYERS) == []
 
 
-def imports_of(path: pathlib.Path) -> set[str]:
-  found = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module == 'jaxres':
-      found |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('jaxres.'):
-      found.add(node.module.split('.')[1])
-  return found - {'__version__'}
+def test_the_root_imports_no_room() -> None:
+  assert GRAPH['jaxres'] == set()
 
 
-def level(module: str) -> int:
-  return next(i for i, layer in enumerate(LAYERS) if module in layer)
+def test_no_imports_go_round_in_a_circle() -> None:
+  assert house.modules_in_circles(GRAPH) == []
 
 
-@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_down(path: pathlib.Path) -> None:
-  if path == PACKAGE / '__init__.py':
-    assert not imports_of(path)
-    return
-  module = module_of(path)
-  for imported in imports_of(path) - {module}:
-    assert level(imported) < level(module), f'{path} imports {imported}'
+def test_the_walk_sees_imports_of_any_kind(tmp_path: pathlib.Path) -> None:
+  package = tmp_path / 'jaxres'
+  (package / 'data').mkdir(parents=True)
+  for name, text in {
+    '__init__': '',
+    'errors': 'from jaxres.data import load',  # up
+    'files': 'def read():\n  from jaxres import tools, errors',  # up, inside a function
+    'tools': '',
+    'cli': "TOOLS = {'show': ('jaxres.tools', 'a page')}",
+    'paths': "TOOL = 'jaxres.tools'",  # up, by a word
+    'data/__init__': 'import jaxres.data.load',
+    'data/load': 'from jaxres.data import *',
+    'data/sets': 'import jaxres.data.folder',  # round
+    'data/folder': 'def find():\n  from jaxres.data.sets import a, b',
+  }.items():
+    (package / f'{name}.py').write_text(text)
+  graph = house.import_graph(house.read_modules(package))
+  arrows = ['jaxres.errors -> jaxres.data.load', 'jaxres.files -> jaxres.tools', 'jaxres.paths -> jaxres.tools']
+  assert house.arrows_up(graph, house.LAYERS) == arrows
+  assert graph['jaxres.cli'] == {'jaxres.tools'}
+  circles = ['jaxres.data', 'jaxres.data.folder', 'jaxres.data.load', 'jaxres.data.sets']
+  assert house.modules_in_circles(graph) == circles
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from jaxres.data.images import Images, decode_all, without_bad
 from jaxres.data.prepare import cifar as prepare_cifar
 from jaxres.data.resident import Batch, Resident
 from jaxres.data.sources import arrays, csv_file, folder, tfds
+from jaxres.data.sources.cifar import PUBLISHED
 from jaxres.data.splits import check_labels, draw, hold_out, keep_classes, say_untrained
 from jaxres.data.statistics import IMAGENET, STATISTICS, channel_statistics
 from jaxres.data.stream import Examples, Stream
@@ -195,7 +196,7 @@ def _read(name: str, data_dir: str | None, path: str | None, download: bool, see
   if name not in known:
     fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_anew(name, data_dir)}'
     raise InputError(f'data.name: unknown data set {name!r}{nearest(name, {*readers, *known})}; {fix}')
-  if download and name in prepare_cifar.PUBLISHED and not tfds.is_prepared(name, data_dir):
+  if download and name in PUBLISHED and not tfds.is_prepared(name, data_dir):
     prepare_cifar.prepare(name, data_dir)
   return tfds.read(name, data_dir, seed)
 
