@@ -73,7 +73,7 @@ def import_graph(modules: Mapping[str, ast.Module]) -> Graph:
 
 def room_of(module: str) -> str:
   """Return the package or the module at the root that ``module`` is in; '' of the root itself."""
-  return (module.split('.') + [''])[1]
+  return '' if '.' not in module else module.split('.')[1]
 
 
 def arrows_up(graph: Graph, layers: list[set[str]]) -> list[str]:
