@@ -62,6 +62,11 @@ def imports_of(tree: ast.Module) -> Iterator[tuple[str, ...]]:
       yield (node.value,)
 
 
+def imported_words(path: pathlib.Path) -> set[str]:
+  """Return all names of modules, or that may be, which a file imports."""
+  return {word for words in imports_of(ast.parse(path.read_text())) for word in words}
+
+
 def import_graph(modules: Mapping[str, ast.Module]) -> Graph:
   """Return what imports what among ``modules``, imports inside functions too."""
   graph: Graph = {}
