@@ -1,4 +1,4 @@
-"""`jaxres <tool>`: one table of tools, of which those are there whose file is; it is imported only when it is called."""
+"""`jaxres <tool>`: one table of tools; those whose file is there can be called, and are imported only then."""
 
 import argparse
 import difflib

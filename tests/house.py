@@ -12,7 +12,7 @@ from typing import NamedTuple
 LAYERS = [  # of packages and of modules at the root, from the ground
   {'errors', 'hints'},
   {'paths'},
-  {'trees', 'config', 'runtime'},
+  {'trees', 'config', 'runtime', 'npz'},
   {'files'},
   {'schema', 'command_line'},
   {'losses', 'metrics', 'models', 'data'},

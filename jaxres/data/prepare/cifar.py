@@ -17,7 +17,8 @@ from jaxres.data.prepare.writer import write
 from jaxres.data.sources import cifar, tfds
 from jaxres.data.sources.cifar import PUBLISHED, SIDE, Contents, Published, Split
 from jaxres.errors import InputError, nearest, say
-from jaxres.files import complete, file_errors, load_npz
+from jaxres.files import complete, file_errors
+from jaxres.npz import load_npz
 from jaxres.paths import output_path
 
 HOMEPAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
