@@ -11,7 +11,6 @@ from typing import NamedTuple, NoReturn
 import jaxres
 from jaxres import command_line
 from jaxres.errors import InputError, nearest, one_line
-from jaxres.paths import user_path
 from jaxres.runtime import outputs, xla_flags
 
 
@@ -90,14 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
       return _run(words)
     finally:
       sys.stdout.flush()
-
-
-def _check_places(args: argparse.Namespace) -> None:
-  """Raise InputError where an argument is the URL of a bucket; TFDS reads its data from some."""
-  for name, value in vars(args).items():
-    for word in value if isinstance(value, list) else [value]:
-      if isinstance(word, str) and '://' in word and name != 'data_dir':
-        user_path(word, f'--{name}')
 
 
 def _is_there(command: str) -> bool:
