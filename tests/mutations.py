@@ -16,7 +16,7 @@ from jaxres import config as config_lib
 from jaxres import files, models, workdir
 from jaxres.errors import InputError
 from jaxres.log import rows
-from jaxres.weights import sources
+from jaxres.weights import directories
 from jaxres.weights.names import Dialect
 
 MUTATIONS = 2_000  # of each kind of file
@@ -218,7 +218,10 @@ KINDS = [
   Kind('environment.json', ENVIRONMENT, workdir.read_environment, check_environment),
   Kind('metrics.jsonl', ROWS, read_rows, check_rows, mutations=mutate_lines),
   Kind(
-    'model.json', json.dumps(MODEL).encode(), lambda path: sources.read_description(path / 'model.json'), check_model
+    'model.json',
+    json.dumps(MODEL).encode(),
+    lambda path: directories.read_description(path / 'model.json'),
+    check_model,
   ),
 ]
 ERRORS = (files.DamagedError, InputError)

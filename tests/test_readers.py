@@ -19,7 +19,7 @@ from jaxres.errors import InputError
 from jaxres.log import rows
 from jaxres.state import TrainState
 from jaxres.train import nonfinite
-from jaxres.weights import sources
+from jaxres.weights import directories, sources
 from tests.mutations import (
   CONFIG,
   DATA,
@@ -217,7 +217,7 @@ def arguments(tool: Any, *argv: str) -> Any:
 
 
 def test_what_is_written_has_a_digest_of_its_own_and_the_old_form_loads(run: pathlib.Path, tmp_path) -> None:
-  sources.write(tmp_path / 'out', sources.read(str(run)))
+  directories.write(tmp_path / 'out', sources.read(str(run)))
   path = tmp_path / 'out/model.json'
   content = json.loads(path.read_text())
   for field, value in (('class_names', ['x', 'y', 'z']), ('origin', 'elsewhere'), ('channels', 1)):
