@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+PACKAGE = pathlib.Path(__file__).parents[1] / 'jaxres'
 LAYERS = [  # of packages and of modules at the root, from the ground
   {'errors', 'hints'},
   {'paths'},

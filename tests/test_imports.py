@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
-import jaxres
 from tests import house
 
-GRAPH = house.import_graph(house.read_modules(pathlib.Path(jaxres.__file__).parent))
+GRAPH = house.import_graph(house.read_modules(house.PACKAGE))
 
 
 def test_imports_go_down_a_level_or_stay_in_their_room() -> None:
@@ -22,6 +21,12 @@ def test_the_root_imports_no_room() -> None:
 
 def test_no_imports_go_round_in_a_circle() -> None:
   assert house.modules_in_circles(GRAPH) == []
+
+
+def test_the_picture_of_the_levels_is_that_of_the_test() -> None:
+  page = (pathlib.Path(__file__).parents[1] / 'docs/architecture.md').read_text()
+  rows = [set(line.split('│')[1].split()) for line in page.splitlines() if line.count('│') == 2]
+  assert [*reversed(rows), {'__main__'}] == house.LAYERS
 
 
 def test_the_walk_sees_imports_of_any_kind(tmp_path: pathlib.Path) -> None:
