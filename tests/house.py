@@ -1,10 +1,12 @@
 """The plan of the house as figures: its levels, what imports what, how long functions and files are.
 
-`python -m tests.house [ROOT]` prints them for a checkout, this one where none is given.
+`python -m tests.house [ROOT]` prints them for a checkout, this one where none is given; `python -m tests.house --write`
+makes the table of files in docs/architecture.md from the docstrings.
 """
 
 import ast
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -128,6 +130,24 @@ def functions_of(package: pathlib.Path) -> list[Function]:
   return sorted(functions, key=lambda function: function.body, reverse=True)
 
 
+def table_of_files(package: pathlib.Path) -> str:
+  """Return the table of docs/architecture.md: each module, those at the root and lower rooms first, and what it is."""
+  level = {room: at for at, layer in enumerate(LAYERS) for room in layer}
+  rows = []
+  for path in package.rglob('*.py'):
+    name = path.relative_to(package)
+    what = ast.get_docstring(ast.parse(path.read_text()))
+    if what and name.name != '__main__.py' and name.as_posix() != '__init__.py':
+      order = (len(name.parts) > 1, level[name.with_suffix('').parts[0]], name.parent.as_posix(), name.name)
+      rows.append((order, f'| `{name.as_posix()}` | {what.splitlines()[0]} |'))
+  return '\n'.join(['| file | what |', '|---|---|', *(row for _, row in sorted(rows))]) + '\n'
+
+
+def write_table(page: pathlib.Path) -> None:
+  """Write the table of files into docs/architecture.md."""
+  page.write_text(re.sub(r'(?<=## Files\n\n)(\|.*\n)+', lambda _: table_of_files(PACKAGE), page.read_text()))
+
+
 def layers_of(root: pathlib.Path) -> list[set[str]]:
   """Return the levels that a checkout's test of imports knew, of a checkout of before this file."""
   test = ast.parse((root / 'tests/test_imports.py').read_text())
@@ -152,4 +172,7 @@ def main(root: str = '.') -> None:
 
 
 if __name__ == '__main__':
-  main(*sys.argv[1:])
+  if sys.argv[1:] == ['--write']:
+    write_table(PACKAGE.parent / 'docs/architecture.md')
+  else:
+    main(*sys.argv[1:])

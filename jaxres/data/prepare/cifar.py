@@ -1,4 +1,4 @@
-"""`jaxres prepare`: CIFAR-10 and CIFAR-100 from their published archives, image folders, sets in tfrecord format.
+"""CIFAR-10 and CIFAR-100 from their published archives, as a TFDS set or as one .npz file.
 
 No TensorFlow is needed. TFDS's own CIFAR builders need it to unpack the archive, and write a format that only it reads;
 here the images are written as array_record or as one .npz file.

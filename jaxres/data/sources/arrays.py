@@ -1,4 +1,4 @@
-"""What a source is: splits in host memory or encoded. And the sources that need no download."""
+"""Sources that are arrays: scikit-learn's digits, and ``.npz`` files."""
 
 import os
 import pathlib
