@@ -67,3 +67,9 @@ def test_what_an_import_does_not_load(statement: str, unwanted: list[str]) -> No
   code = f'{statement}; import sys; print([m for m in {unwanted} if m in sys.modules])'
   found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert found.stdout.strip() == '[]'
+
+
+def test_lines_of_code_are_neither_docstrings_nor_comments(tmp_path: pathlib.Path) -> None:
+  text = 'def f(\n  x,\n):\n  """Say.\n\n  More.\n  """\n\n  # why\n  y = x  # here\n  return """a\nb"""\n'
+  (tmp_path / 'a.py').write_text(text)
+  assert house.functions_of(tmp_path) == [house.Function('a.py:f', lines=6, body=3)]
