@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from benchmarks import harness, sides
 from jaxres import models
-from jaxres.analysis import profile
+from jaxres.runtime import limits
 
 PASSES = 8
 KNOWN = {('H100', 'bfloat16'): (800e12, 3.0e12)}  # FLOP/s of a matrix product, bytes/s of a copy: measured on one
@@ -74,7 +74,7 @@ def rates(dtype: str) -> tuple[float, float]:
   for (name, known_dtype), pair in KNOWN.items():
     if name in device.device_kind and dtype == known_dtype:
       return pair
-  return profile.limits(device.platform, jnp.dtype(dtype))
+  return limits.measure(device.platform, jnp.dtype(dtype))
 
 
 def facts(args: argparse.Namespace) -> Mapping[str, float]:

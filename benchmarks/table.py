@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from benchmarks.knobs import KNOBS
+from benchmarks.gpu.knobs import KNOBS
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results'
@@ -26,7 +26,6 @@ WORK = (  # what two lines must share to be of the same work
   *('torch_compile', 'devices', 'gpus', 'bn', 'weak', 'shard_optimizer'),
   *('workers', 'config', 'overrides', 'environment', 'metric', 'target', 'flip', 'epochs'),
 )
-MEMORY = 'peak_memory_gb'
 Row = dict[str, Any]
 Series = dict[str, Row]  # by side
 

@@ -1,8 +1,8 @@
-"""`jaxres <tool>`: one table of tools; a tool's module is imported only when it is called."""
+"""`jaxres <tool>`: one table of tools; those whose file is there can be called, and are imported only then."""
 
 import argparse
 import difflib
-import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from typing import NamedTuple, NoReturn
 import jaxres
 from jaxres import command_line
 from jaxres.errors import InputError, nearest, one_line
-from jaxres.paths import user_path
 from jaxres.runtime import outputs, xla_flags
 
 
@@ -23,7 +22,7 @@ class Tool(NamedTuple):
   trains: bool = False  # which is worth more than its output
 
 
-TOOLS = {
+ROWS = {
   'profile': Tool('jaxres.tools.profile', 'where the time of a training step goes'),
   'show-data': Tool('jaxres.tools.show_data', 'draw what the model sees: images beside their augmentations'),
   'evaluate': Tool('jaxres.tools.evaluate', 'scores of runs, class by class, with intervals and calibration; compared'),
@@ -43,6 +42,8 @@ TOOLS = {
     'jaxres.tools.prepare', 'make a data set ready to read: CIFAR-10 or -100, an image folder, a TFDS set in tfrecord'
   ),
 }
+# A leaf is taken out by deleting its folder and its tools: the rest does without them.
+TOOLS = {name: row for name, row in ROWS.items() if importlib.util.find_spec(row.module)}
 OTHER_WORDS = {  # that other programs have, and what to type here
   'train': command_line.USAGE, 'fit': command_line.USAGE, 'main': command_line.USAGE, 'run': command_line.USAGE,
   'finetune': f'{command_line.USAGE} --config.init.source=...', 'dataset': 'jaxres show-data',
@@ -90,12 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
       sys.stdout.flush()
 
 
-def _check_places(args: argparse.Namespace) -> None:
-  """Raise InputError where an argument is the URL of a bucket; TFDS reads its data from some."""
-  for name, value in vars(args).items():
-    for word in value if isinstance(value, list) else [value]:
-      if isinstance(word, str) and '://' in word and name != 'data_dir':
-        user_path(word, f'--{name}')
+def _is_there(command: str) -> bool:
+  """Return whether ``command`` is no tool or one that is there."""
+  program, *words = command.split()
+  return program != 'jaxres' or words[0].startswith('-') or words[0] in TOOLS
 
 
 def _run(words: list[str]) -> int | None:
@@ -103,7 +102,7 @@ def _run(words: list[str]) -> int | None:
   called = words[0] if words else '--help'
   if not called.startswith('-') and called not in TOOLS:
     close = [called.lower(), *difflib.get_close_matches(called.lower(), [*TOOLS, *OTHER_WORDS], n=1)]
-    other = next((OTHER_WORDS[word] for word in close if word in OTHER_WORDS), None)
+    other = next((OTHER_WORDS[word] for word in close if word in OTHER_WORDS and _is_there(OTHER_WORDS[word])), None)
     raise InputError(f'unknown tool {called!r}{f"; type `{other}`" if other else nearest(called, TOOLS)}')
   parser = _Parser(prog='jaxres', description='The tools of jaxres.', allow_abbrev=False)
   parser.add_argument('--version', action='version', version=f'jaxres {jaxres.__version__}')

@@ -1,62 +1,56 @@
 """The layers of the house: an import goes down, and what is slow is not imported before it is needed."""
 
-import ast
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-import jaxres
+from tests import house
 
-PACKAGE = pathlib.Path(jaxres.__file__).parent
-LAYERS = [  # of packages and of modules at the root, from the ground
-  {'errors', 'hints'},
-  {'paths'},
-  {'trees', 'config', 'runtime'},
-  {'files'},
-  {'schema', 'command_line'},
-  {'losses', 'metrics', 'models', 'data'},
-  {'state', 'tasks'},
-  {'optim', 'checkpoint', 'log', 'evaluate'},
-  {'workdir'},
-  {'weights'},
-  {'predict'},
-  {'train'},
-  {'analysis', 'sweep', 'doctor'},
-  {'report'},
-  {'tools'},
-  {'cli'},
-  {'__main__'},
-]
+GRAPH = house.import_graph(house.read_modules(house.PACKAGE))
 
 
-def module_of(path: pathlib.Path) -> str:
-  return path.relative_to(PACKAGE).with_suffix('').parts[0]
+def test_imports_go_down_a_level_or_stay_in_their_room() -> None:
+  assert house.arrows_up(GRAPH, house.LAYERS) == []
 
 
-def imports_of(path: pathlib.Path) -> set[str]:
-  found = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module == 'jaxres':
-      found |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('jaxres.'):
-      found.add(node.module.split('.')[1])
-  return found - {'__version__'}
+def test_the_root_imports_no_room() -> None:
+  assert GRAPH['jaxres'] == set()
 
 
-def level(module: str) -> int:
-  return next(i for i, layer in enumerate(LAYERS) if module in layer)
+def test_no_imports_go_round_in_a_circle() -> None:
+  assert house.modules_in_circles(GRAPH) == []
 
 
-@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_down(path: pathlib.Path) -> None:
-  if path == PACKAGE / '__init__.py':
-    assert not imports_of(path)
-    return
-  module = module_of(path)
-  for imported in imports_of(path) - {module}:
-    assert level(imported) < level(module), f'{path} imports {imported}'
+def test_the_picture_of_the_levels_is_that_of_the_test() -> None:
+  page = (pathlib.Path(__file__).parents[1] / 'docs/architecture.md').read_text()
+  rows = [set(line.split('│')[1].split()) for line in page.splitlines() if line.count('│') == 2]
+  assert [*reversed(rows), {'__main__'}] == house.LAYERS
+
+
+def test_the_walk_sees_imports_of_any_kind(tmp_path: pathlib.Path) -> None:
+  package = tmp_path / 'jaxres'
+  (package / 'data').mkdir(parents=True)
+  for name, text in {
+    '__init__': '',
+    'errors': 'from jaxres.data import load',  # up
+    'files': 'def read():\n  from jaxres import tools, errors',  # up, inside a function
+    'tools': '',
+    'cli': "TOOLS = {'show': ('jaxres.tools', 'a page')}",
+    'paths': "TOOL = 'jaxres.tools'",  # up, by a word
+    'data/__init__': 'import jaxres.data.load',
+    'data/load': 'from jaxres.data import *',
+    'data/sets': 'import jaxres.data.folder',  # round
+    'data/folder': 'def find():\n  from jaxres.data.sets import a, b',
+  }.items():
+    (package / f'{name}.py').write_text(text)
+  graph = house.import_graph(house.read_modules(package))
+  arrows = ['jaxres.errors -> jaxres.data.load', 'jaxres.files -> jaxres.tools', 'jaxres.paths -> jaxres.tools']
+  assert house.arrows_up(graph, house.LAYERS) == arrows
+  assert graph['jaxres.cli'] == {'jaxres.tools'}
+  circles = ['jaxres.data', 'jaxres.data.folder', 'jaxres.data.load', 'jaxres.data.sets']
+  assert house.modules_in_circles(graph) == circles
 
 
 @pytest.mark.parametrize(
@@ -73,3 +67,9 @@ def test_what_an_import_does_not_load(statement: str, unwanted: list[str]) -> No
   code = f'{statement}; import sys; print([m for m in {unwanted} if m in sys.modules])'
   found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert found.stdout.strip() == '[]'
+
+
+def test_lines_of_code_are_neither_docstrings_nor_comments(tmp_path: pathlib.Path) -> None:
+  text = 'def f(\n  x,\n):\n  """Say.\n\n  More.\n  """\n\n  # why\n  y = x  # here\n  return """a\nb"""\n'
+  (tmp_path / 'a.py').write_text(text)
+  assert house.functions_of(tmp_path) == [house.Function('a.py:f', lines=6, body=3)]

@@ -21,8 +21,9 @@ from jaxres.models import blocks, resnet
 from jaxres.paths import check_regular, check_utf8, output_path, read_regular, shell_word, user_path
 from jaxres.runtime.environment import cache_dir
 from jaxres.train import loop
-from jaxres.weights import sources
+from jaxres.weights import directories
 from jaxres.weights.names import Dialect
+from jaxres.weights.network import Pretrained
 
 LONG = 'x' * 300
 BAD = ('~nobody_is_called_so/x', 'gs://bucket/x', 's3://bucket/x', f'/tmp/{LONG}', 'a\0b')
@@ -83,9 +84,9 @@ def weights(tmp_path_factory) -> Iterator[str]:
     options = {'name': 'tiny', 'num_classes': 2, 'stem': 'cifar'}
     model = models.create(**options)
     variables = model.init({'params': jax.random.key(0)}, np.zeros((1, 8, 8, 3), np.float32), train=False)
-    found = sources.Pretrained(dict(variables), options, 3, Dialect.of_model(model.shortcut), 0, None, 'a test')
+    found = Pretrained(dict(variables), options, 3, Dialect.of_model(model.shortcut), 0, None, 'a test')
     directory = tmp_path_factory.mktemp('weights') / 'w'
-    sources.write(directory, found)
+    directories.write(directory, found)
     yield str(directory)
 
 

@@ -1,1 +1,1 @@
-"""Numbers and arrays from trained networks; no pages."""
+"""Numbers and arrays from trained networks and from training steps; no pages."""

@@ -9,20 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxres import config as config_lib
 from jaxres.analysis import xplane
 from jaxres.runtime import sharding
-from jaxres.runtime.compiler import jit, keep_programs
+from jaxres.runtime.compiler import keep_programs
 from jaxres.runtime.memory import keep_freed_memory
 from jaxres.train.plan import grouped
 from jaxres.train.setup import make_setup
 from jaxres.train.step import Hyperparameters
 
 WARM_UP = 2  # steps that are not traced
-MATMUL, COPY_BYTES = {'cpu': 2048}, {'cpu': 1 << 28}  # what a device's limits are measured on; below, of others
-MATMUL_ELSEWHERE, COPY_BYTES_ELSEWHERE = 8192, 1 << 31
 _NO_PLACE = re.compile(r'[\w\-]+\(.*\)|[A-Z][\w.]*|while|body|closed_call')  # functions, the model, loops
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?metadata=\{[^}]*?op_name="([^"]*)"', re.MULTILINE)
 
@@ -124,30 +121,6 @@ def short_source(source: str) -> str:
   gradient = ' (gradient)' if 'transpose(' in source else ''
   words = [word for word in source.split('/') if not _NO_PLACE.fullmatch(word)]
   return '/'.join(words) + gradient
-
-
-def limits(platform: str, dtype: Any) -> tuple[float, float]:
-  """Return what the device does in a second, measured here: FLOPs of a matrix product, bytes of a copy.
-
-  The bytes are those read and those written.
-  """
-  side = MATMUL.get(platform, MATMUL_ELSEWHERE)
-  matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)  # a GPU takes less time for ones and zeros
-  flops = 2 * side**3 / best_time(jit(jnp.matmul), matrix, matrix)
-  size = COPY_BYTES.get(platform, COPY_BYTES_ELSEWHERE)
-  array = jnp.ones(size // 4, jnp.float32)
-  return flops, 2 * size / best_time(jit(lambda x: x + 1.0), array)
-
-
-def best_time(function: Callable[..., jax.Array], *args: jax.Array, rounds: int = 5) -> float:
-  """Return the least seconds that a call takes."""
-  jax.block_until_ready(function(*args))
-  times = []
-  for _ in range(rounds):
-    start = time.perf_counter()
-    jax.block_until_ready(function(*args))
-    times.append(time.perf_counter() - start)
-  return min(times)
 
 
 def step_seconds(step: Step, steps: int, rounds: int = 5) -> float:

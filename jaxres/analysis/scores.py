@@ -90,18 +90,16 @@ def by_class(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str],
   count, probabilities = len(class_names), softmax(logits)
   predicted, everything = logits.argmax(-1), np.arange(count)
   present = np.unique(labels)
-  absent = [name for k, name in enumerate(class_names) if k not in present]
-  if absent:
-    shown = ', '.join(absent[:5]) + (f' and {len(absent) - 5} more' if len(absent) > 5 else '')
-    notes.append(f'no example of {shown}: recall, F1 and AUC are undefined there, and left out of the means')
-  if len(present) == 1:
-    notes.append(f'every example is {class_names[present[0]]!r}: ROC-AUC is undefined')
+  notes += notes_on_classes(class_names, present)
   given = {'y_true': labels, 'y_pred': predicted, 'zero_division': 0}
   columns = sk.precision_recall_fscore_support(**given, labels=everything)
-  areas: dict[int, tuple[float, float]] = {}
-  for k in present if len(present) > 1 else ():
-    own = labels == k
-    areas[k] = sk.roc_auc_score(own, probabilities[:, k]), sk.average_precision_score(own, probabilities[:, k])
+  areas = {
+    k: (
+      sk.roc_auc_score(labels == k, probabilities[:, k]),
+      sk.average_precision_score(labels == k, probabilities[:, k]),
+    )
+    for k, scores in ((k, probabilities[:, k]) for k in (present if len(present) > 1 else ()))
+  }
   means = {
     average: dict(
       zip(
@@ -112,8 +110,6 @@ def by_class(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str],
     )
     for average in ('macro', 'weighted')
   }
-  if len(present) > MOST_CLASSES:
-    notes.append(f'{len(present)} classes: the one-vs-one AUC is left out beyond {MOST_CLASSES}')
   pairs = [] if len(present) > MOST_CLASSES else [*itertools.permutations(present, 2)]
   one_vs_one = [_pair_auc(sk, labels, probabilities, a, b) for a, b in pairs]
   return {
@@ -121,20 +117,46 @@ def by_class(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str],
     'roc_auc_ovr': _mean([auc for auc, _ in areas.values()]),
     'roc_auc_ovo': _mean(one_vs_one),
     'average_precision': _mean([precision for _, precision in areas.values()]),
-    'classes': [
-      {
-        'name': name,
-        'examples': int(columns[3][k]),
-        'precision': float(columns[0][k]) if (predicted == k).any() else None,
-        'recall': float(columns[1][k]) if k in present else None,
-        'f1': float(columns[2][k]) if k in present else None,
-        'roc_auc': float(areas[k][0]) if k in areas else None,
-        'average_precision': float(areas[k][1]) if k in areas else None,
-      }
-      for k, name in enumerate(class_names)
-    ],
+    'classes': _class_rows(class_names, columns, areas, set(predicted.tolist())),
     'confusion': sk.confusion_matrix(labels, predicted, labels=everything).tolist(),
   }
+
+
+def notes_on_classes(class_names: Sequence[str], present: np.ndarray) -> list[str]:
+  """Return what is undefined, or left out, of the scores of each class.
+
+  Args:
+    class_names: in the order of the logits.
+    present: int ``[P]``, the classes that have examples.
+  """
+  notes, absent = [], [name for k, name in enumerate(class_names) if k not in present]
+  if absent:
+    shown = ', '.join(absent[:5]) + (f' and {len(absent) - 5} more' if len(absent) > 5 else '')
+    notes.append(f'no example of {shown}: recall, F1 and AUC are undefined there, and left out of the means')
+  if len(present) == 1:
+    notes.append(f'every example is {class_names[present[0]]!r}: ROC-AUC is undefined')
+  if len(present) > MOST_CLASSES:
+    notes.append(f'{len(present)} classes: the one-vs-one AUC is left out beyond {MOST_CLASSES}')
+  return notes
+
+
+def _class_rows(
+  class_names: Sequence[str], columns: Any, areas: Mapping[int, Any], predicted: set[int]
+) -> list[Scores]:
+  """Return the scores of each class, None where one is undefined: of what was never predicted, or has no example."""
+  precision, recall, f1, examples = columns
+  return [
+    {
+      'name': name,
+      'examples': int(examples[k]),
+      'precision': float(precision[k]) if k in predicted else None,
+      'recall': float(recall[k]) if examples[k] else None,
+      'f1': float(f1[k]) if examples[k] else None,
+      'roc_auc': float(areas[k][0]) if k in areas else None,
+      'average_precision': float(areas[k][1]) if k in areas else None,
+    }
+    for k, name in enumerate(class_names)
+  ]
 
 
 def _pair_auc(sk: Any, labels: np.ndarray, probabilities: np.ndarray, a: int, b: int) -> float:

@@ -13,6 +13,7 @@ from jaxres.data.images import Images, decode_all, without_bad
 from jaxres.data.prepare import cifar as prepare_cifar
 from jaxres.data.resident import Batch, Resident
 from jaxres.data.sources import arrays, csv_file, folder, tfds
+from jaxres.data.sources.cifar import PUBLISHED
 from jaxres.data.splits import check_labels, draw, hold_out, keep_classes, say_untrained
 from jaxres.data.statistics import IMAGENET, STATISTICS, channel_statistics
 from jaxres.data.stream import Examples, Stream
@@ -145,15 +146,7 @@ def load(
     images = Images(data, size, center_crop=center_crop, crop_scale=crop_scale, max_bad=max_bad)
     return decode_all(images, workers) if pipeline == 'resident' else images
 
-  def pipe(held: Held, part: str) -> Pipeline:
-    made: Pipeline
-    if pipeline == 'resident' and isinstance(held, Arrays):
-      made = Resident(held, batch_size=batch_size, seed=seed)
-    else:
-      made = Stream(_examples(held), batch_size=batch_size, seed=seed, workers=workers)
-    made.name_of = files.get(part)
-    return made
-
+  pipe = lambda held, part: make_pipeline(held, pipeline, batch_size, seed, workers, files.get(part))
   eval_size = eval_image_size or image_size
   held, held_test = hold(train, image_size), hold(source.test, eval_size, 'test')
   held_val = hold(held_out, eval_size, 'val') if held_out else None
@@ -165,6 +158,28 @@ def load(
   fingerprints = {part: fingerprint(split) for part, split in splits.items() if split}
   info = Info(source.class_names, _shape(held), mean, std, fingerprints, split_rule)
   return Dataset(pipe(held, 'train'), pipe(held_val, 'val') if held_val else None, pipe(held_test, 'test'), info)
+
+
+def make_pipeline(
+  split: Held, kind: str, batch_size: int, seed: int, workers: int, name_of: Callable[[int], str] | None
+) -> Pipeline:
+  """Return the batches of a split.
+
+  Args:
+    split: the examples; encoded ones are streamed whatever ``kind`` is.
+    kind: one of ``PIPELINES``.
+    batch_size: examples a step, over all devices.
+    seed: of the order and of the crops.
+    workers: threads that read images.
+    name_of: an index to the path of its file, where examples are files.
+  """
+  made: Pipeline
+  if kind == 'resident' and isinstance(split, Arrays):
+    made = Resident(split, batch_size=batch_size, seed=seed)
+  else:
+    made = Stream(_examples(split), batch_size=batch_size, seed=seed, workers=workers)
+  made.name_of = name_of
+  return made
 
 
 def first_batch(pipeline: Pipeline) -> Batch:
@@ -195,7 +210,7 @@ def _read(name: str, data_dir: str | None, path: str | None, download: bool, see
   if name not in known:
     fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_anew(name, data_dir)}'
     raise InputError(f'data.name: unknown data set {name!r}{nearest(name, {*readers, *known})}; {fix}')
-  if download and name in prepare_cifar.PUBLISHED and not tfds.is_prepared(name, data_dir):
+  if download and name in PUBLISHED and not tfds.is_prepared(name, data_dir):
     prepare_cifar.prepare(name, data_dir)
   return tfds.read(name, data_dir, seed)
 

@@ -1,4 +1,4 @@
-"""The parts of a ResNet: stems, residual blocks, shortcuts.
+"""The residual blocks of a ResNet, and their shortcuts.
 
 Convolutions pad as torch does, the same on both sides, whatever the stride: Flax's ``SAME`` pads a strided 3x3 by
 (0, 1), which shifts the grid and silently costs imported weights up to two points of top-1.

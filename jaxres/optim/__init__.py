@@ -1,5 +1,6 @@
 """The optimiser: one optax ``tx`` and its learning-rate schedule."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -84,33 +85,14 @@ def make(
   check_not_negative(lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs, gamma=gamma, eps=eps)
   check_not_negative(l1=l1, clip_norm=clip_norm, layer_decay=layer_decay, power=power)
   check_below_one(momentum=momentum, b1=b1, b2=b2)
-  warmup_steps = round(warmup_epochs * steps_per_epoch)
-  if warmup_steps and warmup_steps >= total_steps:
-    epochs = total_steps / steps_per_epoch
-    length = f'the whole training, {total_steps} steps, which are {epochs:.4g} epochs'
-    raise InputError(
-      f'optim.warmup_epochs: {warmup_epochs} is not less than {length}; shorten it, or lengthen train.epochs'
-    )
-  steps = [round(epoch * steps_per_epoch) for epoch in milestones]
-  if steps and not 0 < min(steps) <= max(steps) < total_steps:
-    epochs = total_steps / steps_per_epoch
-    raise InputError(f'optim.milestones: expected epochs between 0 and {epochs:.4g}, found {tuple(milestones)}')
+  warmup_steps, steps = to_steps(warmup_epochs, milestones, total_steps, steps_per_epoch)
   rate = schedules.make_schedule(schedule, lr, total_steps, warmup_steps, steps, gamma, steps_per_epoch, power)
   decays = _negate(trees.match(params, no_decay, 'optim.no_decay'))
   begins = freezing.until(params, frozen, unfreeze, total_steps, steps_per_epoch)
 
   def build(begin: int) -> optax.GradientTransformation:
     scaled = lambda count: lr_scale * rate(count + begin)
-    decay = optax.add_decayed_weights(weight_decay, decays)
-    rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False)
-    optimizers = {
-      'sgd': lambda: optax.chain(decay, optax.sgd(scaled, momentum)),
-      'nesterov': lambda: optax.chain(decay, optax.sgd(scaled, momentum, nesterov=True)),
-      'adam': lambda: optax.chain(decay, optax.adam(scaled, b1, b2, eps)),
-      'adamw': lambda: optax.adamw(scaled, b1, b2, eps, weight_decay=weight_decay, mask=decays),
-      'lamb': lambda: optax.lamb(scaled, b1, b2, eps, weight_decay=weight_decay, mask=decays),
-      'rmsprop': lambda: optax.chain(decay, rms, optax.sgd(scaled, momentum)),
-    }
+    optimizers = make_optimizers(scaled, decays, momentum=momentum, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     if name not in optimizers:
       raise InputError(f'optim.name: unknown optimiser {name!r}{nearest(name, optimizers)}')
     return optimizers[name]()
@@ -124,6 +106,60 @@ def make(
   )
   tx = freezing.held(begins, build)  # alone where it can be: its state is what older checkpoints hold
   return optax.chain(*before, tx, *after) if before or after else tx, rate
+
+
+def to_steps(
+  warmup_epochs: float, milestones: Sequence[float], total_steps: int, steps_per_epoch: float
+) -> tuple[int, list[int]]:
+  """Return the steps of the warm-up, and those at which the milestones are.
+
+  Args:
+    warmup_epochs: epochs of the warm-up.
+    milestones: epochs from the start of the training.
+    total_steps: of the training.
+    steps_per_epoch: may be fractional.
+
+  Raises:
+    InputError: they lie outside the training.
+  """
+  warmup_steps = round(warmup_epochs * steps_per_epoch)
+  if warmup_steps and warmup_steps >= total_steps:
+    epochs = total_steps / steps_per_epoch
+    length = f'the whole training, {total_steps} steps, which are {epochs:.4g} epochs'
+    raise InputError(
+      f'optim.warmup_epochs: {warmup_epochs} is not less than {length}; shorten it, or lengthen train.epochs'
+    )
+  steps = [round(epoch * steps_per_epoch) for epoch in milestones]
+  if steps and not 0 < min(steps) <= max(steps) < total_steps:
+    epochs = total_steps / steps_per_epoch
+    raise InputError(f'optim.milestones: expected epochs between 0 and {epochs:.4g}, found {tuple(milestones)}')
+  return warmup_steps, steps
+
+
+def make_optimizers(
+  rate: optax.Schedule, decays: Any, *, momentum: float, b1: float, b2: float, eps: float, weight_decay: float
+) -> dict[str, Callable[[], optax.GradientTransformation]]:
+  """Return what makes each optimizer, by its name.
+
+  Args:
+    rate: the learning rate of a step.
+    decays: a tree of bools like the parameters: which of them decay.
+    momentum: of SGD, Nesterov and RMSProp.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: added to the root of the second moment.
+    weight_decay: for AdamW and LAMB decoupled, for the others added to the gradient.
+  """
+  decay = optax.add_decayed_weights(weight_decay, decays)
+  rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False)
+  return {
+    'sgd': lambda: optax.chain(decay, optax.sgd(rate, momentum)),
+    'nesterov': lambda: optax.chain(decay, optax.sgd(rate, momentum, nesterov=True)),
+    'adam': lambda: optax.chain(decay, optax.adam(rate, b1, b2, eps)),
+    'adamw': lambda: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays),
+    'lamb': lambda: optax.lamb(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays),
+    'rmsprop': lambda: optax.chain(decay, rms, optax.sgd(rate, momentum)),
+  }
 
 
 def _negate(mask: Any) -> Any:

@@ -9,8 +9,8 @@ import jax
 from jaxres import weights
 from jaxres.errors import InputError, printable
 from jaxres.paths import output_path, user_path
-from jaxres.weights import parity, sources
-from jaxres.weights.sources import Pretrained
+from jaxres.weights import directories, parity, sources
+from jaxres.weights.network import Pretrained
 from jaxres.weights.writer import SUFFIXES
 
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
   if to_file:
     weights.write(target, found.state_dict())
   else:
-    sources.write(target, found)
+    directories.write(target, found)
   print(printable(f'{target}: from {found.origin}'))
   return 0 if well else 1
 

@@ -9,7 +9,7 @@ from jaxres.errors import InputError, printable
 from jaxres.files import file_errors
 from jaxres.paths import output_path
 from jaxres.report import error_report
-from jaxres.tools.arguments import add_runs, read_runs
+from jaxres.tools.run_arguments import add_runs, read_runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from jaxres.analysis import compare, runs, scores
 from jaxres.files import file_errors
 from jaxres.log.console import console
 from jaxres.paths import output_path
-from jaxres.tools.arguments import add_runs, read_runs
+from jaxres.tools.run_arguments import add_runs, read_runs
 
 MOST_CONFUSED = 5
 

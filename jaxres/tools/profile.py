@@ -12,6 +12,7 @@ from jaxres.analysis import profile
 from jaxres.errors import InputError
 from jaxres.log.console import console
 from jaxres.paths import check_utf8, user_path
+from jaxres.runtime import limits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,7 @@ def print_summary(step: profile.Step, seconds: float, dtype: str) -> None:
   device, cost = jax.devices()[0], step.compiled.cost_analysis()
   flops, size = cost.get('flops', 0.0), cost.get('bytes accessed', 0.0)
   bf16 = dtype == 'bfloat16' or (dtype == 'auto' and device.platform != 'cpu')
-  most_flops, most_bytes = profile.limits(device.platform, jnp.bfloat16 if bf16 else jnp.float32)
+  most_flops, most_bytes = limits.measure(device.platform, jnp.bfloat16 if bf16 else jnp.float32)
   least = max(flops / most_flops, size / most_bytes)
   table = Table('one step', 'value')
   table.add_row('images/s', f'{step.images / seconds:,.1f}')

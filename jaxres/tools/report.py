@@ -7,7 +7,7 @@ from jaxres.errors import printable
 from jaxres.files import file_errors
 from jaxres.paths import output_path
 from jaxres.report import run_report
-from jaxres.tools.arguments import add_runs, read_runs
+from jaxres.tools.run_arguments import add_runs, read_runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

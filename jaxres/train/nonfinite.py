@@ -16,7 +16,8 @@ from jaxres import workdir as workdir_lib
 from jaxres.checkpoint import digests
 from jaxres.data import sampler
 from jaxres.errors import InputError
-from jaxres.files import load_npz, parse_json
+from jaxres.files import parse_json
+from jaxres.npz import load_npz
 from jaxres.runtime import distributed, sharding
 from jaxres.state import TrainState
 from jaxres.train.setup import Setup, make_setup

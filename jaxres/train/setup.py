@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -153,17 +153,14 @@ def make_steps(
   shardings = state.shardings(jax.eval_shape(create, jax.random.key(0)), mesh, shard_optimizer=options.shard_optimizer)
   until = freezing.until(shapes['params'], optimizer['frozen'], optimizer['unfreeze'], *length[1:])
   stages = freezing.stages(until, shapes['batch_stats'])
-  networks = [freezing.freeze(model, stage) for stage in stages]
-  together = dataset.train.batch_size // options.accumulate // (mesh.size if model.bn == 'per_device' else 1)
-  for network in networks:
-    check_norms(network, dataset.info.image_shape, together)
-  first, *rest = (
+  networks = freeze_stages(model, stages, dataset, mesh, options.accumulate)
+  losses = [
     make_loss(network, task, augment, dataset.info, stage.frozen)
     for network, stage in zip(networks, stages, strict=True)
-  )
+  ]
   shared: dict[str, Any] = {
     'accumulate': options.accumulate,
-    'later': [(stage.begin, loss_fn) for stage, loss_fn in zip(stages[1:], rest, strict=True)],
+    'later': list(zip([stage.begin for stage in stages], losses, strict=True))[1:],
     'per_device_bn': model.bn == 'per_device',
     'shardings': shardings,
   }
@@ -174,10 +171,25 @@ def make_steps(
     'lr_schedule': lr_schedule,
     'create': jit(create, out_shardings=shardings),
     'shardings': shardings,
-    'train_steps': make_train_steps(first, make_tx, fetch, mesh, ema=options.ema, **shared),
-    'probe': make_probe(first, fetch, mesh, **shared),
+    'train_steps': make_train_steps(losses[0], make_tx, fetch, mesh, ema=options.ema, **shared),
+    'probe': make_probe(losses[0], fetch, mesh, **shared),
     'recalibrate': lambda step: recalibrates[freezing.stage_before(stages, step)],
   }
+
+
+def freeze_stages(
+  model: ResNet, stages: Sequence[freezing.Stage], dataset: data.Dataset, mesh: Mesh, accumulate: int
+) -> list[ResNet]:
+  """Return the network of each stage of unfreezing.
+
+  Raises:
+    InputError: a BatchNorm of one of them would be given a single value of each channel.
+  """
+  networks = [freezing.freeze(model, stage) for stage in stages]
+  together = dataset.train.batch_size // accumulate // (mesh.size if model.bn == 'per_device' else 1)
+  for network in networks:
+    check_norms(network, dataset.info.image_shape, together)
+  return networks
 
 
 def fit_outputs(model: ResNet, num_classes: int | None, task: tasks.Task) -> ResNet:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxres.models import ResNet
 from jaxres.runtime.compiler import jit
 from jaxres.weights.names import Dialect
-from jaxres.weights.sources import Pretrained
+from jaxres.weights.network import Pretrained
 
 
 def torch_activations(

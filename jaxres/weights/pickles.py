@@ -1,8 +1,9 @@
 """The part of pickle that torch.save writes for tensors, interpreted here; Python's own unpickler is never used.
 
 A pickle is a program. This interpreter knows the opcodes that build numbers, strings, lists, tuples and dicts, and the
-few functions and ten storage types below; it makes plain values of them and nothing else. Any other global is refused
-by its name where it is named, before anything could be made of it, and any other opcode by the opcode's name.
+few functions and ten storage types of ``pickled_globals``; it makes plain values of them and nothing else. Any other
+global is refused by its name where it is named, before anything could be made of it, and any other opcode by the
+opcode's name.
 
 Work and memory are bounded by the bytes of the pickle, whatever it says: an opcode costs no more than the bytes that it
 takes, what a call copies is charged against the length of the pickle, and no value of the file is ever formatted,
@@ -12,112 +13,20 @@ hashed or compared at depth.
 import pickletools
 import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxres.errors import InputError
 from jaxres.weights.names import shown
+from jaxres.weights.pickled_globals import KNOWN, NAMESPACE, Global, Storage, Tensor, check_key
 
 MAX_BYTES = 16 << 20  # of one pickle; that of a ResNet-50 has 40 kB
 MAX_OPCODES = 1_000_000  # of one pickle, about a second; that of a ResNet-152 with its optimizer has 40,000
 MAX_DEPTH = 1000  # of marks that are open
 MAX_TENSORS = 20_000
 MAX_ARGUMENTS = 8  # of a call
-MAX_DIMENSIONS = 64  # of any tensor; a network has 4
 MAX_LINE = 1000  # bytes
-MAX_KEY = 1 << 32  # of a number that is a key: larger ones can be chosen so that all have one hash
 
 
-class Storage(NamedTuple):
-  """A run of numbers in the file."""
-
-  dtype: str
-  key: str
-  size: int  # elements
-
-
-class Tensor(NamedTuple):
-  """A view of a storage; nothing of it has been checked against the storage yet."""
-
-  storage: Storage
-  offset: int  # elements, as the strides
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
-
-
-class _Global(NamedTuple):
-  """A global that may be named: a storage's dtype, or a function of the arguments of REDUCE."""
-
-  name: str
-  dtype: str = ''
-  make: Callable[..., Any] | None = None
-
-
-def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
-  if type(pairs) not in (list, tuple):
-    raise ValueError('an OrderedDict of no pairs')
-  result: dict[Any, Any] = {}
-  for pair in pairs:
-    if type(pair) not in (list, tuple) or len(pair) != 2:
-      raise ValueError('an OrderedDict of no pairs')
-    result[_key(pair[0])] = pair[1]
-  return result
-
-
-def _namespace() -> dict[Any, Any]:
-  """Return what stands for an argparse.Namespace, which training scripts save beside the weights: nothing of it."""
-  return {}
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-  if not isinstance(storage, Storage) or type(shape) not in (list, tuple) or type(strides) not in (list, tuple):
-    raise ValueError('the arguments of a tensor')
-  if max(len(shape), len(strides)) > MAX_DIMENSIONS:
-    raise ValueError(f'a tensor of {max(len(shape), len(strides))} dimensions')
-  if any(type(number) is not int or abs(number) >= 1 << 63 for number in (offset, *shape, *strides)):
-    raise ValueError('the arguments of a tensor')
-  return Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _parameter(data: Any, *_: Any) -> Tensor:
-  if not isinstance(data, Tensor):
-    raise ValueError('a parameter without a tensor')
-  return data
-
-
-def _key(key: Any) -> Any:
-  """Return ``key`` where a dict may have it; a deeply nested tuple would overflow the stack when it is hashed."""
-  if type(key) not in (str, int, float, bool, bytes):
-    raise ValueError(f'a dict key of type {type(key).__name__}')
-  if type(key) in (int, float) and not abs(key) < MAX_KEY:
-    raise ValueError('a dict key that is no small number')
-  return key
-
-
-STORAGES = {
-  'FloatStorage': 'float32',
-  'HalfStorage': 'float16',
-  'BFloat16Storage': 'bfloat16',
-  'DoubleStorage': 'float64',
-  'LongStorage': 'int64',
-  'IntStorage': 'int32',
-  'ShortStorage': 'int16',
-  'CharStorage': 'int8',
-  'ByteStorage': 'uint8',
-  'BoolStorage': 'bool',
-}
-MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
-  ('collections', 'OrderedDict'): _ordered_dict,
-  ('torch._utils', '_rebuild_tensor'): _tensor,
-  ('torch._utils', '_rebuild_tensor_v2'): _tensor,
-  ('torch._utils', '_rebuild_parameter'): _parameter,
-}
-NAMESPACE = _Global('argparse.Namespace', make=_namespace)
-KNOWN = {key: _Global('.'.join(key), make=make) for key, make in MAKERS.items()} | {
-  (module, name): _Global(f'{module}.{name}', dtype)
-  for name, dtype in STORAGES.items()
-  for module in ('torch', 'torch.cuda')
-}
-KNOWN[('argparse', 'Namespace')] = NAMESPACE
 STOP = ord('.')
 NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 _CONSTANTS: dict[int, Callable[[], Any]] = {
@@ -229,7 +138,7 @@ class _Machine:
     return found
 
   def build(self, code: int) -> None:
-    """Run an opcode that combines what is on the stack."""
+    """Run an opcode that moves or combines what is on the stack."""
     match chr(code):
       case '\x80':  # PROTO
         self.take(1)
@@ -252,10 +161,10 @@ class _Machine:
         self.stack.append(tuple(self.items()))
       case 's':
         value, key = self.stack.pop(), self.stack.pop()
-        self.top(dict)[_key(key)] = value
+        self.top(dict)[check_key(key)] = value
       case 'u':
         items = self.items()
-        self.top(dict).update({_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
+        self.top(dict).update({check_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
       case 'a':
         value = self.stack.pop()
         self.top(list).append(value)
@@ -264,6 +173,12 @@ class _Machine:
         self.top(list).extend(items)
       case '\x94':  # MEMOIZE
         self.memo[len(self.memo)] = self.stack[-1]
+      case _:
+        self.make(chr(code))
+
+  def make(self, opcode: str) -> None:
+    """Run an opcode that names a global, calls it, or is refused."""
+    match opcode:
       case 'c':
         self.stack.append(self.named(self.line(), self.line()))
       case '\x93':  # STACK_GLOBAL
@@ -273,7 +188,7 @@ class _Machine:
         arguments, function = self.stack.pop(), self.stack.pop()
         self.stack.append(self.call(function, arguments))
       case '\x81' if self.stack[-2] is NAMESPACE and self.stack[-1] == ():  # NEWOBJ
-        self.stack[-2:] = [_namespace()]
+        self.stack[-2:] = [self.call(NAMESPACE, ())]
       case 'Q':
         self.stack.append(self.storage(self.stack.pop()))
       case 'b':  # BUILD: an OrderedDict's _metadata is not needed
@@ -294,7 +209,7 @@ class _Machine:
       raise ValueError(f'expected a {kind.__name__}, found a {type(self.stack[-1]).__name__}')
     return self.stack[-1]
 
-  def named(self, module: Any, name: Any) -> _Global:
+  def named(self, module: Any, name: Any) -> Global:
     """Return the global of this name where it is one of the few that are known."""
     found = KNOWN.get((module, name)) if type(module) is type(name) is str else None
     if found is None:
@@ -302,7 +217,7 @@ class _Machine:
     return found
 
   def call(self, function: Any, arguments: Any) -> Any:
-    if not isinstance(function, _Global) or function.make is None or type(arguments) is not tuple:
+    if not isinstance(function, Global) or function.make is None or type(arguments) is not tuple:
       raise ValueError('a call of what is no function')
     if len(arguments) > MAX_ARGUMENTS:
       raise ValueError(f'a call with {len(arguments)} arguments')
@@ -320,7 +235,7 @@ class _Machine:
     if type(given) is not tuple or not 5 <= len(given) <= 6 or given[0] != 'storage':
       raise ValueError('an unknown persistent id')
     _, kind, key, _, size, *view = given
-    if not isinstance(kind, _Global) or not kind.dtype or type(key) is not str or type(size) is not int or size < 0:
+    if not isinstance(kind, Global) or not kind.dtype or type(key) is not str or type(size) is not int or size < 0:
       raise ValueError('the persistent id of a storage')
     if view and view[0] is not None:
       raise ValueError('a view of a storage, which torch has not written since 0.3')

@@ -10,6 +10,7 @@ from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.runtime import distributed
 from jaxres.weights import sources
+from jaxres.weights.network import count_channels
 
 Init = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -99,7 +100,7 @@ def load(
   if weights.name_of(models.create(name)) != weights.name_of(model):
     raise InputError(f'{where}: it holds a {name}, and the model is a {weights.name_of(model)}; set model.name={name}')
   skip = (*skip, 'head/.*') if new_head else skip
-  state_dict = adapt_channels(state_dict, sources._channels(variables))
+  state_dict = adapt_channels(state_dict, count_channels(variables))
   try:
     loaded = weights.to_variables(state_dict, model, variables, skip=skip, skipped=skipped, where=where)
   except InputError as error:

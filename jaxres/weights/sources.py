@@ -1,87 +1,31 @@
 """Networks with their weights, from wherever they come: torch files, published ones, directories and runs of jaxres."""
 
-import hashlib
-import json
 import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.traverse_util
 import jax
 import numpy as np
 
-from jaxres import checkpoint, models, schema, weights, workdir
-from jaxres.checkpoint import digests, reader
+from jaxres import checkpoint, models, weights, workdir
+from jaxres.checkpoint import reader
 from jaxres.checkpoint.about import check_made_by
 from jaxres.errors import InputError
-from jaxres.files import PUT_BACK, DamagedError, complete, file_errors, read_json
 from jaxres.log.console import format_value
 from jaxres.models import ResNet
-from jaxres.paths import MAX_TEXT_BYTES, check_utf8, open_regular, read_regular, user_path
-from jaxres.weights import preprocessing as preprocessing_lib
-from jaxres.weights import published, safetensors
-from jaxres.weights.names import HEADS, SHORTCUTS, Dialect
+from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, user_path
+from jaxres.weights import directories, published
+from jaxres.weights.names import Dialect
+from jaxres.weights.network import Pretrained, check_network, count_channels, find_head
 from jaxres.weights.preprocessing import Preprocessing
 
-FORMAT = 2  # of model.json: 1 had no digest of itself
 SNAPSHOT = ('model.safetensors', 'pytorch_model.bin')  # what a directory of Hugging Face's hub has
-NAMES = {  # the fields of a Dialect
-  'shortcut': schema.one_of(SHORTCUTS),
-  'head': schema.one_of(HEADS),
-  'average': schema.YES_OR_NO,
-}
-_COUNT = schema.integer(0, 2**63 - 1)
-MODEL = {  # the fields of model.json; those of "model" are the section of that name of the config
-  'format': schema.integer(1, FORMAT),
-  'model': schema.Check('an object', lambda x: isinstance(x, dict)),
-  'channels': schema.integer(1, workdir.MAX_CHANNELS),
-  'names': schema.Check('an object', lambda x: isinstance(x, dict)),
-  'num_batches_tracked': schema.either(_COUNT, schema.object_of(_COUNT)),
-  'class_names': schema.either(schema.array_of(schema.text(), least=1), schema.NOTHING),
-  'origin': schema.text(),
-  'preprocessing': schema.either(schema.Check('an object', lambda x: isinstance(x, dict)), schema.NOTHING),
-  'sha256': schema.SHA256,
-  'description_sha256': schema.SHA256,  # of all the others
-}
 SOURCES = ('torchvision', 'jaxres')
 DEFAULT_STEP = 'best'  # of every tool that reads a run
 STEP_HELP = "'best' by validation, without one the latest (default); 'latest'; or a number"
-
-
-class Pretrained(NamedTuple):
-  """A network and its weights.
-
-  Attributes:
-    variables: ``{'params': ..., 'batch_stats': ...}`` of float32 NumPy arrays.
-    options: the arguments of ``models.create``, but for ``dtype``.
-    channels: of the images.
-    dialect: how torch names them.
-    batches: ``num_batches_tracked`` by torch's name, or of every BatchNorm.
-    class_names: in the order of the logits; None where the source does not say.
-    origin: what was read, for a person.
-    preprocessing: of the images; None where the source does not say.
-    notes: what else a person should know of the source.
-  """
-
-  variables: dict[str, Any]
-  options: dict[str, Any]
-  channels: int
-  dialect: Dialect
-  batches: dict[str, int] | int
-  class_names: tuple[str, ...] | None
-  origin: str
-  preprocessing: Preprocessing | None = None
-  notes: tuple[str, ...] = ()
-
-  def model(self) -> ResNet:
-    """Return the network, computing in float32."""
-    return models.create(**self.options, dtype='float32')
-
-  def state_dict(self) -> dict[str, np.ndarray]:
-    """Return the weights by torch's names and in torch's layout."""
-    return weights.from_variables(self.variables, self.model(), self.dialect, batches=self.batches)
 
 
 def read(
@@ -91,8 +35,8 @@ def read(
 
   Args:
     source: ``'torchvision:NAME'`` (published weights, downloaded once), ``'torchvision:PATH'`` or ``'PATH'`` (a file
-      of any torch ResNet, or a directory of Hugging Face's hub), ``'jaxres:DIR'`` or ``'DIR'`` (of ``write``, or the
-      workdir of a run).
+      of any torch ResNet, or a directory of Hugging Face's hub), ``'jaxres:DIR'`` or ``'DIR'`` (of
+      ``directories.write``, or the workdir of a run).
     step: of a run with several checkpoints: ``'latest'``, ``'best'`` (by validation) or a number.
     skip: regular expressions of what in a torch file is not part of the network, such as ``'aux.*'``.
     prefix: of the network in a torch file with several, such as ``'ema_model'``.
@@ -114,7 +58,7 @@ def read(
     if value:
       raise InputError(f'{place}: {word} is for tensors of torch files; leave it out')
   if is_written:
-    return _read_written(directory)
+    return directories.read(directory)
   if directory.is_file():
     raise InputError(f'{directory}: a file; leave out "jaxres:", which is for directories')
   if (directory / 'config.json').is_file():
@@ -151,36 +95,6 @@ def read_class_names(path: str, found: Pretrained) -> tuple[str, ...]:
       f'--class_names {path}: {len(names)} names, but the network has {found.options["num_classes"]} classes'
     )
   return names
-
-
-def write(directory: str | pathlib.Path, found: Pretrained) -> None:
-  """Write ``weights.safetensors`` and ``model.json`` to ``directory``, the latter last.
-
-  Raises:
-    InputError: they cannot be written.
-  """
-  directory = user_path(directory)
-  tensors = {
-    path: np.asarray(value) for path, value in flax.traverse_util.flatten_dict(found.variables, sep='/').items()
-  }
-  with file_errors(directory):
-    with complete(directory / 'weights.safetensors') as part:
-      safetensors.write(pathlib.Path(part.name), tensors, {'format': 'jaxres'})
-      digest = hashlib.sha256(pathlib.Path(part.name).read_bytes()).hexdigest()
-    description = {
-      'format': FORMAT,
-      'model': found.options,
-      'channels': found.channels,
-      'names': found.dialect._asdict(),
-      'num_batches_tracked': found.batches,
-      'class_names': found.class_names,
-      'origin': found.origin,
-      'preprocessing': found.preprocessing and found.preprocessing._asdict(),
-      'sha256': digest,
-    }
-    description['description_sha256'] = digests.json_digest(description)
-    with complete(directory / 'model.json') as part:
-      part.write((json.dumps(description, indent=2) + '\n').encode())
 
 
 def _parse(source: str) -> tuple[str, str]:
@@ -239,54 +153,6 @@ def _choice(step: str) -> tuple[str, ...]:
   return (f'taken: {how.get(step, f"step {step}")}',)
 
 
-def _read_written(directory: pathlib.Path) -> Pretrained:
-  path, described = directory / 'weights.safetensors', directory / 'model.json'
-  given = read_description(described)
-  try:
-    with open_regular(path) as file:
-      data = file.read()
-  except OSError as error:
-    raise InputError(f'{path}: cannot be read: {error.strerror or error}') from None
-  if hashlib.sha256(data).hexdigest() != given['sha256']:
-    raise InputError(f'{path}: damaged, or of another model.json: its sha256 is not that in {described}')
-  variables = flax.traverse_util.unflatten_dict(safetensors.read(data, str(path)), sep='/')
-  options, classes = given['model'], given['class_names']
-  _check_network(variables, options, described)
-  if given['channels'] != _channels(variables):
-    found = f'channels: expected {_channels(variables)} as the weights have, found {given["channels"]}'
-    raise InputError(f'{described}: {found}; {PUT_BACK}')
-  if classes and len(classes) != options['num_classes']:
-    found = f'class_names: expected {options["num_classes"]:,} as the weights have, found {len(classes):,}'
-    raise InputError(f'{described}: {found}; {PUT_BACK}')
-  dialect, origin = Dialect(**given['names']), given['origin']
-  batches = given['num_batches_tracked']
-  names, seen = classes and tuple(classes), given.get('preprocessing')
-  read = Pretrained(variables, options, _channels(variables), dialect, batches, names, origin)
-  return read._replace(preprocessing=seen and preprocessing_lib.parse(seen, f'{described}: preprocessing'))
-
-
-def read_description(path: pathlib.Path) -> dict[str, Any]:
-  """Return the content of a ``model.json``, compared with its own digest, which an older jaxres did not write."""
-  given = read_json(path)
-  if isinstance(given, dict) and given.get('format', 1) not in (1, FORMAT):
-    raise InputError(f'{path}: format {schema.brief(given["format"])}; this jaxres reads 1 and {FORMAT}')
-  older = isinstance(given, dict) and given.get('format', 1) == 1
-  optional = ('preprocessing', *(('description_sha256', 'format') if older else ()))
-  schema.check_fields(given, MODEL, path, optional=optional, closed=True)
-  schema.check_fields(given['names'], NAMES, f'{path}: names', closed=True)
-  rest = {name: value for name, value in given.items() if name != 'description_sha256'}
-  if given.get('description_sha256', digests.json_digest(rest)) != digests.json_digest(rest):
-    raise DamagedError(f'{path}: damaged: it was edited, or its SHA-256 was; {PUT_BACK}')
-  options = workdir.as_config({'model': given['model']}, path)['model']
-  if 'dtype' in given['model'] or options['num_classes'] is None:
-    raise DamagedError(f'{path}: model: expected num_classes, and no dtype; {PUT_BACK}')
-  try:
-    models.create(**given['model'], dtype='float32')
-  except InputError as error:
-    raise DamagedError(f'{path}: {f"{error}":.240}; {PUT_BACK}') from None
-  return given
-
-
 def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
   """Read the weights of a run: their moving average where it keeps one."""
   config = workdir.read_config(directory) or {}
@@ -297,9 +163,9 @@ def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
   variables = tree.get('ema') or {key: tree.get(key, {}) for key in ('params', 'batch_stats')}
   variables = jax.tree.map(np.asarray, variables)
   where = f'{directory}, step {number}'
-  options['num_classes'] = _head(variables, where).shape[1]
-  _check_network(variables, options, where)
-  channels = _channels(variables)
+  options['num_classes'] = find_head(variables, where).shape[1]
+  check_network(variables, options, where)
+  channels = count_channels(variables)
   names = workdir.class_names(directory, options['num_classes'], channels)
   dialect = Dialect.of_model(models.create(**options).shortcut)
   origin = f'{where} ({_why(directory, number, step)})' + (', moving average' if 'ema' in tree else '')
@@ -319,37 +185,6 @@ def preprocessing_of(run: pathlib.Path) -> Preprocessing | None:
   size = fields['eval_image_size'] or fields['image_size']
   shape = (size, size) if size else (info['image_shape'][0], info['image_shape'][1])
   return Preprocessing(tuple(info['mean']), tuple(info['std']), shape, fields['center_crop'] if size else 1.0)
-
-
-def _head(variables: Mapping[str, Any], where: object) -> np.ndarray:
-  """Return the kernel of the classifier."""
-  try:
-    kernel: np.ndarray = variables['params']['head']['fc']['kernel']
-  except (LookupError, TypeError):
-    raise DamagedError(f'{where}: it has no params/head/fc/kernel: no network of jaxres') from None
-  if getattr(kernel, 'ndim', 0) != 2:
-    raise DamagedError(f'{where}: params/head/fc/kernel is no matrix: no network of jaxres')
-  return kernel
-
-
-def _check_network(variables: Mapping[str, Any], options: Mapping[str, Any], where: object) -> None:
-  """Raise InputError where ``variables`` are not those of the network of ``options``, by name, dtype and shape."""
-  classes = _head(variables, where).shape[1]
-  if options['num_classes'] != classes:
-    found = f'model.num_classes: expected {classes:,} as the weights have, found {options["num_classes"]:,}'
-    raise InputError(f'{where}: {found}; {PUT_BACK}')
-  model = models.create(**options, dtype='float32')
-  try:
-    wanted = weights.abstract(model, _channels(variables))
-  except (LookupError, TypeError, AttributeError):
-    raise DamagedError(f'{where}: its stem is that of no network of jaxres') from None
-  digests.check_like(digests.kinds(variables), digests.kinds(wanted), f'{where}: no {options["name"]}')
-
-
-def _channels(variables: Mapping[str, Any]) -> int:
-  stem = variables['params']['stem']
-  channels: int = (stem.get('conv') or stem['conv1'])['kernel'].shape[2]
-  return channels
 
 
 def _restore(directory: pathlib.Path, step: str, config: Mapping[str, Any]) -> tuple[int, reader.Saved]:

@@ -7,6 +7,7 @@ import pytest
 
 from jaxres import cli
 from jaxres.analysis import profile
+from jaxres.runtime import limits
 from tests.conftest import ROOT, merged
 
 
@@ -47,13 +48,6 @@ def test_a_source_names_the_place_in_the_model(source: str, short: str) -> None:
   assert profile.short_source(source) == short
 
 
-def test_limits_are_those_of_their_definition(monkeypatch) -> None:
-  monkeypatch.setattr(profile, 'best_time', lambda function, *args: 0.5)
-  flops, size = profile.limits('cpu', jnp.float32)
-  assert flops == 2 * 2048**3 / 0.5
-  assert size == 2 * 2**28 / 0.5
-
-
 def test_the_profiled_step_is_the_trained_one(config: dict) -> None:
   step = profile.prepare(merged(config, train={'ema': 0.9, 'accumulate': 2}))
   assert step.images == 16
@@ -64,7 +58,7 @@ def test_the_profiled_step_is_the_trained_one(config: dict) -> None:
 
 
 def test_the_tool_prints_the_operations_and_leaves_the_trace(tmp_path, tiny: str, monkeypatch, capsys) -> None:
-  monkeypatch.setattr(profile, 'limits', lambda *_: (1e12, 1e10))
+  monkeypatch.setattr(limits, 'measure', lambda *_: (1e12, 1e10))
   words = ['--config', str(ROOT / 'configs/digits.py'), f'--config.model.name={tiny}', '--config.data.batch_size=32']
   cli.main(['profile', *words, '--out', str(tmp_path / 'trace'), '--steps', '2', '--top', '3'])
   shown = capsys.readouterr().out

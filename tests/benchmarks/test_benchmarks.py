@@ -25,7 +25,7 @@ from benchmarks import (
   table,
 )
 from jaxres import models
-from jaxres.analysis import profile
+from jaxres.runtime import limits
 from tests.conftest import make_arrays
 
 ECHO = """
@@ -144,7 +144,7 @@ def test_a_layer_is_bound_by_arithmetic_or_by_memory() -> None:
 
 
 def test_rates_are_measured_where_they_are_not_known(monkeypatch) -> None:
-  monkeypatch.setattr(profile, 'limits', lambda *_: (1.0, 2.0))
+  monkeypatch.setattr(limits, 'measure', lambda *_: (1.0, 2.0))
   assert limit.rates('float32') == (1.0, 2.0)
   monkeypatch.setitem(limit.KNOWN, (jax.devices()[0].device_kind, 'float32'), (3.0, 4.0))
   assert limit.rates('float32') == (3.0, 4.0)

@@ -9,7 +9,7 @@ from jaxres import checkpoint, models, weights
 from jaxres import config as config_lib
 from jaxres.errors import InputError
 from jaxres.state import create
-from jaxres.weights import pretrained, sources
+from jaxres.weights import directories, pretrained, sources
 from tests.weights.conftest import assert_same, make_state
 
 
@@ -64,7 +64,7 @@ def test_a_torch_file_and_back(file):
 
 def test_what_is_written_is_read(file, tmp_path):
   found = sources.read(file)._replace(class_names=('a', 'b', 'c', 'd'))
-  sources.write(tmp_path / 'out', found)
+  directories.write(tmp_path / 'out', found)
   for source in (str(tmp_path / 'out'), f'jaxres:{tmp_path / "out"}'):
     again = sources.read(source)
     assert again._replace(variables=None) == found._replace(variables=None)
@@ -121,7 +121,7 @@ def test_bad_sources_are_one_line(tmp_path, workdir, file):
 
 
 def test_a_damaged_directory_is_one_line(file, tmp_path):
-  sources.write(tmp_path / 'out', sources.read(file))
+  directories.write(tmp_path / 'out', sources.read(file))
   stored = tmp_path / 'out/weights.safetensors'
   raw = stored.read_bytes()
   stored.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
@@ -140,7 +140,7 @@ def test_a_damaged_directory_is_one_line(file, tmp_path):
 
 
 def test_model_json_says_what_a_person_wants_to_know(file, tmp_path):
-  sources.write(tmp_path / 'out', sources.read(file))
+  directories.write(tmp_path / 'out', sources.read(file))
   given = json.loads((tmp_path / 'out/model.json').read_text())
   assert given['model'] == {'name': 'tiny', 'num_classes': 4}
   assert given['origin'] == file

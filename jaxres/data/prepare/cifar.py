@@ -1,4 +1,4 @@
-"""`jaxres prepare`: CIFAR-10 and CIFAR-100 from their published archives, image folders, sets in tfrecord format.
+"""CIFAR-10 and CIFAR-100 from their published archives, as a TFDS set or as one .npz file.
 
 No TensorFlow is needed. TFDS's own CIFAR builders need it to unpack the archive, and write a format that only it reads;
 here the images are written as array_record or as one .npz file.
@@ -17,7 +17,8 @@ from jaxres.data.prepare.writer import write
 from jaxres.data.sources import cifar, tfds
 from jaxres.data.sources.cifar import PUBLISHED, SIDE, Contents, Published, Split
 from jaxres.errors import InputError, nearest, say
-from jaxres.files import complete, file_errors, load_npz
+from jaxres.files import complete, file_errors
+from jaxres.npz import load_npz
 from jaxres.paths import output_path
 
 HOMEPAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'

@@ -1,4 +1,4 @@
-"""What a source is: splits in host memory or encoded. And the sources that need no download."""
+"""Sources that are arrays: scikit-learn's digits, and ``.npz`` files."""
 
 import os
 import pathlib
@@ -8,7 +8,7 @@ import numpy as np
 from jaxres.data import sampler
 from jaxres.data.types import Arrays, Source
 from jaxres.errors import InputError, say
-from jaxres.files import load_npz
+from jaxres.npz import load_npz
 from jaxres.paths import user_path
 
 MAX_CHANNELS = 4  # of an image whose axes are in doubt

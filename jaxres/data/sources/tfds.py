@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 
 from jaxres.data.decode import eight_bits
 from jaxres.data.sources import tfds_labels
+from jaxres.data.sources.cifar import PUBLISHED
 from jaxres.data.splits import with_test
 from jaxres.data.types import Arrays, Encoded, Source, Split
 from jaxres.errors import InputError, nearest, say
@@ -92,7 +93,7 @@ def known(data_dir: str | os.PathLike[str] | None = None) -> set[str]:
   parent = root(data_dir)
   infos = [info for depth in ('*/*', '*/*/*') for info in parent.glob(f'{depth}/dataset_info.json')]
   there = {info.parent.parent for info in infos if _VERSION.fullmatch(info.parent.name)}
-  return {folder.relative_to(parent).as_posix() for folder in there} | set(_preparable())
+  return {folder.relative_to(parent).as_posix() for folder in there} | set(PUBLISHED)
 
 
 def sizes_vary(folder: pathlib.Path) -> bool:
@@ -110,7 +111,7 @@ def has_array_record() -> bool:
 
 def without_array_record(name: str) -> str:
   """Return what to do with the set ``name`` where array_record cannot be installed."""
-  if name not in _preparable():
+  if name not in PUBLISHED:
     return f'on another machine save {name} as an .npz file, then set data.name=arrays data.path=FILE'
   file = f'{name}.npz'
   return f'run `jaxres prepare {name} --npz {file}`, then set data.name=arrays data.path={file}'
@@ -133,7 +134,7 @@ def _find(name: str, data_dir: str | None) -> pathlib.Path:
       f'{folder} is in {form} format, which only TensorFlow reads; expected {_FORMAT}: '
       f'move it away or choose another data.data_dir, and {fix}'
     )
-  if name not in _preparable():
+  if name not in PUBLISHED:
     raise InputError(f'no data set {name!r} in {parent}{nearest(name, known(data_dir))}; else {fix}')
   found = 'that directory does not exist' if not parent.is_dir() else f'no {parent / name}/*.*.*'
   raise InputError(f'{name} is not in {parent} ({found}); {fix} or set data.download=True')
@@ -154,15 +155,9 @@ def file_format(info: pathlib.Path) -> str:
     raise InputError(f'cannot read {info}: {error}; remove {info.parent} and prepare it anew') from error
 
 
-def _preparable() -> Sequence[str]:
-  from jaxres.data.prepare import cifar as prepare_cifar  # here, as prepare imports this module
-
-  return tuple(prepare_cifar.PUBLISHED)
-
-
 def prepare_anew(name: str, data_dir: str | None) -> str:
   """Return the command that prepares ``name``, as the end of a sentence."""
-  if name in _preparable():
+  if name in PUBLISHED:
     place = f' --data_dir {shell_word(str(data_dir))}' if data_dir else ''
     return f'run `jaxres prepare {name}{place}`'
   return f"prepare it with tfds.builder({name!r}).download_and_prepare(file_format='{_FORMAT}')"

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxres.errors import say
-from jaxres.files import complete, load_npz
+from jaxres.files import complete
+from jaxres.npz import load_npz
 from jaxres.runtime.environment import cache_dir
 
 _CHUNK = 256  # records that are read at a time

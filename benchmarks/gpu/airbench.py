@@ -1,6 +1,6 @@
 """airbench94 (Jordan 2024) on this GPU and these images: its own script, timed as it times itself.
 
-python benchmarks/airbench.py --airbench DIR --data cifar10.npz --runs 10
+python benchmarks/gpu/airbench.py --airbench DIR --data cifar10.npz --runs 10
 
 DIR is a checkout of https://github.com/KellerJordan/cifar10-airbench, of which nothing is kept here. A copy of the
 script does ``--runs`` trainings, after one to compile where it does that itself; its images are those of the ``.npz``.
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from benchmarks import end_to_end, harness
 

@@ -2,21 +2,20 @@
 
 import json
 import pathlib
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import airbench, determinism, gpu_suite, harness, knobs, sides, table, warm
-from benchmarks.gpu_suite import Unit, UnitError
+from benchmarks import harness, sides, table
+from benchmarks.gpu import knobs, suite
+from benchmarks.gpu.suite import UnitError
+from benchmarks.gpu.units import BY_KERNEL, Unit, make_units, shrink
 from jaxres import command_line, models, state
 from jaxres.data import augment
 from jaxres.models import cpu, layers
-from jaxres.train import loop
 from tests.benchmarks.test_benchmarks import arguments
-from tests.conftest import make_arrays
 
 HOUR = 3600.0
 
@@ -45,7 +44,7 @@ def lines(path: pathlib.Path) -> list[dict]:
 
 def run(path: pathlib.Path, todo: list[Unit], runner: Runner, seconds: float = HOUR, **options: object) -> int:
   runner.done.clear()
-  return gpu_suite.run_all(todo, path, time.monotonic() + seconds, runner, **options)
+  return suite.run_all(todo, path, time.monotonic() + seconds, runner, **options)
 
 
 def test_what_is_done_is_not_done_again(tmp_path) -> None:
@@ -105,59 +104,59 @@ def test_a_line_that_a_kill_left_unfinished_does_not_count(tmp_path) -> None:
   path.write_text('{"unit": "a", "side": "x"}\n{"unit": "b", "si')
   run(path, units(a=1, b=1), runner)
   assert runner.done == ['b']
-  assert [row['unit'] for row in gpu_suite.read(path)] == ['a', 'b']
+  assert [row['unit'] for row in suite.read(path)] == ['a', 'b']
 
 
 def test_a_command_is_run_and_its_lines_are_kept(tmp_path) -> None:
   log = tmp_path / 'suite.log'
-  (row,) = gpu_suite.run_unit(Unit('profile/x', 1, ('-m', 'this')), HOUR, log)
+  (row,) = suite.run_unit(Unit('profile/x', 1, ('-m', 'this')), HOUR, log)
   assert row['lines'][0].startswith('The Zen of Python')
   assert row['device'] == harness.device_name()
   assert '== profile/x: -m this\nThe Zen' in log.read_text()
   with pytest.raises(UnitError, match='status 2: .*No such file'):
-    gpu_suite.run_unit(Unit('x', 1, ('no_such.py',)), HOUR, log)
+    suite.run_unit(Unit('x', 1, ('no_such.py',)), HOUR, log)
   endless = Unit(
     'x', 1, ('-m', 'timeit', '-n1', '-r1', 'print(\'{"a": 1}\', flush=True); import time; time.sleep(600)')
   )
   with pytest.raises(UnitError, match='stopped after 3 s') as stopped:
-    gpu_suite.run_unit(endless, 3.0, log)
+    suite.run_unit(endless, 3.0, log)
   assert stopped.value.facts == {'stopped_after_s': 3, 'partial': [{'a': 1}]}
 
 
 def test_the_units_are_of_what_there_is() -> None:
-  found = gpu_suite.make_units('/data.npz', '/airbench', '/scratch')
+  found = make_units('/data.npz', '/airbench', '/scratch')
   names = [unit.name for unit in found]
   assert len(set(names)) == len(names)
   assert names[:2] == ['speed/resnet18', 'speed/resnet50']
-  assert {unit.stage for unit in found} == set(gpu_suite.STAGES)
+  assert {unit.stage for unit in found} == set(suite.STAGES)
   assert {f'knobs/{model}_{name}' for name, knob in knobs.KNOBS.items() for model in knob.models} < set(names)
   assert all(unit.estimate_s <= 540 for unit in found)
   for unit in found:
     assert unit.words[0] == '-m' or (harness.ROOT / 'benchmarks' / unit.words[0]).exists()
-    words = [word for word in gpu_suite.tiny(unit).words if word.startswith(('configs/', '--config.'))]
+    words = [word for word in shrink(unit).words if word.startswith(('configs/', '--config.'))]
     assert ('/data.npz' in ' '.join(unit.words)) == ('data' in unit.needs) or unit.name == 'profile/resnet50'
     if words:
       command_line.load(str(harness.ROOT / words[0]), words[1:])
 
 
 def test_the_suite_shows_its_units(tmp_path, capsys) -> None:
-  assert gpu_suite.main(['--out', str(tmp_path), '--list', '--stages', 'precision']) == 0
+  assert suite.main(['--out', str(tmp_path), '--list', '--stages', 'precision']) == 0
   assert '2 units, 430 s to do' in capsys.readouterr().out
   with pytest.raises(SystemExit):
-    gpu_suite.main(['--out', str(tmp_path), '--units', 'speed/resnet19'])
+    suite.main(['--out', str(tmp_path), '--units', 'speed/resnet19'])
   assert 'unknown speed/resnet19; there are accuracy/airbench94,' in capsys.readouterr().err
 
 
 def test_a_rehearsal(tmp_path, capsys, monkeypatch) -> None:
   monkeypatch.delenv('XLA_FLAGS')
   words = ['--tiny', '--out', str(tmp_path), '--units', 'profile/resnet50', 'accuracy/resnet18_seeds']
-  assert gpu_suite.main(words) == 0
+  assert suite.main(words) == 0
   profiled, seed, mean = lines(tmp_path / 'results.jsonl')
   assert any('conv_general_dilated' in line for line in profiled['lines'])
-  assert profiled['environment'] == gpu_suite.BY_KERNEL
+  assert profiled['environment'] == BY_KERNEL
   assert (seed['side'], mean['side'], mean['seeds'], seed['steps']) == ('seed 0', 'mean', 1, 6)
   assert all(row['versions']['jax'] and row['commit'] for row in (profiled, seed, mean))
-  assert gpu_suite.main(words) == 0
+  assert suite.main(words) == 0
   assert len(lines(tmp_path / 'results.jsonl')) == 3
   printed = capsys.readouterr().out
   assert printed.count('accuracy/resnet18_seeds') == 2
@@ -174,85 +173,10 @@ def test_a_gain_is_the_inverse_of_a_ratio() -> None:
 def test_the_whole_rehearsal(tmp_path, monkeypatch) -> None:
   pytest.importorskip('torch')
   monkeypatch.delenv('XLA_FLAGS')
-  assert gpu_suite.main(['--tiny', '--out', str(tmp_path), '--budget_s', '36000']) == 0
+  assert suite.main(['--tiny', '--out', str(tmp_path), '--budget_s', '36000']) == 0
   done = {row['unit'] for row in lines(tmp_path / 'results.jsonl')}
-  every = {unit.name for unit in gpu_suite.make_units('', '', '') if 'airbench' not in unit.needs}
+  every = {unit.name for unit in make_units('', '', '') if 'airbench' not in unit.needs}
   assert done == every
-
-
-def test_a_warm_training_is_the_run_that_it_stands_for(config: dict, tmp_path) -> None:
-  config['tta'] = {'flip': True}
-  config['train']['seed'], config['data']['seed'] = 1, 1
-  expected = loop.train_and_evaluate(config, tmp_path / 'run')
-  config['train']['seed'], config['data']['seed'] = 0, 0
-  first, second = warm.trainings(config, 'tta/test/top1', 2)
-  assert second['accuracy'] == pytest.approx(expected['tta/test/top1'])
-  assert first['steps'] == second['steps'] == 24
-  assert second['seconds'] > 0
-  with pytest.raises(SystemExit, match="'test/top7' was never measured; there are test/loss, test/top1"):
-    next(warm.trainings(config, 'test/top7', 1))
-
-
-def test_airbenchs_own_table_is_read() -> None:
-  output = """
------------------------------------------------------------
-|  run     |  epoch  |  val_acc  |  tta_val_acc  |  time_seconds  |
-|  warmup  |      0  |   0.1000  |               |        9.0000  |
-|          |   eval  |   0.1000  |       0.1100  |       10.0000  |
-|       0  |      0  |   0.5000  |               |        1.0000  |
-|          |   eval  |   0.9300  |       0.9410  |        2.5000  |
-|       1  |      0  |   0.5000  |               |        1.0000  |
-|          |   eval  |   0.9310  |       0.9390  |        2.7000  |
-Mean: 0.9400    Std: 0.0014
-"""
-  rows = [{'seconds': 2.5, 'accuracy': 0.941}, {'seconds': 2.7, 'accuracy': 0.939}]
-  assert airbench.parse(output) == rows
-  assert airbench.parse(output.replace('time_seconds', 'total_time_seconds')) == rows
-  assert airbench.with_runs('[main(run) for run in range(200)]', 3) == '[main(run) for run in range(3)]'
-  with pytest.raises(SystemExit, match='found 0'):
-    airbench.with_runs('main()', 3)
-
-
-STAND_IN = """
-import torch
-train, test = (torch.load(f'cifar10/{split}.pt') for split in ('train', 'test'))
-assert train['images'].dtype == torch.uint8 and train['labels'].dtype == torch.int64 and len(train['classes']) == 10
-print('|  run  |  epoch  |  tta_val_acc  |  time_seconds  |')
-for run in range(200):
-  print(f"|  {run}  |  eval  |  {len(test['images'])}  |  {int(train['labels'].sum())}  |")
-"""
-
-
-@pytest.mark.torch
-def test_airbench_is_given_our_images(tmp_path, npz, monkeypatch, capsys) -> None:
-  pytest.importorskip('torch')
-  (tmp_path / 'stand_in.py').write_text(STAND_IN)
-  words = ['airbench.py', '--airbench', str(tmp_path), '--script', 'stand_in.py', '--data', npz(), '--runs', '2']
-  monkeypatch.setattr(sys, 'argv', words)
-  airbench.main()
-  rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{')]
-  arrays = make_arrays()
-  assert [row['side'] for row in rows] == ['seed 0', 'seed 1', 'mean']
-  assert {row['seconds'] for row in rows} == {arrays['train_y'].sum()}
-  assert {row['accuracy'] for row in rows} == {len(arrays['test_x'])}
-
-
-def test_two_trainings_are_compared() -> None:
-  row = lambda digest, speed: {'digest': digest * 64, 'images_per_s': speed, 'accuracy': 0.5}
-  found = determinism.compared([row('a', 10.0), row('a', 30.0)])
-  assert (found['same_digest'], found['images_per_s'], found['spread'], found['runs']) == (True, 20.0, [10.0, 30.0], 2)
-  assert not determinism.compared([row('a', 10.0), row('b', 30.0)])['same_digest']
-
-
-@pytest.mark.slow
-def test_two_trainings_on_a_cpu_end_with_the_same_bits(npz, monkeypatch) -> None:
-  monkeypatch.delenv('XLA_FLAGS')
-  words = ['configs/resnet18_cifar.py', '--config.data.name=arrays', f'--config.data.path={npz()}']
-  words += ['--config.data.batch_size=16', '--config.model.name=resnet20', '--config.optim.warmup_epochs=0.0']
-  words += ['--config.train.epochs=0.3']
-  first, second = (determinism.trained(words) for _ in range(2))
-  assert first['digest'] == second['digest']
-  assert len(first['digest']) == 64
 
 
 def test_every_knob_says_what_it_expects() -> None:

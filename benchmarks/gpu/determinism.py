@@ -1,6 +1,6 @@
 """Whether two trainings from nothing end with the same bits, and how fast they are.
 
-python benchmarks/determinism.py --config configs/resnet18_cifar.py --mode deterministic --config.train.epochs=2
+python benchmarks/gpu/determinism.py --config configs/resnet18_cifar.py --mode deterministic --config.train.epochs=2
 
 ``--mode default`` trains as the config says, ``deterministic`` with ``train.deterministic``. Each training is a process
 of its own, with a workdir and an empty cache of programs: what is chosen by how fast it once was is chosen again.
@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from benchmarks import harness
 

@@ -1,6 +1,6 @@
 """What changes the speed of a training step on a GPU, one thing at a time: predicted, then measured.
 
-python benchmarks/knobs.py --model resnet18 --stem cifar --batch_size 512 --dtype bfloat16 --knob scan_1 bn_frozen
+python benchmarks/gpu/knobs.py --model resnet18 --stem cifar --batch_size 512 --dtype bfloat16 --knob scan_1 bn_frozen
 
 Each knob takes turns with the step as it is, ``--scan_steps`` of them in one call, in a process of its own; none of
 them is set by jaxres. Prints one JSON line a side; ``gain`` is how many times as fast the step is with the knob.
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from benchmarks import harness, sides
 

@@ -1,6 +1,6 @@
 """All that is measured on one GPU, in calls of a few minutes: the same command again goes on where the last one ended.
 
-JAXRES_COMMIT=abc1234 python3 benchmarks/gpu_suite.py --data cifar10.npz --out DIR --airbench airbench
+JAXRES_COMMIT=abc1234 python3 benchmarks/gpu/suite.py --data cifar10.npz --out DIR --airbench airbench
 
 A *unit* is one command of ``benchmarks/``, the most valuable first. Its JSON lines go to ``DIR/results.jsonl`` when it
 ends, with its name, what it printed to ``DIR/suite.log``. A unit whose lines are there is not done again, one that
@@ -30,14 +30,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
-from benchmarks import harness, knobs
+from benchmarks import harness
+from benchmarks.gpu.units import Unit, make_units, shrink, write_noise
 
 STAGES = ('speed', 'accuracy', 'profile', 'determinism', 'precision', 'knobs')
 PROGRAMS = pathlib.Path(tempfile.gettempdir()) / 'jaxres_gpu_suite_programs'  # what is compiled, for later units
@@ -45,24 +44,7 @@ AGAIN = 1.5  # times the seconds that a unit was stopped after: with so many lef
 TAIL = 600  # characters of what a unit that failed printed last
 SHOWN = ('images_per_s', 'jaxres_is_times_as_fast', 'gain', 'predicted', 'share_of_limit', 'compile_s', 'seconds')
 SHOWN += ('accuracy', 'accuracy_std', 'reached_s', 'same_digest')
-BY_KERNEL = {'XLA_FLAGS': knobs.KNOBS['no_graphs'].flags}  # a trace has a CUDA graph as one event, of no operation
 Row = dict[str, Any]
-
-
-class Unit(NamedTuple):
-  """One command and what it takes."""
-
-  name: str  # its stage, then what it is
-  estimate_s: float  # on an H100
-  words: tuple[str, ...]  # a file of ``benchmarks/`` and its arguments, or -m and a module and its
-  needs: tuple[str, ...] = ()  # of what the suite is given: 'data', 'airbench'
-  environment: Mapping[str, str] = {}
-  prepare: Callable[[], None] | None = None  # called when it begins
-
-  @property
-  def stage(self) -> str:
-    """The first part of the name."""
-    return self.name.partition('/')[0]
 
 
 Runner = Callable[[Unit, float], list[Row]]  # of the seconds that are left; raises UnitError
@@ -101,138 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := set(args.units or ()) - known:
       parser.error(f'--units: unknown {", ".join(sorted(unknown))}; there are {", ".join(sorted(known))}')
     units = [unit for unit in units if unit.stage in args.stages and unit.name in (args.units or known)]
-    units = [tiny(unit) for unit in units] if args.tiny else units
+    units = [shrink(unit) for unit in units] if args.tiny else units
     if args.list:
       return show_units(units, read(out / 'results.jsonl'))
     given = {'data': bool(args.data and os.path.isfile(args.data)), 'airbench': bool(args.airbench)}
     missing = {name for name, there in given.items() if not there}
     runner = lambda unit, seconds: run_unit(unit, seconds, out / 'suite.log')
     return run_all(units, out / 'results.jsonl', began + args.budget_s, runner, missing, retry=args.retry)
-
-
-def make_units(data: str, airbench: str, scratch: str) -> list[Unit]:
-  """Return all units, the most valuable first."""
-  step = lambda model, batch: ('--dtype=bfloat16', '--scan_steps=10', f'--batch_size={batch}', *SHAPES[model])
-  versus = lambda model, batch, *peers: (
-    *('train_step.py', '--seconds=3', *step(model, batch), '--torch_compile', '--peer'),
-    *peers,
-  )
-  on = lambda path: ('--config.data.name=arrays', f'--config.data.path={path}', '--config.data.download=False')
-  train = lambda name, *more: ('--config', f'configs/{name}.py', *on(data), *more)
-  warm = lambda seeds, *words: ('warm.py', f'--seeds={seeds}', *words)
-  profile = ('-m', 'jaxres', 'profile', '--top=25', f'--out={scratch}/trace')
-  jordan = lambda script: ('airbench.py', f'--airbench={airbench}', f'--data={data}', '--runs=10', f'--script={script}')
-  noise = f'{scratch}/noise224.npz'
-  resnet50 = (
-    '--config.model.name=resnet50',
-    '--config.model.stem=imagenet',
-    '--config.data.batch_size=256',
-    *on(noise),
-  )
-  to_96 = ('--config.train.epochs=100.0', '--config.augment.cutout=12', '--config.train.label_smoothing=0.1')
-  short, float32 = ('--config.train.epochs=6.0',), '--config.model.dtype=float32'
-  tta, with_data, with_both = '--metric=tta/test/top1', ('data',), ('data', 'airbench')
-  return [
-    Unit('speed/resnet18', 210, versus('resnet18', 512, 'torch', 'flax', 'scanned')),
-    Unit('speed/resnet50', 280, versus('resnet50', 256, 'torch', 'flax', 'scanned')),
-    Unit('accuracy/resnet18', 150, ('end_to_end.py', '--target=0.94', *train('resnet18_cifar')), with_data),
-    Unit('accuracy/speedrun', 100, warm(10, tta, *train('speedrun_cifar')), with_data),
-    Unit('accuracy/airbench94', 240, jordan('airbench94_muon.py'), with_both),
-    Unit('profile/resnet18', 60, (*profile, *train('resnet18_cifar')), with_data, BY_KERNEL),
-    Unit(
-      'profile/resnet50',
-      90,
-      (*profile, *train('resnet18_cifar', *resnet50)),
-      environment=BY_KERNEL,
-      prepare=lambda: write_noise(noise, size=224, classes=1000, count=1024),
-    ),
-    Unit('accuracy/resnet18_96', 180, warm(1, *train('resnet18_cifar', *to_96)), with_data),
-    Unit('accuracy/resnet18_seeds', 220, warm(5, *train('resnet18_cifar')), with_data),
-    Unit('speed/compile', 150, ('compile.py', '--rounds=1', *step('resnet18', 512), '--peer', 'torch')),
-    Unit('determinism/default', 130, ('determinism.py', *train('resnet18_cifar', *short)), with_data),
-    Unit(
-      'determinism/deterministic',
-      150,
-      ('determinism.py', '--mode=deterministic', *train('resnet18_cifar', *short)),
-      with_data,
-    ),
-    Unit('precision/tf32', 130, warm(1, *train('resnet18_cifar', float32)), with_data),
-    *(
-      Unit(
-        f'knobs/{model}_{name}',
-        60 if model == 'resnet18' else 90,
-        ('knobs.py', '--seconds=2', *step(model, batch), '--knob', name),
-      )
-      for model, batch in (('resnet18', 512), ('resnet50', 256))
-      for name in knobs.of(model)
-    ),
-    *(Unit(f'speed/resnet18_{n}', 130, versus('resnet18', n, 'torch', 'scanned')) for n in (128, 256, 1024, 2048)),
-    *(Unit(f'speed/resnet50_{n}', 200, versus('resnet50', n, 'torch', 'scanned')) for n in (64, 128, 512)),
-    Unit('profile/resnet20', 50, (*profile, *train('resnet20_cifar')), with_data, BY_KERNEL),
-    Unit('accuracy/resnet20', 160, warm(1, *train('resnet20_cifar')), with_data),
-    Unit('accuracy/resnet56', 350, warm(1, *train('resnet20_cifar', '--config.model.name=resnet56')), with_data),
-    Unit(
-      'precision/float32',
-      300,
-      warm(1, *train('resnet18_cifar', float32)),
-      with_data,
-      {'JAX_DEFAULT_MATMUL_PRECISION': 'highest'},
-    ),
-    Unit('accuracy/speedrun_cold', 90, ('end_to_end.py', tta, '--target=0.94', *train('speedrun_cifar')), with_data),
-    Unit(
-      'accuracy/resnet18_96_seeds',
-      480,
-      warm(4, *train('resnet18_cifar', *to_96, '--config.train.seed=1', '--config.data.seed=1')),
-      with_data,
-    ),
-    Unit('accuracy/airbench94_legacy', 90, jordan('legacy/airbench94.py'), with_both),
-  ]
-
-
-SHAPES = {
-  'resnet18': ('--model=resnet18', '--stem=cifar'),
-  'resnet50': ('--model=resnet50', '--image_size=224', '--classes=1000'),
-}
-LITTLE = ('--model=resnet20', '--batch_size=8', '--image_size=8', '--classes=10', '--rounds=1')
-LITTLE_TRAINING = (
-  *('--config.train.epochs=1.0', '--config.train.eval_batch_size=16', '--config.data.batch_size=16'),
-  '--config.optim.warmup_epochs=0.2',
-)
-TINY = {  # words that come after a unit's own, and so count
-  'train_step.py': (*LITTLE, '--seconds=0.05', '--scan_steps=2'),
-  'knobs.py': (*LITTLE, '--seconds=0.05', '--scan_steps=2'),
-  'compile.py': LITTLE,
-  'end_to_end.py': LITTLE_TRAINING,
-  'warm.py': ('--seeds=1', *LITTLE_TRAINING),
-  'determinism.py': LITTLE_TRAINING,
-  'airbench.py': ('--runs=1',),
-  '-m': ('--steps=1', *LITTLE_TRAINING),
-}
-
-
-def tiny(unit: Unit) -> Unit:
-  """Return ``unit`` with as little work as shows that its command is right."""
-  words = [word for word in unit.words if word != '--torch_compile'] + list(TINY[unit.words[0]])
-  config = next((word for word in words if word.startswith('configs/')), '')
-  if config and 'speedrun' not in config:
-    words.append('--config.model.name=resnet20')
-  if 'resnet20' in config:
-    words.append('--config.optim.milestones=(0.4, 0.7)')
-  prepare = None
-  if unit.prepare:
-    path = next(word.partition('=')[2] for word in reversed(words) if word.startswith('--config.data.path='))
-    prepare = lambda: write_noise(path, size=16, classes=10, count=32)
-  return unit._replace(words=tuple(words), estimate_s=1.0, prepare=prepare)
-
-
-def write_noise(path: str, size: int, classes: int, count: int) -> None:
-  """Write an ``.npz`` of ``count`` random training images, and as many to test as there are classes."""
-  rng = np.random.default_rng(0)
-  arrays = {}
-  for split, n in (('train', count), ('test', classes)):
-    images = rng.integers(0, 256, (n, size, size, 3), np.uint8)
-    arrays |= {f'{split}_x': images, f'{split}_y': np.arange(n) % classes}
-  np.savez(path, **arrays)
 
 
 def run_all(

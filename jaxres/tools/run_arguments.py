@@ -1,0 +1,37 @@
+"""Arguments that say which runs, and where their data is."""
+
+import argparse
+
+from jaxres.analysis import runs
+from jaxres.errors import InputError
+from jaxres.paths import user_path
+from jaxres.weights import sources
+
+
+def add_runs(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
+  """Add the arguments that say which runs, and where their data is; ``read_runs`` reads what they name."""
+  about = (
+    'workdirs of training; one of --seeds or of crossval is all of its runs' if several else 'a workdir of training'
+  )
+  parser.add_argument('runs', metavar='RUN', nargs='+' if several else 1, help=about)
+  parser.add_argument('--step', default=sources.DEFAULT_STEP, metavar='N', help=sources.STEP_HELP)
+  parser.add_argument('--batch_size', type=int, metavar='N', help="images at a time; the run's own of evaluation")
+  parser.add_argument('--data_dir', metavar='DIR', help='where TFDS data sets are now, where they have moved')
+  parser.add_argument('--data_path', metavar='PATH', help='where the file or folder of the data is now')
+
+
+def read_runs(args: argparse.Namespace, *, several: bool = True) -> list[runs.Run]:
+  """Return the runs that the arguments of ``add_runs`` name.
+
+  Raises:
+    InputError: as ``runs.read``; or the batch size is out of range.
+  """
+  if args.batch_size is not None and args.batch_size < 1:
+    raise InputError(f'--batch_size: expected 1 or more, found {args.batch_size}')
+  for flag, path in (('--data_dir', args.data_dir), ('--data_path', args.data_path)):
+    if path:
+      user_path(path, flag)
+  inside = sources.runs_in(user_path(args.runs[0])) if not several else []
+  if inside:
+    raise InputError(f'{args.runs[0]}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
+  return runs.read(args.runs, args.step, args.data_dir, args.data_path)
