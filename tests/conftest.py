@@ -17,23 +17,10 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # nothing of the user's is read or 
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import numpy as np
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def make_arrays(sizes: tuple[int, int] = (96, 40), shape: tuple[int, ...] = (8, 8, 3), classes: int = 4) -> dict:
-  """Return random images whose brightest channel tells the class: learnable in a few steps."""
-  rng = np.random.default_rng(0)
-  arrays = {}
-  for split, size in zip(('train', 'test'), sizes, strict=True):
-    labels = np.arange(size) % classes
-    images = rng.integers(0, 80, (size, *shape))
-    images[np.arange(size), labels] += 150  # a bright row
-    arrays |= {f'{split}_x': images.astype(np.uint8), f'{split}_y': labels}
-  return arrays
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -50,6 +37,8 @@ def npz(tmp_path: pathlib.Path) -> Callable[..., str]:
   """A function that writes arrays, those of ``make_arrays`` unless told otherwise, and returns the file's path."""
 
   def write(**arrays: np.ndarray) -> str:
+    from tests.helpers import make_arrays
+
     path = tmp_path / 'data.npz'
     np.savez(path, **(arrays or make_arrays()))
     return str(path)
@@ -64,6 +53,24 @@ def tfds_dir() -> str:
   if not directory:
     pytest.skip('JAXRES_TFDS_DIR is not set: no CIFAR-10 at hand')
   return directory
+
+
+@pytest.fixture
+def full_precision() -> Iterator[None]:
+  """Multiply in float32 where the device would rather use TF32 or bfloat16."""
+  import jax
+
+  with jax.default_matmul_precision('highest'):
+    yield
+
+
+@pytest.fixture(scope='session')
+def reference() -> ModuleType:
+  """Return tests/torch_models.py, or skip where torch is not installed."""
+  pytest.importorskip('torch')
+  from tests import torch_models
+
+  return torch_models
 
 
 @pytest.fixture
@@ -95,7 +102,3 @@ def config(npz, tiny: str) -> dict:
     'optim': {'lr': 0.1},
     'train': {'epochs': 4, 'eval_batch_size': 16, 'log_every_steps': 2},
   }
-
-
-def merged(config: dict, **changes: dict) -> dict:
-  return {section: config.get(section, {}) | changes.get(section, {}) for section in config | changes}

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 CI = (ROOT / '.ci/run').read_text()
 RUNS = 'def test_a():\n  pass\n'

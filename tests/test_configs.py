@@ -14,7 +14,7 @@ from jaxres import data, models, weights
 from jaxres.data.types import Arrays, Source
 from jaxres.models import resnet
 from jaxres.train import loop
-from tests.conftest import ROOT, make_arrays
+from tests.helpers import ROOT, make_arrays
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 

@@ -21,8 +21,8 @@ from jaxres.runtime import sharding
 from jaxres.train import loop, seeds
 from jaxres.train.setup import make_setup
 from jaxres.train.step import Hyperparameters
-from tests.conftest import ROOT, make_arrays
-from tests.weights.conftest import make_state
+from tests.helpers import ROOT, make_arrays
+from tests.weights.files import make_state
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}

@@ -13,7 +13,7 @@ import yaml
 
 from jaxres import command_line
 from jaxres.runtime import distributed
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 LAUNCH = ROOT / 'docs/launch'
 SBATCH_OPTIONS = {  # of `man sbatch`, those that one would give here

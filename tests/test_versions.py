@@ -12,7 +12,7 @@ import warnings
 import pytest
 
 import jaxres
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 

@@ -15,8 +15,7 @@ from jaxres import command_line, models, state
 from jaxres.data import augment
 from jaxres.models import cpu, layers
 from jaxres.train import loop
-from tests.benchmarks.test_benchmarks import arguments
-from tests.conftest import make_arrays
+from tests.helpers import benchmark_arguments, make_arrays
 
 HOUR = 3600.0
 
@@ -289,7 +288,7 @@ def test_a_knob_is_set(name: str, tiny: str, monkeypatch) -> None:
   before = {(module, attribute): getattr(module, attribute) for module, attribute in patched}
   for (module, attribute), value in before.items():
     monkeypatch.setattr(module, attribute, value)
-  work = knobs.build(arguments('--scan_steps', '2', model=tiny), knobs.KNOBS[name])
+  work = knobs.build(benchmark_arguments('--scan_steps', '2', model=tiny), knobs.KNOBS[name])
   work.run(1)
   assert work.images == 16
   changed = [attribute for (module, attribute), value in before.items() if getattr(module, attribute) is not value]

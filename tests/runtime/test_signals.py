@@ -16,8 +16,7 @@ from jaxres.checkpoint import steps as steps_lib
 from jaxres.runtime import signals
 from jaxres.train import loop
 from jaxres.train.meter import Meter
-from tests.conftest import merged
-from tests.train.test_loop import rows
+from tests.helpers import merged, rows
 
 
 def digest_of(workdir: pathlib.Path) -> str:
