@@ -26,23 +26,6 @@ def load(path: pathlib.Path):
   return module
 
 
-def test_the_configs_are_these() -> None:
-  assert {path.stem for path in CONFIGS} == {
-    'digits',
-    'finetune_cifar',
-    'finetune_imagefolder',
-    'resnet18_cifar',
-    'resnet18_cifar100',
-    'resnet18_imagefolder',
-    'resnet20_cifar',
-    'resnet20_cifar_quick',
-    'resnet50_a3',
-    'resnet50_imagenet',
-    'speedrun_cifar',
-    'wrn28_10_cifar',
-  }
-
-
 def shrink(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
   """Make the model called ``name`` compile in seconds: its kind of blocks, one a stage, of 8 channels."""
   whole = resnet.MODELS[name]

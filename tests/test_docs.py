@@ -160,14 +160,6 @@ def test_python_runs(page: str, code: str, tmp_path) -> None:
   assert done.returncode == 0, done.stderr
 
 
-def test_ci_runs_the_readmes_two_commands() -> None:
-  lines = commands('python3 -m venv ')
-  assert sorted(('main.py' in line, 'pytest' in line) for line in lines) == [(False, True), (True, False)]
-  script = (ROOT / '.ci/run').read_text()
-  assert "command_of_readme 'main\\.py'" in script
-  assert "command_of_readme 'pytest'" in script
-
-
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: pathlib.Path) -> None:
   for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):

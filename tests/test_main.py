@@ -8,8 +8,9 @@ import time
 
 import numpy as np
 import pytest
+from absl import logging
 
-from tests.helpers import MAIN_ENVIRONMENT, ROOT, main_command, rows, run_main
+from tests.helpers import MAIN_ENVIRONMENT, ROOT, main_command, parsed_by_main, rows, run_main
 from tests.train.runs import final_state
 
 DIGITS = ('--config', 'configs/digits.py')
@@ -88,43 +89,59 @@ BAD = {
 }
 
 
+def fail(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+  """Return the one line that main.py ends with, called in this process."""
+  verbosity = logging.get_verbosity()
+  try:
+    with pytest.raises(SystemExit) as caught, parsed_by_main(*arguments) as module:
+      module.main([])
+  finally:
+    logging.set_verbosity(verbosity)
+  said = capsys.readouterr().err
+  assert caught.value.code == 2
+  assert said.startswith('error: ')
+  assert said.count('\n') == 1
+  return said
+
+
 @pytest.mark.parametrize('name', BAD)
-def test_bad_input_is_one_line_and_leaves_nothing(name: str, tmp_path) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(name: str, tmp_path, capsys) -> None:
   arguments, message = BAD[name]
-  done = run_main(*arguments, '--workdir', str(tmp_path / 'run'))
-  assert done.returncode == 2
-  assert message in done.stderr
-  assert done.stderr.startswith('error: ')
-  assert done.stderr.count('\n') == 1
+  assert message in fail(capsys, *arguments, '--workdir', str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_config_file_that_fails_to_load(tmp_path) -> None:
+@pytest.mark.parametrize('name', ['misspelt field', 'missing npz'])  # the one before JAX is there, the other behind it
+def test_the_process_ends_with_that_line_and_status_2(name: str, tmp_path) -> None:
+  arguments, message = BAD[name]
+  done = run_main(*arguments, '--workdir', str(tmp_path / 'run'))
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr.startswith('error: ')
+  assert message in done.stderr
+  assert done.stderr.count('\n') == 1
+
+
+def test_a_config_file_that_fails_to_load(tmp_path, capsys) -> None:
   broken = tmp_path / 'broken.py'
+  words = ('--config', str(broken), '--workdir', str(tmp_path / 'run'))
   broken.write_text('from jaxres import config\ndef get_config():\n  return config.make(optim=dict(lrr=1.0))\n')
-  done = run_main('--config', str(broken), '--workdir', str(tmp_path / 'run'))
-  assert (done.returncode, done.stderr) == (2, "error: optim.lrr: unknown field; did you mean 'lr'?\n")
+  assert fail(capsys, *words) == "error: optim.lrr: unknown field; did you mean 'lr'?\n"
   broken.write_text('def get_config():\n  return {"optim": {"lr": 0.1}}\n')
-  done = run_main('--config', str(broken), '--workdir', str(tmp_path / 'run'), '--config.data.name=digits')
-  assert (done.returncode, done.stderr.count('\n')) == (2, 1)
-  assert "a dict without the section 'data', which cannot be overridden" in done.stderr
+  said = fail(capsys, *words, '--config.data.name=digits')
+  assert "a dict without the section 'data', which cannot be overridden" in said
   broken.write_text('x = 1\n')
-  done = run_main('--config', str(broken), '--workdir', str(tmp_path / 'run'))
-  assert (done.returncode, 'the file has no function get_config()' in done.stderr) == (2, True)
+  assert 'the file has no function get_config()' in fail(capsys, *words)
   broken.write_text('def get_config():\n  return undefined\n')
-  done = run_main('--config', str(broken), '--workdir', str(tmp_path / 'run'))
   expected = "error: --config: the file fails to load, line 2: NameError: name 'undefined' is not defined\n"
-  assert (done.returncode, done.stderr) == (2, expected)
+  assert fail(capsys, *words) == expected
 
 
-def test_another_config_does_not_touch_a_finished_run(finished) -> None:
+def test_another_config_does_not_touch_a_finished_run(finished, capsys) -> None:
   workdir, _ = finished
   before = json.loads((workdir / 'config.json').read_text())
-  done = run_main(*DIGITS, '--workdir', str(workdir), *QUICK, '--config.optim.lr=0.5', '--config.train.seed=3')
-  assert done.returncode == 2
+  said = fail(capsys, *DIGITS, '--workdir', str(workdir), *QUICK, '--config.optim.lr=0.5', '--config.train.seed=3')
   assert (
-    'holds a run of another config: optim.lr was 0.1 there and is 0.5 now, train.seed was 0 there and is 3 now'
-    in done.stderr
+    'holds a run of another config: optim.lr was 0.1 there and is 0.5 now, train.seed was 0 there and is 3 now' in said
   )
   assert json.loads((workdir / 'config.json').read_text()) == before
 
