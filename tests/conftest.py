@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import tempfile
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -13,6 +14,11 @@ os.environ['XLA_FLAGS'] += ' --xla_cpu_collective_call_terminate_timeout_seconds
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if 'PYTEST_XDIST_WORKER' not in os.environ:  # nothing of the user's is read or written; workers share what is compiled
   os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='jaxres-cache-')
+  # What one test compiles no other compiles again, nor another worker or a child process, however small it is. Set
+  # JAX_COMPILATION_CACHE_DIR to keep programs from one run of the tests to the next.
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.environ['XDG_CACHE_HOME'], 'programs'))
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 import functools
 import pathlib
@@ -21,6 +27,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+
+
+def pytest_unconfigure() -> None:
+  """Leave no cache behind."""
+  if 'PYTEST_XDIST_WORKER' not in os.environ and '/jaxres-cache-' in (cache := os.environ['XDG_CACHE_HOME']):
+    shutil.rmtree(cache, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -150,7 +150,7 @@ def run_tests(path: pathlib.Path, source: str, tests: Sequence[str], seconds: fl
     try:
       import pytest
 
-      status = int(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', '-p', 'no:randomly', *tests]))
+      status = int(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *tests]))
     finally:
       os._exit(status)
   deadline = time.monotonic() + seconds
@@ -203,6 +203,7 @@ def run(
   salt = hashlib.sha256(f'{source}\0{files}\0{tests}'.encode()).hexdigest()
   os.chdir(ROOT)
   warnings.filterwarnings('ignore', message='.*fork')  # no backend of JAX has started, and no thread
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.mutants/programs'))
   for library in LIBRARIES:
     importlib.import_module(library)
   started = time.monotonic()
