@@ -53,7 +53,7 @@ def test_a_module_that_is_not_there_is_an_error(tmp_path: pathlib.Path) -> None:
 
 def call(function: str, *words: str, **environment: str) -> str:
   """Return what a function of .ci/run prints, in the directory of the project."""
-  (text,) = re.findall(rf'^{function}\(\) (?:\{{.*?^\}}|\{{.*?\}})$', CI, re.MULTILINE | re.DOTALL)
+  (text,) = re.findall(rf'^{function}\(\) (?:\{{[^\n]*\}}|\{{\n.*?^\}})$', CI, re.MULTILINE | re.DOTALL)
   script = f'set -euo pipefail\n{text}\nif found=$({function} "$@"); then echo "$found"; fi'
   command = [shutil.which('bash') or 'bash', '-c', script, 'run', *words]
   done = subprocess.run(command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, check=True)
