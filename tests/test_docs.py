@@ -125,6 +125,7 @@ BENCHMARKS = [
 ]
 
 
+@pytest.mark.bench
 @pytest.mark.torch
 @pytest.mark.parametrize('line', BENCHMARKS)
 def test_benchmarks_run(line: str) -> None:
