@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import tempfile
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -13,27 +14,25 @@ os.environ['XLA_FLAGS'] += ' --xla_cpu_collective_call_terminate_timeout_seconds
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if 'PYTEST_XDIST_WORKER' not in os.environ:  # nothing of the user's is read or written; workers share what is compiled
   os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='jaxres-cache-')
+  # What one test compiles no other compiles again, nor another worker or a child process, however small it is. Set
+  # JAX_COMPILATION_CACHE_DIR to keep programs from one run of the tests to the next.
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.environ['XDG_CACHE_HOME'], 'programs'))
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
 
-
-def make_arrays(sizes: tuple[int, int] = (96, 40), shape: tuple[int, ...] = (8, 8, 3), classes: int = 4) -> dict:
-  """Return random images whose brightest channel tells the class: learnable in a few steps."""
-  rng = np.random.default_rng(0)
-  arrays = {}
-  for split, size in zip(('train', 'test'), sizes, strict=True):
-    labels = np.arange(size) % classes
-    images = rng.integers(0, 80, (size, *shape))
-    images[np.arange(size), labels] += 150  # a bright row
-    arrays |= {f'{split}_x': images.astype(np.uint8), f'{split}_y': labels}
-  return arrays
+def pytest_unconfigure() -> None:
+  """Leave no cache behind."""
+  if 'PYTEST_XDIST_WORKER' not in os.environ and '/jaxres-cache-' in (cache := os.environ['XDG_CACHE_HOME']):
+    shutil.rmtree(cache, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -50,6 +49,8 @@ def npz(tmp_path: pathlib.Path) -> Callable[..., str]:
   """A function that writes arrays, those of ``make_arrays`` unless told otherwise, and returns the file's path."""
 
   def write(**arrays: np.ndarray) -> str:
+    from tests.helpers import make_arrays
+
     path = tmp_path / 'data.npz'
     np.savez(path, **(arrays or make_arrays()))
     return str(path)
@@ -64,6 +65,24 @@ def tfds_dir() -> str:
   if not directory:
     pytest.skip('JAXRES_TFDS_DIR is not set: no CIFAR-10 at hand')
   return directory
+
+
+@pytest.fixture
+def full_precision() -> Iterator[None]:
+  """Multiply in float32 where the device would rather use TF32 or bfloat16."""
+  import jax
+
+  with jax.default_matmul_precision('highest'):
+    yield
+
+
+@pytest.fixture(scope='session')
+def reference() -> ModuleType:
+  """Return tests/torch_models.py, or skip where torch is not installed."""
+  pytest.importorskip('torch')
+  from tests import torch_models
+
+  return torch_models
 
 
 @pytest.fixture
@@ -95,7 +114,3 @@ def config(npz, tiny: str) -> dict:
     'optim': {'lr': 0.1},
     'train': {'epochs': 4, 'eval_batch_size': 16, 'log_every_steps': 2},
   }
-
-
-def merged(config: dict, **changes: dict) -> dict:
-  return {section: config.get(section, {}) | changes.get(section, {}) for section in config | changes}

@@ -1,6 +1,40 @@
-"""What several tests share."""
+"""What tests of several modules share: no test module imports from another."""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
 
 from jaxres import data, tasks
+
+ROOT = pathlib.Path(__file__).parents[1]
+CLASS_NAMES = ['ant', 'bee', 'cat', 'dog']
+MAIN_ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'TFDS_DATA_DIR')}
+
+
+def make_arrays(sizes: tuple[int, int] = (96, 40), shape: tuple[int, ...] = (8, 8, 3), classes: int = 4) -> dict:
+  """Return random images whose brightest channel tells the class: learnable in a few steps."""
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for split, size in zip(('train', 'test'), sizes, strict=True):
+    labels = np.arange(size) % classes
+    images = rng.integers(0, 80, (size, *shape))
+    images[np.arange(size), labels] += 150  # a bright row
+    arrays |= {f'{split}_x': images.astype(np.uint8), f'{split}_y': labels}
+  return arrays
+
+
+def merged(config: dict, **changes: dict) -> dict:
+  return {section: config.get(section, {}) | changes.get(section, {}) for section in config | changes}
 
 
 def classification(info: data.Info, loss: str = 'softmax_xent', **fields: float) -> tasks.Task:
@@ -8,3 +42,40 @@ def classification(info: data.Info, loss: str = 'softmax_xent', **fields: float)
   return tasks.make(
     'classification', info, **({'loss': loss, 'label_smoothing': 0.0, 'target_threshold': 0.0} | fields)
   )
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+  found = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [{k: v for k, v in row.items() if k != 'train/images_per_s'} for row in found]
+
+
+def main_command(*arguments: str) -> list[str]:
+  return [sys.executable, 'main.py', *arguments]
+
+
+def run_main(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    main_command(*arguments), cwd=ROOT, env=MAIN_ENVIRONMENT, capture_output=True, text=True, timeout=300
+  )
+
+
+@contextlib.contextmanager
+def parsed_by_main(*arguments: str) -> Iterator[ModuleType]:
+  """Have main.py parse its command line in this process; yield its module, to go on, and forget the flags after it."""
+  import main  # defines the flags of the process, once
+
+  with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+    patch.chdir(ROOT)
+    patch.setattr(sys, 'argv', ['main.py', *arguments])
+    patch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))  # main adds to it
+    main.parse(sys.argv)
+    yield main
+
+
+def benchmark_arguments(*words: str, model: str) -> argparse.Namespace:
+  """Return the arguments of a side of a benchmark, of little work."""
+  from benchmarks import sides
+
+  parser = argparse.ArgumentParser()
+  sides.add_arguments(parser)
+  return parser.parse_args(['--model', model, '--batch_size', '8', '--image_size', '8', *words])

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 CI = (ROOT / '.ci/run').read_text()
 RUNS = 'def test_a():\n  pass\n'
@@ -44,15 +44,32 @@ def test_a_module_that_was_skipped_as_a_whole_is_an_error(
   assert done.stderr == (f'error: no test ran in {missing}\n' if missing else '')
 
 
-def second_python(path: pathlib.Path, pyenv: pathlib.Path) -> str:
-  """Return what the function of that name in .ci/run prints, where these hold the Pythons."""
-  (function,) = re.findall(r'^second_python\(\) \{.*?^\}$', CI, re.MULTILINE | re.DOTALL)
-  script = f'set -euo pipefail\n{function}\nif python=$(second_python); then echo "$python"; fi'
-  environment = os.environ | {'PATH': str(path), 'PYENV_ROOT': str(pyenv)}
-  done = subprocess.run(
-    [shutil.which('bash') or 'bash', '-c', script], env=environment, capture_output=True, text=True, check=True
-  )
+def test_a_module_that_is_not_there_is_an_error(tmp_path: pathlib.Path) -> None:
+  (tmp_path / 'report.xml').write_text('<testsuite/>')
+  words = [sys.executable, str(ROOT / '.ci/ran.py'), 'report.xml', 'tests/test_none.py']
+  done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (1, 'error: no test ran in tests.test_none\n')
+
+
+def call(function: str, *words: str, **environment: str) -> str:
+  """Return what a function of .ci/run prints, in the directory of the project."""
+  (text,) = re.findall(rf'^{function}\(\) (?:\{{[^\n]*\}}|\{{\n.*?^\}})$', CI, re.MULTILINE | re.DOTALL)
+  script = f'set -euo pipefail\n{text}\nif found=$({function} "$@"); then echo "$found"; fi'
+  command = [shutil.which('bash') or 'bash', '-c', script, 'run', *words]
+  done = subprocess.run(command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, check=True)
   return done.stdout.strip()
+
+
+def second_python(path: pathlib.Path, pyenv: pathlib.Path) -> str:
+  return call('second_python', PATH=str(path), PYENV_ROOT=str(pyenv))
+
+
+@pytest.mark.parametrize(('word', 'runs'), [(r'main\.py', 'python main.py --config'), ('pytest', 'python -m pytest')])
+def test_what_it_runs_is_one_command_of_the_readme(word: str, runs: str) -> None:
+  found = call('command_of_readme', word)
+  assert found in (ROOT / 'README.md').read_text().splitlines()  # so it is one line
+  assert found.startswith('python3 -m venv ')
+  assert runs in found
 
 
 def make_python(file: pathlib.Path, script: str) -> None:
@@ -72,8 +89,3 @@ def test_the_second_python_is_the_newest_other_that_works(tmp_path: pathlib.Path
   assert second_python(path, pyenv) == str(path / 'python3.12')
   make_python(pyenv / 'versions/3.13.0/bin/python3', 'exit 0')
   assert second_python(path, pyenv) == str(pyenv / 'versions/3.13.0/bin/python3')
-
-
-def test_what_must_run_is_there() -> None:
-  (names,) = re.findall(r'^must_run=\((.*)\)$', CI, re.MULTILINE)
-  assert [name for name in names.split() if not (ROOT / name).exists()] == []

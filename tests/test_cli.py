@@ -1,6 +1,6 @@
 import importlib
-import inspect
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -8,10 +8,11 @@ import types
 import pytest
 
 import jaxres
-from jaxres import cli, data
+from jaxres import cli, command_line
 from jaxres.data.prepare import cifar as prepare_cifar
 from jaxres.data.sources import tfds
 from jaxres.errors import InputError
+from tests.helpers import ROOT
 
 
 @pytest.fixture
@@ -108,19 +109,6 @@ def test_wrong_words_are_one_line_and_status_2(capsys, tool, monkeypatch, words,
   assert expected in line
 
 
-def test_a_tool_is_imported_only_when_it_is_called():
-  script = """
-import sys
-from jaxres import cli
-try:
-  cli.main([])
-except SystemExit:
-  pass
-print(sorted({'numpy', 'jax', 'jaxres.data', 'tensorflow_datasets'} & set(sys.modules)))
-"""
-  assert python('-c', script).splitlines()[-1] == '[]'
-
-
 @pytest.mark.parametrize('name', cli.TOOLS)
 def test_each_row_is_a_tool(name, capsys):
   module = importlib.import_module(cli.TOOLS[name].module)
@@ -157,14 +145,14 @@ def test_prepare_prints_the_command_that_trains(capsys, monkeypatch, words, plac
   monkeypatch.setattr(prepare_cifar, 'prepare', lambda name, data_dir, archive: tfds.root(data_dir) / name / '3.0.2')
   monkeypatch.setattr(prepare_cifar, 'prepare_npz', lambda name, file, archive: file)
   assert cli.main(['prepare', *words]) is None
-  assert capsys.readouterr().out.splitlines() == [
-    f'{words[0]} is in {place}',
-    f'train on it: python main.py --config configs/resnet20_cifar_quick.py --workdir runs/quick{flags}',
-  ]
-
-
-def test_the_printed_flags_are_arguments_of_load():
-  assert {'name', 'data_dir', 'path'} <= set(inspect.signature(data.load).parameters)
+  *lines, command = capsys.readouterr().out.splitlines()
+  assert lines == [f'{words[0]} is in {place}']
+  assert command == (
+    f'train on it: python main.py --config configs/resnet20_cifar_quick.py --workdir runs/quick{flags}'
+  )
+  config, *overrides = [word for word in shlex.split(command) if word.startswith(('configs/', '--config.'))]
+  asked = command_line.load(str(ROOT / config), overrides).data
+  assert asked.path == place if '--npz' in words else place.startswith(f'{asked.data_dir or "/sets"}/{asked.name}/')
 
 
 def test_no_network_is_one_line_and_status_2(capsys, monkeypatch, tmp_path):

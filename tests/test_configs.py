@@ -14,7 +14,7 @@ from jaxres import data, models, weights
 from jaxres.data.types import Arrays, Source
 from jaxres.models import resnet
 from jaxres.train import loop
-from tests.conftest import ROOT, make_arrays
+from tests.helpers import ROOT, make_arrays
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 
@@ -24,23 +24,6 @@ def load(path: pathlib.Path):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
-
-
-def test_the_configs_are_these() -> None:
-  assert {path.stem for path in CONFIGS} == {
-    'digits',
-    'finetune_cifar',
-    'finetune_imagefolder',
-    'resnet18_cifar',
-    'resnet18_cifar100',
-    'resnet18_imagefolder',
-    'resnet20_cifar',
-    'resnet20_cifar_quick',
-    'resnet50_a3',
-    'resnet50_imagenet',
-    'speedrun_cifar',
-    'wrn28_10_cifar',
-  }
 
 
 def shrink(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

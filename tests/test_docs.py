@@ -22,8 +22,8 @@ from jaxres.train import loop, seeds
 from jaxres.train.setup import make_setup
 from jaxres.train.step import Hyperparameters
 from tests import house
-from tests.conftest import ROOT, make_arrays
-from tests.weights.conftest import make_state
+from tests.helpers import ROOT, make_arrays
+from tests.weights.files import make_state
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
@@ -126,6 +126,7 @@ BENCHMARKS = [
 ]
 
 
+@pytest.mark.bench
 @pytest.mark.torch
 @pytest.mark.parametrize('line', BENCHMARKS)
 def test_benchmarks_run(line: str) -> None:
@@ -159,14 +160,6 @@ def test_python_runs(page: str, code: str, tmp_path) -> None:
   (tmp_path / 'code.py').write_text(code)
   done = run([sys.executable, 'code.py'], tmp_path)
   assert done.returncode == 0, done.stderr
-
-
-def test_ci_runs_the_readmes_two_commands() -> None:
-  lines = commands('python3 -m venv ')
-  assert sorted(('main.py' in line, 'pytest' in line) for line in lines) == [(False, True), (True, False)]
-  script = (ROOT / '.ci/run').read_text()
-  assert "command_of_readme 'main\\.py'" in script
-  assert "command_of_readme 'pytest'" in script
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)

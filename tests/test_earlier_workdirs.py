@@ -13,7 +13,7 @@ import pytest
 from jaxres import workdir as workdir_lib
 from jaxres.checkpoint import digests
 from jaxres.train import loop
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 FIXTURES = ROOT / 'tests/fixtures'
 STOPPED = {'stopped_mid_epoch': 7, 'unfrozen_rolled_back': 11}

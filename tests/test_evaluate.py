@@ -7,8 +7,7 @@ from jaxres import data, evaluate, models
 from jaxres.errors import InputError
 from jaxres.runtime import sharding
 from jaxres.state import create, init_variables
-from tests.conftest import make_arrays
-from tests.helpers import classification
+from tests.helpers import classification, make_arrays
 
 
 @pytest.fixture

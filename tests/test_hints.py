@@ -16,7 +16,7 @@ from jaxres.data import augment
 from jaxres.errors import InputError
 from jaxres.train import loop, seeds
 from jaxres.weights import sources
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 DIGITS = ['--config', str(ROOT / 'configs/digits.py'), '--workdir', 'x']
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 PAGE = (ROOT / 'docs/known-issues.md').read_text()
 # What imports jaxres may set for the whole process is not for the programs.

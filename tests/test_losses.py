@@ -112,7 +112,32 @@ def test_the_last_axis_is_reduced(name: str) -> None:
   assert losses.LOSSES[name](logits, logits).shape == (2, 3, 4)
 
 
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_nothing_is_smoothed_unless_it_is_asked_for(batch, name: str) -> None:
+  logits, label = map(jnp.asarray, batch)
+  plain = losses.LOSSES[name](logits, label)
+  target = jax.nn.one_hot(label, 5)
+  each = {
+    'softmax_xent': -(target * jax.nn.log_softmax(logits)).sum(-1),
+    'sigmoid_xent': -(target * jax.nn.log_sigmoid(logits) + (1 - target) * jax.nn.log_sigmoid(-logits)).mean(-1),
+  }
+  np.testing.assert_allclose(plain, each[name], rtol=1e-5)
+  np.testing.assert_array_equal(losses.get(name)(logits, label), plain)
+
+
+@pytest.mark.parametrize(('smoothing', 'threshold'), [(0.0, 0.25), (0.2, 0.25)])
+def test_a_target_at_the_threshold_is_not_above_it(batch, smoothing: float, threshold: float) -> None:
+  logits, target = jnp.asarray(batch[0]), np.float32([[0.25, 0.75, 0, 0, 0]] * 6)
+  one = np.float32([[0, 1, 0, 0, 0]] * 6)
+  loss = losses.get('sigmoid_xent', label_smoothing=smoothing, target_threshold=threshold)
+  np.testing.assert_allclose(loss(logits, jnp.asarray(target)), losses.get('sigmoid_xent')(logits, one), rtol=1e-6)
+
+
 def test_bad_input() -> None:
+  for name in ('label_smoothing', 'target_threshold'):
+    with pytest.raises(InputError, match=rf'train.{name}: expected a fraction in \[0, 1\), found -0.1'):
+      losses.get('sigmoid_xent', **{name: -0.1})
+  losses.get('sigmoid_xent', label_smoothing=0.999, target_threshold=0.999)
   with pytest.raises(InputError, match='train.target_threshold: expected a fraction in'):
     losses.get('sigmoid_xent', target_threshold=1.0)
   with pytest.raises(InputError, match="only train.loss='sigmoid_xent' has one"):

@@ -1,37 +1,26 @@
 """main.py as a user runs it, in a process of its own."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from absl import logging
 
-from tests.conftest import ROOT
-from tests.train.test_loop import final_state, rows
+from tests.helpers import MAIN_ENVIRONMENT, ROOT, main_command, parsed_by_main, rows, run_main
+from tests.train.runs import final_state
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'TFDS_DATA_DIR')}
 DIGITS = ('--config', 'configs/digits.py')
-# A small share of the digits, so that a run takes seconds.
-QUICK = ('--config.data.limit=128', '--config.train.epochs=12', '--config.optim.warmup_epochs=0')
-
-
-def command(*arguments: str) -> list[str]:
-  return [sys.executable, 'main.py', *arguments]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-  return subprocess.run(command(*arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+TINY = ('--config', 'tests/faults/tiny.py', '--config.train.epochs=12')  # a run of seconds
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess]:
   workdir = tmp_path_factory.mktemp('main') / 'run'
-  return workdir, run(*DIGITS, '--workdir', str(workdir), *QUICK)
+  return workdir, run_main(*TINY, '--workdir', str(workdir))
 
 
 def test_a_run_prints_what_a_person_wants(finished) -> None:
@@ -39,9 +28,9 @@ def test_a_run_prints_what_a_person_wants(finished) -> None:
   assert done.returncode == 0, done.stderr
   assert done.stderr == ''
   for wanted in (
-    'stage3',
+    'stage1',
     'total',
-    '269,434',
+    '1,362',  # 3x3x1x8 + 2x(3x3x8x8) of convolutions, 3x16 of BatchNorm, 8x10 + 10 of the head
     'train/loss',
     'test/top1',
     'images_per_s',
@@ -53,15 +42,15 @@ def test_a_run_prints_what_a_person_wants(finished) -> None:
 
 
 def test_a_killed_run_continues_to_the_same_weights(finished, tmp_path) -> None:
-  arguments = command(*DIGITS, '--workdir', str(tmp_path / 'run'), *QUICK)
-  process = subprocess.Popen(arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+  arguments = main_command(*TINY, '--workdir', str(tmp_path / 'run'))
+  process = subprocess.Popen(arguments, cwd=ROOT, env=MAIN_ENVIRONMENT, stdout=subprocess.DEVNULL)
   deadline = time.monotonic() + 200
   committed = lambda: [path for path in (tmp_path / 'run/checkpoints').glob('*') if path.name.isdigit()]
   while not committed() and time.monotonic() < deadline:
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL
-  done = run(*DIGITS, '--workdir', str(tmp_path / 'run'), *QUICK)
+  done = run_main(*TINY, '--workdir', str(tmp_path / 'run'))
   assert done.returncode == 0, done.stderr
   assert 'continuing' in done.stdout
   a, b = final_state(tmp_path / 'run'), final_state(finished[0])
@@ -99,54 +88,70 @@ BAD = {
 }
 
 
+def fail(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+  """Return the one line that main.py ends with, called in this process."""
+  verbosity = logging.get_verbosity()
+  try:
+    with pytest.raises(SystemExit) as caught, parsed_by_main(*arguments) as module:
+      module.main([])
+  finally:
+    logging.set_verbosity(verbosity)
+  said = capsys.readouterr().err
+  assert caught.value.code == 2
+  assert said.startswith('error: ')
+  assert said.count('\n') == 1
+  return said
+
+
 @pytest.mark.parametrize('name', BAD)
-def test_bad_input_is_one_line_and_leaves_nothing(name: str, tmp_path) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(name: str, tmp_path, capsys) -> None:
   arguments, message = BAD[name]
-  done = run(*arguments, '--workdir', str(tmp_path / 'run'))
-  assert done.returncode == 2
-  assert message in done.stderr
-  assert done.stderr.startswith('error: ')
-  assert done.stderr.count('\n') == 1
+  assert message in fail(capsys, *arguments, '--workdir', str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_config_file_that_fails_to_load(tmp_path) -> None:
+@pytest.mark.parametrize('name', ['misspelt field', 'missing npz'])  # the one before JAX is there, the other behind it
+def test_the_process_ends_with_that_line_and_status_2(name: str, tmp_path) -> None:
+  arguments, message = BAD[name]
+  done = run_main(*arguments, '--workdir', str(tmp_path / 'run'))
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr.startswith('error: ')
+  assert message in done.stderr
+  assert done.stderr.count('\n') == 1
+
+
+def test_a_config_file_that_fails_to_load(tmp_path, capsys) -> None:
   broken = tmp_path / 'broken.py'
+  words = ('--config', str(broken), '--workdir', str(tmp_path / 'run'))
   broken.write_text('from jaxres import config\ndef get_config():\n  return config.make(optim=dict(lrr=1.0))\n')
-  done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'))
-  assert (done.returncode, done.stderr) == (2, "error: optim.lrr: unknown field; did you mean 'lr'?\n")
+  assert fail(capsys, *words) == "error: optim.lrr: unknown field; did you mean 'lr'?\n"
   broken.write_text('def get_config():\n  return {"optim": {"lr": 0.1}}\n')
-  done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'), '--config.data.name=digits')
-  assert (done.returncode, done.stderr.count('\n')) == (2, 1)
-  assert "a dict without the section 'data', which cannot be overridden" in done.stderr
+  said = fail(capsys, *words, '--config.data.name=digits')
+  assert "a dict without the section 'data', which cannot be overridden" in said
   broken.write_text('x = 1\n')
-  done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'))
-  assert (done.returncode, 'the file has no function get_config()' in done.stderr) == (2, True)
+  assert 'the file has no function get_config()' in fail(capsys, *words)
   broken.write_text('def get_config():\n  return undefined\n')
-  done = run('--config', str(broken), '--workdir', str(tmp_path / 'run'))
   expected = "error: --config: the file fails to load, line 2: NameError: name 'undefined' is not defined\n"
-  assert (done.returncode, done.stderr) == (2, expected)
+  assert fail(capsys, *words) == expected
 
 
-def test_another_config_does_not_touch_a_finished_run(finished) -> None:
+def test_another_config_does_not_touch_a_finished_run(finished, capsys) -> None:
   workdir, _ = finished
   before = json.loads((workdir / 'config.json').read_text())
-  done = run(*DIGITS, '--workdir', str(workdir), *QUICK, '--config.optim.lr=0.5', '--config.train.seed=3')
-  assert done.returncode == 2
+  said = fail(capsys, *TINY, '--workdir', str(workdir), '--config.optim.lr=0.5', '--config.train.seed=3')
   assert (
-    'holds a run of another config: optim.lr was 0.1 there and is 0.5 now, train.seed was 0 there and is 3 now'
-    in done.stderr
+    'holds a run of another config: optim.lr was 0.1 there and is 0.5 now, train.seed was 0 there and is 3 now' in said
   )
   assert json.loads((workdir / 'config.json').read_text()) == before
 
 
 def test_debug_shows_the_traceback(tmp_path) -> None:
-  done = run(*DIGITS, '--workdir', str(tmp_path / 'run'), '--config.data.batch_size=0', '--debug')
+  done = run_main(*DIGITS, '--workdir', str(tmp_path / 'run'), '--config.data.batch_size=0', '--debug')
   assert done.returncode != 0
   assert 'Traceback' in done.stderr
 
 
 def test_help() -> None:
-  done = run('--help')
+  done = run_main('--help')
   assert '--config.section.field=value' in done.stdout
   assert '--workdir' in done.stdout

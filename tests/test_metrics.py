@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from sklearn.metrics import top_k_accuracy_score
 
 from jaxres import metrics
@@ -54,3 +55,25 @@ def test_merging_parts_is_the_whole() -> None:
   part = lambda s: metrics.sums(jnp.ones(200)[s], logits[s], label[s])
   merged = metrics.merge(part(slice(0, 90)), part(slice(90, 200)))
   assert metrics.compute(merged, 'a') == metrics.compute(part(slice(0, 200)), 'a')
+
+
+@pytest.mark.parametrize(('classes', 'has_top5'), [(5, False), (6, True)])
+def test_top5_is_left_out_where_every_class_would_be_a_hit(classes: int, has_top5: bool) -> None:
+  logits = jnp.eye(classes)
+  found = metrics.compute(metrics.sums(jnp.ones(classes), logits, jnp.arange(classes)), 'val')
+  assert found == {'val/loss': 1.0, 'val/top1': 1.0} | ({'val/top5': 1.0} if has_top5 else {})
+
+
+@pytest.mark.parametrize(('rank', 'top1', 'top5'), [(0, 1, 1), (1, 0, 1), (4, 0, 1), (5, 0, 0)])
+def test_a_hit_is_among_the_first_or_the_first_five(rank: int, top1: int, top5: int) -> None:
+  found = metrics.sums(jnp.float32([3.0]), -jnp.arange(10.0)[None], jnp.array([rank]))
+  assert metrics.label_rank(-jnp.arange(10.0)[None], jnp.array([rank])).tolist() == [rank]
+  assert {name: float(value) for name, value in found.items()} == {'loss': 3, 'top1': top1, 'top5': top5, 'count': 1}
+  assert {value.dtype for value in found.values()} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize(
+  ('name', 'expected'), [('val/loss', True), ('test/top1', True), ('train/loss', False), ('ema/val/top1', False)]
+)
+def test_an_evaluation_is_told_from_training(name: str, expected: bool) -> None:
+  assert metrics.is_evaluation({'train/lr': 0.1, name: 0.5}) is expected

@@ -10,24 +10,13 @@ from jaxres import cli, data, files, models, predict, weights
 from jaxres.data import augment
 from jaxres.data.statistics import IMAGENET
 from jaxres.errors import InputError
-from jaxres.train import loop
 from jaxres.weights import published, sources
-from tests.conftest import make_arrays, merged
-from tests.weights.conftest import make_state
+from tests.helpers import CLASS_NAMES, merged
+from tests.train.runs import make_run
+from tests.weights.files import make_state
 
-NAMES = ['ant', 'bee', 'cat', 'dog']
 SEEN = {'mean': IMAGENET[0], 'std': IMAGENET[1], 'image_size': 32}
 TOLD = ['--mean', '0.485,0.456,0.406', '--std', '0.229,0.224,0.225']
-
-
-def make_run(config, tmp_path, npz, **changes) -> str:
-  """Train a little on arrays whose test images are files too: ``images/00.png`` ..."""
-  content = make_arrays(**changes)
-  loop.train_and_evaluate(merged(config, data={'path': npz(**content, class_names=NAMES)}), tmp_path / 'run')
-  (tmp_path / 'images').mkdir()
-  for i, image in enumerate(content['test_x']):
-    Image.fromarray(image.squeeze()).save(tmp_path / f'images/{i:02}.png')
-  return str(tmp_path / 'run')
 
 
 @pytest.mark.parametrize('channels', [3, 1])
@@ -74,7 +63,7 @@ def test_the_tool_on_a_run(config, tmp_path, npz, capsys) -> None:
   assert [row['image'] for row in rows] == [str(tmp_path / f'images/{i:02}.png') for i in range(40)]
   for row in rows:
     first, second = row['top']
-    assert {first['class'], second['class']} < set(NAMES)
+    assert {first['class'], second['class']} < set(CLASS_NAMES)
     assert 1 >= first['probability'] >= second['probability'] > 0
   assert done.err.splitlines() == [
     f'by {run}, step 24 (the latest, as nothing was validated)',
@@ -84,7 +73,7 @@ def test_the_tool_on_a_run(config, tmp_path, npz, capsys) -> None:
   assert cli.main(['predict', run, str(tmp_path / 'images/00.png')]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].endswith('00.png')
-  assert sorted(line.split()[-1] for line in lines[1:]) == NAMES
+  assert sorted(line.split()[-1] for line in lines[1:]) == CLASS_NAMES
   total = sum(float(line.split('%')[0]) for line in lines[1:])
   assert total == pytest.approx(100, abs=0.03)
 
@@ -123,10 +112,10 @@ def test_weights_see_images_as_they_are_told_to(tmp_path, tiny, capsys) -> None:
   expected = jax.jit(lambda v, x: models.create(tiny, num_classes=4).apply(v, x, train=False))(variables, images)
   np.testing.assert_allclose(row.logits, expected[0], rtol=1e-3, atol=1e-3)
   assert predictor.class_names == ('0', '1', '2', '3')
-  (tmp_path / 'names.txt').write_text('\n'.join(NAMES))
+  (tmp_path / 'names.txt').write_text('\n'.join(CLASS_NAMES))
   words = [str(tmp_path / 'tiny.pth'), str(tmp_path / 'noise.png'), '--class_names', str(tmp_path / 'names.txt')]
   assert cli.main(['predict', *words, '--top', '1', '--image_size', '16', *TOLD]) == 0
-  assert capsys.readouterr().out.split()[-1] in NAMES
+  assert capsys.readouterr().out.split()[-1] in CLASS_NAMES
 
 
 def test_bad_input_is_one_line(tmp_path, tiny) -> None:

@@ -22,8 +22,8 @@ from jaxres.errors import InputError
 from jaxres.models import blocks, resnet
 from jaxres.runtime.lock import LOCK, NO_LOCKS, locked, trainer
 from jaxres.train import loop, seeds
-from tests.conftest import make_arrays, merged
 from tests.faults import inject
+from tests.helpers import make_arrays, merged
 
 HOLD = """
 import fcntl, json, os, pathlib, socket, sys, time

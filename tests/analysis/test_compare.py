@@ -6,7 +6,7 @@ import pytest
 
 from jaxres import cli
 from jaxres.train import loop
-from tests.conftest import make_arrays, merged
+from tests.helpers import make_arrays, merged
 
 
 def test_one_run(config, npz, tmp_path, capsys) -> None:

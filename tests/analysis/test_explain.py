@@ -10,8 +10,8 @@ from jaxres.analysis import attribution, explain
 from jaxres.analysis import images as images_lib
 from jaxres.errors import make_teller, time
 from jaxres.tools import explain as explain_tool
-from tests.conftest import merged
-from tests.test_predict import NAMES, make_run
+from tests.helpers import CLASS_NAMES, merged
+from tests.train.runs import make_run
 
 
 def test_the_tool(config, tmp_path, npz, capsys) -> None:
@@ -30,7 +30,7 @@ def test_the_tool(config, tmp_path, npz, capsys) -> None:
   assert lines.pop(0).startswith('explaining 4 images by saliency')
   assert lines.pop(0).startswith(f'by {run}, step ')
   assert [line.partition(':')[0] for line in lines] == [words[0], words[1], words[3], str(out)]
-  assert all(line.split()[1] in NAMES for line in lines[:3])
+  assert all(line.split()[1] in CLASS_NAMES for line in lines[:3])
   errors = [float(line.rpartition(' ')[2].rstrip('%')) for line in lines[:3]]
   assert max(errors) <= 0.5
   with Image.open(out) as picture:

@@ -12,7 +12,7 @@ from jaxres import cli
 from jaxres.analysis import label_errors
 from jaxres.evaluate import Outputs
 from jaxres.train import loop
-from tests.conftest import make_arrays, merged
+from tests.helpers import make_arrays, merged
 
 
 def test_the_margin_by_hand() -> None:

@@ -8,7 +8,7 @@ import pytest
 from jaxres import cli
 from jaxres.analysis import profile
 from jaxres.runtime import limits
-from tests.conftest import ROOT, merged
+from tests.helpers import ROOT, merged
 
 
 def test_a_trace_tells_what_ran_and_where_it_comes_from(tmp_path) -> None:

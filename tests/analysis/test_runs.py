@@ -13,7 +13,7 @@ from jaxres import cli, data
 from jaxres.analysis import runs
 from jaxres.errors import InputError
 from jaxres.train import loop
-from tests.conftest import make_arrays, merged
+from tests.helpers import make_arrays, merged
 
 
 @pytest.fixture

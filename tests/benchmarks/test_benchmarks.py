@@ -26,7 +26,7 @@ from benchmarks import (
 )
 from jaxres import models
 from jaxres.runtime import limits
-from tests.conftest import make_arrays
+from tests.helpers import benchmark_arguments, make_arrays
 
 ECHO = """
 import json, sys
@@ -76,12 +76,6 @@ def test_the_flax_peer_is_the_same_network(name: str, stem: str | None) -> None:
   assert sizes[0] == sizes[1]
 
 
-def arguments(*words: str, model: str) -> argparse.Namespace:
-  parser = argparse.ArgumentParser()
-  sides.add_arguments(parser)
-  return parser.parse_args(['--model', model, '--batch_size', '8', '--image_size', '8', *words])
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize('kind', ['TRAIN', 'INFER'])
 @pytest.mark.parametrize('side', ['jaxres', 'torch', 'flax'])
@@ -89,7 +83,7 @@ def test_each_side_works(kind: str, side: str, tiny: str) -> None:
   if side == 'torch':
     pytest.importorskip('torch')
   small = {'jaxres': tiny, 'torch': 'resnet20', 'flax': 'resnet8'}[side]  # the least that each has
-  work = getattr(sides, kind)[side](arguments(model=small))
+  work = getattr(sides, kind)[side](benchmark_arguments(model=small))
   work.run(2)
   assert work.images == 8
   assert work.facts['compile_s'] > 0
@@ -152,7 +146,7 @@ def test_rates_are_measured_where_they_are_not_known(monkeypatch) -> None:
 
 
 def test_collectives_are_counted(tiny: str) -> None:
-  args = arguments(model=tiny)
+  args = benchmark_arguments(model=tiny)
   args.bn, args.weak, args.shard_optimizer = 'per_device', True, False
   work = scaling.build(args)
   assert work.images == 8 * 8
@@ -215,9 +209,9 @@ def compilation_cache_dir(tmp_path, monkeypatch):
 
 
 def test_the_second_process_finds_the_step_in_the_cache(tiny: str, compilation_cache_dir) -> None:
-  cold = compile_times.jaxres_first_step(arguments(model=tiny))
+  cold = compile_times.jaxres_first_step(benchmark_arguments(model=tiny))
   jax.clear_caches()
-  cached = compile_times.jaxres_first_step(arguments(model=tiny))
+  cached = compile_times.jaxres_first_step(benchmark_arguments(model=tiny))
   assert (cold['from_cache'], cached['from_cache']) == (False, True)
   assert [*compilation_cache_dir.iterdir()]
   assert cold.keys() == cached.keys() >= {'start_s', 'trace_s', 'compile_s', 'compile_cpu_s', 'total_s'}

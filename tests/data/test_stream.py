@@ -12,7 +12,7 @@ from jaxres import data
 from jaxres.data import decode, sampler, stream
 from jaxres.errors import InputError
 from jaxres.train import loop
-from tests.conftest import make_arrays
+from tests.helpers import make_arrays
 
 
 @pytest.fixture

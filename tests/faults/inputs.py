@@ -11,8 +11,7 @@ import numpy as np
 from jaxres.weights import writer
 from tests.faults import inject
 from tests.faults.runs import Row, begin, finish, tool
-from tests.weights.conftest import make_state
-from tests.weights.test_pickles import payloads, write_zip
+from tests.weights.files import make_state, payloads, write_zip
 
 
 def bad_config(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:

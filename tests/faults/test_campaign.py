@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.faults import campaign, table
+from tests.helpers import ROOT
 
 
 def run(kind: str, trials: int, directory: pathlib.Path) -> list[dict]:

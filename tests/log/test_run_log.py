@@ -14,7 +14,7 @@ from jaxres.log.console import one_line
 from jaxres.log.curves import draw_curves
 from jaxres.train import loop
 from jaxres.train.meter import Meter
-from tests.conftest import merged
+from tests.helpers import merged
 
 
 def sums(loss: float, count: float = 8.0) -> dict:

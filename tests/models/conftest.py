@@ -1,11 +1,9 @@
 """What all tests of models need."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,19 +11,8 @@ from tests.models import references
 
 
 @pytest.fixture(autouse=True)
-def full_precision() -> Iterator[None]:
-  """Multiply in float32 where the device would rather use TF32 or bfloat16."""
-  with jax.default_matmul_precision('highest'):
-    yield
-
-
-@pytest.fixture(scope='session')
-def reference() -> ModuleType:
-  """Return tests/torch_models.py, or skip where torch is not installed."""
-  pytest.importorskip('torch')
-  from tests import torch_models
-
-  return torch_models
+def _precise(full_precision: None) -> None:
+  """Compare with torch, which multiplies in float32."""
 
 
 @pytest.fixture

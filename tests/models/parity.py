@@ -161,12 +161,36 @@ def random_variables(model: Any, seed: int = 0, size: int = 32, channels: int = 
 
 
 def random_images(batch: int, height: int, width: int, seed: int = 0, channels: int = 3) -> np.ndarray:
-  """Return float32 ``[batch, height, width, channels]`` whose images differ in colour and contrast, not in noise alone.
+  """Return float32 ``[batch, height, width, channels]`` whose images differ in color and contrast, not in noise alone.
 
   Pooling averages noise away, and logits that are the same for each image would hide most errors.
   """
   rng = np.random.default_rng(seed)
-  colour = rng.normal(0, 1, (batch, 1, 1, channels))
+  color = rng.normal(0, 1, (batch, 1, 1, channels))
   contrast = rng.uniform(0.5, 1.5, (batch, 1, 1, 1))
   noise = rng.normal(0, 1, (batch, height, width, channels))
-  return (colour + contrast * noise).astype(np.float32)
+  return (color + contrast * noise).astype(np.float32)
+
+
+def randomize(net, torch) -> None:
+  """Draw every parameter and statistic so that activations stay alive at any depth."""
+  generator = torch.Generator().manual_seed(0)
+  draw = lambda like, low, high: torch.rand(like.shape, generator=generator) * (high - low) + low
+  with torch.no_grad():
+    for module in net.modules():
+      if isinstance(module, torch.nn.BatchNorm2d):
+        module.weight.copy_(draw(module.weight, 0.4, 0.8))
+        module.bias.copy_(draw(module.bias, -0.2, 0.2))
+        module.running_mean.copy_(draw(module.running_mean, -0.2, 0.2))
+        module.running_var.copy_(draw(module.running_var, 0.5, 2))
+        module.num_batches_tracked.fill_(int(torch.randint(1, 1 << 40, (), generator=generator)))
+      elif isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+        torch.nn.init.kaiming_normal_(module.weight, generator=generator)
+        if isinstance(module, torch.nn.Linear):
+          module.bias.zero_()  # its first values are of torch's global seed, and so of the tests before
+
+
+def colored_images(size: int) -> np.ndarray:
+  rng = np.random.default_rng(1)
+  color, noise = rng.normal(0, 1, (2, 1, 1, 3)), rng.normal(0, 1, (2, size, size, 3))
+  return (color + noise * np.array([0.6, 1.4]).reshape(2, 1, 1, 1)).astype(np.float32)

@@ -17,10 +17,8 @@ from jaxres.state import create, init_variables
 from jaxres.train import loop
 from jaxres.train.gradients import make_loss
 from jaxres.train.step import Hyperparameters, make_train_steps
-from tests.conftest import merged
-from tests.helpers import classification
-from tests.train.test_loop import final_state, interrupted
-from tests.train.test_step import KEY, stacked
+from tests.helpers import classification, merged
+from tests.train.runs import KEY, final_state, interrupted, stacked
 
 BODY = ('(?!head/).*',)  # a linear probe
 PARAMS = {

@@ -20,7 +20,7 @@ from jaxres.report import charts
 from jaxres.report import html as html_lib
 from jaxres.train import loop
 from tests import browser
-from tests.conftest import make_arrays
+from tests.helpers import make_arrays
 
 NAMES = ['<ant>', 'bee & co', 'cat', 'dog']
 VOID = {'meta', 'img'}

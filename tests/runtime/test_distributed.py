@@ -23,8 +23,8 @@ from jaxres.data.types import Arrays
 from jaxres.errors import InputError
 from jaxres.runtime import distributed, sharding
 from jaxres.train import loop
-from tests.conftest import ROOT, merged
-from tests.train.test_loop import final_state, rows
+from tests.helpers import ROOT, merged, rows
+from tests.train.runs import final_state
 
 ENVIRONMENT = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'PYTHONPATH': str(ROOT)}
 

@@ -10,7 +10,7 @@ from jaxres import cli, data
 from jaxres.data import sampler
 from jaxres.errors import InputError
 from jaxres.sweep import crossval
-from tests.conftest import ROOT, make_arrays, merged
+from tests.helpers import ROOT, make_arrays, merged
 
 # ml_collections loads a config file so.
 pytestmark = pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:DeprecationWarning')

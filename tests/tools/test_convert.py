@@ -13,8 +13,9 @@ from jaxres.errors import InputError
 from jaxres.state import create
 from jaxres.weights import parity, preprocessing, sources
 from jaxres.weights.names import Dialect
-from tests.models.conftest import full_precision  # noqa: F401
-from tests.weights.conftest import assert_same, make_state
+from tests.weights.files import assert_same, make_state
+
+pytestmark = pytest.mark.usefixtures('full_precision')
 
 
 @pytest.fixture

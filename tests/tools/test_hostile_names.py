@@ -25,7 +25,7 @@ from jaxres.log.tensorboard import EventFile
 from jaxres.models import blocks, resnet
 from jaxres.report import html as html_lib
 from jaxres.train import loop
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 NAMES = [
   '[/x]', '[na] x', ':cat:', 'a:cat:b', '[link=https://example.org]x', '[bold]', r'\[x', '[red]r[/red]', '[[x]]',

@@ -11,7 +11,7 @@ from jaxres import cli, data
 from jaxres.analysis import images as images_lib
 from jaxres.data import augment
 from jaxres.tools import show_data as show_data_tool
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 DIGITS = ['--config', str(ROOT / 'configs/digits.py'), '--config.data.limit=100']
 

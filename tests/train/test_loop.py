@@ -1,32 +1,15 @@
 import json
-import pathlib
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxres import checkpoint, evaluate
 from jaxres.errors import InputError
 from jaxres.train import loop
-from tests.conftest import make_arrays, merged
-
-
-def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-  """Return every leaf of the last checkpoint, whatever devices it was saved by."""
-  path = max((workdir / 'checkpoints').glob('[0-9]*'), key=lambda path: int(path.name)) / 'state'
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  with ocp.StandardCheckpointer() as reader:
-    tree = reader.metadata(path).item_metadata.tree
-    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree)
-    saved = reader.restore(path, template)
-  return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(saved)}
-
-
-def rows(workdir: pathlib.Path) -> list[dict]:
-  found = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return [{k: v for k, v in row.items() if k != 'train/images_per_s'} for row in found]
+from tests.helpers import make_arrays, merged, rows
+from tests.train.runs import final_state, interrupted
 
 
 def quiet(metrics: dict) -> dict:
@@ -51,21 +34,6 @@ def test_a_run_learns_and_leaves_what_it_promises(config: dict, tmp_path) -> Non
   assert json.loads((tmp_path / 'run/config.json').read_text())['optim']['momentum'] == 0.9
   assert rows(tmp_path / 'run')[-1]['test/top1'] == pytest.approx(found['test/top1'], rel=1e-6)
   assert 'stage1/block0/conv1/kernel' in (tmp_path / 'run/parameters.txt').read_text()
-
-
-def interrupted(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  """Train until the third evaluation, which is broken off as by Ctrl-C."""
-  evaluations, real = [], evaluate.evaluate_state
-
-  def interrupt(*args):
-    evaluations.append(1)
-    if len(evaluations) == 3:
-      raise KeyboardInterrupt
-    return real(*args)
-
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(evaluate, 'evaluate_state', interrupt)
-    loop.train_and_evaluate(config, workdir)
 
 
 @pytest.mark.parametrize('options', [{}, {'ema': 0.9, 'accumulate': 2}])

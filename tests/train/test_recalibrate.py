@@ -7,8 +7,8 @@ from jaxres.data import augment
 from jaxres.runtime import sharding
 from jaxres.state import init_variables
 from jaxres.train import loop, recalibrate
-from tests.conftest import merged
-from tests.train.test_loop import final_state
+from tests.helpers import merged
+from tests.train.runs import final_state
 
 
 def make_parts(config, model):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxres.train import loop, seeds
-from tests.conftest import merged
+from tests.helpers import merged
 
 
 def test_a_summary_is_scipys() -> None:

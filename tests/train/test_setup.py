@@ -10,7 +10,7 @@ from jaxres.errors import InputError
 from jaxres.models import layers
 from jaxres.train import loop
 from jaxres.train.setup import check_norms
-from tests.conftest import merged
+from tests.helpers import merged
 
 
 def test_batch_norm_of_one_value_is_its_bias_and_torch_refuses_it() -> None:

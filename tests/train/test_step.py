@@ -16,13 +16,7 @@ from jaxres.state import init_variables
 from jaxres.train.gradients import Context, LossFn, accumulated, make_loss, per_device
 from jaxres.train.step import Hyperparameters, make_train_steps
 from tests.helpers import classification
-
-KEY = jax.random.key(0)
-
-
-def stacked(*feeds: dict) -> dict:
-  """The feeds of so many steps."""
-  return jax.tree.map(lambda *arrays: np.stack(arrays), *feeds)
+from tests.train.runs import KEY, stacked
 
 
 def make_parts(config: dict, devices: int, transform: augment.Augment | None = None):

@@ -17,9 +17,7 @@ import pytest
 from jaxres import weights
 from jaxres.errors import InputError
 from jaxres.weights import pickles, zipped
-from tests.weights.conftest import make_state
-from tests.weights.test_pickles import HEADER, entry, tensor, text, write_zip
-from tests.weights.test_reader import safetensors
+from tests.weights.files import HEADER, entry, make_state, safetensors, tensor, text, write_zip
 
 SECONDS, SHORT = 5, 300  # a wall time that a crowded machine keeps; each case takes up to about one second alone
 MEMORY = 32 << 20  # bytes, and TIMES the size of the file

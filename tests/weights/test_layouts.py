@@ -9,9 +9,8 @@ import pytest
 from jaxres import models, weights
 from jaxres.errors import InputError
 from jaxres.weights import layouts, pretrained, sources
-from tests.models.parity import nchw
-from tests.weights.conftest import assert_same, make_state
-from tests.weights.test_names import images, randomise
+from tests.models.parity import colored_images, nchw, randomize
+from tests.weights.files import assert_same, make_state
 
 CLASSES = 7
 
@@ -22,13 +21,13 @@ def logits_of(path, **options) -> np.ndarray:
   model = found.model()
   run = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
   with jax.default_matmul_precision('highest'):
-    return np.asarray(run(found.variables, images(32)))
+    return np.asarray(run(found.variables, colored_images(32)))
 
 
 def assert_equal_logits(path, net, torch, **options) -> None:
   """Assert that jaxres computes from the file what ``net`` does: within 1e-5 of the largest logit."""
   with torch.inference_mode():
-    theirs = net(nchw(images(32))).numpy()
+    theirs = net(nchw(colored_images(32))).numpy()
   error = np.abs(logits_of(path, **options) - theirs).max() / np.abs(theirs).max()
   print(f'{error:.1e}')
   assert 0 < error < 1e-5
@@ -42,7 +41,7 @@ def numpy_state(net) -> dict[str, np.ndarray]:
 def resnet18(reference):
   """A torch ResNet-18 of torchvision's names with random weights and statistics."""
   net = reference.create('resnet18', num_classes=CLASSES).eval()
-  randomise(net, reference.torch)
+  randomize(net, reference.torch)
   return net
 
 
@@ -171,7 +170,7 @@ def test_gates_and_resnet_d_as_timm_names_them_in_safetensors(tmp_path, referenc
   torch = reference.torch
   options = {'se': True, 'shortcut': 'average'}
   net = reference.ResNet(reference.Basic, (2, 2, 2, 2), CLASSES, 'deep', **options).eval()
-  randomise(net, torch)
+  randomize(net, torch)
   assert {'conv1.6.weight', 'layer2.0.downsample.1.weight', 'layer1.0.se.fc1.weight'} <= {*net.state_dict()}
   from safetensors.torch import save_file
 
@@ -191,13 +190,13 @@ def test_a_small_stem_that_keeps_its_pool(tmp_path, reference):
   torch = reference.torch
   net = reference.create('resnet18', num_classes=CLASSES, stem='cifar').eval()
   net.maxpool = torch.nn.MaxPool2d(3, 2, 1)
-  randomise(net, torch)
+  randomize(net, torch)
   torch.save(net.state_dict(), tmp_path / 'x.pth')
   [note] = sources.read(str(tmp_path / 'x.pth')).notes
   assert '--stem cifar_pool' in note
   assert_equal_logits(tmp_path / 'x.pth', net, torch, stem='cifar_pool')
   with torch.inference_mode():
-    theirs = net(nchw(images(32))).numpy()
+    theirs = net(nchw(colored_images(32))).numpy()
   assert np.abs(logits_of(tmp_path / 'x.pth') - theirs).max() > 0.01 * np.abs(theirs).max()
   assert sources.read(str(tmp_path / 'x.pth'), stem='cifar_pool').notes == ()
   assert sources.read(str(tmp_path / 'x.pth'), stem='cifar').notes == ()

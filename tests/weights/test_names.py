@@ -10,8 +10,8 @@ import pytest
 from jaxres import models, weights
 from jaxres.errors import InputError
 from jaxres.weights import names
-from tests.models.parity import assert_alive, assert_near, nchw
-from tests.weights.conftest import assert_same, make_state
+from tests.models.parity import assert_alive, assert_near, colored_images, nchw, randomize
+from tests.weights.files import assert_same, make_state
 
 CLASSES, SIZE = 7, 64
 SLOW = pytest.mark.slow
@@ -35,30 +35,6 @@ FAMILIES = [
 ]
 
 
-def randomise(net, torch) -> None:
-  """Draw every parameter and statistic so that activations stay alive at any depth."""
-  generator = torch.Generator().manual_seed(0)
-  draw = lambda like, low, high: torch.rand(like.shape, generator=generator) * (high - low) + low
-  with torch.no_grad():
-    for module in net.modules():
-      if isinstance(module, torch.nn.BatchNorm2d):
-        module.weight.copy_(draw(module.weight, 0.4, 0.8))
-        module.bias.copy_(draw(module.bias, -0.2, 0.2))
-        module.running_mean.copy_(draw(module.running_mean, -0.2, 0.2))
-        module.running_var.copy_(draw(module.running_var, 0.5, 2))
-        module.num_batches_tracked.fill_(int(torch.randint(1, 1 << 40, (), generator=generator)))
-      elif isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
-        torch.nn.init.kaiming_normal_(module.weight, generator=generator)
-        if isinstance(module, torch.nn.Linear):
-          module.bias.zero_()  # its first values are of torch's global seed, and so of the tests before
-
-
-def images(size: int = SIZE) -> np.ndarray:
-  rng = np.random.default_rng(1)
-  colour, noise = rng.normal(0, 1, (2, 1, 1, 3)), rng.normal(0, 1, (2, size, size, 3))
-  return (colour + noise * np.array([0.6, 1.4]).reshape(2, 1, 1, 1)).astype(np.float32)
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize(
   ('name', 'options'),
@@ -67,7 +43,7 @@ def images(size: int = SIZE) -> np.ndarray:
 def test_a_file_gives_torchs_logits_and_goes_back(tmp_path, reference, name, options):
   torch = reference.torch
   net = reference.create(name, num_classes=CLASSES, **options).eval()
-  randomise(net, torch)
+  randomize(net, torch)
   torch.save(net.state_dict(), tmp_path / 'in.pth')
 
   state = weights.read(tmp_path / 'in.pth')
@@ -77,9 +53,9 @@ def test_a_file_gives_torchs_logits_and_goes_back(tmp_path, reference, name, opt
   assert found == (name, {'num_classes': CLASSES, **extra}, 3)
   model = models.create(found.name, **found.options, dtype='float32')
   variables = weights.to_variables(state, model)
-  ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images())
+  ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, colored_images(SIZE))
   with torch.inference_mode():
-    theirs = net(nchw(images())).numpy()
+    theirs = net(nchw(colored_images(SIZE))).numpy()
   assert_alive(theirs)
   print(f'{name} {options}: {np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max():.1e}')
   assert_near(ours, theirs, 1e-4, name)

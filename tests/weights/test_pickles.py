@@ -1,7 +1,6 @@
 """Hostile files: each is refused by name, and nothing of it is run."""
 
 import contextlib
-import os
 import pathlib
 import pickle
 import struct
@@ -11,96 +10,13 @@ import numpy as np
 import pytest
 
 from jaxres import weights
-from jaxres.errors import InputError
-from jaxres.weights import pickles, reader
-from tests.weights.conftest import make_state
-
-HEADER = b''.join(
-  pickle.dumps(value, 2) for value in (reader.LEGACY_MAGIC, reader.LEGACY_PROTOCOL, {'little_endian': True})
-)
-
-
-class Call:
-  """Pickled as a call of a function."""
-
-  def __init__(self, function, *arguments, state=None):
-    self.function, self.arguments, self.state = function, arguments, state
-
-  def __reduce__(self):
-    return (self.function, self.arguments) if self.state is None else (self.function, self.arguments, self.state)
-
-
-def text(value: str) -> bytes:
-  return b'X' + struct.pack('<I', len(value)) + value.encode()
-
-
-def payloads(marker: pathlib.Path) -> dict[str, tuple[bytes, str]]:
-  """Return pickles that would make the file ``marker``, and the name that each must be refused by."""
-  command = f'touch {marker}'
-  python = f'open({str(marker)!r}, "w").close()'
-  system = pickle.dumps(Call(os.system, command), 2)
-  nested = Call(os.system, command)
-  return {
-    'os.system': (system, 'posix.system'),
-    'eval': (pickle.dumps(Call(eval, python), 2), '__builtin__.eval'),
-    'exec': (pickle.dumps(Call(exec, python), 4), 'builtins.exec'),
-    'nested in the arguments of a call': (pickle.dumps(Call(list, [nested]), 2), '__builtin__.list'),
-    'nested in a state dict': (pickle.dumps({'state_dict': {'conv1.weight': nested}}, 2), 'posix.system'),
-    'a key': (pickle.dumps({nested: 1}, 2), 'posix.system'),
-    'getattr': (
-      b'\x80\x02cbuiltins\ngetattr\n(cbuiltins\n__import__\n('
-      + text('posix')
-      + b'tR'
-      + text('system')
-      + b'tR('
-      + text(command)
-      + b'tR.',
-      'builtins.getattr',
-    ),
-    'STACK_GLOBAL': (pickle.dumps(Call(os.system, command), 4), 'posix.system'),
-    'STACK_GLOBAL of a dotted name': (
-      b'\x80\x04' + text('collections') + text('OrderedDict.fromkeys') + b'\x93' + text('ab') + b'\x85R.',
-      'collections.OrderedDict.fromkeys',
-    ),
-    'INST': (b'(' + text(command) + b'iposix\nsystem\n.', 'posix.system'),
-    'OBJ': (b'(cposix\nsystem\n' + text(command) + b'o.', 'posix.system'),
-    'BUILD with __setstate__': (
-      b'\x80\x02ccollections\nOrderedDict\n)R}' + text('__setstate__') + b'cposix\nsystem\nsb' + text(command) + b'b.',
-      'posix.system',
-    ),
-    'NEWOBJ': (b'\x80\x02ccollections\nOrderedDict\n)\x81.', 'opcode NEWOBJ'),
-    'a persistent id as text': (b'Pstorage\n.', 'opcode PERSID'),
-    'the extension registry': (b'\x80\x02\x82\x01)R.', 'opcode EXT1'),
-    'a module': (pickle.dumps(Call(__import__, 'os'), 2), '__builtin__.__import__'),
-    'a tensor class that runs code': (
-      b'\x80\x02ctorch._utils\n_rebuild_tensor_v3\n)R.',
-      'torch._utils._rebuild_tensor_v3',
-    ),
-    'numpy': (pickle.dumps({'best': np.float64(1)}, 2), 'numpy'),
-  }
-
+from jaxres.weights import pickles
+from tests.weights.files import HEADER, complaint, entry, make_state, payloads, tensor, text, write_zip
 
 EXECUTING = (
   'os.system', 'eval', 'exec', 'nested in the arguments of a call', 'nested in a state dict', 'a key', 'getattr',
   'STACK_GLOBAL', 'INST', 'OBJ',
 )  # fmt: skip
-
-
-def write_zip(path: pathlib.Path, entries: dict[str, bytes], **options) -> pathlib.Path:
-  with zipfile.ZipFile(path, 'w', **options) as archive:
-    for name, content in entries.items():
-      archive.writestr(name, content)
-  return path
-
-
-def complaint(path: pathlib.Path) -> str:
-  with pytest.raises(InputError) as caught:
-    weights.read(path)
-  line = str(caught.value)
-  assert '\n' not in line
-  assert str(path) in line
-  assert len(line) < 700
-  return line
 
 
 @pytest.mark.parametrize('name', payloads(pathlib.Path('m')))
@@ -161,11 +77,6 @@ def test_a_large_pickle_is_refused(tmp_path, monkeypatch):
   assert 'exceeds 1000 bytes' in complaint(tmp_path / 'x.pth')
 
 
-def entry(path: pathlib.Path) -> dict[str, bytes]:
-  with zipfile.ZipFile(path) as archive:
-    return {name: archive.read(name) for name in archive.namelist()}
-
-
 def test_zip_bombs_are_refused(tmp_path):
   good = tmp_path / 'good.pth'
   weights.write(good, make_state(4))
@@ -184,16 +95,6 @@ def test_zip_bombs_are_refused(tmp_path):
 
   for name in ('../../etc/passwd', '/etc/passwd', 'archive/../x'):
     assert f'an entry is called {name!r}' in complaint(write_zip(tmp_path / 'x.pth', entries | {name: b''}))
-
-
-def tensor(shape, strides, offset=0, size=4, key='0', kind='FloatStorage') -> bytes:
-  """Return a pickle of a state dict of one tensor."""
-  numbers = lambda values: b'(' + b''.join(b'\x8a\x08' + struct.pack('<q', v) for v in values) + b't'
-  storage = (
-    b'(' + text('storage') + f'ctorch\n{kind}\n'.encode() + text(key) + text('cpu') + b'K' + bytes([size]) + b'tQ'
-  )
-  body = b'(' + storage + numbers([offset])[1:-1] + numbers(shape) + numbers(strides) + b'\x89}tR'
-  return b'\x80\x02}' + text('w') + b'ctorch._utils\n_rebuild_tensor_v2\n' + body + b's.'
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,9 @@ import pytest
 from jaxres import models, weights
 from jaxres.errors import InputError
 from jaxres.train import loop
-from tests.conftest import make_arrays, merged
-from tests.test_main import run
-from tests.train.test_loop import final_state
-from tests.weights.conftest import make_state
-from tests.weights.test_pickles import Call, entry, tensor, write_zip
+from tests.helpers import make_arrays, merged, run_main
+from tests.train.runs import final_state
+from tests.weights.files import Call, entry, make_state, tensor, write_zip
 
 
 @pytest.fixture
@@ -117,7 +115,7 @@ def test_a_bad_source_is_one_line_and_leaves_nothing(config, tmp_path, monkeypat
 def test_the_program_ends_with_one_line_and_status_2(tmp_path) -> None:
   weights.write(tmp_path / 'other.pth', make_state(4))
   source = f'--config.init.source={tmp_path / "other.pth"}'
-  done = run('--config', 'configs/digits.py', '--workdir', str(tmp_path / 'run'), source)
+  done = run_main('--config', 'configs/digits.py', '--workdir', str(tmp_path / 'run'), source)
   assert done.returncode == 2
   assert done.stderr.count('\n') == 1
   assert 'a ResNet of [1] basic blocks of [8] channels' in done.stderr

@@ -5,7 +5,7 @@ import pytest
 from jaxres import models, weights
 from jaxres.errors import InputError
 from jaxres.weights import published
-from tests.weights.conftest import make_state
+from tests.weights.files import make_state
 
 
 @pytest.fixture

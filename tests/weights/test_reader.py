@@ -1,5 +1,4 @@
 import io
-import json
 import pickle
 import random
 import tarfile
@@ -10,19 +9,13 @@ import pytest
 
 from jaxres import weights
 from jaxres.errors import InputError
-from tests.weights.conftest import assert_same, make_state
-from tests.weights.test_pickles import HEADER, complaint
+from tests.weights.files import HEADER, assert_same, complaint, make_state, safetensors
 
 
 def torch_state(state):
   import torch
 
   return {name: torch.tensor(value) for name, value in state.items()}
-
-
-def safetensors(header, data: bytes = b'') -> bytes:
-  text = header if isinstance(header, bytes) else json.dumps(header).encode()
-  return len(text).to_bytes(8, 'little') + text + data
 
 
 @pytest.mark.torch

@@ -10,7 +10,7 @@ from jaxres import config as config_lib
 from jaxres.errors import InputError
 from jaxres.state import create
 from jaxres.weights import directories, pretrained, sources
-from tests.weights.conftest import assert_same, make_state
+from tests.weights.files import assert_same, make_state
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 
 from jaxres import weights
 from jaxres.errors import InputError
-from tests.weights.conftest import assert_same, make_state
+from tests.weights.files import assert_same, make_state
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.pt', '.th', '.safetensors'])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks.gpu import airbench
-from tests.conftest import make_arrays
+from tests.helpers import make_arrays
 
 
 def test_its_table_is_read() -> None:

@@ -15,7 +15,7 @@ from benchmarks.gpu.units import BY_KERNEL, Unit, make_units, shrink
 from jaxres import command_line, models, state
 from jaxres.data import augment
 from jaxres.models import cpu, layers
-from tests.benchmarks.test_benchmarks import arguments
+from tests.helpers import benchmark_arguments
 
 HOUR = 3600.0
 
@@ -179,10 +179,11 @@ def test_the_whole_rehearsal(tmp_path, monkeypatch) -> None:
   assert done == every
 
 
-def test_every_knob_says_what_it_expects() -> None:
+def test_every_knob_says_what_it_expects_on_its_row() -> None:
+  cells = {cell.strip() for line in table.gains([]).splitlines() for cell in line.split('|')}
   for name, knob in knobs.KNOBS.items():
-    assert knob.what, name
-    assert knob.why, name
+    assert {f'`{name}`: {knob.what}', f'{knob.gain:.2f}', knob.why} <= cells
+    assert min(map(len, (knob.what, knob.why))) > 10, name
     assert 0.1 < knob.gain < 10, name
     assert set(knob.models) <= {'resnet18', 'resnet50'}, name
     assert knob.arguments or knob.options or knob.patch or knob.flags.startswith('--xla_gpu_'), name
@@ -213,7 +214,7 @@ def test_a_knob_is_set(name: str, tiny: str, monkeypatch) -> None:
   before = {(module, attribute): getattr(module, attribute) for module, attribute in patched}
   for (module, attribute), value in before.items():
     monkeypatch.setattr(module, attribute, value)
-  work = knobs.build(arguments('--scan_steps', '2', model=tiny), knobs.KNOBS[name])
+  work = knobs.build(benchmark_arguments('--scan_steps', '2', model=tiny), knobs.KNOBS[name])
   work.run(1)
   assert work.images == 16
   changed = [attribute for (module, attribute), value in before.items() if getattr(module, attribute) is not value]

@@ -15,7 +15,7 @@ from jaxres.data.prepare import folder as prepare_folder
 from jaxres.data.sources import tfds as tfds_lib
 from jaxres.errors import InputError
 from jaxres.train import loop
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 KINDS = {  # file name: mode, and whether the file is stored as it is
   'rgb.jpg': ('RGB', True),

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from jaxres.data.sources import arrays
 from jaxres.errors import InputError
-from tests.conftest import make_arrays
+from tests.helpers import make_arrays
 
 
 def test_digits_are_scikit_learns() -> None:

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from jaxres import checkpoint, cli
-from tests.conftest import make_arrays
-from tests.faults.test_corruption import PROGRESS, make_state
+from tests.helpers import make_arrays
+from tests.train.runs import PROGRESS, make_train_state
 
 CONFIG = 'configs/digits.py'
 
@@ -20,7 +20,7 @@ def said(capsys) -> str:
 def run(tmp_path: pathlib.Path) -> pathlib.Path:
   with checkpoint.open(tmp_path / 'run/checkpoints', keep_latest=2) as manager:
     for step in (1, 2):
-      checkpoint.save(manager, make_state(step), PROGRESS, {})
+      checkpoint.save(manager, make_train_state(step), PROGRESS, {})
   return tmp_path / 'run'
 
 

@@ -2,14 +2,14 @@ import pytest
 
 from jaxres import checkpoint, cli
 from jaxres.checkpoint import digests as digests_lib
-from tests.faults.test_corruption import PROGRESS, make_state
+from tests.train.runs import PROGRESS, make_train_state
 
 
 def test_the_digest_of_a_checkpoint(tmp_path, capsys) -> None:
   with checkpoint.open(tmp_path / 'checkpoints', keep_latest=2) as manager:
     for step in (1, 2):
-      checkpoint.save(manager, make_state(step), PROGRESS, {})
-  state = make_state(1).present
+      checkpoint.save(manager, make_train_state(step), PROGRESS, {})
+  state = make_train_state(1).present
   digests = {name: digests_lib.leaf_digest(array) for name, array in digests_lib.leaves(state)}
   cli.main(['digest', str(tmp_path), '--step', '1', '--leaves'])
   *lines, last = capsys.readouterr().out.splitlines()
@@ -25,7 +25,7 @@ def test_the_digest_of_a_checkpoint(tmp_path, capsys) -> None:
 def test_bad_input(words: list[str], message: str, tmp_path, capsys) -> None:
   if words:
     with checkpoint.open(tmp_path / 'checkpoints') as manager:
-      checkpoint.save(manager, make_state(1), PROGRESS, {})
+      checkpoint.save(manager, make_train_state(1), PROGRESS, {})
   with pytest.raises(SystemExit):
     cli.main(['digest', str(tmp_path), *words])
   assert message in capsys.readouterr().err

@@ -16,8 +16,7 @@ from jaxres.checkpoint import steps as steps_lib
 from jaxres.runtime import signals
 from jaxres.train import loop
 from jaxres.train.meter import Meter
-from tests.conftest import merged
-from tests.train.test_loop import rows
+from tests.helpers import merged, rows
 
 
 def digest_of(workdir: pathlib.Path) -> str:
@@ -114,14 +113,3 @@ def test_nohup_is_kept() -> None:
       assert watch.number is None
   finally:
     signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize('part', ['params', 'batch_stats', 'opt_state', 'step', 'ema', 'progress'])
-def test_the_digest_is_of_all_that_a_run_must_know(part: str) -> None:
-  digests = {'params/a': '1', 'batch_stats/b': '2', 'opt_state/0/a': '3', 'step': '4', 'ema/params/a': '5'}
-  progress = {'last': {'test/top1': 0.5, 'train/images_per_s': 7.0}, 'best': {'val/top1': 0.4}, 'stale': 1}
-  whole = digests_lib.state_digest(digests, progress)
-  left = {name: value for name, value in digests.items() if name.split('/')[0] != part}
-  assert digests_lib.state_digest(left, {**progress, 'stale': 2} if part == 'progress' else progress) != whole
-  progress['last']['train/images_per_s'] = 8.0
-  assert digests_lib.state_digest(digests, progress) == whole

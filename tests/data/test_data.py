@@ -5,7 +5,7 @@ from jaxres import data
 from jaxres.data import decode
 from jaxres.data.statistics import channel_statistics
 from jaxres.errors import InputError
-from tests.conftest import make_arrays
+from tests.helpers import make_arrays
 
 
 def load(path: str, **options: object) -> data.Dataset:

@@ -13,7 +13,7 @@ from jaxres.log import run_log as run_log_lib
 from jaxres.models import resnet
 from jaxres.train import loop, nonfinite
 from jaxres.train.nonfinite import NotFiniteError
-from tests.conftest import make_arrays, merged
+from tests.helpers import make_arrays, merged
 
 WHITE = int(sampler.train_indices(0, 3, 16, 96)[5])  # the example that poisons: others are in flight behind its step
 

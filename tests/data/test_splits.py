@@ -164,7 +164,7 @@ def test_images_that_cannot_be_read_are_part_of_the_fingerprint(tmp_path) -> Non
 
 
 def test_pixels_of_arrays_are_fingerprinted(npz) -> None:
-  from tests.conftest import make_arrays
+  from tests.helpers import make_arrays
 
   content = make_arrays()
   first = data.load('arrays', path=npz(**content), batch_size=8).info.splits

@@ -15,24 +15,14 @@ from jaxres.checkpoint import digests as digests_lib
 from jaxres.checkpoint import reader, steps
 from jaxres.errors import InputError
 from jaxres.runtime import sharding
-from jaxres.state import TrainState
 from tests.faults import inject
-
-PROGRESS = {'last': {'test/top1': 0.5}, 'best': {}, 'stale': 1}
-
-
-def make_state(step: int) -> TrainState:
-  rng = np.random.default_rng(step)
-  leaf = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return TrainState(
-    jnp.int32(step), {'a': leaf(64, 32)}, {'b': leaf(8)}, (leaf(64, 32), jnp.int32(step)), {'c': leaf(9)}
-  )
+from tests.train.runs import PROGRESS, make_train_state
 
 
 def restore(directory: pathlib.Path) -> tuple[int, str]:
   """Return the step that is restored, and the digest of what it holds."""
   with checkpoint.open(directory, keep_latest=3) as manager:
-    template = jax.eval_shape(lambda: make_state(0))
+    template = jax.eval_shape(lambda: make_train_state(0))
     state, progress = checkpoint.restore(manager, template, sharding.replicated(sharding.make_mesh()))
   digests = {name: digests_lib.leaf_digest(array) for name, array in digests_lib.leaves(state.present)}
   return int(state.step), digests_lib.state_digest(digests, progress)
@@ -44,7 +34,7 @@ def saved(tmp_path_factory) -> pathlib.Path:
   directory = tmp_path_factory.mktemp('saved') / 'c'
   with checkpoint.open(directory, keep_latest=3) as manager:
     for step in (1, 2, 3):
-      checkpoint.save(manager, make_state(step), PROGRESS, {'val/top1': 0.1 * step})
+      checkpoint.save(manager, make_train_state(step), PROGRESS, {'val/top1': 0.1 * step})
   return directory
 
 
@@ -73,25 +63,31 @@ def test_damage_falls_back_and_never_restores_what_was_not_saved(copy, digests, 
     assert 'checkpoint 3 is damaged: ' in capfd.readouterr().err
     assert (copy / '3.bad').is_dir()
     with checkpoint.open(copy, keep_latest=3) as manager:
-      checkpoint.save(manager, make_state(3), PROGRESS, {'val/top1': 0.3})
+      checkpoint.save(manager, make_train_state(3), PROGRESS, {'val/top1': 0.3})
     assert restore(copy) == (3, digests[3])
 
 
-def test_one_bit_of_a_weight_is_named(copy, digests, capfd) -> None:
-  arrays = max(inject.files(copy / '3/state'), key=lambda path: path.stat().st_size)
-  content = bytearray(arrays.read_bytes())
-  raw = np.asarray(make_state(3).params['a']).tobytes()
-  at = content.find(raw[:64])
-  if at < 0:  # compressed: the middle of the file is of some leaf
-    at = len(content) // 2
-  content[at] ^= 1
-  arrays.write_bytes(content)
+@pytest.mark.parametrize('leaf', ['params/a', 'batch_stats/b', 'opt_state/0', 'ema/c'])
+def test_one_bit_of_a_leaf_is_named(copy, digests, leaf: str, tmp_path, capfd) -> None:
+  """The bit is flipped in the array, not in the file, whose compression would notice first."""
+
+  def flip(name: tuple, array: jax.Array) -> jax.Array:
+    bits = np.array(array)
+    if jax.tree_util.keystr(name, simple=True, separator='/') == leaf:
+      bits.view(np.uint32).flat[5] ^= 1
+    return jnp.asarray(bits)
+
+  state = make_train_state(3)
+  fields = jax.tree_util.tree_map_with_path(flip, state.present)
+  with checkpoint.open(tmp_path / 'flipped') as manager:
+    checkpoint.save(manager, state.replace(**fields), PROGRESS, {'val/top1': 0.3})
+  shutil.rmtree(copy / '3/state')
+  shutil.copytree(tmp_path / 'flipped/3/state', copy / '3/state')
   assert restore(copy) == (2, digests[2])
-  assert 'checkpoint 3 is damaged: ' in capfd.readouterr().err
+  assert f'checkpoint 3 is damaged: leaf {leaf}: it is not what was saved' in capfd.readouterr().err
 
 
 def test_another_value_is_named(copy, capfd) -> None:
-
   file = copy / '3/digests/metadata'
   known = json.loads(file.read_text())
   known['state']['params/a'] = known['state']['params/a'][:-1] + ('0' if known['state']['params/a'][-1] != '0' else '1')
@@ -123,7 +119,7 @@ def test_where_none_is_whole_nothing_is_touched(copy) -> None:
 
 
 def test_another_shape_or_dtype_is_refused(copy) -> None:
-  template = jax.eval_shape(lambda: make_state(0))
+  template = jax.eval_shape(lambda: make_train_state(0))
   place = sharding.replicated(sharding.make_mesh())
   with checkpoint.open(copy, keep_latest=3) as manager:
     for change, message in (
@@ -137,7 +133,7 @@ def test_another_shape_or_dtype_is_refused(copy) -> None:
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 @pytest.mark.parametrize('field', ['params', 'batch_stats', 'opt_state', 'ema'])
 def test_what_is_not_finite_is_never_saved(copy, digests, field: str, value: float) -> None:
-  state = make_state(4)
+  state = make_train_state(4)
   bad = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(value) if x.dtype == jnp.float32 else x, getattr(state, field))
   with (
     pytest.raises(InputError, match=f'step 4 is not saved: {field}/'),
@@ -151,7 +147,7 @@ def test_without_room_nothing_is_begun(copy, digests, monkeypatch) -> None:
   monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10, 10, 1000))
   message = r'the disk is full: .*0.0 MB are free, and step 4 needs 1.1 MB; what was saved'
   with pytest.raises(InputError, match=message), checkpoint.open(copy, keep_latest=3) as manager:
-    checkpoint.save(manager, make_state(4), PROGRESS, {})
+    checkpoint.save(manager, make_train_state(4), PROGRESS, {})
   assert restore(copy) == (3, digests[3])
 
 
@@ -169,7 +165,7 @@ def test_a_checkpoint_of_an_older_jaxres_is_restored_with_a_word(copy, digests, 
 
 def test_a_checkpoint_makes_way_for_another_of_its_step_and_is_taken_back_after_a_kill(copy, digests) -> None:
   with checkpoint.open(copy, keep_latest=3) as manager:
-    checkpoint.save(manager, make_state(3), PROGRESS | {'stale': 2}, {'val/top1': 0.3}, commit=True)
+    checkpoint.save(manager, make_train_state(3), PROGRESS | {'stale': 2}, {'val/top1': 0.3}, commit=True)
     assert {path.name for path in copy.iterdir()} == {'1', '2', '3'}
   assert reader.read(copy / '3').progress['stale'] == 2
   (copy / '3').rename(copy / '3.replaced')  # killed before the new one was there
@@ -184,7 +180,7 @@ def test_a_kill_leaves_no_half_deleted_checkpoint(tmp_path, monkeypatch, capfd) 
     patch.setattr(checkpoint.shutil, 'rmtree', lambda *_, **__: None)  # as if it were killed before
     with checkpoint.open(tmp_path) as manager:
       for step in (1, 2, 3):
-        checkpoint.save(manager, make_state(step), PROGRESS, {})
+        checkpoint.save(manager, make_train_state(step), PROGRESS, {})
   assert steps.numbered(tmp_path) == [3]
   assert steps.numbered(tmp_path / checkpoint.DELETED) == [1, 2]
   assert not any(reader.damage(tmp_path / checkpoint.DELETED / str(step)) for step in (1, 2))
