@@ -101,7 +101,7 @@ def read(
   Raises:
     InputError: there is nothing there, or nothing that can be read.
   """
-  kind, place = _parse(source)
+  kind, place = parse(source)
   step = str(step)
   directory = user_path(place)
   is_written = (directory / 'model.json').is_file()
@@ -183,8 +183,11 @@ def write(directory: str | pathlib.Path, found: Pretrained) -> None:
       part.write((json.dumps(description, indent=2) + '\n').encode())
 
 
-def _parse(source: str) -> tuple[str, str]:
-  """Return the kind of a source and where it is.
+def parse(source: str) -> tuple[str, str]:
+  """Return the kind of a source, one of ``SOURCES``, and where it is: of a directory of the hub, its file.
+
+  Args:
+    source: of ``read``.
 
   Raises:
     InputError: it is no text or path.
@@ -302,7 +305,7 @@ def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
   channels = _channels(variables)
   names = workdir.class_names(directory, options['num_classes'], channels)
   dialect = Dialect.of_model(models.create(**options).shortcut)
-  origin = f'{where} ({_why(directory, number, step)})' + (', moving average' if 'ema' in tree else '')
+  origin = f'{where} ({_why(saved.scores, step)})' + (', moving average' if 'ema' in tree else '')
   return Pretrained(variables, options, channels, dialect, number, names, origin)
 
 
@@ -357,6 +360,7 @@ def _restore(directory: pathlib.Path, step: str, config: Mapping[str, Any]) -> t
   where = check_utf8(directory).absolute() / 'checkpoints'
   number, path, saved = reader.follow(where, lambda paths: _choose(where, paths, step))
   check_made_by(saved.about, config, path)
+  workdir.check_data_file(directory, saved.about, path)
   return number, saved
 
 
@@ -376,11 +380,10 @@ def _choose(where: pathlib.Path, paths: Mapping[int, pathlib.Path], step: str) -
   return int(step)
 
 
-def _why(directory: pathlib.Path, number: int, step: str) -> str:
-  """Return in words why a checkpoint was taken."""
+def _why(scores: Mapping[str, float], step: str) -> str:
+  """Return in words why a checkpoint was taken, by what it is ranked by and what was asked for."""
   if step != 'best':
     return 'the latest' if step == 'latest' else 'as asked for'
-  scores = reader.read_scores(directory.absolute() / 'checkpoints' / str(number))
   name = next((name for name in scores if name != 'step'), None)
   label = name and name.removeprefix('val/').replace('top', 'top-')
   return (
