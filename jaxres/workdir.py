@@ -140,7 +140,7 @@ def other_data(workdir: pathlib.Path, info: data.Info) -> str:
 
 
 def _other_digest(workdir: pathlib.Path, content: Mapping[str, Any]) -> str:
-  """Return how data described by ``content`` is not that of the checkpoints in ``workdir``, which lost ``data.json``."""
+  """Return how ``content`` is not that of the ``data.json`` that the run in ``workdir`` has lost, by its checkpoints."""
   expected = [about['data_sha256'] for about in _read_abouts(workdir).values() if about.get('data_sha256')]
   found = digests.json_digest(content)
   return next((f'its SHA-256 was {was:.12} there and is {found:.12} now' for was in expected if was != found), '')
@@ -181,7 +181,7 @@ def describe(info: data.Info) -> dict[str, Any]:
 
 
 def _describe_run(workdir: pathlib.Path, info: data.Info) -> dict[str, Any]:
-  """Return the content of ``data.json`` of a run on the data of ``info``: what is there, where checkpoints count on it."""
+  """Return the content of ``data.json`` of a run on the data of ``info``: that is kept which checkpoints count on."""
   stored = read_json(workdir, 'data.json')
   counts = any(about.get('data_sha256') for about in _read_abouts(workdir).values())
   return stored if stored is not None and counts else describe(info)

@@ -84,9 +84,8 @@ def write(path: pathlib.Path, picture: Image.Image) -> None:
     picture.save(content, kind)
   except (OSError, ValueError, KeyError, struct.error) as error:  # such as of a WebP of more than 16,383 pixels a side
     size = ' x '.join(map(str, picture.size))
-    raise InputError(
-      f'{path}: a picture of {size} pixels is no {kind}: {error}; give a name that ends in .png'
-    ) from None
+    found = f'{path}: {size} pixels cannot be written as {kind}: {error}'
+    raise InputError(f'{found}; give a name that ends in .png') from None
   files.write_whole(path, content.getvalue())
 
 

@@ -20,7 +20,7 @@ from jaxres.checkpoint import steps as steps_lib
 from jaxres.checkpoint.about import describe
 from jaxres.checkpoint.disk import check_space, disk_errors_explained, quiet_threads
 from jaxres.checkpoint.manager import Manager, check_path
-from jaxres.errors import InputError, printable
+from jaxres.errors import InputError, printable, say
 from jaxres.runtime import distributed
 from jaxres.runtime.environment import devices
 from jaxres.state import TrainState
@@ -180,19 +180,14 @@ def finish(manager: Manager) -> None:
 def _clear(manager: Manager) -> None:
   """Delete what made way for a save, and what Orbax put away; what cannot be is said once, and left."""
   trash = manager.place / DELETED
-  for old in (
-    *manager.place.glob(f'*{steps_lib.REPLACED}'),
-    *(trash / str(step) for step in steps_lib.numbered(trash)),
-  ):
+  put_away = [trash / str(step) for step in steps_lib.numbered(trash)]
+  for old in (*manager.place.glob(f'*{steps_lib.REPLACED}'), *put_away):
     moves.throw(old, trash)  # half deleted it must not look like a checkpoint
   for old in trash.glob('*'):
     reason = None if old in manager.undeleted else moves.delete(old)
     if reason:
       manager.undeleted.add(old)
-      print(
-        printable(f'{old}: cannot be deleted: {reason}; nothing needs it, and the next run tries again'),
-        file=sys.stderr,
-      )
+      say(f'{old}: cannot be deleted: {reason}; nothing needs it, and the next run tries again')
   with contextlib.suppress(OSError):  # it is not empty, or not there
     trash.rmdir()
 
