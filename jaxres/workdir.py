@@ -140,7 +140,7 @@ def other_data(workdir: pathlib.Path, info: data.Info) -> str:
 
 
 def _other_digest(workdir: pathlib.Path, content: Mapping[str, Any]) -> str:
-  """Return how ``content`` is not that of the ``data.json`` that the run in ``workdir`` has lost, by its checkpoints."""
+  """Return how ``content`` is not that of the ``data.json`` that is lost, by the checkpoints in ``workdir``."""
   expected = [about['data_sha256'] for about in _read_abouts(workdir).values() if about.get('data_sha256')]
   found = digests.json_digest(content)
   return next((f'its SHA-256 was {was:.12} there and is {found:.12} now' for was in expected if was != found), '')

@@ -91,7 +91,7 @@ def read(
   datasets: dict[str, data.Dataset] = {}
   found = []
   for path, name in zip(directories, names, strict=True):
-    config = workdir.read_config(path)
+    config = workdir.read_config(path) if sources.parse(f'{path}')[0] == 'jaxres' else None  # not of the hub
     if config is None:
       raise InputError(f'{path}: no run there: expected a workdir, with config.json and checkpoints/')
     weights = sources.read(str(path), step)

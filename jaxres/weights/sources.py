@@ -196,16 +196,15 @@ def parse(source: str) -> tuple[str, str]:
     raise InputError(f'source: expected a path, torchvision:NAME or jaxres:DIR, found {source!r:.80}')
   source = os.fspath(source)
   kind, colon, place = source.partition(':')
-  if colon and kind in SOURCES:
-    return kind, place
-  path = user_path(source)
-  if not path.is_dir():
-    return 'torchvision', source
-  if not ((path / 'model.json').exists() or (path / 'checkpoints').exists()):  # it has a config.json of its own
-    for name in SNAPSHOT:
-      if (path / name).is_file():
-        return 'torchvision', str(path / name)
-  return 'jaxres', source
+  if not (colon and kind in SOURCES):
+    kind, place = '', source
+  path = user_path(place)
+  if kind == 'jaxres' or not path.is_dir():
+    return kind or 'torchvision', place
+  of_hub = next((path / name for name in SNAPSHOT if (path / name).is_file()), None)  # it has a config.json of its own
+  if of_hub and (kind or not ((path / 'model.json').exists() or (path / 'checkpoints').exists())):
+    return 'torchvision', str(of_hub)
+  return kind or 'jaxres', place
 
 
 def _file(place: str) -> pathlib.Path:
