@@ -1,7 +1,8 @@
 """One process of a training of the tiny model, as main.py is one: python tests/worker.py WORK.json PROCESS.
 
 WORK.json has the ``config``, the ``workdir``, the ``coordinator``, how many processes there are, and which one dies in
-which of its evaluations (``victim``, ``evaluation``), or the file that it waits for there (``gate``). What the process read goes to ``read<i>.json`` beside it.
+which of its evaluations (``victim``, ``evaluation``), or the file that all wait for there (``gate``). What the process
+read goes to ``read<i>.json`` beside it.
 """
 
 import functools
