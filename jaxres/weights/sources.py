@@ -118,6 +118,8 @@ def read(
   if directory.is_file():
     raise InputError(f'{directory}: a file; leave out "jaxres:", which is for directories')
   if (directory / 'config.json').is_file():
+    if _snapshot(directory) and not (directory / 'checkpoints').exists():
+      raise InputError(f'{directory}: a directory of the hub; leave out "jaxres:", which is for what jaxres wrote')
     return _read_run(directory, step)._replace(preprocessing=preprocessing_of(directory), notes=_choice(step))
   if inside := runs_in(directory):
     raise InputError(f'{directory}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
@@ -201,10 +203,15 @@ def parse(source: str) -> tuple[str, str]:
   path = user_path(place)
   if kind == 'jaxres' or not path.is_dir():
     return kind or 'torchvision', place
-  of_hub = next((path / name for name in SNAPSHOT if (path / name).is_file()), None)  # it has a config.json of its own
+  of_hub = _snapshot(path)
   if of_hub and (kind or not ((path / 'model.json').exists() or (path / 'checkpoints').exists())):
     return 'torchvision', str(of_hub)
   return kind or 'jaxres', place
+
+
+def _snapshot(directory: pathlib.Path) -> pathlib.Path | None:
+  """Return the weights in a directory of the hub, whose config.json is none of jaxres; None where it is another."""
+  return next((directory / name for name in SNAPSHOT if (directory / name).is_file()), None)
 
 
 def _file(place: str) -> pathlib.Path:
