@@ -409,3 +409,16 @@ def test_a_damaged_about_of_one_checkpoint_is_put_aside(trained, tmp_path, capfd
   assert 'checkpoint 4 is damaged: about: ' in capfd.readouterr().err
   assert workdir.read_step(run, None)[1].digests == digest  # trained again from the one before
   assert (run / 'checkpoints/4.bad').is_dir()
+
+
+@pytest.mark.parametrize('size', [0, -1])
+def test_options_that_may_change_are_still_in_their_range(trained, tmp_path, size: int) -> None:
+  _, source = trained
+  run = shutil.copytree(source, tmp_path / 'run')
+  content = json.loads((run / 'config.json').read_text())
+  content['train']['eval_batch_size'] = size
+  (run / 'config.json').write_text(json.dumps(content))
+  with pytest.raises(
+    files.DamagedError, match=r'config.json: train.eval_batch_size: expected more than 0, found .*put'
+  ):
+    runs.read([str(run)])

@@ -45,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
   out = images.check_path('--out', args.out)
   maps = output_path(args.maps, '--maps') if args.maps else None
   paths = predict_lib.find(args.images)
+  for flag, file in {'--out': out, '--maps': maps}.items():
+    if file and file.exists() and any(path.exists() and path.samefile(file) for path in paths):
+      raise InputError(f'{flag}: {file} is one of the images, and would be replaced; give another name')
   predictor = read_predictor(args)
   names = predictor.class_names
   if args.of is not None and args.of not in names:

@@ -198,3 +198,16 @@ def test_maps_are_called_as_numpy_calls_them(tmp_path) -> None:
   found = [explain.Explanation(tmp_path / 'x.png', pixels, 0, 0.5, {'gradcam': np.ones((8, 8), np.float32)}, None)]
   explain_tool.write(found, ['gradcam'], ['ant'], tmp_path / 'a.png', tmp_path / 'maps')
   assert {path.name for path in tmp_path.iterdir()} == {'a.png', 'maps.npz'}
+
+
+@pytest.mark.parametrize('flag', ['--out', '--maps'])
+def test_no_image_that_is_explained_is_replaced(tmp_path, monkeypatch, capsys, flag: str) -> None:
+  monkeypatch.chdir(tmp_path)
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save('x.png')
+  before = (tmp_path / 'x.png').read_bytes()
+  with pytest.raises(SystemExit):
+    cli.main(['explain', 'nowhere', '.', flag, './x.png'])
+  assert (
+    capsys.readouterr().err == f'error: {flag}: x.png is one of the images, and would be replaced; give another name\n'
+  )
+  assert (tmp_path / 'x.png').read_bytes() == before

@@ -43,7 +43,7 @@ def test_mixing_shows(npz) -> None:
   alone = images_lib.draw_augmentations(dataset, augment.make(), 0, 4, 2)
   np.testing.assert_array_equal(alone, alone[:, :1].repeat(3, 1))
   assert (grid[:, 1:] != alone[:, 1:]).any((2, 3, 4)).all()
-  picture = np.asarray(show_data_tool.make_picture(grid))
+  picture = np.asarray(images_lib.make_picture(grid))
   np.testing.assert_array_equal(picture[2:66:8, 2:66:8], grid[0, 0])
 
 
