@@ -309,7 +309,8 @@ def open(workdir: pathlib.Path, config: Mapping[str, Any], info: data.Info, **op
   if distributed.leads():
     for path in workdir.glob('*.part'):
       if LEFT.fullmatch(path.name):
-        moves.delete(path)  # or not: it is in nobody's way
+        with contextlib.suppress(OSError):  # it is in nobody's way
+          path.unlink()
   described = _describe_run(workdir, info)
   with checkpoint.open(workdir / 'checkpoints', **options) as manager:
     manager.data = described

@@ -245,8 +245,9 @@ def test_what_a_kill_left_is_deleted(trained, tmp_path) -> None:
   shutil.copytree(source, tmp_path / 'run')
   (tmp_path / 'run/config.json.0123abcd.part').write_text('{')
   (tmp_path / 'run/my.part').write_text('mine')
+  (tmp_path / 'run/x.0123abcd.part').mkdir()  # which jaxres makes none of
   loop.train_and_evaluate(config, tmp_path / 'run')
-  assert [path.name for path in (tmp_path / 'run').glob('*.part')] == ['my.part']
+  assert sorted(path.name for path in (tmp_path / 'run').glob('*.part')) == ['my.part', 'x.0123abcd.part']
 
 
 def test_what_is_appended_is_whole_or_not_there(tmp_path, monkeypatch) -> None:
