@@ -10,7 +10,6 @@ from PIL import Image
 from jaxres import cli, data
 from jaxres.analysis import images as images_lib
 from jaxres.data import augment
-from jaxres.tools import show_data as show_data_tool
 from tests.conftest import ROOT
 
 DIGITS = ['--config', str(ROOT / 'configs/digits.py'), '--config.data.limit=100']
