@@ -92,23 +92,14 @@ def load(
   found = sources.read(source, step)
   names = sources.read_class_names(class_names, found) if class_names else found.class_names
   names = names or tuple(map(str, range(found.options['num_classes'])))
-  run = user_path(source.removeprefix('jaxres:'))
-  if not (run / 'config.json').is_file() or (run / 'model.json').is_file():
-    model = found.model()
-    known = _described(found, source) if (run / 'model.json').is_file() else _published(source)
-    size = given.image_size or known.image_size
-    shape = (size or 0, size or 0, found.channels)
-    keep = known.center_crop
+  kind, place = sources.parse(source)
+  if kind == 'jaxres' and not (user_path(place) / 'model.json').is_file():
+    model, known, shape = _of_run(found, user_path(place), given.image_size)
   else:
-    config = workdir.read_config(run) or {}
-    info, fields = workdir.read_data(run, 'image_shape', 'mean', 'std'), config['data']
-    if info is None:
-      raise InputError(f'{run}/data.json: missing: no image_shape, mean and std; the run must be newer')
-    size = given.image_size or fields['eval_image_size'] or fields['image_size']
-    shape = (size, size, found.channels) if size else tuple(info['image_shape'])
-    model = models.create(**found.options, dtype=config['model']['dtype'])
-    keep = fields['center_crop'] if size else 1.0
-    known = Seen(tuple(info['mean']), tuple(info['std']), shape[0])
+    model = found.model()
+    known = _published(place) if kind == 'torchvision' else _described(found, source)
+    size = given.image_size or known.image_size or 0
+    shape = (size, size, found.channels)
   used_mean, used_std = (
     _channels(value, found.channels, source) for value in (given.mean or known.mean, given.std or known.std)
   )
@@ -116,8 +107,23 @@ def load(
     raise InputError(f'{source}: {UNKNOWN}')
   if shape[0] != shape[1] or shape[2] not in (1, 3):
     raise InputError(f'{source}: it sees images of {list(shape)}; predict makes square ones of 1 or 3 channels')
-  keep = given.center_crop or keep or 1.0
+  keep = given.center_crop or known.center_crop or 1.0
   return Predictor(model, found.variables, names, shape, keep, used_mean, used_std, found.origin)
+
+
+def _of_run(
+  found: sources.Pretrained, run: pathlib.Path, image_size: int | None
+) -> tuple[models.ResNet, Seen, tuple[int, int, int]]:
+  """Return the network of a run, what it does to an image, and the shape that it sees."""
+  config = workdir.read_config(run) or {}
+  info, fields = workdir.read_data(run, 'image_shape', 'mean', 'std'), config['data']
+  if info is None:
+    raise InputError(f'{run}/data.json: missing: no image_shape, mean and std; the run must be newer')
+  size = image_size or fields['eval_image_size'] or fields['image_size']
+  height, width, channels = (size, size, found.channels) if size else info['image_shape']
+  keep = fields['center_crop'] if size else 1.0
+  known = Seen(tuple(info['mean']), tuple(info['std']), height, keep)
+  return models.create(**found.options, dtype=config['model']['dtype']), known, (height, width, channels)
 
 
 def _floats(name: str, values: Any) -> tuple[float, ...] | None:
@@ -159,9 +165,8 @@ def _described(found: sources.Pretrained, source: str) -> Seen:
   return Seen(known.mean, known.std, height, known.center_crop)
 
 
-def _published(source: str) -> Seen:
-  """Return what torchvision's evaluation does to an image where ``source`` is weights that it published, or nothing."""
-  place = source.removeprefix('torchvision:')
+def _published(place: str) -> Seen:
+  """Return what torchvision's evaluation does to an image where ``place`` is weights that it published, or nothing."""
   path = user_path(place)
   if path.is_file():
     named = [name for name, digits in published.DIGITS.items() if digits in path.name]

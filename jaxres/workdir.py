@@ -5,14 +5,13 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxres import checkpoint, data, files, schema
 from jaxres import config as config_lib
-from jaxres.checkpoint import reader, steps
+from jaxres.checkpoint import digests, moves, reader, steps
 from jaxres.checkpoint.about import check_made_by, other_fields
 from jaxres.checkpoint.manager import Manager, check_path
 from jaxres.data.fingerprints import differences
@@ -58,27 +57,63 @@ def choose(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> pathli
 def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   """Raise InputError where ``workdir``, which is locked, holds checkpoints of another config; a dry run's are deleted.
 
-  What counts is what each checkpoint was made by, and ``config.json`` beside it: either can have been put there later.
+  What counts is what each checkpoint was made by, and the files beside it: either can have been put there later. A
+  checkpoint that is damaged, which is found when it is opened, says nothing here.
   """
   if config['train']['dry_run']:
     if distributed.leads():
       for path in workdir.iterdir():
-        if path.name != LOCK:
-          shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if path.name != LOCK and (reason := moves.delete(path)):
+          raise InputError(f'--workdir: cannot delete {path} of the dry run before: {reason}; delete it yourself')
     distributed.meet('the dry run before is deleted')
   stored = read_json(workdir, 'config.json')
   changed = other_fields(stored, config) if stored else {}
   if changed:
     found = config_lib.describe_changes(changed)
     raise InputError(f'--workdir: {workdir} holds a run of another config: {found}; use another --workdir')
-  directory = workdir.absolute() / 'checkpoints'
-  for step in steps.numbered(directory):
-    check_made_by(reader.about(directory / str(step)), config, directory / str(step))
+  for path, about in _read_abouts(workdir).items():
+    check_made_by(about, config, path)
+    check_data_file(workdir, about, path, needed=False)
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Return whether a run would go on in ``workdir``: one checkpoint there is whole."""
-  return bool(steps.numbered(workdir / 'checkpoints'))
+  return bool(steps.present(workdir / 'checkpoints'))
+
+
+def _read_abouts(workdir: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
+  """Return what each checkpoint in ``workdir`` was made by; the newest comes first."""
+  paths = steps.present(workdir.absolute() / 'checkpoints').values()
+  return {path: reader.about(path) for path in reversed(paths)}
+
+
+def check_data_files(workdir: pathlib.Path) -> None:
+  """Raise DamagedError where ``data.json`` is no such file, or not as it was when the checkpoints were saved."""
+  read_data(workdir)
+  for path, about in _read_abouts(workdir).items():
+    check_data_file(workdir, about, path)
+
+
+def check_data_file(
+  workdir: pathlib.Path, about: Mapping[str, Any], path: pathlib.Path, *, needed: bool = True
+) -> None:
+  """Raise DamagedError where ``data.json`` is not as it was when a checkpoint was saved beside it.
+
+  Args:
+    workdir: of the run.
+    about: what the checkpoint was made by; that of an older jaxres has no digest of ``data.json``.
+    path: of the checkpoint.
+    needed: the file must be there.
+  """
+  expected, file = about.get('data_sha256'), workdir / 'data.json'
+  if expected is None:
+    return
+  content = files.read_json(file)
+  again = f'{files.PUT_BACK}, or delete it: the command of the training then writes it again'
+  if content is None and needed:
+    raise files.DamagedError(f'{file}: missing; {files.PUT_BACK}, or give the command of the training again')
+  if content is not None and digests.json_digest(content) != expected:
+    raise files.DamagedError(f'{file}: edited since checkpoint {steps.step_of(path)}, or of another run; {again}')
 
 
 def check_data(workdir: pathlib.Path, info: data.Info) -> None:
@@ -91,7 +126,9 @@ def other_data(workdir: pathlib.Path, info: data.Info) -> str:
   """Return how the data of the run in ``workdir`` differs from that of ``info``; nothing where it does not."""
   stored = read_json(workdir, 'data.json')
   found = describe(info)
-  for name in IDENTITY if stored else ():
+  if stored is None:
+    return _other_digest(workdir, found)
+  for name in IDENTITY:
     if name not in stored:
       continue
     was, now = stored[name], found[name]
@@ -102,6 +139,13 @@ def other_data(workdir: pathlib.Path, info: data.Info) -> str:
   return ''
 
 
+def _other_digest(workdir: pathlib.Path, content: Mapping[str, Any]) -> str:
+  """Return how ``content`` is not that of the ``data.json`` that is lost, by the checkpoints in ``workdir``."""
+  expected = [about['data_sha256'] for about in _read_abouts(workdir).values() if about.get('data_sha256')]
+  found = digests.json_digest(content)
+  return next((f'its SHA-256 was {was:.12} there and is {found:.12} now' for was in expected if was != found), '')
+
+
 def _other_splits(was: Mapping[str, str], now: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
   """Return of the fingerprints of the splits what differs."""
   pairs = {part: differences(was.get(part, ''), now.get(part, '')) for part in {**was, **now}}
@@ -110,22 +154,37 @@ def _other_splits(was: Mapping[str, str], now: Mapping[str, str]) -> tuple[dict[
 
 
 def split_rule(workdir: pathlib.Path) -> int:
-  """Return the rule of ``data.load`` by which the run in ``workdir`` splits its data: today's where there is none.
+  """Return the rule of ``data.load`` by which the run in ``workdir`` splits its data: today's where there is no run.
 
   Raises:
-    InputError: ``data.json`` is damaged, or names a rule that is not known.
+    InputError: ``data.json`` is damaged, or is missing and no checkpoint has the rule, or the rule is not known.
   """
-  stored = read_json(workdir, 'data.json')
-  rule = data.SPLIT_RULE if stored is None else stored.get('split_rule', 1)  # older runs do not say theirs
+  stored, place = read_json(workdir, 'data.json'), f'{workdir}/data.json'
+  rule: Any = data.SPLIT_RULE
+  if stored is not None:
+    rule = stored.get('split_rule', 1)  # older runs do not say theirs
+  elif abouts := _read_abouts(workdir):
+    path = next((path for path, about in abouts.items() if 'split_rule' in about), None)
+    if path is None:
+      found = f'{place}: missing, and the checkpoints do not say which examples they were trained on'
+      raise InputError(f'{found}; {files.PUT_BACK}, or train in another directory')
+    rule, place = abouts[path]['split_rule'], f'{path}/about'
   if rule not in data.SPLIT_RULES:
     expected = f'expected {" or ".join(map(str, data.SPLIT_RULES))}, found {rule!r}'
-    raise InputError(f'{workdir}/data.json: split_rule: {expected}; was it written by a newer jaxres?')
+    raise InputError(f'{place}: split_rule: {expected}; was it written by a newer jaxres?')
   return int(rule)
 
 
 def describe(info: data.Info) -> dict[str, Any]:
   """Return ``info`` as JSON has it, the splits by their examples and labels."""
   return json.loads(json.dumps(info._replace(splits=dict(info.splits))._asdict()))
+
+
+def _describe_run(workdir: pathlib.Path, info: data.Info) -> dict[str, Any]:
+  """Return the content of ``data.json`` of a run on the data of ``info``: that is kept which checkpoints count on."""
+  stored = read_json(workdir, 'data.json')
+  counts = any(about.get('data_sha256') for about in _read_abouts(workdir).values())
+  return stored if stored is not None and counts else describe(info)
 
 
 def read_json(workdir: pathlib.Path, name: str) -> Any:
@@ -250,11 +309,14 @@ def open(workdir: pathlib.Path, config: Mapping[str, Any], info: data.Info, **op
   if distributed.leads():
     for path in workdir.glob('*.part'):
       if LEFT.fullmatch(path.name):
-        path.unlink()
+        with contextlib.suppress(OSError):  # it is in nobody's way
+          path.unlink()
+  described = _describe_run(workdir, info)
   with checkpoint.open(workdir / 'checkpoints', **options) as manager:
+    manager.data = described
     files.write_whole(workdir / 'config.json', config_lib.to_json(config))
     files.write_whole(workdir / 'environment.json', json.dumps(environment(), indent=2) + '\n')
-    files.write_whole(workdir / 'data.json', json.dumps(describe(info), indent=2) + '\n')
+    files.write_whole(workdir / 'data.json', json.dumps(described, indent=2) + '\n')
     yield manager
 
 

@@ -15,6 +15,7 @@ import pytest
 from absl.testing import flagsaver
 
 from jaxres import data, tasks
+from jaxres.checkpoint.manager import Manager
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLASS_NAMES = ['ant', 'bee', 'cat', 'dog']
@@ -79,3 +80,8 @@ def benchmark_arguments(*words: str, model: str) -> argparse.Namespace:
   parser = argparse.ArgumentParser()
   sides.add_arguments(parser)
   return parser.parse_args(['--model', model, '--batch_size', '8', '--image_size', '8', *words])
+
+
+def save_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Have checkpoints saved without the digest of ``data.json``, as an older jaxres saved them."""
+  monkeypatch.setattr(Manager, 'data', property(lambda _: None, lambda *_: None))

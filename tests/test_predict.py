@@ -11,7 +11,7 @@ from jaxres.data import augment
 from jaxres.data.statistics import IMAGENET
 from jaxres.errors import InputError
 from jaxres.weights import published, sources
-from tests.helpers import CLASS_NAMES, merged
+from tests.helpers import CLASS_NAMES, merged, save_as_before
 from tests.train.runs import make_run
 from tests.weights.files import make_state
 
@@ -215,9 +215,44 @@ def test_preprocessing_that_cannot_be(given, message, tmp_path, tiny) -> None:
     predict.load(str(tmp_path / 'tiny.pth'), **given)
 
 
-def test_a_run_of_before_the_statistics_were_written(config, tmp_path, npz) -> None:
+def test_a_run_of_before_the_statistics_were_written(config, tmp_path, npz, monkeypatch) -> None:
+  save_as_before(monkeypatch)
   run = make_run(config, tmp_path, npz)
   info = json.loads((tmp_path / 'run/data.json').read_text())
   (tmp_path / 'run/data.json').write_text(json.dumps({k: v for k, v in info.items() if k != 'mean'}))
   with pytest.raises(InputError, match='data.json: mean: missing; expected a list of 1 values or more'):
     predict.load(run)
+
+
+def make_hub(directory, state) -> str:
+  """Write a directory as it is on Hugging Face's hub: its config.json is none of jaxres."""
+  directory.mkdir()
+  (directory / 'config.json').write_text(json.dumps({'architectures': ['ResNetForImageClassification'], 'model': 3}))
+  weights.write(directory / 'model.safetensors', state)
+  return str(directory)
+
+
+def test_every_way_to_name_the_same_weights(tmp_path, tiny, capsys) -> None:
+  """A folder of the hub, its file, and both with their kind in front predict and explain alike."""
+  hub, image = make_hub(tmp_path / 'hub', make_state(4)), tmp_path / 'noise.png'
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(image)
+  file, answers = f'{hub}/model.safetensors', []
+  told = [*TOLD, '--image_size=32']
+  for source in (hub, file, f'torchvision:{file}', f'torchvision:{hub}'):
+    assert cli.main(['predict', source, str(image), '--json', '--top=4', *told]) == 0
+    answers.append(capsys.readouterr().out)
+    words = ['--methods=saliency', f'--out={tmp_path}/x.png']
+    assert cli.main(['explain', source, str(image), *words, *told]) == 0
+    capsys.readouterr()
+    with pytest.raises(InputError, match='it does not say what images it was trained on: give --mean'):
+      predict.load(source)
+  assert len(set(answers)) == 1
+  cli.main(['convert', hub, str(tmp_path / 'out')])
+  by_name = [predict.load(source, **SEEN) for source in (str(tmp_path / 'out'), f'jaxres:{tmp_path}/out')]
+  capsys.readouterr()
+  assert all(one.image_shape == (32, 32, 3) for one in by_name)
+  with pytest.raises(SystemExit):
+    cli.main(['evaluate', hub])
+  assert capsys.readouterr().err == (
+    f'error: {hub}: no run there: expected a workdir, with config.json and checkpoints/\n'
+  )

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -16,14 +17,17 @@ import numpy as np
 import pytest
 
 from jaxres import config as config_lib
-from jaxres import files, workdir
+from jaxres import data, files, predict, workdir
+from jaxres.analysis import runs
 from jaxres.checkpoint import steps
+from jaxres.doctor import run as run_checks
 from jaxres.errors import InputError
 from jaxres.models import blocks, resnet
-from jaxres.runtime.lock import LOCK, NO_LOCKS, locked, trainer
+from jaxres.runtime.lock import IN_USE, LOCK, NO_LOCKS, locked, trainer
 from jaxres.train import loop, seeds
+from jaxres.weights import sources
 from tests.faults import inject
-from tests.helpers import make_arrays, merged
+from tests.helpers import make_arrays, merged, save_as_before
 
 HOLD = """
 import fcntl, json, os, pathlib, socket, sys, time
@@ -123,6 +127,27 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch) -> 
     pass
 
 
+@pytest.mark.parametrize('number', [errno.EIO, errno.EPERM, errno.ESTALE, errno.ENODEV])
+def test_a_lock_that_fails_is_not_taken_for_another_training(tmp_path, monkeypatch, number: int) -> None:
+  def refuse(*_: object) -> None:
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  line = f'--workdir: cannot lock {tmp_path}/run/{LOCK}: {os.strerror(number)}; look at the disk, or use another'
+  with pytest.raises(InputError, match=re.escape(line)), locked(tmp_path / 'run'):
+    pytest.fail('it is locked')
+
+
+@pytest.mark.parametrize('number', IN_USE)
+def test_a_lock_that_another_has_is_in_use(tmp_path, monkeypatch, number: int) -> None:
+  def refuse(*_: object) -> None:
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  with pytest.raises(InputError, match='run is in use: another process trains there'), locked(tmp_path / 'run'):
+    pytest.fail('both are in')
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> Iterator[tuple[dict, pathlib.Path]]:
   """A short run and its config."""
@@ -189,10 +214,6 @@ def test_what_may_change_may_differ_in_a_checkpoint(trained, tmp_path) -> None:
 
 @pytest.mark.parametrize('look', ['digest', 'evaluate', 'doctor'])
 def test_readers_know_a_checkpoint_of_another_run(trained, tmp_path, look: str) -> None:
-  from jaxres import workdir
-  from jaxres.doctor import run as run_checks
-  from jaxres.weights import sources
-
   config, source = trained
   shutil.copytree(source, tmp_path / 'run')
   other = merged(config, optim={'lr': 0.3})
@@ -223,8 +244,9 @@ def test_what_a_kill_left_is_deleted(trained, tmp_path) -> None:
   shutil.copytree(source, tmp_path / 'run')
   (tmp_path / 'run/config.json.0123abcd.part').write_text('{')
   (tmp_path / 'run/my.part').write_text('mine')
+  (tmp_path / 'run/x.0123abcd.part').mkdir()  # which jaxres makes none of
   loop.train_and_evaluate(config, tmp_path / 'run')
-  assert [path.name for path in (tmp_path / 'run').glob('*.part')] == ['my.part']
+  assert sorted(path.name for path in (tmp_path / 'run').glob('*.part')) == ['my.part', 'x.0123abcd.part']
 
 
 def test_what_is_appended_is_whole_or_not_there(tmp_path, monkeypatch) -> None:
@@ -274,3 +296,129 @@ def test_the_lock_says_who_holds_it(tmp_path) -> None:
   with locked(tmp_path):
     content = json.loads((tmp_path / LOCK).read_text())
   assert content == {'pid': os.getpid(), 'host': socket.gethostname()}
+
+
+def swapped(content: dict) -> dict:
+  return content | {'class_names': [content['class_names'][k] for k in (1, 0, 2, 3)]}
+
+
+EDITS = {
+  'two names exchanged': swapped,
+  'another mean': lambda content: content | {'mean': [0.5, *content['mean'][1:]]},
+  'another std': lambda content: content | {'std': [0.5, *content['std'][1:]]},
+  'another rule': lambda content: content | {'split_rule': 1},
+  'no rule': lambda content: {name: value for name, value in content.items() if name != 'split_rule'},
+  'no fingerprints': lambda content: content | {'splits': {}},
+  'a field more': lambda content: content | {'note': 'mine'},
+}
+
+
+@pytest.mark.parametrize('edit', EDITS)
+def test_an_edit_of_data_json_is_seen_by_all_that_count_on_it(trained, tmp_path, edit: str) -> None:
+  config, source = trained
+  run = shutil.copytree(source, tmp_path / 'run')
+  file = run / 'data.json'
+  content = json.loads(file.read_text())
+  file.write_text(json.dumps(EDITS[edit](content)))
+  before = everything(run)
+  line = re.escape(
+    f'{file}: edited since checkpoint 2, or of another run; put it back as jaxres wrote it, or delete it'
+  )
+  again = merged(config, train={'epochs': 2})
+  for look in (
+    lambda: loop.train_and_evaluate(again, run),
+    lambda: runs.read([str(run)]),
+    lambda: predict.load(str(run)),
+    lambda: sources.read(str(run), 'latest'),
+  ):
+    with pytest.raises(files.DamagedError, match=line):
+      look()
+  assert [check.subject for check in run_checks.run_files(run)] == ['data.json']
+  assert everything(run) == before
+  file.write_text(json.dumps(content))  # the same content in another form
+  assert not [*run_checks.run_files(run)]
+  assert loop.train_and_evaluate(again, run)['test/top1'] >= 0
+
+
+def test_a_lost_data_json_is_written_again_from_the_same_data_alone(trained, tmp_path, monkeypatch) -> None:
+  config, source = trained
+  run = shutil.copytree(source, tmp_path / 'run')
+  written = (run / 'data.json').read_text()
+  (run / 'data.json').unlink()
+  for look in (lambda: runs.read([str(run)]), lambda: predict.load(str(run))):
+    with pytest.raises(InputError, match='data.json: missing; put it back as jaxres wrote it, or give the command'):
+      look()
+  arrays = make_arrays()
+  arrays['train_x'][0, 0, 0, 0] ^= 1
+  np.savez(tmp_path / 'other.npz', **arrays)
+  with pytest.raises(InputError, match='holds a run on other data: its SHA-256 was'):
+    loop.train_and_evaluate(merged(config, data={'path': str(tmp_path / 'other.npz')}), run)
+  assert not (run / 'data.json').exists()
+  monkeypatch.setattr(data, 'SPLIT_RULE', 1)  # what a run with nothing there would take
+  loop.train_and_evaluate(merged(config, train={'epochs': 2}), run)
+  assert (run / 'data.json').read_text() == written
+  assert runs.read([str(run)])[0].dataset.info.split_rule == 2
+
+
+def test_a_run_that_never_said_its_split_is_not_trained_on_another(trained, tmp_path, monkeypatch) -> None:
+  """Of an older jaxres whose data.json is lost, no checkpoint says what it was trained on."""
+  config, _ = trained
+  run = tmp_path / 'run'
+  with monkeypatch.context() as patch:
+    save_as_before(patch)
+    loop.train_and_evaluate(config, run)
+  assert not workdir.read_step(run, None)[1].about.keys() & {'data_sha256', 'split_rule'}
+  stored = (run / 'data.json').read_text()
+  (run / 'data.json').unlink()
+  before = everything(run)
+  more, line = merged(config, train={'epochs': 2}), 'data.json: missing, and the checkpoints do not say which examples'
+  for look in (lambda: loop.train_and_evaluate(more, run), lambda: runs.read([str(run)])):
+    with pytest.raises(InputError, match=line):
+      look()
+  assert everything(run) == before
+  (run / 'data.json').write_text(stored)
+  assert runs.read([str(run)])
+  loop.train_and_evaluate(more, run)  # and goes on
+  assert workdir.read_step(run, None)[1].about['split_rule'] == 2
+
+
+def damage_seed(file: pathlib.Path) -> None:
+  content = json.loads(file.read_text())
+  content['config']['train']['seed'] = 7
+  file.write_text(json.dumps(content))
+
+
+def damage_data(file: pathlib.Path) -> None:
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'data_sha256': '0' * 64, 'split_rule': 1}))
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [damage_seed, damage_data, pathlib.Path.unlink, lambda file: file.write_text('{"config": 3}'),
+   lambda file: file.write_text('{"config": {"train": {"no such field": 1}}}')],
+)  # fmt: skip
+def test_a_damaged_about_of_one_checkpoint_is_put_aside(trained, tmp_path, capfd, damage) -> None:
+  config, source = trained
+  run = shutil.copytree(source, tmp_path / 'run')
+  config = merged(config, train={'epochs': 2}, checkpoint={'keep_latest': 2})
+  loop.train_and_evaluate(config, run)
+  digest = workdir.read_step(run, None)[1].digests
+  damage(run / 'checkpoints/4/about/metadata')
+  capfd.readouterr()
+  loop.train_and_evaluate(config, run)
+  assert 'checkpoint 4 is damaged: about: ' in capfd.readouterr().err
+  assert workdir.read_step(run, None)[1].digests == digest  # trained again from the one before
+  assert (run / 'checkpoints/4.bad').is_dir()
+
+
+@pytest.mark.parametrize('size', [0, -1])
+def test_options_that_may_change_are_still_in_their_range(trained, tmp_path, size: int) -> None:
+  _, source = trained
+  run = shutil.copytree(source, tmp_path / 'run')
+  content = json.loads((run / 'config.json').read_text())
+  content['train']['eval_batch_size'] = size
+  (run / 'config.json').write_text(json.dumps(content))
+  with pytest.raises(
+    files.DamagedError, match=r'config.json: train.eval_batch_size: expected more than 0, found .*put'
+  ):
+    runs.read([str(run)])

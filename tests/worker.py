@@ -1,7 +1,8 @@
 """One process of a training of the tiny model, as main.py is one: python tests/worker.py WORK.json PROCESS.
 
 WORK.json has the ``config``, the ``workdir``, the ``coordinator``, how many processes there are, and which one dies in
-which of its evaluations (``victim``, ``evaluation``). What the process read goes to ``read<i>.json`` beside it.
+which of its evaluations (``victim``, ``evaluation``), or the file that all wait for there (``gate``). What the process
+read goes to ``read<i>.json`` beside it.
 """
 
 import functools
@@ -10,6 +11,8 @@ import os
 import pathlib
 import signal
 import sys
+import time
+from collections.abc import Callable
 
 from jaxres import evaluate
 from jaxres.data.stream import Stream
@@ -25,7 +28,9 @@ def main(path: pathlib.Path, process: int) -> None:
   read: dict[str, list[int]] = {'train': [], 'eval': []}
   record_reads(read)
   if process == work.get('victim'):
-    die_in_evaluation(work['evaluation'])
+    in_evaluation(work['evaluation'], lambda: os.kill(os.getpid(), signal.SIGKILL))
+  if 'gate' in work:
+    in_evaluation(work['evaluation'], lambda: wait_for(pathlib.Path(work['gate'])))
   with one_line(), distributed.joined(work['coordinator'], work['processes'], process):
     loop.train_and_evaluate(work['config'], work['workdir'])
     path.with_name(f'read{process}.json').write_text(json.dumps(read))
@@ -46,13 +51,18 @@ def record_reads(read: dict[str, list[int]]) -> None:
   Stream._ahead = recorded
 
 
-def die_in_evaluation(number: int) -> None:
+def wait_for(file: pathlib.Path) -> None:
+  while not file.exists():
+    time.sleep(0.05)
+
+
+def in_evaluation(number: int, act: Callable[[], None]) -> None:
   calls, real = [], evaluate.evaluate_state
 
   def evaluate_state(*args):
     calls.append(1)
     if len(calls) == number:
-      os.kill(os.getpid(), signal.SIGKILL)
+      act()
     return real(*args)
 
   evaluate.evaluate_state = evaluate_state

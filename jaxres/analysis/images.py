@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import pathlib
+import struct
 from collections.abc import Sequence
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxres import data
+from jaxres import data, files
 from jaxres.data import augment as augment_lib
 from jaxres.data import sampler
 from jaxres.data.stream import Stream
@@ -70,6 +71,22 @@ def check_path(flag: str, path: str) -> pathlib.Path:
   if Image.registered_extensions().get(found.suffix.lower()) not in Image.SAVE:
     raise InputError(f'{flag} {path}: expected a picture, such as grid.png')
   return found
+
+
+def write(path: pathlib.Path, picture: Image.Image) -> None:
+  """Write ``picture`` to ``path``, of ``check_path``, as the kind that its name ends in: whole, or not at all.
+
+  Raises:
+    InputError: it cannot be written, or that kind cannot hold such a picture.
+  """
+  kind, content = Image.registered_extensions()[path.suffix.lower()], io.BytesIO()
+  try:
+    picture.save(content, kind)
+  except (OSError, ValueError, KeyError, struct.error) as error:  # such as of a WebP of more than 16,383 pixels a side
+    size = ' x '.join(map(str, picture.size))
+    found = f'{path}: {size} pixels cannot be written as {kind}: {error}'
+    raise InputError(f'{found}; give a name that ends in .png') from None
+  files.write_whole(path, content.getvalue())
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -13,10 +13,12 @@ from jax.sharding import Mesh
 from jaxres import data, evaluate, models, workdir
 from jaxres.data.fingerprints import same_names
 from jaxres.errors import InputError, make_teller
+from jaxres.files import PUT_BACK, DamagedError
 from jaxres.paths import user_path
 from jaxres.runtime import sharding
 from jaxres.runtime.compiler import keep_programs
 from jaxres.runtime.memory import keep_freed_memory, memory_explained
+from jaxres.train import options
 from jaxres.weights import sources
 
 TELL_SECONDS = 5.0  # from a line on the progress to the next
@@ -91,9 +93,10 @@ def read(
   datasets: dict[str, data.Dataset] = {}
   found = []
   for path, name in zip(directories, names, strict=True):
-    config = workdir.read_config(path)
+    config = workdir.read_config(path) if sources.parse(f'{path}')[0] == 'jaxres' else None  # not of the hub
     if config is None:
       raise InputError(f'{path}: no run there: expected a workdir, with config.json and checkpoints/')
+    check_options(path, config)
     weights = sources.read(str(path), step)
     moved = {'data_dir': data_dir, 'path': data_path}
     fields = config['data'] | {key: value for key, value in moved.items() if value is not None}
@@ -109,6 +112,14 @@ def read(
     name = name if names.count(name) == 1 else str(path)
     found.append(Run(name, path, config, model, variables, datasets[key], mesh, weights.origin))
   return found
+
+
+def check_options(path: pathlib.Path, config: dict[str, dict[str, Any]]) -> None:
+  """Raise DamagedError where the options of the training in ``path`` are out of their range: somebody edited them."""
+  try:
+    options.check(options.Options(**config['train']))
+  except InputError as error:
+    raise DamagedError(f'{path}/config.json: {error}; {PUT_BACK}') from None
 
 
 def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Outputs:

@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import math
-import os
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,12 +15,12 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from jaxres import config as config_lib
 from jaxres import trees
 from jaxres.checkpoint import digests as digests_lib
-from jaxres.checkpoint import reader
+from jaxres.checkpoint import moves, reader
 from jaxres.checkpoint import steps as steps_lib
 from jaxres.checkpoint.about import describe
 from jaxres.checkpoint.disk import check_space, disk_errors_explained, quiet_threads
 from jaxres.checkpoint.manager import Manager, check_path
-from jaxres.errors import InputError, printable
+from jaxres.errors import InputError, printable, say
 from jaxres.runtime import distributed
 from jaxres.runtime.environment import devices
 from jaxres.state import TrainState
@@ -138,7 +136,7 @@ def save(
   finish(manager)  # which raises what went wrong with the save before
   check_space(manager.place, size, step)
   metrics = dict(scores) | {'step': step}
-  content = {'progress': dict(progress), 'metrics': metrics, 'about': describe(config or {}, step)}
+  content = {'progress': dict(progress), 'metrics': metrics, 'about': describe(config or {}, step, manager.data)}
   known = {'state': digests} | {name: digests_lib.json_digest(value) for name, value in content.items()}
   items = ocp.args.Composite(
     state=ocp.args.StandardSave(state.present),
@@ -176,8 +174,22 @@ def finish(manager: Manager) -> None:
     found = f'it was written, and is not what was to be saved: {reason}; it is now {aside}'
     raise InputError(f'{saving.path}: {found}; saved are the steps: {kept}; look at the disk, or use another --workdir')
   if distributed.leads():
-    for old in (*manager.place.glob(f'*{steps_lib.REPLACED}'), *manager.place.glob(DELETED)):
-      shutil.rmtree(old)
+    _clear(manager)
+
+
+def _clear(manager: Manager) -> None:
+  """Delete what made way for a save, and what Orbax put away; what cannot be is said once, and left."""
+  trash = manager.place / DELETED
+  put_away = [trash / str(step) for step in steps_lib.numbered(trash)]
+  for old in (*manager.place.glob(f'*{steps_lib.REPLACED}'), *put_away):
+    moves.throw(old, trash)  # half deleted it must not look like a checkpoint
+  for old in trash.glob('*'):
+    reason = None if old in manager.undeleted else moves.delete(old)
+    if reason:
+      manager.undeleted.add(old)
+      say(f'{old}: cannot be deleted: {reason}; nothing needs it, and the next run tries again')
+  with contextlib.suppress(OSError):  # it is not empty, or not there
+    trash.rmdir()
 
 
 def _make_way(manager: Manager, step: int) -> None:
@@ -185,7 +197,7 @@ def _make_way(manager: Manager, step: int) -> None:
   if step in manager.all_steps():
     if distributed.leads():
       old = manager.place / str(step)
-      os.rename(old, old.with_name(f'{step}{steps_lib.REPLACED}'))
+      moves.rename(old, old.with_name(f'{step}{steps_lib.REPLACED}'))
     distributed.meet('a checkpoint makes way')
     manager.reload()
 
@@ -194,7 +206,7 @@ def _restore_order(directory: pathlib.Path) -> None:
   """Take back what a save that was cut short, or cannot be read, had moved away, and delete what it made useless."""
   if distributed.leads():
     _take_back(directory)
-    shutil.rmtree(directory / DELETED, ignore_errors=True)
+    moves.delete(directory / DELETED)  # or a part of it: the rest is tried again behind the next save
   distributed.meet('checkpoints are taken back')
 
 
@@ -203,16 +215,16 @@ def _take_back(directory: pathlib.Path) -> None:
   for old in directory.glob(f'*{steps_lib.REPLACED}'):
     new = old.with_name(old.name.removesuffix(steps_lib.REPLACED))
     if new.exists() and not reader.damage(new):
-      shutil.rmtree(old)
+      moves.throw(old, directory / DELETED)
       continue
     if new.exists():
       steps_lib.put_aside(new)
-    os.rename(old, new)
+    moves.rename(old, new)
   steps, deleted = steps_lib.numbered(directory), steps_lib.numbered(directory / DELETED)
   if deleted and (not steps or reader.damage(directory / str(steps[-1]))):
     for step in set(deleted) - set(steps):
       if not reader.damage(directory / DELETED / str(step)):  # a kill may have left one half deleted
-        os.rename(directory / DELETED / str(step), directory / str(step))
+        moves.rename(directory / DELETED / str(step), directory / str(step))
 
 
 def rank(metrics: Mapping[str, float]) -> tuple[float, float]:

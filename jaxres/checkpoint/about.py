@@ -9,7 +9,7 @@ from typing import Any
 
 import jaxres
 from jaxres import config as config_lib
-from jaxres.checkpoint import digests, reader
+from jaxres.checkpoint import digests
 from jaxres.errors import InputError
 from jaxres.runtime.environment import PACKAGES, devices
 
@@ -22,8 +22,14 @@ MAY_CHANGE = {
 }  # fmt: skip
 
 
-def describe(config: Mapping[str, Any], step: int) -> dict[str, Any]:
-  """Return what a checkpoint was made by: the config, its digest, the seed, the step, the versions, the devices."""
+def describe(config: Mapping[str, Any], step: int, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """Return what a checkpoint was made by: config, seed, step, versions, devices, and how its data was split.
+
+  Args:
+    config: of the run.
+    step: of the checkpoint.
+    data: the content of ``data.json``, of which its digest is kept; None where there is none.
+  """
   options = {section: dict(fields) for section, fields in config.items()}
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
   return {
@@ -33,7 +39,7 @@ def describe(config: Mapping[str, Any], step: int) -> dict[str, Any]:
     'config_sha256': digests.json_digest(options),
     'versions': {'jaxres': jaxres.__version__, 'python': platform.python_version()} | versions,
     'devices': devices(),
-  }
+  } | ({} if data is None else {'data_sha256': digests.json_digest(data), 'split_rule': data['split_rule']})
 
 
 def check_made_by(about: Mapping[str, Any], config: Mapping[str, Any] | None, path: pathlib.Path) -> None:
@@ -46,8 +52,6 @@ def check_made_by(about: Mapping[str, Any], config: Mapping[str, Any] | None, pa
   """
   if not (about.get('config') and config):
     return
-  if about.get('config_sha256') not in (None, digests.json_digest(about['config'])):
-    raise reader.DamagedError(f'{path}: the config in it is not that of its digest')
   if changed := other_fields(about['config'], config):
     name, (old, new) = next(iter(changed.items()))
     found = f'{name} was {json.dumps(old)} there, and is {json.dumps(new)} in this run'

@@ -42,11 +42,13 @@ class Manager(ocp.CheckpointManager):
   """Orbax's manager; what it has saved counts when it was read again, in a thread of its own, and compared."""
 
   saving: Saving | None = None  # of the process that leads
+  data: Mapping[str, Any] | None = None  # the content of the run's data.json, whose digest each checkpoint has
 
   def __init__(self, directory: pathlib.Path, options: ocp.CheckpointManagerOptions):
     """Open the checkpoints in ``directory``."""
     super().__init__(Directory(directory), options=options)
     self.place = directory
+    self.undeleted: set[pathlib.Path] = set()  # what nothing needs, and could not be deleted
     self._reader = concurrent.futures.ThreadPoolExecutor(1, 'read back')
 
   def read_back(self, step: int, known: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ class Saved(NamedTuple):
   digests: dict[str, str]  # of each, as ``leaf_digest`` makes them of what was read
   progress: dict[str, Any]
   about: dict[str, Any]  # the config and what else it was made by; empty where an older jaxres saved it
+  scores: dict[str, float]  # what it is ranked by: its step, and its validation top-1 where it has one
   verified: bool  # against the digests beside it, which an older jaxres did not write
 
 
@@ -62,18 +63,28 @@ def read(path: pathlib.Path) -> Saved:
     found = None if content is None else digests_lib.json_digest(content)
     if expected is not None and found != expected.get(item):
       raise DamagedError(f'{item}: {"missing" if content is None else "not what was saved"}')
-  if parts['metrics'] is not None and parts['metrics'].get('step') != steps.step_of(path):
-    raise DamagedError(f'metrics: of step {schema.brief(parts["metrics"].get("step"))}')
+  scores = parts['metrics'] or {}
+  if parts['metrics'] is not None and scores.get('step') != steps.step_of(path):
+    raise DamagedError(f'metrics: of step {schema.brief(scores.get("step"))}')
+  _check_about(parts['about'] or {})
   state, digests = _read_state(path / 'state', None if expected is None else expected['state'])
-  return Saved(state, digests, parts['progress'] or {}, parts['about'] or {}, expected is not None)
+  return Saved(state, digests, parts['progress'] or {}, parts['about'] or {}, scores, expected is not None)
 
 
 def about(path: pathlib.Path) -> dict[str, Any]:
-  """Return what the checkpoint in ``path`` says that it was made by; empty where it does not, or cannot be read."""
+  """Return what the checkpoint in ``path`` was made by; empty where it does not say so, or is damaged."""
   try:
-    return _read_item(path, 'about') or {}
+    content, known = _read_item(path, 'about') or {}, _read_item(path, 'digests') or {}
+    _check_about(content)
   except DamagedError:
     return {}  # which is found when the checkpoint is opened
+  return content if known.get('about') == digests_lib.json_digest(content) else {}
+
+
+def _check_about(content: Mapping[str, Any]) -> None:
+  """Raise DamagedError where the config that a checkpoint was made by is not that of its digest."""
+  if content.get('config_sha256') not in (None, digests_lib.json_digest(content.get('config'))):
+    raise DamagedError('about: the config in it is not that of its digest')
 
 
 def difference(path: pathlib.Path, known: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+from jaxres.checkpoint import moves
 from jaxres.errors import InputError
 
 REPLACED = '.replaced'  # ends the name of a checkpoint that makes way for another of its step
@@ -73,5 +74,5 @@ def put_aside(path: pathlib.Path) -> pathlib.Path:
   """Rename what has a step's name, so that a run can save that step; return where it is now."""
   names = (path.with_name(f'{path.name}.bad{number or ""}') for number in range(10_000))
   to = next(name for name in names if not os.path.lexists(name))
-  os.rename(path, to)
+  moves.rename(path, to)
   return to

@@ -21,7 +21,7 @@ from jaxres.weights import sources
 SHOWN_IDS = 8  # of a bad batch
 RUN_FILES: dict[str, Callable[[pathlib.Path], Any]] = {
   'config.json': workdir_lib.read_config,
-  'data.json': workdir_lib.read_data,
+  'data.json': workdir_lib.check_data_files,
   'environment.json': workdir_lib.read_environment,
 }
 

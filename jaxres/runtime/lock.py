@@ -15,7 +15,8 @@ from jaxres.paths import read_regular
 from jaxres.runtime import distributed
 
 LOCK = '.lock'  # of a workdir: its content is for the message, and what counts is the lock that the kernel holds on it
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of a file system that cannot lock
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # it cannot lock at all
+IN_USE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)  # the last where flock is made of fcntl's locks
 
 
 @contextlib.contextmanager
@@ -74,11 +75,9 @@ def _take_lock(workdir: pathlib.Path) -> int:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-      holder = trainer(workdir)
       if error.errno not in NO_LOCKS:
         os.close(file)
-        fix = 'wait for its end, or use another --workdir'
-        raise InputError(f'--workdir: {workdir} is in use: {holder or "another process"} trains there; {fix}') from None
+        raise InputError(_refusal(workdir, error)) from None
       print(
         f'{workdir}: no locks on this file system ({error.strerror}): see that nothing else trains there',
         file=sys.stderr,
@@ -91,6 +90,14 @@ def _take_lock(workdir: pathlib.Path) -> int:
     os.ftruncate(file, 0)
     os.write(file, json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}).encode())
   return file
+
+
+def _refusal(workdir: pathlib.Path, error: OSError) -> str:
+  """Return the line on a lock that is not to be had."""
+  if error.errno not in IN_USE:
+    return f'--workdir: cannot lock {workdir / LOCK}: {error.strerror}; look at the disk, or use another --workdir'
+  holder = trainer(workdir) or 'another process'
+  return f'--workdir: {workdir} is in use: {holder} trains there; wait for its end, or use another --workdir'
 
 
 def _is_at(file: int, path: pathlib.Path) -> bool:

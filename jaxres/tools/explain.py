@@ -12,7 +12,7 @@ from PIL import Image
 from jaxres import predict as predict_lib
 from jaxres.analysis import attribution, explain, images
 from jaxres.errors import InputError, make_teller, nearest, printable
-from jaxres.files import file_errors
+from jaxres.files import complete, file_errors
 from jaxres.paths import output_path
 from jaxres.tools.arguments import add_source_arguments, read_predictor
 
@@ -45,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
   out = images.check_path('--out', args.out)
   maps = output_path(args.maps, '--maps') if args.maps else None
   paths = predict_lib.find(args.images)
+  for flag, file in {'--out': out, '--maps': maps}.items():
+    if file and file.exists() and any(path.exists() and path.samefile(file) for path in paths):
+      raise InputError(f'{flag}: {file} is one of the images, and would be replaced; give another name')
   predictor = read_predictor(args)
   names = predictor.class_names
   if args.of is not None and args.of not in names:
@@ -77,10 +80,9 @@ def write(
   maps: pathlib.Path | None,
 ) -> None:
   """Write the picture and, where ``maps`` names a file, the maps ``[images, H, W]`` by method."""
-  with file_errors(out):
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw(found, methods, names).save(out)
+  images.write(out, draw(found, methods, names))
   if maps:
+    maps = maps if maps.suffix == '.npz' else maps.with_name(f'{maps.name}.npz')  # as NumPy calls it
     arrays: dict[str, Any] = {method: np.stack([one.maps[method] for one in found]) for method in methods}
-    with file_errors(maps):
-      np.savez(maps, path=np.array([str(one.path) for one in found]), klass=[one.klass for one in found], **arrays)
+    with file_errors(maps), complete(maps) as file:
+      np.savez(file, path=np.array([str(one.path) for one in found]), klass=[one.klass for one in found], **arrays)

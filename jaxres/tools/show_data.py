@@ -5,7 +5,6 @@ import argparse
 from jaxres import command_line, data
 from jaxres import config as config_lib
 from jaxres.analysis import images
-from jaxres.analysis.images import check_path, make_picture
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError, printable
 
@@ -23,15 +22,11 @@ def run(args: argparse.Namespace) -> None:
   for name in ('examples', 'draws'):
     if getattr(args, name) < 1:
       raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
-  out = check_path('--out', args.out)
+  out = images.check_path('--out', args.out)
   options = config_lib.to_dict(command_line.load(args.config, args.overrides))
   augment = augment_lib.make(**options['augment'])
   grid = images.draw_augmentations(
     data.load(**options['data']), augment, options['train']['seed'], args.examples, args.draws
   )
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    make_picture(grid).save(out)
-  except OSError as error:
-    raise InputError(f'--out: {out} cannot be written: {error.strerror or error}') from None
+  images.write(out, images.make_picture(grid))
   print(f'{printable(out)}: {len(grid)} training images, the originals on the left, then steps 0 to {args.draws - 1}')

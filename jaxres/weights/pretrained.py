@@ -83,7 +83,7 @@ def load(
   Raises:
     InputError: there is nothing that can be read, or it does not fit: nothing is loaded in part.
   """
-  kind, place = sources._parse(source)
+  kind, place = sources.parse(source)
   if kind == 'torchvision':
     where, theirs = str(sources._file(place)), None
     file = weights.read_file(where, skip, prefix)

@@ -45,7 +45,7 @@ def read(
   Raises:
     InputError: there is nothing there, or nothing that can be read.
   """
-  kind, place = _parse(source)
+  kind, place = parse(source)
   step = str(step)
   directory = user_path(place)
   is_written = (directory / 'model.json').is_file()
@@ -62,6 +62,8 @@ def read(
   if directory.is_file():
     raise InputError(f'{directory}: a file; leave out "jaxres:", which is for directories')
   if (directory / 'config.json').is_file():
+    if _snapshot(directory) and not (directory / 'checkpoints').exists():
+      raise InputError(f'{directory}: a directory of the hub; leave out "jaxres:", which is for what jaxres wrote')
     return _read_run(directory, step)._replace(preprocessing=preprocessing_of(directory), notes=_choice(step))
   if inside := runs_in(directory):
     raise InputError(f'{directory}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
@@ -97,8 +99,11 @@ def read_class_names(path: str, found: Pretrained) -> tuple[str, ...]:
   return names
 
 
-def _parse(source: str) -> tuple[str, str]:
-  """Return the kind of a source and where it is.
+def parse(source: str) -> tuple[str, str]:
+  """Return the kind of a source, one of ``SOURCES``, and where it is: of a directory of the hub, its file.
+
+  Args:
+    source: of ``read``.
 
   Raises:
     InputError: it is no text or path.
@@ -107,16 +112,20 @@ def _parse(source: str) -> tuple[str, str]:
     raise InputError(f'source: expected a path, torchvision:NAME or jaxres:DIR, found {source!r:.80}')
   source = os.fspath(source)
   kind, colon, place = source.partition(':')
-  if colon and kind in SOURCES:
-    return kind, place
-  path = user_path(source)
-  if not path.is_dir():
-    return 'torchvision', source
-  if not ((path / 'model.json').exists() or (path / 'checkpoints').exists()):  # it has a config.json of its own
-    for name in SNAPSHOT:
-      if (path / name).is_file():
-        return 'torchvision', str(path / name)
-  return 'jaxres', source
+  if not (colon and kind in SOURCES):
+    kind, place = '', source
+  path = user_path(place)
+  if kind == 'jaxres' or not path.is_dir():
+    return kind or 'torchvision', place
+  of_hub = _snapshot(path)
+  if of_hub and (kind or not ((path / 'model.json').exists() or (path / 'checkpoints').exists())):
+    return 'torchvision', str(of_hub)
+  return kind or 'jaxres', place
+
+
+def _snapshot(directory: pathlib.Path) -> pathlib.Path | None:
+  """Return the weights in a directory of the hub, whose config.json is none of jaxres; None where it is another."""
+  return next((directory / name for name in SNAPSHOT if (directory / name).is_file()), None)
 
 
 def _file(place: str) -> pathlib.Path:
@@ -168,7 +177,7 @@ def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
   channels = count_channels(variables)
   names = workdir.class_names(directory, options['num_classes'], channels)
   dialect = Dialect.of_model(models.create(**options).shortcut)
-  origin = f'{where} ({_why(directory, number, step)})' + (', moving average' if 'ema' in tree else '')
+  origin = f'{where} ({_why(saved.scores, step)})' + (', moving average' if 'ema' in tree else '')
   return Pretrained(variables, options, channels, dialect, number, names, origin)
 
 
@@ -192,6 +201,7 @@ def _restore(directory: pathlib.Path, step: str, config: Mapping[str, Any]) -> t
   where = check_utf8(directory).absolute() / 'checkpoints'
   number, path, saved = reader.follow(where, lambda paths: _choose(where, paths, step))
   check_made_by(saved.about, config, path)
+  workdir.check_data_file(directory, saved.about, path)
   return number, saved
 
 
@@ -211,11 +221,10 @@ def _choose(where: pathlib.Path, paths: Mapping[int, pathlib.Path], step: str) -
   return int(step)
 
 
-def _why(directory: pathlib.Path, number: int, step: str) -> str:
-  """Return in words why a checkpoint was taken."""
+def _why(scores: Mapping[str, float], step: str) -> str:
+  """Return in words why a checkpoint was taken, by what it is ranked by and what was asked for."""
   if step != 'best':
     return 'the latest' if step == 'latest' else 'as asked for'
-  scores = reader.read_scores(directory.absolute() / 'checkpoints' / str(number))
   name = next((name for name in scores if name != 'step'), None)
   label = name and name.removeprefix('val/').replace('top', 'top-')
   return (

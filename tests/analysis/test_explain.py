@@ -1,5 +1,10 @@
 """The tool on a run trained in seconds; its libraries where they are installed."""
 
+import errno
+import io
+import os
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +13,7 @@ from PIL import Image
 from jaxres import cli, predict
 from jaxres.analysis import attribution, explain
 from jaxres.analysis import images as images_lib
-from jaxres.errors import make_teller, time
+from jaxres.errors import InputError, make_teller, time
 from jaxres.tools import explain as explain_tool
 from tests.helpers import CLASS_NAMES, merged
 from tests.train.runs import make_run
@@ -147,3 +152,62 @@ def test_where_no_image_can_be_read_nothing_is_run(config, tmp_path, npz, monkey
   monkeypatch.setattr(explain, 'jit', lambda _: lambda *_: pytest.fail('it was run'))
   (found,) = explain.explain(predictor, [tmp_path / 'zz.jpg'], ['integrated'])
   assert found.problem.startswith('cannot decode the image')
+
+
+@pytest.mark.parametrize('victim', ['out', 'maps'])
+def test_what_was_there_stays_where_a_file_cannot_be_written(tmp_path, monkeypatch, victim: str) -> None:
+  pixels = np.zeros((8, 8, 3), np.uint8)
+  found = [explain.Explanation(tmp_path / 'x.png', pixels, 0, 0.5, {'gradcam': np.ones((8, 8), np.float32)}, None)]
+  out, maps = tmp_path / 'a.png', tmp_path / 'b.npz'
+  write = lambda: explain_tool.write(found, ['gradcam'], ['ant'], out, maps)
+  write()
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  assert before.keys() == {'a.png', 'b.npz'}
+
+  class Full(io.FileIO):
+    def write(self, data) -> int:
+      super().write(bytes(data)[:20])
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  opened = pathlib.Path.open
+
+  def full(self, mode='r', *args, **more):
+    name = {'out': out, 'maps': maps}[victim].name
+    return Full(self, mode) if self.name.startswith(name) else opened(self, mode, *args, **more)
+
+  monkeypatch.setattr(pathlib.Path, 'open', full)
+  with pytest.raises(InputError, match='the disk is full: cannot write '):
+    write()
+  monkeypatch.undo()
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_picture_that_its_kind_cannot_hold_is_one_line(tmp_path) -> None:
+  tall = Image.new('RGB', (4, 70_000))
+  for name in ('x.webp', 'x.jpg'):
+    with pytest.raises(InputError, match=f'{name}: 4 x 70000 pixels cannot be written as .*; give a name that ends in'):
+      images_lib.write(tmp_path / name, tall)
+  assert not [*tmp_path.iterdir()]
+  images_lib.write(tmp_path / 'new/x.png', tall)
+  with Image.open(tmp_path / 'new/x.png') as picture:
+    assert picture.size == tall.size
+
+
+def test_maps_are_called_as_numpy_calls_them(tmp_path) -> None:
+  pixels = np.zeros((8, 8, 3), np.uint8)
+  found = [explain.Explanation(tmp_path / 'x.png', pixels, 0, 0.5, {'gradcam': np.ones((8, 8), np.float32)}, None)]
+  explain_tool.write(found, ['gradcam'], ['ant'], tmp_path / 'a.png', tmp_path / 'maps')
+  assert {path.name for path in tmp_path.iterdir()} == {'a.png', 'maps.npz'}
+
+
+@pytest.mark.parametrize('flag', ['--out', '--maps'])
+def test_no_image_that_is_explained_is_replaced(tmp_path, monkeypatch, capsys, flag: str) -> None:
+  monkeypatch.chdir(tmp_path)
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save('x.png')
+  before = (tmp_path / 'x.png').read_bytes()
+  with pytest.raises(SystemExit):
+    cli.main(['explain', 'nowhere', '.', flag, './x.png'])
+  assert (
+    capsys.readouterr().err == f'error: {flag}: x.png is one of the images, and would be replaced; give another name\n'
+  )
+  assert (tmp_path / 'x.png').read_bytes() == before

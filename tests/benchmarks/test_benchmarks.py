@@ -20,11 +20,14 @@ from benchmarks import (
   limit,
   planted_patch,
   projection,
+  read_back,
   scaling,
   sides,
   table,
 )
+from jaxres import config as config_lib
 from jaxres import models
+from jaxres.checkpoint import reader
 from jaxres.runtime import limits
 from tests.helpers import benchmark_arguments, make_arrays
 
@@ -350,3 +353,31 @@ def test_the_tables_of_what_is_found() -> None:
   what = '| 1,000 of 50,000 in the training split; resnet20, 2 epochs, test top-1 70.0 %'
   assert f'{what} | margin | 1,000 | 40.0 % | 40.0 % | 31.0 % | 16 |' in found
   assert f'{what} | confident learning | 2,000 | 35.0 % | 70.0 % |  |  |' in found
+
+
+@pytest.mark.parametrize('reads', [True, False])
+def test_one_side_reads_back_each_of_its_saves_and_the_other_none(config: dict, monkeypatch, reads: bool) -> None:
+  looks, difference = [], reader.difference
+
+  def look(path, known):
+    looks.append(path.name)
+    return difference(path, known)
+
+  monkeypatch.setattr(reader, 'difference', look)
+  work = read_back.build(config_lib.to_dict(config_lib.complete(config)), reads=reads)
+  work.run(1)
+  assert work.images == 4 * 96
+  assert work.facts.keys() == {'epochs', 'look_s'}
+  looks.clear()
+  work.run(2)
+  assert looks == (['6', '12', '18', '24'] * 2 if reads else [])
+
+
+def test_the_shares_of_reading_back() -> None:
+  row = lambda speed: {'images_per_s': speed, 'cpu_ms_per_image': 1.0}
+  found = {'read back': [row(98.0), row(99.0), row(90.0)], 'not read back': [row(100.0)] * 3}
+  facts = {'read back': {'images': 4900, 'epochs': 10, 'look_s': 0.05}, 'not read back': {}}
+  first, second = read_back.summarize(found, facts)
+  assert (first['share'], first['share_spread']) == (0.02, [0.01, 0.1])
+  assert first['look_share'] == 0.01  # of five seconds
+  assert 'share' not in second

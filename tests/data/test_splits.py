@@ -16,6 +16,7 @@ from jaxres.data.sources import csv_file, folder
 from jaxres.errors import InputError
 from jaxres.train import loop
 from tests.data import sets
+from tests.helpers import save_as_before
 
 
 def write(path: pathlib.Path, level: int = 0, size: int = 8) -> pathlib.Path:
@@ -258,6 +259,7 @@ def test_a_run_without_a_rule_keeps_the_first(trained, tmp_path, monkeypatch) ->
   run = tmp_path / 'old'
   with monkeypatch.context() as patch:  # a run as it was before
     patch.setattr(data, 'SPLIT_RULE', 1)
+    save_as_before(patch)
     loop.train_and_evaluate(config, run)
   as_of_old(run)
   assert workdir.split_rule(run) == 1

@@ -11,7 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -22,7 +23,9 @@ from jaxres.data.resident import Resident
 from jaxres.data.types import Arrays
 from jaxres.errors import InputError
 from jaxres.runtime import distributed, sharding
+from jaxres.runtime.lock import LOCK
 from jaxres.train import loop
+from tests.faults import inject
 from tests.helpers import ROOT, merged, rows
 from tests.train.runs import final_state
 
@@ -35,7 +38,7 @@ def free_port() -> int:
     return sock.getsockname()[1]
 
 
-def start(path: pathlib.Path, config: dict, workdir: pathlib.Path, **work: int) -> list[subprocess.Popen]:
+def start(path: pathlib.Path, config: dict, workdir: pathlib.Path, **work: int | str) -> list[subprocess.Popen]:
   """Start the two processes of a run."""
   fields = {'config': config, 'workdir': str(workdir), 'coordinator': f'localhost:{free_port()}', 'processes': 2}
   path.write_text(json.dumps(fields | work))
@@ -113,6 +116,54 @@ def test_where_one_process_dies_the_other_ends_and_the_run_resumes(
   assert saved[-1] < 22
   loop.train_and_evaluate(job, tmp_path / 'run')  # as one process
   assert_close(tmp_path / 'run', alone)
+
+
+def descriptors(process: subprocess.Popen) -> list[str]:
+  """Return the files that a process has open."""
+  return [os.readlink(link) for link in pathlib.Path(f'/proc/{process.pid}/fd').iterdir() if link.is_symlink()]
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/fd').is_dir(), reason='no /proc')
+def test_process_0_alone_locks_and_a_second_pair_is_refused(job: dict, tmp_path: pathlib.Path) -> None:
+  run, lock = tmp_path / 'run', str(tmp_path / 'run' / LOCK)
+  first = start(tmp_path / 'first.json', job, run, evaluation=2, gate=str(tmp_path / 'gate'))
+  try:
+    until(lambda: any(run.glob('checkpoints/*/commit_success.txt')) or first[0].poll() is not None)
+    until(lambda: settled(run))
+    assert [lock in descriptors(process) for process in first] == [True, False]
+    before = everything(run)
+    assert json.loads(before[LOCK])['pid'] == first[0].pid
+    second = ended(start(tmp_path / 'second.json', job, run))
+    assert everything(run) == before
+    assert [status for status, _, _ in second] == [2, 2]
+    lines = [[line for line in said.splitlines() if line.startswith('error')] for _, _, said in second]
+    holder = f'process {first[0].pid} on host {socket.gethostname()}'
+    fix = 'wait for its end, or use another --workdir'
+    assert lines[0] == [f'error: --workdir: {run} is in use: {holder} trains there; {fix}']
+    assert lines[1] == [f'error: --workdir: {run}: process 0 cannot train there, and says why']
+    assert not any('Traceback' in said for _, _, said in second)
+    (tmp_path / 'gate').touch()
+  finally:
+    found = ended(first)
+  assert [status for status, _, _ in found] == [0, 0], found
+
+
+def until(condition: Callable[[], bool], seconds: float = 240) -> None:
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.1)
+
+
+def settled(run: pathlib.Path) -> bool:
+  """Return whether nothing was written there for two seconds."""
+  before = everything(run)
+  time.sleep(2)
+  return everything(run) == before
+
+
+def everything(run: pathlib.Path) -> dict[str, bytes]:
+  return {str(path.relative_to(run)): path.read_bytes() for path in inject.files(run)}
 
 
 def test_the_arguments() -> None:

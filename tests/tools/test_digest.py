@@ -29,3 +29,20 @@ def test_bad_input(words: list[str], message: str, tmp_path, capsys) -> None:
   with pytest.raises(SystemExit):
     cli.main(['digest', str(tmp_path), *words])
   assert message in capsys.readouterr().err
+
+
+def test_the_digests_of_a_series(tmp_path, capsys) -> None:
+  for k in (0, 1, 10):
+    with checkpoint.open(tmp_path / f'seed{k}/checkpoints') as manager:
+      checkpoint.save(manager, make_train_state(k + 1), PROGRESS, {})
+    (tmp_path / f'seed{k}/config.json').write_text('{}')
+  alone = []
+  for k in (0, 1, 10):
+    cli.main(['digest', str(tmp_path / f'seed{k}')])
+    alone.append(f'{capsys.readouterr().out.rstrip()}, {tmp_path}/seed{k}')
+  assert len({line.split()[0] for line in alone}) == 3
+  cli.main(['digest', str(tmp_path)])
+  assert capsys.readouterr().out.splitlines() == alone
+  with pytest.raises(SystemExit):
+    cli.main(['digest', str(tmp_path), '--step', '2'])
+  assert f'{tmp_path}/seed0/checkpoints has no step 2; there are 1' in capsys.readouterr().err

@@ -10,7 +10,6 @@ from PIL import Image
 from jaxres import cli, data
 from jaxres.analysis import images as images_lib
 from jaxres.data import augment
-from jaxres.tools import show_data as show_data_tool
 from tests.helpers import ROOT
 
 DIGITS = ['--config', str(ROOT / 'configs/digits.py'), '--config.data.limit=100']
@@ -43,7 +42,7 @@ def test_mixing_shows(npz) -> None:
   alone = images_lib.draw_augmentations(dataset, augment.make(), 0, 4, 2)
   np.testing.assert_array_equal(alone, alone[:, :1].repeat(3, 1))
   assert (grid[:, 1:] != alone[:, 1:]).any((2, 3, 4)).all()
-  picture = np.asarray(show_data_tool.make_picture(grid))
+  picture = np.asarray(images_lib.make_picture(grid))
   np.testing.assert_array_equal(picture[2:66:8, 2:66:8], grid[0, 0])
 
 
@@ -84,7 +83,7 @@ def test_a_stream_shows_whole_originals_and_its_own_crops(photos: pathlib.Path) 
     (['--config', 'none.py', '--out', 'x.png'], 'no such file: none.py'),
     ([*DIGITS, '--out', 'x.txt'], '--out x.txt: expected a picture'),
     ([*DIGITS, '--out', 'x.png', '--draws=0'], '--draws: expected 1 or more, found 0'),
-    ([*DIGITS, '--out', '/dev/null/x.png'], '--out: /dev/null/x.png cannot be written: '),
+    ([*DIGITS, '--out', '/dev/null/x.png'], 'cannot write /dev/null/x.png: '),
     (DIGITS, 'the following arguments are required: --out'),
   ],
 )

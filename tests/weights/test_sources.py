@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from jaxres import checkpoint, models, weights
 from jaxres import config as config_lib
+from jaxres.checkpoint import reader
 from jaxres.errors import InputError
 from jaxres.state import create
 from jaxres.weights import directories, pretrained, sources
@@ -169,6 +171,22 @@ def test_the_best_step_is_the_earliest_best_on_validation_or_the_latest(tmp_path
   assert same(sources.read(run, 'latest').variables, variables_of(4, len(scores)))
   (tmp_path / 'run/checkpoints/1/metrics/metrics').unlink()
   assert 'damaged: metrics: missing' in refused(sources.read, run, 'best')
+
+
+@pytest.mark.parametrize('step', ['best', 'latest', '1'])
+def test_a_checkpoint_that_goes_while_it_is_read_is_told_rightly(tmp_path, tiny, monkeypatch, step):
+  """A training deletes or replaces it as soon as a reader has it: what is said is of what was read."""
+  run = keep_run(tmp_path / 'run', (0.5,))
+  read = reader.read
+
+  def read_and_lose(path):
+    saved = read(path)
+    shutil.rmtree(path)
+    return saved
+
+  monkeypatch.setattr(reader, 'read', read_and_lose)
+  words = {'best': 'the best on validation: top-1 50.00%', 'latest': 'the latest', '1': 'as asked for'}
+  assert sources.read(run, step).origin == f'{run}, step 1 ({words[step]})'
 
 
 @pytest.mark.parametrize('channels', [1, 2, 4, 7])
