@@ -8,6 +8,7 @@ import numpy as np
 from jaxres.data import sampler
 from jaxres.data.types import Encoded, Source, Split
 from jaxres.errors import InputError, nearest, say
+from jaxres.paths import shortened
 
 
 def with_test(splits: Mapping[str, Split], names: tuple[str, ...], where: str, seed: int) -> Source:
@@ -121,7 +122,7 @@ def say_untrained(labels: np.ndarray, class_names: Sequence[str]) -> None:
   missing = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
   if len(missing):
     others = f' and {len(missing) - 1:,} other classes' if len(missing) > 1 else ''
-    name = class_names[missing[0]]
+    name = shortened(class_names[missing[0]])
     say(f'no training example is of the class {name!r}{others}: of {len(class_names):,} classes these are not learned')
 
 

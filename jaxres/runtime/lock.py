@@ -7,10 +7,9 @@ import json
 import os
 import pathlib
 import socket
-import sys
 from collections.abc import Iterator
 
-from jaxres.errors import InputError
+from jaxres.errors import InputError, say
 from jaxres.paths import read_regular
 from jaxres.runtime import distributed
 
@@ -79,10 +78,7 @@ def _take_lock(workdir: pathlib.Path) -> int:
         os.close(file)
         fix = 'wait for its end, or use another --workdir'
         raise InputError(f'--workdir: {workdir} is in use: {holder or "another process"} trains there; {fix}') from None
-      print(
-        f'{workdir}: no locks on this file system ({error.strerror}): see that nothing else trains there',
-        file=sys.stderr,
-      )
+      say(f'{workdir}: no locks on this file system ({error.strerror}): see that nothing else trains there')
       break
     if _is_at(file, path):  # or the one before deleted it as it ended
       break

@@ -19,7 +19,8 @@ def run(args: argparse.Namespace) -> None:
   """Print the digest of a checkpoint, which is read whole and compared with what was saved."""
   step, saved = workdir.read_step(user_path(args.workdir), args.step)
   if args.leaves:
-    print('\n'.join(f'{digest}  {printable(name)}' for name, digest in saved.digests.items()))
-    print(f'{digests.json_digest(digests.without_speeds(saved.progress))}  progress')
+    print('\n'.join(printable(f'{digest}  {name}') for name, digest in saved.digests.items()))
+    print(printable(f'{digests.json_digest(digests.without_speeds(saved.progress))}  progress'))
   verified = 'verified' if saved.verified else 'not verified: an older jaxres saved it'
-  print(f'{digests.state_digest(saved.digests, saved.progress)}  step {step}, {len(saved.digests)} arrays, {verified}')
+  digest = digests.state_digest(saved.digests, saved.progress)
+  print(printable(f'{digest}  step {step}, {len(saved.digests)} arrays, {verified}'))

@@ -34,4 +34,5 @@ def run(args: argparse.Namespace) -> None:
     make_picture(grid).save(out)
   except OSError as error:
     raise InputError(f'--out: {out} cannot be written: {error.strerror or error}') from None
-  print(f'{printable(out)}: {len(grid)} training images, the originals on the left, then steps 0 to {args.draws - 1}')
+  seen = f'{len(grid)} training images, the originals on the left, then steps 0 to {args.draws - 1}'
+  print(printable(f'{out}: {seen}'))

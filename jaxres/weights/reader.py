@@ -15,7 +15,7 @@ import numpy as np
 from jaxres.errors import InputError
 from jaxres.paths import open_regular, user_path
 from jaxres.weights import dtypes, pickles, safetensors, zipped
-from jaxres.weights.names import shown
+from jaxres.weights.names import shown, shown_shape
 from jaxres.weights.selection import Selection, select
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
@@ -252,7 +252,7 @@ def _extent_problem(tensor: pickles.Tensor, storages: _Storages) -> str:
     or (size and last >= storage.size)
     or math.prod(max(n, 1) for n in shape) > len(storages.data)  # [0, 2**62] has no numbers
   ):
-    return f'of shape {list(shape)} reaches beyond its {storage.size} numbers'
+    return f'of shape {shown_shape(shape)} reaches beyond its {storage.size} numbers'
   return ''
 
 

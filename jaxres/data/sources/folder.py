@@ -52,7 +52,7 @@ def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tup
       raise InputError(f'{root}: {layout}; expected a sub-folder per class, in train, val and test or without them')
     return {'train': files}, names
   _say_loose(root)
-  flat = [name for name in files_lib.SPLITS if name not in splits and (root / name).is_dir()]
+  flat = [name for name in files_lib.SPLITS if name not in splits and os.path.isdir(root / name)]
   if flat:
     say(f'{root / flat[0]} has no sub-folder per class and is left out')
   odd = [folder.name for folder in _folders(root) if folder.name not in splits and _folders(folder)]
@@ -86,9 +86,7 @@ def _existing(path: str | None, name: str, what: str) -> pathlib.Path:
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
   """Return the sub-folders by name, less the hidden ones; none where there is no such folder."""
-  if not path.is_dir():
-    return []
-  return sorted(sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith('.'))
+  return [pathlib.Path(sub) for sub in listing.look(path).folders] if os.path.isdir(path) else []
 
 
 def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tuple[str, ...], Encoded]:
@@ -101,7 +99,8 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
   """
   classes = {folder.name: folder for folder in _folders(root)}
   if not classes:
-    files = sum(path.is_file() for path in root.iterdir())
+    there = listing.look(root)
+    files = len(there.images) + len(there.others)
     raise InputError(f'{root}: expected a sub-folder of images per class, found none (and {files} files)')
   if set(map(str.lower, classes)) <= set(files_lib.SPLITS) and not any(map(_holds_files, classes.values())):
     folders = ', '.join(classes)
@@ -174,4 +173,5 @@ def _say_loose(root: pathlib.Path) -> None:
 
 
 def _holds_files(folder: pathlib.Path) -> bool:
-  return any(path.is_file() for path in folder.iterdir())
+  there = listing.look(folder)
+  return bool(there.images or there.others)

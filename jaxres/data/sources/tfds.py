@@ -17,7 +17,7 @@ from jaxres.data.sources import tfds_labels
 from jaxres.data.splits import with_test
 from jaxres.data.types import Arrays, Encoded, Source, Split
 from jaxres.errors import InputError, nearest, say
-from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, shell_word, user_path
+from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, shell_word, shortened, user_path
 
 _NAMES = ('id', 'file_name', 'filename', 'image/file_name', 'image/filename')  # features that name an example
 SPLITS = ('train', 'validation', 'test')
@@ -69,7 +69,7 @@ def read(name: str, data_dir: str | None = None, seed: int = 0) -> Source:
   except InputError:
     raise
   except Exception as error:  # TFDS and array_record raise nearly every type there is
-    reason = ' '.join(str(error).split())
+    reason = shortened(' '.join(str(error).split()))
     raise InputError(
       f'cannot read {folder}: {reason}; remove that folder and {prepare_anew(name, data_dir)}'
     ) from error
@@ -174,10 +174,10 @@ def _check_features(folder: pathlib.Path, features: Any, splits: Any) -> None:
   if (kinds.get('image'), kinds.get('label')) != ('Image', 'ClassLabel'):
     raise InputError(
       f'{folder} is no image-classification set: expected the features image: Image and '
-      f'label: ClassLabel, found {", ".join(f"{k}: {v}" for k, v in kinds.items())}'
+      f'label: ClassLabel, found {shortened(", ".join(f"{k}: {v}" for k, v in kinds.items()))}'
     )
   if 'train' not in splits:
-    raise InputError(f"{folder} has no split 'train'; its splits: {', '.join(splits)}")
+    raise InputError(f"{folder} has no split 'train'; its splits: {shortened(', '.join(splits))}")
   empty = [split for split in SPLITS if split in splits and not splits[split].num_examples]
   if empty:
     raise InputError(f'{folder} {empty[0]}: the split is empty')
