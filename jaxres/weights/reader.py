@@ -143,6 +143,8 @@ def _format(data: Any, where: str) -> Callable[[Any, str], tuple[Any, ArraysOf]]
     known = 'an HTML page, not weights: the download needs a direct link'
   elif text.startswith(b'version https://git-lfs'):
     known = 'a pointer of Git LFS, not the file: `git lfs pull` brings it'
+  elif text.startswith(b'{') and b'weight_map' in data[: 1 << 20]:
+    known = 'an index of shards, not weights: read them all by safetensors, and save them as one file'
   elif head.startswith(b'\x1f\x8b'):
     known = 'compressed by gzip; unpack it first'
   raise InputError(f'{where}: {known}')

@@ -6,14 +6,13 @@ import io
 import os
 import pathlib
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from jaxres.data.sources import files, folder
-from jaxres.data.splits import with_test
+from jaxres.data.splits import say_lookalikes, with_test
 from jaxres.data.types import Source
-from jaxres.errors import InputError, nearest, say
+from jaxres.errors import InputError, nearest
 from jaxres.paths import open_regular, shortened
 
 COLUMNS = ('path', 'label', 'split')
@@ -42,7 +41,7 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
   names = files.sort_classes({row.label for row in rows if row.split == 'train'})
   if not names:
     raise InputError(f'{file}: it lists no training images')
-  _say_lookalikes(file, names)
+  say_lookalikes(str(file), names)
   number = {label: k for k, label in enumerate(names)}
   splits: dict[str, list[Row]] = collections.defaultdict(list)
   for row in rows:
@@ -171,13 +170,3 @@ def _why_no_file(path: str) -> str:
   except OSError as error:
     return f'cannot be read: {error.strerror}'
   return 'no regular file'
-
-
-def _say_lookalikes(file: pathlib.Path, names: Sequence[str]) -> None:
-  """Say which classes are called alike but for the case of letters, inner space or the form of an accent."""
-  alike: Mapping[str, list[str]] = collections.defaultdict(list)
-  for name in names:
-    alike[' '.join(unicodedata.normalize('NFKC', name).casefold().split())].append(name)
-  for group in (group for group in alike.values() if len(group) > 1):
-    listed = shortened(' and '.join(map(repr, group)))
-    say(f'{file}: {listed} are {len(group)} classes; write them alike if they are one')

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jaxres.data import listing
 from jaxres.data.listing import SUFFIXES
 from jaxres.data.sources import files as files_lib
-from jaxres.data.splits import with_test
+from jaxres.data.splits import say_lookalikes, with_test
 from jaxres.data.types import Encoded, Source
 from jaxres.errors import InputError, nearest, say
 from jaxres.paths import user_path
@@ -110,6 +110,8 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
   if top == root:
     _say_loose(root)
   names = files_lib.sort_classes(classes, split_rule)
+  if top == root or root.name == 'train':
+    say_lookalikes(str(root), names)
   listings = [listing.look(classes[name]) for name in names]
   images = [_known(found.images, split_rule) for found in listings]
   left_out = [_left_out(found) for found in listings]
