@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from jaxres import data as data_lib
 from jaxres.data import decode
@@ -309,3 +309,13 @@ def test_a_bomb_counts_as_a_bad_image(tmp_path, capsys) -> None:
   data_lib.load('folder', path=str(tmp_path), image_size=8, max_bad=1)
   lines = capsys.readouterr().err.splitlines()
   assert sorted(line[:8] for line in lines) == ['bad test', 'bad trai']
+
+
+@pytest.mark.parametrize('read', [decode.check, decode.storable, lambda data: decode.whole(data, 8)])
+def test_a_program_is_no_image(read, monkeypatch) -> None:
+  """Pillow has Ghostscript run an EPS, whatever the file is called."""
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('it was run'))
+  file = io.BytesIO()
+  Image.new('RGB', (8, 8)).save(file, 'EPS')
+  with pytest.raises(decode.BadImageError, match='it is EPS, a program that draws; expected pixels'):
+    read(file.getvalue())

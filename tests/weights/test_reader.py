@@ -225,3 +225,11 @@ def test_safetensors_as_the_format_says(tmp_path):
 def test_bad_safetensors_are_one_line(tmp_path, content, expected):
   (tmp_path / 'x.safetensors').write_bytes(content)
   assert expected in complaint(tmp_path / 'x.safetensors')
+
+
+def test_an_index_of_shards_says_what_it_is(tmp_path):
+  content = {'metadata': {'total_size': 9}, 'weight_map': {'conv1.weight': 'model-00001-of-00002.safetensors'}}
+  for form in (json.dumps(content), json.dumps(content, indent=2)):
+    (tmp_path / 'model.safetensors.index.json').write_text(form)
+    with pytest.raises(InputError, match='an index of shards, not weights: .* save them as one file'):
+      weights.read(tmp_path / 'model.safetensors.index.json')

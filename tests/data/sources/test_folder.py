@@ -466,3 +466,12 @@ def test_a_folder_of_other_kinds_becomes_rgb(kind: str, suffix: str, tmp_path) -
 def test_bad_fields(options: dict, message: str) -> None:
   with pytest.raises(InputError, match=message):
     data.load('digits', **options)
+
+
+def test_folders_that_look_alike_are_said_once(tmp_path, capsys) -> None:
+  for root in (tmp_path / 'flat', tmp_path / 'split/train', tmp_path / 'split/test'):
+    write_classes(root, Cat=5, cat=5, dog=5)
+  folder.read_folder(str(tmp_path / 'flat'), seed=0)
+  assert "'Cat' and 'cat' are 2 classes; write them alike if they are one" in capsys.readouterr().err
+  folder.read_folder(str(tmp_path / 'split'), seed=0)
+  assert capsys.readouterr().err.count("'Cat' and 'cat' are 2 classes") == 1
