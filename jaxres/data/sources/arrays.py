@@ -144,11 +144,11 @@ def _check_images(path: str, name: str, images: np.ndarray, count: int, channels
   if images.dtype != np.uint8 or images.ndim != 4 or 0 in shape[1:]:
     found = f'{_kind(images)}{_image_fix(name, images)}'
     raise InputError(f'{path}: {name}: expected uint8 [N, H, W, C] with values 0..255, found {found}')
-  if problem := _axes_problem(name, shape, channels):
-    raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, {problem}')
   if shape[3] == count != shape[0] and shape[2] <= MAX_CHANNELS:
     fix = f'use {name}.transpose(3, 0, 1, 2)'
     raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, which has the examples last; {fix}')
+  if problem := _axes_problem(name, shape, channels):
+    raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, {problem}')
 
 
 def _kind(array: np.ndarray) -> str:
