@@ -33,6 +33,8 @@ _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder offers for less work than the who
 _local = threading.local()
 # An image beyond the limit is refused in one line, by ``_check_size``; Pillow would print two of its own before.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+# Nor is anybody helped by what it says of EXIF, palettes and tags, twice a file: the pixels are read, or refused.
+warnings.filterwarnings('ignore', module=r'PIL\.')
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
