@@ -297,6 +297,22 @@ def test_pillow_prints_nothing(tmp_path) -> None:
   assert done.stderr == ''
 
 
+EXIF = b'Exif\0\0MM\0*\xff\xff\xff\x08\0\1'  # whose directory lies beyond it
+TAG = b'Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x0e\0\2\xff\xff\xff\xff\0\0\0\0\0\0\0\0'  # a text longer than the file
+
+
+@pytest.mark.parametrize('exif', [EXIF, TAG])
+def test_damaged_exif_is_no_damage_of_the_pixels_and_not_a_word(tmp_path, exif: bytes) -> None:
+  plain = encode(picture(16, 16), 'JPEG')
+  photograph = encode(picture(16, 16), 'JPEG', exif=exif)
+  np.testing.assert_array_equal(decode.whole(photograph, None), decode.whole(plain, None))
+  (tmp_path / 'x.jpg').write_bytes(photograph)
+  code = 'import sys; from jaxres.data import decode; decode.whole(open(sys.argv[1], "rb").read(), 8)'
+  words = [sys.executable, '-c', code, str(tmp_path / 'x.jpg')]
+  done = subprocess.run(words, capture_output=True, text=True, check=True)
+  assert done.stdout + done.stderr == ''
+
+
 def test_a_bomb_counts_as_a_bad_image(tmp_path, capsys) -> None:
   for split in ('train', 'test'):
     for name in ('a', 'b'):
