@@ -1,5 +1,6 @@
 """TFDS image-classification sets in array_record format, read with no TensorFlow and no network."""
 
+import errno
 import importlib.util
 import io
 import json
@@ -93,6 +94,23 @@ def known(data_dir: str | os.PathLike[str] | None = None) -> set[str]:
   infos = [info for depth in ('*/*', '*/*/*') for info in parent.glob(f'{depth}/dataset_info.json')]
   there = {info.parent.parent for info in infos if _VERSION.fullmatch(info.parent.name)}
   return {folder.relative_to(parent).as_posix() for folder in there} | set(_preparable())
+
+
+def check_access(name: str, data_dir: str | os.PathLike[str] | None = None) -> None:
+  """Raise InputError where a part of the set ``name`` may not be read, which would else seem not to be there."""
+  folder = root(data_dir) / name
+  for place in (folder, *(folder / entry for entry in _entries(folder) if _VERSION.fullmatch(entry))):
+    for path in (place, *(place / entry for entry in _entries(place))):
+      if os.path.lexists(path) and not os.access(path, os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK):
+        raise InputError(f'cannot read {path}: {os.strerror(errno.EACCES)}')
+
+
+def _entries(folder: pathlib.Path) -> list[str]:
+  """Return the names in ``folder``; none where it is none, or may not be read."""
+  try:
+    return sorted(os.listdir(folder))
+  except (OSError, ValueError):
+    return []
 
 
 def sizes_vary(folder: pathlib.Path) -> bool:
