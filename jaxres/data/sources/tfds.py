@@ -101,7 +101,7 @@ def check_access(name: str, data_dir: str | os.PathLike[str] | None = None) -> N
   folder = root(data_dir) / name
   for place in (folder, *(folder / entry for entry in _entries(folder) if _VERSION.fullmatch(entry))):
     for path in (place, *(place / entry for entry in _entries(place))):
-      if os.path.lexists(path) and not os.access(path, os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK):
+      if os.path.exists(path) and not os.access(path, os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK):
         raise InputError(f'cannot read {path}: {os.strerror(errno.EACCES)}')
 
 
