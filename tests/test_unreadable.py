@@ -20,7 +20,6 @@ from jaxres import weights
 from jaxres.models import blocks, resnet
 from jaxres.train import loop
 from jaxres.weights import sources
-from tests import unprivileged
 from tests.conftest import ROOT, make_arrays
 from tests.weights.conftest import make_state
 
@@ -111,13 +110,13 @@ CASES: dict[str, tuple[list[str], dict[str, int], str]] = {
     ['prepare', 'folder', 'DATA/folder', '--data_dir', 'DATA/outer/new'], {'outer': 0o555}, 'outer',
   ),
   'a place for arrays': (
-    ['prepare', 'folder', 'DATA/folder', '--npz', 'DATA/outer/n.npz', '--image_size', '8'], {'outer': 0o555}, 'outer',
+    ['prepare', 'folder', 'DATA/folder', '--npz', 'DATA/outer/new.npz', '--image_size', '8'], {'outer': 0o555}, 'outer',
   ),
   'a place for weights': (['convert', 'DATA/x.pth', 'DATA/outer/new'], {'outer': 0o555}, 'outer'),
   'a place for a file of weights': (['convert', 'DATA/x.pth', 'DATA/outer/new.pth'], {'outer': 0o555}, 'outer'),
-  'a place for a page': (['report', RUN, '--out', 'DATA/outer/r.html'], {'outer': 0o555}, 'outer'),
-  'a place for a picture': (['explain', RUN, 'DATA/0.png', '--out', 'DATA/outer/e.png'], {'outer': 0o555}, 'outer'),
-  'a place for scores': (['evaluate', RUN, '--out', 'DATA/outer/s.json'], {'outer': 0o555}, 'outer'),
+  'a place for a page': (['report', RUN, '--out', 'DATA/outer/new.html'], {'outer': 0o555}, 'outer'),
+  'a place for a picture': (['explain', RUN, 'DATA/0.png', '--out', 'DATA/outer/new.png'], {'outer': 0o555}, 'outer'),
+  'a place for scores': (['evaluate', RUN, '--out', 'DATA/outer/new.json'], {'outer': 0o555}, 'outer'),
   'a place for a run': (['train', json.dumps(RUN_CONFIG), 'DATA/outer/new'], {'outer': 0o555}, 'outer'),
   'a run to go on with': (['train', json.dumps(RUN_CONFIG), RUN], {'run': 0}, 'run'),
   'a run to go on with that may not be written': (['train', json.dumps(RUN_CONFIG), RUN], {'run': 0o555}, 'run'),
@@ -187,14 +186,12 @@ def placed(value: Any, root: pathlib.Path) -> Any:
 def results() -> Iterator[dict[str, dict[str, Any]]]:
   """What came of each case."""
   root = pathlib.Path(tempfile.mkdtemp(prefix='jaxres-unreadable-'))  # pytest's own directory is root's alone
+  root.chmod(0o755)
   with pytest.MonkeyPatch.context() as patch:
     model = functools.partial(resnet.ResNet, (1,), (8,), blocks.BasicBlock, stem_type='cifar')
     patch.setitem(resnet.MODELS, 'tiny', model)
     build(root)
   (root / 'home').mkdir()
-  if os.geteuid() == 0:
-    for path in (root, *root.rglob('*')):
-      os.chown(path, unprivileged.NOBODY, unprivileged.NOBODY)
   cases = [
     [words, {str(root / path): mode for path, mode in modes.items()}]
     for words, modes, _ in placed([*CASES.values()], root)
@@ -203,7 +200,7 @@ def results() -> Iterator[dict[str, dict[str, Any]]]:
   environment = os.environ | {'HOME': home, 'XDG_CACHE_HOME': home, 'PYTHONPATH': str(ROOT)}
   done = subprocess.run(
     [sys.executable, '-m', 'tests.unprivileged'],
-    input=json.dumps(cases),
+    input=json.dumps([str(root), cases]),
     cwd=ROOT,
     env=environment,
     capture_output=True,

@@ -142,7 +142,8 @@ def _too_few(folder: pathlib.Path, found: listing.Listing, kept: list[str], lost
   if not lost:
     return f'{folder}: no images: expected files that end in {", ".join(SUFFIXES)}, found {len(found.others)} others'
   problems = [
-    f'{len(found.broken)} are links to nothing or no files: repair or remove them' * bool(found.broken),
+    f'{len(found.broken)} are links to nothing that can be read, or no files: repair or remove them'
+    * bool(found.broken),
     f'{len(lost) - len(found.broken)} lie in its sub-folders: move them up into it, or elsewhere'
     * (len(lost) > len(found.broken)),
   ]
