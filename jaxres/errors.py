@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import re
 import sys
 import time
@@ -9,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
+MAX_WORD, MAX_LISTED = 100, 1000  # characters, of a word that is compared, and of all that are listed
 _NEWLINES = re.compile(r'[ \t]*[\r\n][ \t\r\n]*')
 _ACTIVE = ('Cc', 'Cs', 'Zl', 'Zp')  # Unicode's controls, surrogates, separators of lines and of paragraphs
 _BIDIRECTIONAL = ('LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI')
@@ -28,13 +30,16 @@ def nearest(word: object, known: Iterable[object]) -> str:
     known: what could have been written.
 
   Returns:
-    The end of a sentence, with its leading punctuation; empty where nothing is known.
+    The end of a sentence, with its leading punctuation; empty where nothing is known. Of very many words it has some.
   """
   options = sorted(str(option) for option in known)
-  close = difflib.get_close_matches(str(word), options, n=1)
+  close = difflib.get_close_matches(str(word)[:MAX_WORD], [o for o in options if len(o) <= MAX_WORD], n=1)
   if close:
     return f'; did you mean {close[0]!r}?'
-  return f'; known: {", ".join(options)}' if options else ''
+  lengths = itertools.accumulate(min(len(option), MAX_WORD) + 2 for option in options)
+  listed = [option[:MAX_WORD] for option, length in zip(options, lengths, strict=True) if length <= MAX_LISTED]
+  rest = f' and {len(options) - len(listed):,} more' if len(listed) < len(options) else ''
+  return f'; known: {", ".join(listed)}{rest}' if options else ''
 
 
 def printable(text: object, keep: str = '') -> str:
@@ -90,7 +95,7 @@ def one_line(*, debug: bool = False, interrupted: str = 'interrupted') -> Iterat
 
 def exit_with(message: str, status: int, prefix: str = 'error: ') -> NoReturn:
   """Print ``message`` as one line on standard error and exit."""
-  print(prefix + printable(_NEWLINES.sub(' ', message.strip(' \r\n'))), file=sys.stderr)
+  print(printable(prefix + _NEWLINES.sub(' ', message.strip(' \r\n'))), file=sys.stderr)
   raise SystemExit(status)
 
 

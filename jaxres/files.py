@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import IO, Any
 
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
 from jaxres.paths import open_regular
 from jaxres.runtime import distributed
 
@@ -249,7 +249,7 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int, what: str) -> str:
       if percent > shown:
         shown = percent
         line = f'{what}: {done / 1e6:.0f} of {size / 1e6:.0f} MB'
-        print(line, end=end, file=sys.stderr, flush=True)
+        print(printable(line), end=end, file=sys.stderr, flush=True)
   finally:
     if on_terminal:
       print(file=sys.stderr)

@@ -30,7 +30,7 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
 
   Raises:
     InputError: it is of another machine (``gs://...``), holds a null byte, is too long, begins with the home directory
-      of nobody known, or leads through what may not be entered.
+      of nobody known, leads through what may not be entered, or is a directory that may not be read.
   """
   text = os.fspath(given)
   where = f'{flag}: {text}' if flag else text
@@ -43,7 +43,8 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
     fix = f'give the whole path, or ./{home} where a folder is called so'
     raise InputError(f'{where}: no home directory is known for {home}; {fix}')
   try:
-    os.stat(path)
+    if stat.S_ISDIR(os.stat(path).st_mode) and not os.access(path, os.R_OK | os.X_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
   except (FileNotFoundError, NotADirectoryError):
     pass
   except ValueError:

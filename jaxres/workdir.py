@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from jaxres.checkpoint import digests, moves, reader, steps
 from jaxres.checkpoint.about import check_made_by, other_fields
 from jaxres.checkpoint.manager import Manager, check_path
 from jaxres.data.fingerprints import differences
-from jaxres.errors import InputError
+from jaxres.errors import InputError, say
 from jaxres.log import rows
 from jaxres.paths import check_utf8, user_path
 from jaxres.runtime import distributed
@@ -295,7 +294,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
   """Return the rows of ``metrics.jsonl`` of the run in ``workdir``; say on standard error which are damaged."""
   known, damage = rows.read(workdir / 'metrics.jsonl')
   if damage:
-    print(f'warning: {damage}', file=sys.stderr)
+    say(f'warning: {damage}')
   return known
 
 

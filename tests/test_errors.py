@@ -31,3 +31,9 @@ def test_an_interrupt_exits_with_130(capsys) -> None:
 def test_other_errors_pass_through() -> None:
   with pytest.raises(ZeroDivisionError), one_line():
     _ = 1 / 0
+
+
+def test_nearest_of_many_words_is_short() -> None:
+  assert nearest('zzz', [f'class{i:05}' for i in range(20_000)]).endswith('class00081, class00082 and 19,917 more')
+  assert len(nearest('zzz', ['x' * 10_000 + str(i) for i in range(20)])) < 1100
+  assert len(nearest('x' * 100_000, ['x' * 100_000 + 'y', 'x' * 100_000 + 'z'])) < 300  # nor is it compared for hours

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -84,7 +83,7 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
   for step, reason in damaged.items():
     if distributed.leads():
       aside = steps_lib.put_aside(directory / str(step))
-      print(printable(f'checkpoint {step} is damaged: {reason}; it is now {aside}'), file=sys.stderr)
+      say(f'checkpoint {step} is damaged: {reason}; it is now {aside}')
   if damaged:
     distributed.meet('damaged checkpoints are put aside')
 
@@ -94,7 +93,7 @@ def _put_odd_aside(directory: pathlib.Path) -> None:
   odd = steps_lib.odd(directory)
   for name in odd if distributed.leads() else ():
     aside = steps_lib.put_aside(directory / name)
-    print(f'{directory / name} is no checkpoint; it is now {aside}', file=sys.stderr)
+    say(f'{directory / name} is no checkpoint; it is now {aside}')
   if odd:
     distributed.meet('what is no checkpoint is put aside')
 
@@ -260,10 +259,11 @@ def restore(
   except reader.DamagedError as error:
     raise InputError(f'{path}: damaged: {error}') from None
   if not saved.verified and distributed.leads():
-    print(f'checkpoint {step}: an older jaxres saved it, without digests: it cannot be verified', file=sys.stderr)
+    say(f'checkpoint {step}: an older jaxres saved it, without digests: it cannot be verified')
   if saved.about.get('devices') not in (None, devices()) and distributed.leads():
     before, now = (', '.join(found) for found in (saved.about['devices'], devices()))
-    print(f'checkpoint {step} is of {before}: on {now} the same batches follow, but sums differ in the last bits')
+    line = f'checkpoint {step} is of {before}: on {now} the same batches follow, but sums differ in the last bits'
+    print(printable(line))
   wanted = template.present
   digests_lib.check_like(saved.digests, digests_lib.kinds(wanted), str(path))
   everywhere = jax.tree.broadcast(shardings, template)

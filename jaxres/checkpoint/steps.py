@@ -35,6 +35,7 @@ def _entries(directory: pathlib.Path) -> list[str]:
     InputError: it is no directory, or cannot be read.
   """
   try:
+    os.stat(os.path.join(directory, os.curdir))  # what may not be entered has names alone
     return os.listdir(directory)
   except FileNotFoundError:
     return []

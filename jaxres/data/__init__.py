@@ -206,6 +206,7 @@ def _read(name: str, data_dir: str | None, path: str | None, download: bool, see
     raise InputError(f'data.path: {path}, but data.name={name!r} reads no file; set data.name to {" or ".join(PATHS)}')
   if name in readers:
     return readers[name]()
+  tfds.check_access(name, data_dir)
   known = tfds.known(data_dir)
   if name not in known:
     fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_anew(name, data_dir)}'

@@ -24,6 +24,7 @@ from PIL import Image
 ASPECT = (3 / 4, 4 / 3)  # of a random crop, width over height
 MAX_PIXELS = 89_478_485  # of an image: a quarter of a GiB at three bytes each, beyond which Pillow warns of a bomb
 MAX_FILE_BYTES = 1 << 30  # of an image
+_PROGRAMS = ('EPS', 'WMF')  # which Pillow has others run, whatever the file is called
 _JPEG = ('JPEG', 'MPO')  # MPO: a photograph and its preview
 _STORED = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')  # the modes that ``storable`` leaves as they are
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
@@ -32,6 +33,8 @@ _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder offers for less work than the who
 _local = threading.local()
 # An image beyond the limit is refused in one line, by ``_check_size``; Pillow would print two of its own before.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+# Nor is anybody helped by what it says of EXIF, palettes and tags, twice a file: the pixels are read, or refused.
+warnings.filterwarnings('ignore', module=r'PIL\.')
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -229,6 +232,8 @@ def _open(data: bytes) -> Image.Image:
     pixels = int((re.findall(r'\d+', str(error)) or [0])[0])
     raise BadImageError(f'it has {pixels:,} pixels; expected at most {MAX_PIXELS:,}: make it smaller') from None
   check_size(image.width, image.height)
+  if image.format in _PROGRAMS:
+    raise BadImageError(f'it is {image.format}, a program that draws; expected pixels')
   if image.format not in _JPEG and getattr(image, 'is_animated', False):
     raise BadImageError(f'it is an animation of {getattr(image, "n_frames", 0)} frames; expected one image')
   return image

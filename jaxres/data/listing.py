@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -51,10 +52,27 @@ def walk(root: str | os.PathLike[str]) -> Iterator[Listing]:
 
 
 def _kind(entry: os.DirEntry[str], listing: Listing) -> list[str]:
-  """Return the list of ``listing`` that ``entry`` belongs to."""
-  if os.path.isdir(entry.path):
+  """Return the list of ``listing`` that ``entry`` belongs to.
+
+  Raises:
+    OSError: what is in the folder may not be looked at.
+  """
+  mode = _mode(entry)
+  if stat.S_ISDIR(mode):
     return listing.folders
-  is_file = os.path.isfile(entry.path)  # entry.is_file() raises at a link to itself
+  is_file = stat.S_ISREG(mode)
   if entry.name.lower().endswith(SUFFIXES):
     return listing.images if is_file else listing.broken
   return listing.others if is_file else []
+
+
+def _mode(entry: os.DirEntry[str]) -> int:
+  """Return what ``os.stat`` says of an entry; 0 of a link to nothing, to itself, or to where nobody may look."""
+  try:
+    return os.stat(entry.path).st_mode
+  except FileNotFoundError:
+    return 0
+  except OSError:
+    if not entry.is_symlink():
+      raise
+    return 0

@@ -1,6 +1,7 @@
 """The splits of a source: classes chosen, validation and test examples held out, labels checked."""
 
 import numbers
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from jaxres.data import sampler
 from jaxres.data.types import Encoded, Source, Split
 from jaxres.errors import InputError, nearest, say
+from jaxres.paths import shortened
 
 
 def with_test(splits: Mapping[str, Split], names: tuple[str, ...], where: str, seed: int) -> Source:
@@ -121,8 +123,24 @@ def say_untrained(labels: np.ndarray, class_names: Sequence[str]) -> None:
   missing = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
   if len(missing):
     others = f' and {len(missing) - 1:,} other classes' if len(missing) > 1 else ''
-    name = class_names[missing[0]]
+    name = shortened(class_names[missing[0]])
     say(f'no training example is of the class {name!r}{others}: of {len(class_names):,} classes these are not learned')
+
+
+def say_lookalikes(where: str, names: Sequence[str]) -> None:
+  """Say which classes are called alike but for the case of letters, inner space or the form of an accent.
+
+  Args:
+    where: the data set's place.
+    names: of the classes.
+  """
+  alike: dict[str, list[str]] = {}
+  for name in names:
+    key = ' '.join(unicodedata.normalize('NFKC', name).casefold().split())
+    alike.setdefault(key, []).append(name)
+  for group in (group for group in alike.values() if len(group) > 1):
+    listed = shortened(' and '.join(map(repr, group)))
+    say(f'{where}: {listed} are {len(group)} classes; write them alike if they are one')
 
 
 def check_labels(name: str, source: Source) -> Source:

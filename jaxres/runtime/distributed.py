@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxres.errors import InputError, one_line
+from jaxres.errors import InputError, one_line, say
 
 JOIN_SECONDS = 300  # that processes wait for each other at the start, and then end
 HEARTBEAT_SECONDS = 60  # without a sign of life of one, and all end
@@ -128,7 +128,7 @@ def _patience(seconds: float) -> Iterator[None]:
 
   def give_up() -> None:
     fix = 'start every process with the same address, and each with its own number'
-    print(f'error: --coordinator: not all processes have come within {seconds:g} s; {fix}', file=sys.stderr)
+    say(f'error: --coordinator: not all processes have come within {seconds:g} s; {fix}')
     leave(2)
 
   timer = threading.Timer(seconds, give_up)
@@ -165,7 +165,7 @@ def together() -> Iterator[None]:
       raise
     place = f'process {jax.process_index()} of {jax.process_count()}'
     reason = ' '.join(str(error).split())
-    print(f'error: {place} has lost another, or failed: {reason:.300}; start all again: they continue', file=sys.stderr)
+    say(f'error: {place} has lost another, or failed: {reason:.300}; start all again: they continue')
     leave(1)
 
 

@@ -7,10 +7,9 @@ import json
 import os
 import pathlib
 import socket
-import sys
 from collections.abc import Iterator
 
-from jaxres.errors import InputError
+from jaxres.errors import InputError, say
 from jaxres.paths import read_regular
 from jaxres.runtime import distributed
 
@@ -78,10 +77,7 @@ def _take_lock(workdir: pathlib.Path) -> int:
       if error.errno not in NO_LOCKS:
         os.close(file)
         raise InputError(_refusal(workdir, error)) from None
-      print(
-        f'{workdir}: no locks on this file system ({error.strerror}): see that nothing else trains there',
-        file=sys.stderr,
-      )
+      say(f'{workdir}: no locks on this file system ({error.strerror}): see that nothing else trains there')
       break
     if _is_at(file, path):  # or the one before deleted it as it ended
       break

@@ -26,7 +26,7 @@ def report(found: Pretrained) -> bool:
     )
     print('  both compute the network named above: a stem, an activation or a stride that it has not is not seen here')
     for name, error in errors.items():
-      print(f'  {name:8} {error:.1e}')
+      print(printable(f'  {name:8} {error:.1e}'))
     worst = max(errors.values())
     well = bool(worst < parity.TOLERANCE)  # not where it is no number
     print(f'{"equal" if well else "NOT equal"} within {parity.TOLERANCE:.0e}')
@@ -35,7 +35,7 @@ def report(found: Pretrained) -> bool:
   print('torch is not installed: names, shapes and a checksum only')
   for name, value in state_dict.items():
     print(printable(f'  {name} {list(value.shape)}'))
-  print(f'sha256 of names, shapes and values: {weights.digest(state_dict)}')
+  print(printable(f'sha256 of names, shapes and values: {weights.digest(state_dict)}'))
   return True
 
 
@@ -71,9 +71,10 @@ def run(args: argparse.Namespace) -> int:
     found = found._replace(class_names=sources.read_class_names(args.class_names, found))
   leaves = jax.tree.leaves(found.variables['params'])
   options = ', '.join(f'{key}={value!r}' for key, value in found.options.items() if key != 'name')
-  print(f'{found.options["name"]} ({options}), {found.channels} channels, {sum(x.size for x in leaves):,} parameters')
+  size = sum(x.size for x in leaves)
+  print(printable(f'{found.options["name"]} ({options}), {found.channels} channels, {size:,} parameters'))
   for note in found.notes:
-    print(note)
+    print(printable(note))
   well = report(found) if args.check else True
   if to_file:
     weights.write(target, found.state_dict())

@@ -22,15 +22,15 @@ def run(args: argparse.Namespace) -> None:
   directory = user_path(args.workdir)
   series = sources.runs_in(directory)
   for run in series or [directory]:
-    print_digest(run, args.step, args.leaves, f', {printable(run)}' if series else '')
+    print_digest(run, args.step, args.leaves, f', {run}' if series else '')
 
 
 def print_digest(run: pathlib.Path, step: int | None, leaves: bool, end: str = '') -> None:
   """Print the digest of a checkpoint, which is read whole and compared with what was saved; ``end`` ends the line."""
   step, saved = workdir.read_step(run, step)
   if leaves:
-    print('\n'.join(f'{digest}  {printable(name)}' for name, digest in saved.digests.items()))
-    print(f'{digests.json_digest(digests.without_speeds(saved.progress))}  progress')
+    print('\n'.join(printable(f'{digest}  {name}') for name, digest in saved.digests.items()))
+    print(printable(f'{digests.json_digest(digests.without_speeds(saved.progress))}  progress'))
   verified = 'verified' if saved.verified else 'not verified: an older jaxres saved it'
   digest = digests.state_digest(saved.digests, saved.progress)
-  print(f'{digest}  step {step}, {len(saved.digests)} arrays, {verified}{end}')
+  print(printable(f'{digest}  step {step}, {len(saved.digests)} arrays, {verified}{end}'))

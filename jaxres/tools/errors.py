@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     files.write_whole(out, error_report.make_page(trained, found))
   print(printable(trained.origin))
   for split, own in found['labels'].items():
-    print(f'{split}: {own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones')
+    print(printable(f'{split}: {own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones'))
   hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in found['classes'][:3])
   print(printable(f'hardest classes, by recall on the test split: {hardest}'))
   for row in found['pairs'][:3]:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
   if args.of is not None and args.of not in names:
     raise InputError(f'--of: unknown class {args.of!r}{nearest(args.of, names)}')
   klass = None if args.of is None else names.index(args.of)
-  print(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler')
+  print(printable(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler'))
   print(printable(f'by {predictor.origin}'), flush=True)
   found, tell = [], make_teller('explaining', explain.TELL_SECONDS, at_once=True)
   for one in explain.explain(predictor, paths, methods, klass, args.batch_size, tell):

@@ -29,4 +29,5 @@ def run(args: argparse.Namespace) -> None:
     data.load(**options['data']), augment, options['train']['seed'], args.examples, args.draws
   )
   images.write(out, images.make_picture(grid))
-  print(f'{printable(out)}: {len(grid)} training images, the originals on the left, then steps 0 to {args.draws - 1}')
+  seen = f'{len(grid)} training images, the originals on the left, then steps 0 to {args.draws - 1}'
+  print(printable(f'{out}: {seen}'))

@@ -81,7 +81,7 @@ def to_variables(
     'missing': missing,
     'unexpected': unexpected,
     'of another shape': [
-      f'{shown(name, 50)} {list(value.shape)} instead of {list(shapes[name])}'
+      f'{shown(name, 50)} {names.shown_shape(value.shape)} instead of {list(shapes[name])}'
       for name, value in given.items()
       if value.shape != shapes[name]
     ],
@@ -89,7 +89,9 @@ def to_variables(
     'not float32': [name for name in wanted.values() if name in given and given[name].dtype != np.float32],
   }
   if any(complaints.values()):
-    found = '; '.join(f'{kind}: {_listed(listed)}' for kind, listed in complaints.items() if listed)
+    kinds = {kind: listed for kind, listed in complaints.items() if listed}
+    most = -(-SHOWN // len(kinds))  # of several kinds fewer each: it is one short line
+    found = '; '.join(f'{kind}: {_listed(listed, most)}' for kind, listed in kinds.items())
     raise InputError(f'{where}{_described(state_dict)} does not fit the model: {found}')
   loaded = {path: names.to_jaxres(state_dict[name]) for path, name in wanted.items()}
   return flax.traverse_util.unflatten_dict(leaves | loaded, sep='/')
@@ -171,6 +173,7 @@ def _described(state_dict: StateDict) -> str:
   return f' ({", ".join([name, *(f"{key}={value}" for key, value in options.items())])}, {channels} channels)'
 
 
-def _listed(found: Sequence[str]) -> str:
-  rest = len(found) - SHOWN
-  return ', '.join(shown(name, 120) for name in found[:SHOWN]) + (f' and {rest} more' if rest > 0 else '')
+def _listed(found: Sequence[str], most: int = SHOWN) -> str:
+  rest = len(found) - most
+  size = max(40, 240 // most)
+  return ', '.join(shown(name, size) for name in found[:most]) + (f' and {rest} more' if rest > 0 else '')

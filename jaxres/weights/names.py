@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ LEAVES = {  # collection and leaf of jaxres -> leaf of torch
 }
 HEADS = ('fc', 'linear', 'head.fc', 'last_linear', 'classifier', 'head')
 SHORTCUTS = ('downsample', 'shortcut')
+MAX_SHOWN = 5  # numbers of a shape in a message
 
 
 class Dialect(NamedTuple):
@@ -81,6 +82,12 @@ def shown(value: object, size: int = 60) -> str:
   text = value[: size + 1] if type(value) is str else f'a {type(value).__name__}'
   text = text if len(text) <= size else f'{text[: size - 3]}...'
   return ''.join(c if c.isprintable() else '?' for c in text)
+
+
+def shown_shape(shape: Sequence[int]) -> str:
+  """Return the text of a shape for a message, cut where it has more or longer numbers than any tensor of a network."""
+  numbers = [f'{n}' if abs(n) < 1 << 40 else f'{n:.2e}' for n in shape[:MAX_SHOWN]]
+  return f'[{", ".join(numbers)}{", ..." * (len(shape) > MAX_SHOWN)}]'
 
 
 def torch_names(paths: Iterable[str], dialect: Dialect) -> dict[str, str]:

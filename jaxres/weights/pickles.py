@@ -235,8 +235,10 @@ class _Machine:
     if type(given) is not tuple or not 5 <= len(given) <= 6 or given[0] != 'storage':
       raise ValueError('an unknown persistent id')
     _, kind, key, _, size, *view = given
-    if not isinstance(kind, Global) or not kind.dtype or type(key) is not str or type(size) is not int or size < 0:
+    if not isinstance(kind, Global) or not kind.dtype or type(key) is not str or type(size) is not int:
       raise ValueError('the persistent id of a storage')
+    if not 0 <= size < 1 << 63:
+      raise ValueError('a storage of no size that a file can have')
     if view and view[0] is not None:
       raise ValueError('a view of a storage, which torch has not written since 0.3')
     return Storage(kind.dtype, key, size)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxres import models, weights
-from jaxres.errors import InputError
+from jaxres.errors import InputError, printable
 from jaxres.models import ResNet
 from jaxres.runtime import distributed
 from jaxres.weights import sources
@@ -90,7 +90,7 @@ def load(
     state_dict: weights.StateDict = file.tensors
     skipped = file.skipped
     for note in file.notes if distributed.leads() else ():
-      print(f'{where}: {note}')
+      print(printable(f'{where}: {note}'))
   elif prefix:
     raise InputError(f'{place}: prefix is for tensors of torch files; leave it out')
   else:

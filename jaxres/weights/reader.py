@@ -7,6 +7,7 @@ it is, is seen from the content. The file is mapped, not copied: float32 tensors
 import math
 import mmap
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,12 +16,14 @@ import numpy as np
 from jaxres.errors import InputError
 from jaxres.paths import open_regular, user_path
 from jaxres.weights import dtypes, pickles, safetensors, zipped
-from jaxres.weights.names import shown
+from jaxres.weights.names import shown, shown_shape
 from jaxres.weights.selection import Selection, select
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
 LEGACY_PROTOCOL = 1001
 MAX_SHARING = 4  # tensors may be views of one storage, but not so that they have many times the file's bytes
+SHARD = re.compile(r'-(\d{5})-of-(\d{5})\.')  # of a file that Hugging Face's libraries wrote
+JOIN = 'read all parts by safetensors.numpy.load_file, and write one file by save_file'
 MAX_PREAMBLE = 100  # opcodes of each of the three pickles before the content of the older format
 ArraysOf = Callable[[Mapping[str, Any], frozenset[str]], dict[str, np.ndarray]]
 
@@ -75,6 +78,8 @@ def read_file(path: str | pathlib.Path, skip: Sequence[str] = (), prefix: str | 
   """Return what ``read`` does, with what was skipped and what a person should know; the arguments are those of it."""
   path = user_path(path)
   where = str(path)
+  if (shard := SHARD.search(path.name)) and int(shard[2]) > 1:
+    raise InputError(f'{where}: part {int(shard[1])} of {int(shard[2])} of a network; {JOIN}')
   data = _map(path, where)
   content, arrays_of = _format(data, where)(data, where)
   selection = select(content, where, skip, prefix)
@@ -143,6 +148,8 @@ def _format(data: Any, where: str) -> Callable[[Any, str], tuple[Any, ArraysOf]]
     known = 'an HTML page, not weights: the download needs a direct link'
   elif text.startswith(b'version https://git-lfs'):
     known = 'a pointer of Git LFS, not the file: `git lfs pull` brings it'
+  elif text.startswith(b'{') and b'weight_map' in data[: 1 << 20]:
+    known = f'an index of the parts of a network; {JOIN}'
   elif head.startswith(b'\x1f\x8b'):
     known = 'compressed by gzip; unpack it first'
   raise InputError(f'{where}: {known}')
@@ -161,8 +168,6 @@ def _read_zip(data: Any, where: str) -> tuple[Any, ArraysOf]:
   if len(names) != 1:
     raise InputError(f'{where}: a zip archive, but not of torch.save: it has no data.pkl, or several')
   root = names[0].removesuffix('data.pkl')
-  if f'{root}constants.pkl' in entries:
-    raise InputError(f'{where}: a TorchScript archive, which holds code; save the state dict of the module instead')
   begin, size = entries[names[0]]
   content, _ = pickles.load(data[begin : begin + min(size, pickles.MAX_BYTES + 1)], where)
   place, length = entries.get(f'{root}byteorder', (0, 0))
@@ -252,7 +257,7 @@ def _extent_problem(tensor: pickles.Tensor, storages: _Storages) -> str:
     or (size and last >= storage.size)
     or math.prod(max(n, 1) for n in shape) > len(storages.data)  # [0, 2**62] has no numbers
   ):
-    return f'of shape {list(shape)} reaches beyond its {storage.size} numbers'
+    return f'of shape {shown_shape(shape)} reaches beyond its {storage.size} numbers'
   return ''
 
 

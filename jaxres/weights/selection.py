@@ -1,7 +1,8 @@
 """Which tensors of a file are the network: the dict that has them, their prefix, what is skipped unjudged."""
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from jaxres.errors import InputError
@@ -16,7 +17,8 @@ WRAPPERS = (
 KINDS = (pickles.Tensor, safetensors.Entry)
 MAX_NAME = 500  # characters; those of public networks have up to 80
 MAX_DICTS = 1000  # that are looked into
-LISTED = 6  # networks, in an error
+LISTED = 5  # networks, in an error
+_DOT = re.compile(r'\.')
 HEAD_NAMES = {f'{head}.{leaf}' for head in HEADS for leaf in ('weight', 'bias')}
 
 
@@ -50,10 +52,10 @@ def select(content: Any, where: str, skip: Sequence[str] = (), prefix: str | Non
   patterns = compile_patterns(skip, where)
   tensors, network = _choose(content, where, patterns, prefix)
   _check_names(tensors, where)
-  inner: tuple[str, ...] = ()
+  inner: Set[str] = frozenset()
   if prefix is not None and network:  # another network may be called as a part of this one
     prefixes = {other.prefix for other in _networks(tensors, patterns)} - {network.prefix}
-    inner = tuple(other for other in prefixes if other.startswith(network.prefix))
+    inner = frozenset(other for other in prefixes if other.startswith(network.prefix))
   by_name, left_out = _strip(tensors, network, patterns, where, inner, exclusive=prefix is not None)
   shapes = {short: value.shape if isinstance(value, KINDS) else () for short, (_, value) in by_name.items()}
   known = layouts.to_torchvision(shapes, network.layout) if network else {short: short for short in by_name}
@@ -110,7 +112,7 @@ def _choose(
   if not candidates:
     found = f'a {type(content).__name__}'
     if isinstance(content, dict):
-      found = 'keys ' + (', '.join(shown(key, 30) for key in [*content][:LISTED]) or 'none')
+      found = 'keys ' + (', '.join(shown(key, 30) for key in itertools.islice(content, LISTED)) or 'none')
     expected = 'expected one, or one under "state_dict", "model" or another key'
     raise InputError(f'{where}: it holds no state dict of a ResNet; found {found}; {expected}')
   chosen = candidates if prefix is None else _match_prefix(candidates, prefix.strip('.'), keys)
@@ -118,7 +120,7 @@ def _choose(
     return chosen[0][1:]
   inner = all(at == keys for at, _, _ in candidates)
   labels = [network.prefix if inner else _label(at, network) for at, _, network in chosen or candidates]
-  listed = ', '.join(repr(shown(label)) for label in labels[:LISTED]) + (' ...' if len(labels) > LISTED else '')
+  listed = ', '.join(repr(shown(label, 45)) for label in labels[:LISTED]) + (' ...' if len(labels) > LISTED else '')
   if prefix is not None and not chosen:
     raise InputError(f'{where}: no network of prefix {shown(prefix)!r} there; expected one of {listed}')
   raise InputError(f'{where}: it holds {len(labels)} networks, with prefixes {listed}; {_how_to_choose()}')
@@ -175,7 +177,8 @@ def _state_dicts(content: Any) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     if _has_tensors(value):
       result.append((keys, value))
     if len(keys) < 3:
-      left += [((*keys, key), inner) for key, inner in value.items() if type(key) is str and isinstance(inner, dict)]
+      dicts = [(key, inner) for key, inner in value.items() if type(key) is str and isinstance(inner, dict)]
+      left += [((*keys, key), inner) for key, inner in dicts if len(key) <= MAX_NAME]  # each label repeats its keys
   return result
 
 
@@ -201,7 +204,7 @@ def _strip(
   network: Network | None,
   patterns: Sequence[re.Pattern[str]],
   where: str,
-  inner: tuple[str, ...],
+  inner: Set[str],
   *,
   exclusive: bool,
 ) -> tuple[dict[str, tuple[str, Any]], int]:
@@ -222,7 +225,7 @@ def _strip(
     start = next((start for start in starts if name.startswith(start)), '')
     short = name.removeprefix(start)
     is_other = start != prefix and (has_head or short not in HEAD_NAMES)
-    if exclusive and (is_other or name.startswith(inner)):
+    if exclusive and (is_other or _is_in(name, inner)):
       left_out += 1
       continue
     if short in result:
@@ -232,3 +235,8 @@ def _strip(
         raise InputError(f'{where}: two tensors are called {shown(short)} without their prefix; {_how_to_choose()}')
     result[short] = name, value
   return result, left_out
+
+
+def _is_in(name: str, prefixes: Set[str]) -> bool:
+  """Return whether ``name`` begins with one of ``prefixes``, each of which ends with a dot: looked up, not tried."""
+  return any(name[: dot.end()] in prefixes for dot in _DOT.finditer(name)) if prefixes else False

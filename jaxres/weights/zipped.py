@@ -31,6 +31,8 @@ def entries(data: Any, where: str) -> dict[str, tuple[int, int]]:
       infos = archive.infolist()
   except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, struct.error) as error:
     raise InputError(f'{where}: cut off or damaged: {shown(str(error), 100)}') from None
+  if any(info.filename.endswith('/constants.pkl') for info in infos):  # its code is compressed
+    raise InputError(f'{where}: a TorchScript archive, which holds code; save the state dict of the module instead')
   found: dict[str, tuple[int, int]] = {}
   end = 0
   for info in sorted(infos, key=lambda info: info.header_offset):

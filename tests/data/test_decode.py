@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from jaxres import data as data_lib
 from jaxres.data import decode
@@ -297,6 +297,22 @@ def test_pillow_prints_nothing(tmp_path) -> None:
   assert done.stderr == ''
 
 
+EXIF = b'Exif\0\0MM\0*\xff\xff\xff\x08\0\1'  # whose directory lies beyond it
+TAG = b'Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x0e\0\2\xff\xff\xff\xff\0\0\0\0\0\0\0\0'  # a text longer than the file
+
+
+@pytest.mark.parametrize('exif', [EXIF, TAG])
+def test_damaged_exif_is_no_damage_of_the_pixels_and_not_a_word(tmp_path, exif: bytes) -> None:
+  plain = encode(picture(16, 16), 'JPEG')
+  photograph = encode(picture(16, 16), 'JPEG', exif=exif)
+  np.testing.assert_array_equal(decode.whole(photograph, None), decode.whole(plain, None))
+  (tmp_path / 'x.jpg').write_bytes(photograph)
+  code = 'import sys; from jaxres.data import decode; decode.whole(open(sys.argv[1], "rb").read(), 8)'
+  words = [sys.executable, '-c', code, str(tmp_path / 'x.jpg')]
+  done = subprocess.run(words, capture_output=True, text=True, check=True)
+  assert done.stdout + done.stderr == ''
+
+
 def test_a_bomb_counts_as_a_bad_image(tmp_path, capsys) -> None:
   for split in ('train', 'test'):
     for name in ('a', 'b'):
@@ -309,3 +325,13 @@ def test_a_bomb_counts_as_a_bad_image(tmp_path, capsys) -> None:
   data_lib.load('folder', path=str(tmp_path), image_size=8, max_bad=1)
   lines = capsys.readouterr().err.splitlines()
   assert sorted(line[:8] for line in lines) == ['bad test', 'bad trai']
+
+
+@pytest.mark.parametrize('read', [decode.check, decode.storable, lambda data: decode.whole(data, 8)])
+def test_a_program_is_no_image(read, monkeypatch) -> None:
+  """Pillow has Ghostscript run an EPS, whatever the file is called."""
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('it was run'))
+  file = io.BytesIO()
+  Image.new('RGB', (8, 8)).save(file, 'EPS')
+  with pytest.raises(decode.BadImageError, match='it is EPS, a program that draws; expected pixels'):
+    read(file.getvalue())

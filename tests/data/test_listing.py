@@ -72,7 +72,12 @@ def fill(root: pathlib.Path, good: int, deep: int = 0, dangling: int = 0) -> Non
   ('good', 'deep', 'dangling', 'expected'),
   [
     (1, 9, 0, '1 images are directly in it and 9 are left out, such as .*: 9 lie in its sub-folders: move them up'),
-    (5, 0, 5, '5 images are directly in it and 5 are left out, such as .*x0.png: 5 are links to nothing or no files'),
+    (
+      5,
+      0,
+      5,
+      '5 images are directly in it and 5 are left out, such as .*x0.png: 5 are links to nothing that can be read',
+    ),
     (2, 2, 1, '2 images .* 3 are left out.*: 1 are links to nothing.*repair or remove them; 2 lie in its sub-folders'),
     (0, 4, 0, '0 images are directly in it and 4 are left out'),
     (0, 0, 3, '0 images are directly in it and 3 are left out'),

@@ -1,4 +1,5 @@
 import io
+import json
 import pickle
 import random
 import tarfile
@@ -218,3 +219,47 @@ def test_safetensors_as_the_format_says(tmp_path):
 def test_bad_safetensors_are_one_line(tmp_path, content, expected):
   (tmp_path / 'x.safetensors').write_bytes(content)
   assert expected in complaint(tmp_path / 'x.safetensors')
+
+
+def test_an_index_of_shards_says_what_it_is(tmp_path):
+  content = {'metadata': {'total_size': 9}, 'weight_map': {'conv1.weight': 'model-00001-of-00002.safetensors'}}
+  for form in (json.dumps(content), json.dumps(content, indent=2)):
+    (tmp_path / 'model.safetensors.index.json').write_text(form)
+    with pytest.raises(InputError, match='an index of the parts of a network; read all parts by .* write one file'):
+      weights.read(tmp_path / 'model.safetensors.index.json')
+
+
+def test_a_part_of_a_network_says_what_it_is(tmp_path):
+  weights.write(tmp_path / 'model-00001-of-00002.safetensors', make_state(4))
+  with pytest.raises(InputError, match='part 1 of 2 of a network; read all parts by .* write one file'):
+    weights.read(tmp_path / 'model-00001-of-00002.safetensors')
+  (tmp_path / 'model-00001-of-00002.safetensors').rename(tmp_path / 'model-00001-of-00001.safetensors')
+  assert_same(weights.read(tmp_path / 'model-00001-of-00001.safetensors'), make_state(4), ordered=False)
+
+
+@pytest.mark.torch
+def test_what_torch_jit_saves_is_named(tmp_path):
+  """Its code is compressed, which is not what it is refused for."""
+  torch = pytest.importorskip('torch')
+  torch.jit.script(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))).save(str(tmp_path / 'jit.pt'))
+  assert 'a TorchScript archive, which holds code' in complaint(tmp_path / 'jit.pt')
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+def test_the_order_of_bytes_is_that_which_the_file_names(tmp_path, order):
+  """Of an archive in zip64 too."""
+  weights.write(tmp_path / 'x.pth', make_state(4))
+  with zipfile.ZipFile(tmp_path / 'x.pth') as old, zipfile.ZipFile(tmp_path / 'y.pth', 'w') as new:
+    states = iter(make_state(4).values())
+    for name in sorted(old.namelist(), key=lambda name: int(name.split('/')[-1]) if '/data/' in name else -1):
+      content = old.read(name)
+      if name.endswith('byteorder'):
+        continue
+      if '/data/' in name:
+        value = next(states)
+        content = value.astype(value.dtype.newbyteorder(order)).tobytes()
+      with new.open(name, 'w', force_zip64=True) as file:
+        file.write(content)
+    with new.open('archive/byteorder', 'w') as file:
+      file.write({'<': b'little', '>': b'big'}[order])
+  assert_same(weights.read(tmp_path / 'y.pth'), make_state(4))

@@ -9,7 +9,7 @@ from jaxres.data import sampler
 from jaxres.data.types import Arrays, Source
 from jaxres.errors import InputError, say
 from jaxres.npz import load_npz
-from jaxres.paths import user_path
+from jaxres.paths import shortened, user_path
 
 MAX_CHANNELS = 4  # of an image whose axes are in doubt
 MAX_LABEL = 2**31 - 1
@@ -35,7 +35,8 @@ def read_npz(path: str | None) -> Source:
 
   Args:
     path: a file with ``train_x`` and ``test_x``, uint8 ``[N, H, W, C]`` or ``[N, H, W]``, and ``train_y`` and
-      ``test_y``, int ``[N]``; optionally ``val_x`` and ``val_y``, and ``class_names``, str ``[K]``.
+      ``test_y``, int ``[N]``; optionally ``val_x`` and ``val_y``, ``class_names``, str ``[K]``, and ``channels``, an
+      int: C, where the shape of the images leaves in doubt which axis it is.
 
   Raises:
     InputError: the file is missing or unreadable, or an array is missing or has another shape or dtype.
@@ -58,13 +59,25 @@ def read_npz(path: str | None) -> Source:
       found = f'{train.images.shape[1:]} and {other.images.shape[1:]}'
       raise InputError(f'{path}: train_x and {split}_x hold images of different shapes: {found}')
   if content.get('class_names', np.empty(1)).ndim != 1:
-    raise InputError(f'{path}: class_names: expected a list of names, found {content["class_names"]!r}')
+    raise InputError(f'{path}: class_names: expected a list of names, found {_kind(content["class_names"])}')
   names = content['class_names'] if 'class_names' in content else _numbered_classes(path, train)
   if len(names) <= train.labels.max():
     raise InputError(
       f'{path}: class_names has {len(names)} names, and a training example has label {train.labels.max()}'
     )
-  return Source(train, test, tuple(_text(path, name) for name in names), val)
+  return Source(train, test, _unique(path, [_text(path, name) for name in names]), val)
+
+
+def _unique(path: str, names: list[str]) -> tuple[str, ...]:
+  """Return the names of the classes, of which no two are one: their scores could not be told apart."""
+  first: dict[str, int] = {}
+  for number, name in enumerate(names):
+    if not name.strip():
+      raise InputError(f'{path}: class_names: the name of class {number} is empty')
+    if first.setdefault(name, number) != number:
+      both = f'classes {first[name]} and {number} are both called {shortened(name)!r}'
+      raise InputError(f'{path}: class_names: {both}; give each a name of its own')
+  return tuple(names)
 
 
 def _text(path: str, name: object) -> str:
@@ -74,7 +87,7 @@ def _text(path: str, name: object) -> str:
   try:
     return name.decode('utf-8')
   except UnicodeDecodeError as error:
-    raise InputError(f'{path}: class_names: {bytes(name)!r} is not UTF-8: {error}') from None
+    raise InputError(f'{path}: class_names: {bytes(name)[:80]!r} is not UTF-8: {error.reason}') from None
 
 
 def _numbered_classes(path: str, train: Arrays) -> range:
@@ -89,15 +102,15 @@ def _numbered_classes(path: str, train: Arrays) -> range:
 def _split(path: str, content: dict[str, np.ndarray], split: str) -> Arrays:
   for name in (f'{split}_x', f'{split}_y'):
     if name not in content:
-      found = ', '.join(content) or 'nothing'
+      found = shortened(', '.join(content)) or 'nothing'
       raise InputError(f'{path}: no array {name}; found {found}; expected train_x, train_y, test_x, test_y')
   images, labels = content[f'{split}_x'], content[f'{split}_y']
   if images.ndim == 3:
     images = images[..., None]
-  _check_images(path, f'{split}_x', images, len(labels) if labels.ndim else 0)
+  _check_images(path, f'{split}_x', images, len(labels) if labels.ndim else 0, _channels(path, content))
   if labels.dtype.kind not in 'iu' or labels.shape != images.shape[:1]:
-    found = f'{labels.dtype} {list(labels.shape)}'
-    raise InputError(f'{path}: {split}_y: expected integers [{len(images)}], found {found}{_label_fix(labels, images)}')
+    found = f'{_kind(labels)}{_label_fix(labels, images)}'
+    raise InputError(f'{path}: {split}_y: expected integers [{len(images)}], found {found}')
   if not len(images):
     raise InputError(f'{path}: {split}_x is empty; expected at least one image')
   if labels.max() > MAX_LABEL or labels.min() < -MAX_LABEL:  # what would wrap
@@ -107,20 +120,59 @@ def _split(path: str, content: dict[str, np.ndarray], split: str) -> Arrays:
   return Arrays(images, labels.astype(np.int32))
 
 
-def _check_images(path: str, name: str, images: np.ndarray, count: int) -> None:
-  """Raise InputError unless ``images`` are uint8 ``[N, H, W, C]``; ``count`` labels go with them."""
+def _channels(path: str, content: dict[str, np.ndarray]) -> int | None:
+  """Return how many channels an image has, where the file says so."""
+  given = content.get('channels')
+  if given is None:
+    return None
+  if given.dtype.kind not in 'iu' or given.size != 1 or given.item() < 1:
+    raise InputError(f'{path}: channels: expected one whole number, 1 or more, found {_kind(given)}')
+  return int(given.item())
+
+
+def _check_images(path: str, name: str, images: np.ndarray, count: int, channels: int | None) -> None:
+  """Raise InputError unless ``images`` are uint8 ``[N, H, W, C]``.
+
+  Args:
+    path: of the file, for the error.
+    name: of the array.
+    images: of any shape and dtype.
+    count: how many labels go with them.
+    channels: C, where the file says so.
+  """
   shape = list(images.shape)
   if images.dtype != np.uint8 or images.ndim != 4 or 0 in shape[1:]:
-    fix = _image_fix(name, images)
-    raise InputError(
-      f'{path}: {name}: expected uint8 [N, H, W, C] with values 0..255, found {images.dtype} {shape}{fix}'
-    )
-  if shape[1] <= MAX_CHANNELS < shape[3] and shape[2] > MAX_CHANNELS:
-    fix = f'use {name}.transpose(0, 2, 3, 1)'
-    raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, which has the channels first; {fix}')
+    found = f'{_kind(images)}{_image_fix(name, images)}'
+    raise InputError(f'{path}: {name}: expected uint8 [N, H, W, C] with values 0..255, found {found}')
   if shape[3] == count != shape[0] and shape[2] <= MAX_CHANNELS:
     fix = f'use {name}.transpose(3, 0, 1, 2)'
     raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, which has the examples last; {fix}')
+  if problem := _axes_problem(name, shape, channels):
+    raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, {problem}')
+
+
+def _kind(array: np.ndarray) -> str:
+  """Return dtype and shape in a few words: a dtype can have a thousand fields."""
+  return f'{shortened(str(array.dtype), 40)} {shortened(str(list(array.shape)), 80)}'
+
+
+def _axes_problem(name: str, shape: list[int], channels: int | None) -> str:
+  """Return why the last axis of images may not be that of the channels, and what to do; nothing where it is.
+
+  It is where it has at most ``MAX_CHANNELS``, is the shortest, or leaves square images. ``[N, 13, 64, 64]`` would be
+  images of 13x64 with 64 channels each, and is 64x64 with 13; of ``[N, 6, 7, 12]`` nobody can tell.
+  """
+  _, height, width, depth = shape
+  first = f'use {name}.transpose(0, 2, 3, 1)'
+  last = f'save channels={depth} beside it where they are last'
+  if channels is not None:
+    fix = first if channels == height else 'put them last, or mend the number'
+    return '' if depth == channels else f'and channels is {channels}; {fix}'
+  if depth <= MAX_CHANNELS or depth < min(height, width) or height == width != depth:
+    return ''
+  if width > MAX_CHANNELS and (height <= MAX_CHANNELS or width == depth != height):
+    return f'which has the channels first; {first}, or {last}'
+  return f'where they may be the first of {height}x{width}x{depth} or the last; {first}, or {last}'
 
 
 def _image_fix(name: str, images: np.ndarray) -> str:

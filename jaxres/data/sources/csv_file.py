@@ -5,18 +5,21 @@ import csv
 import io
 import os
 import pathlib
-import unicodedata
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from jaxres.data.sources import files, folder
-from jaxres.data.splits import with_test
+from jaxres.data.splits import say_lookalikes, with_test
 from jaxres.data.types import Source
-from jaxres.errors import InputError, nearest, say
-from jaxres.paths import open_regular
+from jaxres.errors import InputError, nearest
+from jaxres.paths import open_regular, shortened
 
 COLUMNS = ('path', 'label', 'split')
 MAX_CSV_BYTES = 2 << 30
+_BLANKS = re.compile(r'[^\S\r\n]*')  # a tab and what else is space beside the end of a line
+_QUOTED = re.compile(r'[^"]*+(?:""[^"]*+)*+"')  # the rest of a quoted cell, in which two quotes are one
+_PLAIN = re.compile(r'[^,]*')
 
 
 def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
@@ -38,12 +41,12 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
   names = files.sort_classes({row.label for row in rows if row.split == 'train'})
   if not names:
     raise InputError(f'{file}: it lists no training images')
-  _say_lookalikes(file, names)
+  say_lookalikes(str(file), names)
   number = {label: k for k, label in enumerate(names)}
   splits: dict[str, list[Row]] = collections.defaultdict(list)
   for row in rows:
     if row.label not in number:
-      missing = f'the class {row.label!r} is in {row.split} but not in train{nearest(row.label, names)}'
+      missing = f'the class {shortened(row.label)!r} is in {row.split} but not in train{nearest(row.label, names)}'
       raise InputError(f'{file}:{row.line}: {missing}')
     splits[row.split].append(row)
   encoded = {
@@ -73,7 +76,7 @@ def read_rows(file: pathlib.Path) -> list[Row]:
   """
   try:  # a name that is not UTF-8 is a name: what lies on the disk is found by its bytes
     with io.TextIOWrapper(open_regular(file, MAX_CSV_BYTES), 'utf-8-sig', 'surrogateescape', newline='') as stream:
-      reader = csv.reader(stream, strict=True, skipinitialspace=True)
+      reader = csv.reader(_without_blanks(stream), strict=True)
       rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
   except csv.Error as error:
     raise InputError(f'{file}:{reader.line_num}: not a readable CSV file: {error}') from None
@@ -84,13 +87,47 @@ def read_rows(file: pathlib.Path) -> list[Row]:
   return [_row(file, line, cells, columns, seen) for line, cells in rows[1:]]
 
 
+def _without_blanks(lines: Iterable[str]) -> Iterator[str]:
+  """Yield ``lines`` less the space around the quotes of a cell, which Python's reader takes for a part of it."""
+  is_open = False  # within a quoted cell that has an end of a line
+  for line in lines:
+    if '"' in line:
+      line, is_open = _strip_cells(line, is_open)
+    yield line
+
+
+def _strip_cells(line: str, is_open: bool) -> tuple[str, bool]:
+  """Return ``line`` less the space around the quotes of its cells, and whether a quoted cell is open at its end."""
+  parts, at = [], 0
+  while at < len(line):
+    start = at if is_open else _end(_BLANKS, line, at)
+    if is_open or line.startswith('"', start):
+      closing = _QUOTED.match(line, start if is_open else start + 1)
+      if closing is None:
+        return ''.join([*parts, line[start:]]), True
+      at, is_open = closing.end(), False
+      parts.append(line[start:at])
+      after = _end(_BLANKS, line, at)
+      at = after if line[after : after + 1] in ('', ',', '\r', '\n') else at
+    stop = _end(_PLAIN, line, at) + 1
+    parts.append(line[at:stop])
+    at = stop
+  return ''.join(parts), is_open
+
+
+def _end(pattern: re.Pattern[str], line: str, at: int) -> int:
+  """Return where what ``pattern`` matches at a place of ``line`` ends; there, where it matches nothing."""
+  match = pattern.match(line, at)
+  return match.end() if match else at
+
+
 def _columns(file: pathlib.Path, header: list[str]) -> list[str]:
   """Return the names of the columns, of which those that are known count, in any case of letters."""
   if any(map(_is_no_text, header)):
     raise InputError(f'{file}: not a readable CSV file: its first line is no UTF-8 text; save it as UTF-8')
   columns = [name.lower() if name.lower() in COLUMNS else name for name in header]
   if not set(COLUMNS[:2]) <= set(columns):
-    found = ', '.join(map(repr, header)) or 'none'
+    found = shortened(', '.join(map(repr, header))) or 'none'
     raise InputError(
       f'{file}: expected the columns path, label and optionally split, separated by commas; found {found}'
     )
@@ -113,20 +150,23 @@ def _row(file: pathlib.Path, line: int, row: list[str], columns: list[str], seen
     raise InputError(f'{file}:{line}: no {"path" if cells["label"] else "label"}')
   split = cells['split'] or 'train'
   if split not in files.SPLITS:
-    raise InputError(f'{file}:{line}: unknown split {split!r}{nearest(split, files.SPLITS)}')
+    raise InputError(f'{file}:{line}: unknown split {shortened(split)!r}{nearest(split, files.SPLITS)}')
   path = os.path.normpath(file.parent / cells['path'])
   if not os.path.isfile(path):
-    raise InputError(f'{file}:{line}: no such file: {path}')
+    raise InputError(f'{file}:{line}: {_why_no_file(path)}: {shortened(path)}')
   if path in seen:
     raise InputError(f'{file}:{line}: {cells["path"]} is listed in line {seen[path]} too')
   seen[path] = line
   return Row(line, path, cells['label'], split, pathlib.Path(os.path.normpath(cells['path'])).as_posix())
 
 
-def _say_lookalikes(file: pathlib.Path, names: Sequence[str]) -> None:
-  """Say which classes are called alike but for the case of letters, inner space or the form of an accent."""
-  alike: Mapping[str, list[str]] = collections.defaultdict(list)
-  for name in names:
-    alike[' '.join(unicodedata.normalize('NFKC', name).casefold().split())].append(name)
-  for group in (group for group in alike.values() if len(group) > 1):
-    say(f'{file}: {" and ".join(map(repr, group))} are {len(group)} classes; write them alike if they are one')
+def _why_no_file(path: str) -> str:
+  try:
+    os.stat(path)
+  except FileNotFoundError:
+    return 'no such file'
+  except ValueError:  # a null byte
+    return 'no path of a file'
+  except OSError as error:
+    return f'cannot be read: {error.strerror}'
+  return 'no regular file'

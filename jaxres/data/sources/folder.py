@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jaxres.data import listing
 from jaxres.data.listing import SUFFIXES
 from jaxres.data.sources import files as files_lib
-from jaxres.data.splits import with_test
+from jaxres.data.splits import say_lookalikes, with_test
 from jaxres.data.types import Encoded, Source
 from jaxres.errors import InputError, nearest, say
 from jaxres.paths import user_path
@@ -52,7 +52,7 @@ def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tup
       raise InputError(f'{root}: {layout}; expected a sub-folder per class, in train, val and test or without them')
     return {'train': files}, names
   _say_loose(root)
-  flat = [name for name in files_lib.SPLITS if name not in splits and (root / name).is_dir()]
+  flat = [name for name in files_lib.SPLITS if name not in splits and os.path.isdir(root / name)]
   if flat:
     say(f'{root / flat[0]} has no sub-folder per class and is left out')
   odd = [folder.name for folder in _folders(root) if folder.name not in splits and _folders(folder)]
@@ -86,9 +86,7 @@ def _existing(path: str | None, name: str, what: str) -> pathlib.Path:
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
   """Return the sub-folders by name, less the hidden ones; none where there is no such folder."""
-  if not path.is_dir():
-    return []
-  return sorted(sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith('.'))
+  return [pathlib.Path(sub) for sub in listing.look(path).folders] if os.path.isdir(path) else []
 
 
 def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tuple[str, ...], Encoded]:
@@ -101,7 +99,8 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
   """
   classes = {folder.name: folder for folder in _folders(root)}
   if not classes:
-    files = sum(path.is_file() for path in root.iterdir())
+    there = listing.look(root)
+    files = len(there.images) + len(there.others)
     raise InputError(f'{root}: expected a sub-folder of images per class, found none (and {files} files)')
   if set(map(str.lower, classes)) <= set(files_lib.SPLITS) and not any(map(_holds_files, classes.values())):
     folders = ', '.join(classes)
@@ -111,6 +110,8 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
   if top == root:
     _say_loose(root)
   names = files_lib.sort_classes(classes, split_rule)
+  if top == root or root.name == 'train':
+    say_lookalikes(str(root), names)
   listings = [listing.look(classes[name]) for name in names]
   images = [_known(found.images, split_rule) for found in listings]
   left_out = [_left_out(found) for found in listings]
@@ -141,7 +142,8 @@ def _too_few(folder: pathlib.Path, found: listing.Listing, kept: list[str], lost
   if not lost:
     return f'{folder}: no images: expected files that end in {", ".join(SUFFIXES)}, found {len(found.others)} others'
   problems = [
-    f'{len(found.broken)} are links to nothing or no files: repair or remove them' * bool(found.broken),
+    f'{len(found.broken)} are links to nothing that can be read, or no files: repair or remove them'
+    * bool(found.broken),
     f'{len(lost) - len(found.broken)} lie in its sub-folders: move them up into it, or elsewhere'
     * (len(lost) > len(found.broken)),
   ]
@@ -174,4 +176,5 @@ def _say_loose(root: pathlib.Path) -> None:
 
 
 def _holds_files(folder: pathlib.Path) -> bool:
-  return any(path.is_file() for path in folder.iterdir())
+  there = listing.look(folder)
+  return bool(there.images or there.others)

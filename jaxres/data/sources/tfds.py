@@ -1,5 +1,6 @@
 """TFDS image-classification sets in array_record format, read with no TensorFlow and no network."""
 
+import errno
 import importlib.util
 import io
 import json
@@ -18,7 +19,7 @@ from jaxres.data.sources.cifar import PUBLISHED
 from jaxres.data.splits import with_test
 from jaxres.data.types import Arrays, Encoded, Source, Split
 from jaxres.errors import InputError, nearest, say
-from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, shell_word, user_path
+from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, shell_word, shortened, user_path
 
 _NAMES = ('id', 'file_name', 'filename', 'image/file_name', 'image/filename')  # features that name an example
 SPLITS = ('train', 'validation', 'test')
@@ -70,7 +71,7 @@ def read(name: str, data_dir: str | None = None, seed: int = 0) -> Source:
   except InputError:
     raise
   except Exception as error:  # TFDS and array_record raise nearly every type there is
-    reason = ' '.join(str(error).split())
+    reason = shortened(' '.join(str(error).split()))
     raise InputError(
       f'cannot read {folder}: {reason}; remove that folder and {prepare_anew(name, data_dir)}'
     ) from error
@@ -94,6 +95,23 @@ def known(data_dir: str | os.PathLike[str] | None = None) -> set[str]:
   infos = [info for depth in ('*/*', '*/*/*') for info in parent.glob(f'{depth}/dataset_info.json')]
   there = {info.parent.parent for info in infos if _VERSION.fullmatch(info.parent.name)}
   return {folder.relative_to(parent).as_posix() for folder in there} | set(PUBLISHED)
+
+
+def check_access(name: str, data_dir: str | os.PathLike[str] | None = None) -> None:
+  """Raise InputError where a part of the set ``name`` may not be read, which would else seem not to be there."""
+  folder = root(data_dir) / name
+  for place in (folder, *(folder / entry for entry in _entries(folder) if _VERSION.fullmatch(entry))):
+    for path in (place, *(place / entry for entry in _entries(place))):
+      if os.path.exists(path) and not os.access(path, os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK):
+        raise InputError(f'cannot read {path}: {os.strerror(errno.EACCES)}')
+
+
+def _entries(folder: pathlib.Path) -> list[str]:
+  """Return the names in ``folder``; none where it is none, or may not be read."""
+  try:
+    return sorted(os.listdir(folder))
+  except (OSError, ValueError):
+    return []
 
 
 def sizes_vary(folder: pathlib.Path) -> bool:
@@ -169,10 +187,10 @@ def _check_features(folder: pathlib.Path, features: Any, splits: Any) -> None:
   if (kinds.get('image'), kinds.get('label')) != ('Image', 'ClassLabel'):
     raise InputError(
       f'{folder} is no image-classification set: expected the features image: Image and '
-      f'label: ClassLabel, found {", ".join(f"{k}: {v}" for k, v in kinds.items())}'
+      f'label: ClassLabel, found {shortened(", ".join(f"{k}: {v}" for k, v in kinds.items()))}'
     )
   if 'train' not in splits:
-    raise InputError(f"{folder} has no split 'train'; its splits: {', '.join(splits)}")
+    raise InputError(f"{folder} has no split 'train'; its splits: {shortened(', '.join(splits))}")
   empty = [split for split in SPLITS if split in splits and not splits[split].num_examples]
   if empty:
     raise InputError(f'{folder} {empty[0]}: the split is empty')

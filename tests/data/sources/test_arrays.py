@@ -1,4 +1,5 @@
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -165,12 +166,84 @@ def test_the_fix_is_right(npz) -> None:
 
 
 @pytest.mark.parametrize(
-  'shape', [(8, 3, 3, 3), (8, 1, 1, 3), (8, 28, 28, 1), (8, 6, 7, 12), (8, 3, 4, 4), (8, 8, 8, 8)]
+  'shape',
+  [(8, 3, 3, 3), (8, 1, 1, 3), (8, 28, 28, 1), (8, 3, 4, 4), (8, 9, 9, 200), (8, 64, 64, 13), (8, 64, 48, 13)],
 )
 def test_shapes_that_may_be_meant_are_read(npz, shape: tuple) -> None:
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   content = given(train_x=images, test_x=images)
   assert arrays.read_npz(npz(**content)).train.images.shape == shape
+
+
+@pytest.mark.parametrize(
+  ('shape', 'message'),
+  [
+    ((8, 13, 16, 16), 'which has the channels first; use train_x.transpose(0, 2, 3, 1), or save channels=16 beside it'),
+    ((8, 5, 8, 8), 'which has the channels first'),
+    ((8, 32, 13, 13), 'which has the channels first'),
+    ((8, 3, 32, 30), 'which has the channels first'),
+    ((8, 13, 16, 18), 'where they may be the first of 13x16x18 or the last; use train_x.transpose(0, 2, 3, 1)'),
+    ((8, 6, 7, 12), 'where they may be the first of 6x7x12 or the last'),
+    ((8, 16, 13, 18), 'where they may be the first of 16x13x18 or the last'),
+    ((8, 8, 8, 8), 'where they may be the first of 8x8x8 or the last'),
+    ((8, 3, 4, 6), 'where they may be the first of 3x4x6 or the last'),
+  ],
+)
+def test_an_axis_of_many_channels_is_asked_for(npz, shape: tuple, message: str) -> None:
+  """Neither is such a set trained as it should not be, nor can it not be trained."""
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  with pytest.raises(InputError, match=re.escape(message)):
+    arrays.read_npz(npz(**given(train_x=images, test_x=images)))
+  content = given(train_x=images, test_x=images, channels=np.array(shape[3]))
+  assert arrays.read_npz(npz(**content)).train.images.shape == shape  # it is said that they are last
+  first = images.transpose(0, 2, 3, 1)
+  content = given(train_x=first, test_x=first, channels=np.array(shape[1]))
+  np.testing.assert_array_equal(arrays.read_npz(npz(**content)).test.images, first)
+  with pytest.raises(InputError, match=f'channels is {shape[1] + 100}; put them last, or mend the number'):
+    arrays.read_npz(npz(**content | {'channels': np.array(shape[1] + 100)}))
+
+
+@pytest.mark.parametrize('channels', [np.array('3'), np.array([3, 3]), np.array(0), np.array(3.0), np.zeros(0, int)])
+def test_channels_is_one_number(npz, channels: np.ndarray) -> None:
+  with pytest.raises(InputError, match='channels: expected one whole number, 1 or more, found'):
+    arrays.read_npz(npz(**given(channels=channels)))
+
+
+def test_classes_have_different_names(npz) -> None:
+  with pytest.raises(InputError, match="classes 1 and 3 are both called 'b'; give each a name of its own"):
+    arrays.read_npz(npz(**given(), class_names=np.array(['a', 'b', 'c', 'b'])))
+  with pytest.raises(InputError, match='the name of class 2 is empty'):
+    arrays.read_npz(npz(**given(), class_names=np.array(['a', 'b', ' ', 'd'])))
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'class_names': np.array('x' * 100_000)},
+    {'class_names': np.array([b'\xe9' * 100_000, b'b', b'c', b'd'])},
+    {'class_names': np.array(['x' * 100_000] * 4)},
+    {'class_names': np.zeros((1,) * 32, int)},
+    {'train_x': np.zeros((1,) * 32, np.uint8)},
+    {'channels': np.zeros((1,) * 32)},
+    {'train_y': np.zeros((1,) * 32)},
+    {'train_x': np.zeros(8, [(f'field{i}', 'u1') for i in range(1000)])},
+    {'train_y': np.zeros(8, [(f'field{i}', 'u1') for i in range(1000)])},
+    {'class_names': np.zeros((4, 4), [(f'field{i}', 'u1') for i in range(1000)])},
+  ],
+)
+def test_what_arrays_say_never_makes_a_long_line(npz, change: dict) -> None:
+  path = npz(**given(**change))
+  with pytest.raises(InputError) as caught:
+    arrays.read_npz(path)
+  assert len(str(caught.value).replace(path, '')) < 400
+  assert '\n' not in str(caught.value)
+
+
+def test_many_other_arrays_are_not_all_listed(npz) -> None:
+  path = npz(**{f'array{i}': np.zeros(1) for i in range(2000)})
+  with pytest.raises(InputError, match='no array train_x; found array0, ') as caught:
+    arrays.read_npz(path)
+  assert len(str(caught.value).replace(path, '')) < 400
 
 
 def test_names_of_classes_in_bytes_become_text(npz) -> None:

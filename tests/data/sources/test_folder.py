@@ -1,4 +1,7 @@
+import csv
+import io
 import pathlib
+import random
 
 import numpy as np
 import pytest
@@ -305,6 +308,11 @@ def test_wrong_csv_files_are_explained(text: str, message: str, tmp_path) -> Non
     '"{path}","{label}"',
     ' "{path}", {label}\t',
     '{path},"{label} "',
+    '"{path}" ,{label}',
+    '"{path}"\t,\t"{label}"  ',
+    '{path},\t"{label}"\t',
+    '\u00a0"{path}"\u00a0,\u00a0"{label}"\u00a0',
+    ' "{path}" , "{label}" ',
   ],
 )
 @pytest.mark.parametrize('header', ['path,label', 'Path, Label', ' "PATH", "label"'])
@@ -320,6 +328,81 @@ def test_space_around_a_cell_is_no_part_of_it(tmp_path, form: str, header: str, 
     path.stem: label for s in (source.train, source.test) for path, label in zip(paths(s), s.labels, strict=True)
   }
   assert found == {str(i): 1 - i % 2 for i in range(12)}
+
+
+BLANKS = ['', '', ' ', '  ', '\t', '\u00a0', '\u3000', '\x0b']
+PIECES = ['a', 'b"c', '""', '"', ',', ' ', '\n', '\r\n', 'é', '\t', '"\n', '" ,', '",', ', "']
+
+
+def test_cells_are_what_was_written_less_the_space_around(tmp_path) -> None:
+  """Random cells, quoted where they must be or by chance, with space about them, in files of either end of line."""
+  rng = random.Random(0)
+  for _ in range(2000):
+    rows = [[''.join(rng.choices(PIECES, k=rng.randrange(4))) for _ in range(3)] for _ in range(4)]
+    text = ''
+    for row in rows:
+      cells = []
+      for cell in row:
+        quoted = rng.random() < 0.5 or any(mark in cell for mark in ',"\r\n')
+        form = '"' + cell.replace('"', '""') + '"' if quoted else cell
+        cells.append(rng.choice(BLANKS) + form + rng.choice(BLANKS))
+      text += ','.join(cells) + rng.choice(['\n', '\r\n'])
+    lines = io.StringIO(text, newline='')
+    read = [[cell.strip() for cell in row] for row in csv.reader(csv_file._without_blanks(lines), strict=True)]
+    assert read == [[cell.strip() for cell in row] for row in rows], text
+
+
+def test_what_python_writes_is_left_as_it_is() -> None:
+  rng = random.Random(1)
+  for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+    file = io.StringIO(newline='')
+    writer = csv.writer(file, quoting=quoting)
+    writer.writerows([''.join(rng.choices(PIECES, k=4)).strip() or 'x' for _ in range(3)] for _ in range(500))
+    lines = file.getvalue().splitlines(keepends=True)
+    assert [*csv_file._without_blanks(lines)] == lines
+
+
+@pytest.mark.parametrize(
+  'row',
+  ['images/1.png,"a"b', 'images/1.png,"a" b', 'images/1.png,"a" "b"', 'images/1.png,"a" ""', 'images/1.png,"a" "'],
+)
+def test_what_stands_beside_quotes_is_no_part_of_a_cell(tmp_path, row: str) -> None:
+  with pytest.raises(InputError, match=r'list.csv:\d: not a readable CSV file: '):
+    csv_file.read_csv(write_csv(tmp_path, f'path,label\nimages/0.png,a\n{row}\n'), seed=0)
+
+
+@pytest.mark.parametrize(
+  ('row', 'message'),
+  [
+    (f'images/1.png,{"x" * 130_000},test', "the class 'xxx.*xxx' is in test but not in train"),
+    (f'images/1.png,{"x" * 140_000},test', 'field larger than field limit'),
+    (f'images/1.png,a,{"x" * 130_000}', "unknown split 'xxx"),
+    (f'{"x/" * 60_000},a,test', r'cannot be read: File name too long: .*\[...\]'),
+    ('images/1.png/x,a,test', 'cannot be read: Not a directory: .*1.png/x'),
+    ('images,a,test', 'no regular file: .*images'),
+    ('images/1.png\0,a,test', 'no path of a file|contains NUL'),
+  ],
+)
+def test_what_a_csv_says_never_makes_a_long_line(tmp_path, row: str, message: str) -> None:
+  file = write_csv(tmp_path, f'path,label,split\nimages/0.png,a,train\nimages/2.png,b,train\n{row}\n')
+  with pytest.raises(InputError, match=message) as caught:
+    csv_file.read_csv(file, seed=0)
+  assert len(str(caught.value).replace(str(tmp_path), '')) < 400
+
+
+def test_columns_of_a_hundred_thousand_letters(tmp_path) -> None:
+  with pytest.raises(InputError, match='expected the columns path, label') as caught:
+    csv_file.read_csv(write_csv(tmp_path, 'x' * 100_000), seed=0)
+  assert len(str(caught.value).replace(str(tmp_path), '')) < 400
+
+
+def test_a_class_not_in_train_among_thousands_is_a_short_line(tmp_path) -> None:
+  for i in range(1000):
+    write(tmp_path / f'images/{i}.png')
+  rows = [f'images/{i}.png,class{i},train' for i in range(999)]
+  with pytest.raises(InputError, match="'zzz' is in test but not in train; known: class0, .* more$") as caught:
+    csv_file.read_csv(write_csv(tmp_path, '\n'.join(['path,label,split', *rows, 'images/999.png,zzz,test'])), seed=0)
+  assert len(str(caught.value)) < 1300
 
 
 def test_labels_that_look_alike_are_said(tmp_path, capsys) -> None:
@@ -383,3 +466,12 @@ def test_a_folder_of_other_kinds_becomes_rgb(kind: str, suffix: str, tmp_path) -
 def test_bad_fields(options: dict, message: str) -> None:
   with pytest.raises(InputError, match=message):
     data.load('digits', **options)
+
+
+def test_folders_that_look_alike_are_said_once(tmp_path, capsys) -> None:
+  for root in (tmp_path / 'flat', tmp_path / 'split/train', tmp_path / 'split/test'):
+    write_classes(root, Cat=5, cat=5, dog=5)
+  folder.read_folder(str(tmp_path / 'flat'), seed=0)
+  assert "'Cat' and 'cat' are 2 classes; write them alike if they are one" in capsys.readouterr().err
+  folder.read_folder(str(tmp_path / 'split'), seed=0)
+  assert capsys.readouterr().err.count("'Cat' and 'cat' are 2 classes") == 1
