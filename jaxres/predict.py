@@ -1,4 +1,4 @@
-"""`jaxres predict`: the likeliest classes of image files, by a run or by weights."""
+"""`jaxres predict`: what a run or weights make of image files, such as their likeliest classes."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxres import models, workdir
+from jaxres import models, tasks, workdir
 from jaxres.data import decode, listing
 from jaxres.data.augment import normalize
 from jaxres.data.statistics import IMAGENET
@@ -39,6 +39,11 @@ class Predictor(NamedTuple):
   mean: tuple[float, ...]
   std: tuple[float, ...]
   origin: str = ''  # which weights, and of a run which checkpoint
+  task: tasks.Task = tasks.make('classification')  # what its outputs mean
+
+  def describe(self, outputs: np.ndarray, at_most: int) -> tasks.Answer:
+    """Return what ``outputs``, float32 ``[K]``, say of an image: of many parts, such as classes, the first."""
+    return self.task.describe(outputs, self.class_names, at_most)
 
 
 class Seen(NamedTuple):
@@ -54,7 +59,7 @@ class Prediction(NamedTuple):
   """What a network makes of an image."""
 
   path: pathlib.Path
-  logits: np.ndarray | None  # float32 [K]; None where the image cannot be read
+  logits: np.ndarray | None  # the outputs, float32 [K]; None where the image cannot be read
   problem: str = ''
 
 
@@ -96,6 +101,7 @@ def load(
   if not (run / 'config.json').is_file() or (run / 'model.json').is_file():
     model = found.model()
     known = _described(found, source) if (run / 'model.json').is_file() else _published(source)
+    task = tasks.make('classification')
     size = given.image_size or known.image_size
     shape = (size or 0, size or 0, found.channels)
     keep = known.center_crop
@@ -104,6 +110,7 @@ def load(
     info, fields = workdir.read_data(run, 'image_shape', 'mean', 'std'), config['data']
     if info is None:
       raise InputError(f'{run}/data.json: missing: no image_shape, mean and std; the run must be newer')
+    task = tasks.make_from(config['train'])
     size = given.image_size or fields['eval_image_size'] or fields['image_size']
     shape = (size, size, found.channels) if size else tuple(info['image_shape'])
     model = models.create(**found.options, dtype=config['model']['dtype'])
@@ -117,7 +124,7 @@ def load(
   if shape[0] != shape[1] or shape[2] not in (1, 3):
     raise InputError(f'{source}: it sees images of {list(shape)}; predict makes square ones of 1 or 3 channels')
   keep = given.center_crop or keep or 1.0
-  return Predictor(model, found.variables, names, shape, keep, used_mean, used_std, found.origin)
+  return Predictor(model, found.variables, names, shape, keep, used_mean, used_std, found.origin, task)
 
 
 def _floats(name: str, values: Any) -> tuple[float, ...] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxres import predict as predict_lib
-from jaxres.analysis import attribution, explain, images
+from jaxres.analysis import attribution, explain, images, runs
 from jaxres.errors import InputError, make_teller, nearest, printable
 from jaxres.files import file_errors
 from jaxres.paths import output_path
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
   maps = output_path(args.maps, '--maps') if args.maps else None
   paths = predict_lib.find(args.images)
   predictor = read_predictor(args)
+  runs.check_classes(predictor.task, 'jaxres explain')
   names = predictor.class_names
   if args.of is not None and args.of not in names:
     raise InputError(f'--of: unknown class {args.of!r}{nearest(args.of, names)}')
