@@ -1,7 +1,8 @@
 """One process of a training of the tiny model, as main.py is one: python tests/worker.py WORK.json PROCESS.
 
 WORK.json has the ``config``, the ``workdir``, the ``coordinator``, how many processes there are, and which one dies in
-which of its evaluations (``victim``, ``evaluation``). What the process read goes to ``read<i>.json`` beside it.
+which of its evaluations (``victim``, ``evaluation``), or is asked to stop behind which step (``asked``, ``step``). What
+the process read goes to ``read<i>.json`` beside it.
 """
 
 import functools
@@ -15,8 +16,9 @@ from jaxres import evaluate
 from jaxres.data.stream import Stream
 from jaxres.errors import one_line
 from jaxres.models import blocks, resnet
-from jaxres.runtime import distributed
+from jaxres.runtime import distributed, signals
 from jaxres.train import loop
+from jaxres.train.meter import Meter
 
 
 def main(path: pathlib.Path, process: int) -> None:
@@ -26,7 +28,9 @@ def main(path: pathlib.Path, process: int) -> None:
   record_reads(read)
   if process == work.get('victim'):
     die_in_evaluation(work['evaluation'])
-  with one_line(), distributed.joined(work['coordinator'], work['processes'], process):
+  if process == work.get('asked'):
+    ask_to_stop(work['step'])
+  with one_line(), distributed.joined(work['coordinator'], work['processes'], process), signals.exits():
     loop.train_and_evaluate(work['config'], work['workdir'])
     path.with_name(f'read{process}.json').write_text(json.dumps(read))
 
@@ -56,6 +60,20 @@ def die_in_evaluation(number: int) -> None:
     return real(*args)
 
   evaluate.evaluate_state = evaluate_state
+
+
+def ask_to_stop(step: int) -> None:
+  """Have SIGTERM come to this process behind ``step``, once."""
+  add = Meter.add
+
+  def noted(self, number, sums, *, last):
+    add(self, number, sums, last=last)
+    if number >= step and not asked:
+      asked.append(number)
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  asked: list[int] = []
+  Meter.add = noted
 
 
 if __name__ == '__main__':

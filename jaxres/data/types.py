@@ -105,12 +105,12 @@ class Labels(NamedTuple):
     Raises:
       InputError: they are of another type or shape.
     """
-    shape = {0: image_shape[:1], 1: (image_shape[0], *labels.shape[1:2]), 2: image_shape[:3]}[self.rank]
+    shape = (image_shape[:1], (*image_shape[:1], *labels.shape[1:2]), image_shape[:3])[self.rank]
     kinds = 'iu' if self.dtype == 'int32' else 'biuf'
     if labels.dtype.kind not in kinds or labels.shape != tuple(shape) or labels.ndim != 1 + self.rank:
       numbers = 'integers' if self.dtype == 'int32' else 'numbers'
-      wanted = {0: [image_shape[0]], 1: [image_shape[0], 'K'], 2: [*image_shape[:3]]}[self.rank]
-      expected = f'{numbers} [{", ".join(map(str, wanted))}]'
+      axes = (f'{image_shape[0]}', f'{image_shape[0]}, K', ', '.join(map(str, image_shape[:3])))[self.rank]
+      expected = f'{numbers} [{axes}]'
       raise InputError(f'{where}: expected {expected}, found {labels.dtype} {list(labels.shape)}{fix}')
     if self.dtype == 'int32' and labels.size and (labels.max() > MAX_LABEL or labels.min() < -MAX_LABEL):
       raise InputError(f'{where}: expected labels from 0 on, found {labels.min()} to {labels.max()}')  # would wrap
@@ -128,7 +128,8 @@ def is_not_finite(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 def is_no_class(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
   """Return which labels hold a number that is of none of the classes ``names``, bool ``[N]``."""
-  return ((labels < 0) | (labels >= len(names))).reshape(len(labels), -1).any(axis=1)
+  wrong: np.ndarray = (labels < 0) | (labels >= len(names))
+  return wrong.reshape(len(labels), -1).any(axis=1)
 
 
 def describe_classes(names: Sequence[str]) -> str:

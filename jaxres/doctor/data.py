@@ -46,7 +46,7 @@ def set_up(options: Mapping[str, Mapping[str, Any]], dataset: data.Dataset) -> C
 
 def load(options: Mapping[str, Mapping[str, Any]], labels: Labels) -> tuple[data.Dataset, list[str]]:
   """Return the data of a config, all of which is checked, and a line for each image that cannot be decoded."""
-  patient = options['data'] | {'max_bad': 1 << 40}
+  patient = {**options['data'], 'max_bad': 1 << 40}
   with contextlib.redirect_stderr(io.StringIO()) as said:
     dataset = data.load(**patient, labels=labels)
     for pipeline in (dataset.train, dataset.val, dataset.test):

@@ -18,13 +18,13 @@ def draw_curves(workdir: pathlib.Path, known: Mapping[str, metrics.Metric], moni
   """
   import matplotlib.figure
 
-  known, _ = rows.read(workdir / 'metrics.jsonl')
+  logged, _ = rows.read(workdir / 'metrics.jsonl')
   figure = matplotlib.figure.Figure(figsize=(12, 3.6), layout='constrained')
   titles = {name: known[name].title for name in dict.fromkeys(('loss', monitor))} | {'lr': 'learning rate'}
   for axes, (quantity, title) in zip(figure.subplots(1, len(titles)), titles.items(), strict=True):
-    names = dict.fromkeys(name for row in known for name in row if name.endswith(f'/{quantity}'))
+    names = dict.fromkeys(name for row in logged for name in row if name.endswith(f'/{quantity}'))
     for name in names:  # of the splits, and of them as ema/... and tta/...
-      points = [(row['epoch'], row[name]) for row in known if name in row]
+      points = [(row['epoch'], row[name]) for row in logged if name in row]
       label = name.removesuffix(f'/{quantity}')
       axes.plot(*zip(*points, strict=True), label=label, marker='.' if len(points) < 60 else None)
     axes.set(title=title, xlabel='epoch')
