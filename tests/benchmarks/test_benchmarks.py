@@ -26,6 +26,7 @@ from benchmarks import (
 )
 from jaxres import models
 from jaxres.analysis import profile
+from jaxres.train.step import Hyperparameters
 from tests.conftest import make_arrays
 
 ECHO = """
@@ -356,3 +357,20 @@ def test_the_tables_of_what_is_found() -> None:
   what = '| 1,000 of 50,000 in the training split; resnet20, 2 epochs, test top-1 70.0 %'
   assert f'{what} | margin | 1,000 | 40.0 % | 40.0 % | 31.0 % | 16 |' in found
   assert f'{what} | confident learning | 2,000 | 35.0 % | 70.0 % |  |  |' in found
+
+
+def test_the_step_that_is_measured_is_the_one_that_trains() -> None:
+  """The rate is that of the schedule times an argument, as in a training; it was a constant once."""
+  parser = argparse.ArgumentParser()
+  sides.add_arguments(parser)
+  args = parser.parse_args(['--model=resnet20', '--batch_size=8', '--image_size=8'])
+  moved = []
+  for scale in (0.0, 1.0):
+    made = sides.jaxres_step(args)
+    before = jax.device_get(made.state.params)
+    state, _ = made.call(
+      made.state, made.key, made.constants, next(made.groups), Hyperparameters(np.float32(scale)), made.rest[1]
+    )
+    pairs = zip(*map(jax.tree.leaves, (before, jax.device_get(state.params))), strict=True)
+    moved.append(any((a != b).any() for a, b in pairs))
+  assert moved == [False, True]
