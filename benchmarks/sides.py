@@ -162,9 +162,9 @@ def jaxres_step(
   setup = make_setup(config.to_dict(config.make(**sections)), dataset=dataset)
   dataset.place(setup.mesh)
   groups = grouped(pipeline.train_feeds(0, 1 << 40), 0, 1 << 40, scan_steps, scan_steps)
-  begin, rest = setup.create(setup.key), (Hyperparameters(), setup.extras)
+  state, rest = setup.create(setup.key), (Hyperparameters(), setup.extras)
   feeds = (group for _, group in groups)
-  return JaxresStep(setup.train_steps, begin, setup.key, pipeline.constants, feeds, scan_steps, rest)
+  return JaxresStep(setup.train_steps, state, setup.key, pipeline.constants, feeds, scan_steps, rest)
 
 
 def jaxres_train(args: argparse.Namespace) -> Work:

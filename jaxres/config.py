@@ -129,8 +129,8 @@ def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
     return table[name]
   module, colon, attribute = name.partition(':')
   if not colon:
-    fix = f'{nearest(name, table)}; one of your own is package.module:name'
-    raise InputError(f'{field}: unknown {field.rpartition(".")[2]} {name!r}{fix}')
+    problem = f'unknown {field.rpartition(".")[2]} {name!r}, which is no package.module:name either'
+    raise InputError(f'{field}: {problem}{nearest(name, table)}')
   try:
     part = getattr(importlib.import_module(module), attribute, None)
   except (ImportError, ValueError) as error:

@@ -192,8 +192,8 @@ def evaluate(
     for _ in range(count if limit is None else min(limit, count)):
       if stop():
         return None
-      own = next(feeds)
-      feed = sharding.assembled(own, sharding.over_batch(pipeline.mesh)) if pipeline.mesh else own
+      rows = next(feeds)
+      feed = sharding.assembled(rows, sharding.over_batch(pipeline.mesh)) if pipeline.mesh else rows
       part = eval_step(variables, pipeline.constants, feed)
       total = part if total is None else metrics.merge(total, part)
     return metrics.compute(jax.device_get(total), prefix, means) if total else {}
@@ -237,8 +237,8 @@ def evaluate_state(
   scores: dict[str, float] = {}
   for weights, variables in (('', train_state.variables), ('ema/', sharding.gathered(train_state.ema))):
     for prefix, eval_step in eval_steps.items() if variables else ():
-      found = evaluate_splits(eval_step, variables, dataset, batch_size, limit, stop, means)
-      if found is None:
+      of_splits = evaluate_splits(eval_step, variables, dataset, batch_size, limit, stop, means)
+      if of_splits is None:
         return None
-      scores |= {f'{weights}{prefix}{name}': value for name, value in found.items()}
+      scores |= {f'{weights}{prefix}{name}': value for name, value in of_splits.items()}
   return scores

@@ -50,10 +50,9 @@ def compare(
   return {'split': split} | with_origins(compared, found), tests
 
 
-def with_origins(compared: dict[str, Any], found: list[runs.Run]) -> dict[str, Any]:
+def with_origins(compared: dict[str, Any], networks: list[runs.Run]) -> dict[str, Any]:
   """Return the scores of runs, each with which checkpoint it is of."""
-  own = {run.name: {'origin': run.origin} | compared['runs'][run.name] for run in found}
-  return compared | {'runs': own}
+  return compared | {'runs': {run.name: {'origin': run.origin} | compared['runs'][run.name] for run in networks}}
 
 
 def columns(compared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -86,9 +85,9 @@ def _metric_row(compared: Mapping[str, Any], name: str) -> list[str]:
   metric = metrics.Metric(**compared['metrics'][name])
   write = lambda value: f'{value:.2%}' if metric.scale == 'fraction' else f'{value:.4g}'
   row = [metric.title]
-  for own in columns(compared).values():
-    low, high = own['intervals'][name]
-    row.append(f'{write(own[name])} ({write(low)} to {write(high)})')
+  for column in columns(compared).values():
+    low, high = column['intervals'][name]
+    row.append(f'{write(column[name])} ({write(low)} to {write(high)})')
   return row
 
 

@@ -59,9 +59,9 @@ def compare(tests: Mapping[str, Outputs], task: Task) -> dict[str, Any]:
     monitors, second less first, with its paired bootstrap ``interval``.
   """
   each = {name: sum_each(test, task) for name, test in tests.items()}
-  draws = {name: score_draws(own, task) for name, own in each.items()}
-  means = {name: task.means({key: float(x.sum()) for key, x in own.items()}) for name, own in each.items()}
-  names = [name for name in task.metrics if all(name in own for own in means.values())]
+  draws = {run: score_draws(sums, task) for run, sums in each.items()}
+  means = {run: task.means({name: float(x.sum()) for name, x in sums.items()}) for run, sums in each.items()}
+  names = [name for name in task.metrics if all(name in values for values in means.values())]
   runs: dict[str, Scores] = {
     run: {
       'examples': len(test.labels),

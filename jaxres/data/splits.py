@@ -150,8 +150,10 @@ def check_labels(name: str, source: Source, labels: Labels = CLASSES) -> Source:
     if len(wrong):
       first = wrong[0]
       example = f' ({data.name_of(first)})' if isinstance(data, Encoded) else ''
-      found = f'label {data.labels[first]}' if labels.rank == 0 else f'a label that is none, among its {labels.kind}'
-      where = f'data.name: {name}: {part} example {first}{example} has {found}'
+      wrong_label = (
+        f'label {data.labels[first]}' if labels.rank == 0 else f'a label that is none, among its {labels.kind}'
+      )
+      where = f'data.name: {name}: {part} example {first}{example} has {wrong_label}'
       raise InputError(f'{where}; expected {labels.expected(source.class_names)}')
   return source
 

@@ -101,10 +101,10 @@ def classes(name: str, labels: np.ndarray, class_names: tuple[str, ...]) -> Chec
 
 def targets(name: str, labels: np.ndarray, of: Labels) -> Check:
   """Look at the labels of a split that are not of classes."""
-  found = f'{len(labels):,} examples with {of.kind} from {labels.min():.4g} to {labels.max():.4g}'
+  finding = f'{len(labels):,} examples with {of.kind} from {labels.min():.4g} to {labels.max():.4g}'
   if labels.min() == labels.max():
-    return Check(f'{name} labels', 'warning', f'{found}: all are the same')
-  return Check(f'{name} labels', 'ok', found)
+    return Check(f'{name} labels', 'warning', f'{finding}: all are alike')
+  return Check(f'{name} labels', 'ok', finding)
 
 
 def duplicates(digests: Mapping[str, list[bytes]]) -> Check:

@@ -115,9 +115,9 @@ def _curves(found: Sequence[runs.Run]) -> Section:
   return html.section('curves', 'Curves', shown)
 
 
-def curve_titles(found: Sequence[runs.Run]) -> dict[str, str]:
+def curve_titles(networks: Sequence[runs.Run]) -> dict[str, str]:
   """Return what is drawn over the epochs, with its title: the loss, what each task monitors, rate and speed."""
-  pairs = [(name, run.task.metrics[name].title) for run in found for name in ('loss', run.task.monitor)]
+  pairs = [(name, run.task.metrics[name].title) for run in networks for name in ('loss', run.task.monitor)]
   return {name: title[:1].upper() + title[1:] for name, title in pairs} | CURVES
 
 

@@ -198,8 +198,8 @@ def fit_outputs(model: ResNet, num_classes: int | None, num_outputs: int) -> Res
 
 def place_extras(task: tasks.Task, dataset: data.Dataset, mesh: Mesh) -> Any:
   """Return the task's arrays on every device of ``mesh``, where they stay: no step sends them there again."""
-  whole = sharding.replicated(mesh)
-  return jax.tree.map(lambda x: sharding.assembled(np.asarray(x), whole), task.make_extras(dataset))
+  place = lambda x: sharding.assembled(np.asarray(x), sharding.replicated(mesh))
+  return jax.tree.map(place, task.make_extras(dataset))
 
 
 def first_transform(model: ResNet, dataset: data.Dataset) -> Callable[[Any], Any]:

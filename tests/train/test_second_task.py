@@ -212,7 +212,10 @@ def test_an_import_path_names_it(job: dict, tmp_path) -> None:
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
-    ('brightnes', "train.task: unknown task 'brightnes'; did you mean brightness"),
+    (
+      'brightnes',
+      "train.task: unknown task 'brightnes', which is no package.module:name either; did you mean 'brightness'?",
+    ),
     ('tests.train.nowhere:task', "train.task: tests.train.nowhere:task: No module named 'tests.train.nowhere'"),
     ('tests.train.test_second_task:BINS', "expected a function called 'BINS' in tests.train.test_second_task, found 4"),
     ('tests.train.test_second_task:no_task', 'expected a function that returns a jaxres.tasks.Task, found'),

@@ -165,8 +165,8 @@ def check(augment: Augment, image_shape: tuple[int, int, int], labels: Labels) -
       f'augment.mixup: the task learns {labels.kind}, which cannot be mixed; leave mixup and cutmix at 0'
     )
   if augment.moves and labels.rank == 2:
-    found = f'the task learns {labels.kind}, and labels do not move with the pixels yet'
-    raise InputError(f'augment: {found}; leave crop_pad, flip, resized_crop, rotate and policy out')
+    problem = f'the task learns {labels.kind}, and labels do not move with the pixels yet'
+    raise InputError(f'augment: {problem}; leave crop_pad, flip, resized_crop, rotate and policy out')
   images = jax.ShapeDtypeStruct((2, *image_shape), jnp.uint8)
   jax.eval_shape(augment.images, jax.eval_shape(lambda: jax.random.key(0)), images)
 

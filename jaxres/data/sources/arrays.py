@@ -60,8 +60,8 @@ def read_npz(path: str | None, labels: Labels = CLASSES) -> Source:
       found = f'{train.images.shape[1:]} and {other.images.shape[1:]}'
       raise InputError(f'{path}: train_x and {split}_x hold images of different shapes: {found}')
     if other and labels.rank == 1 and train.labels.shape[1:] != other.labels.shape[1:]:
-      found = f'{train.labels.shape[1]} and {other.labels.shape[1]} numbers'
-      raise InputError(f'{path}: train_y and {split}_y hold labels of different lengths: {found}')
+      lengths = f'{train.labels.shape[1]} and {other.labels.shape[1]} numbers'
+      raise InputError(f'{path}: train_y and {split}_y hold labels of different lengths: {lengths}')
   if content.get('class_names', np.empty(1)).ndim != 1:
     raise InputError(f'{path}: class_names: expected a list of names, found {content["class_names"]!r}')
   names = content['class_names'] if 'class_names' in content else _numbered(path, train, labels)
