@@ -123,7 +123,7 @@ def jaxres_step(
   accumulate: int = 1,
   **augmentation: Any,
 ) -> JaxresStep:
-  """Return the training step, its state and what feeds it, made as ``train.py`` makes them.
+  """Return the training step, its state and what feeds it, made as a training makes them: by ``make_setup``.
 
   Args:
     args: of ``add_arguments``.
@@ -136,43 +136,35 @@ def jaxres_step(
   from jaxres.runtime.memory import keep_freed_memory
 
   keep_freed_memory()
-  import jax
-
-  from jaxres import data, models, optim, tasks
-  from jaxres import state as state_lib
-  from jaxres.data import augment
+  from jaxres import config, data
   from jaxres.data.resident import Resident
   from jaxres.data.types import Arrays
-  from jaxres.runtime import sharding
-  from jaxres.train.gradients import make_loss
   from jaxres.train.plan import grouped
-  from jaxres.train.step import Hyperparameters, make_train_steps
+  from jaxres.train.setup import make_setup
+  from jaxres.train.step import Hyperparameters
 
-  mesh, key = sharding.make_mesh(), jax.random.key(0)
   pipeline = Resident(Arrays(*examples(args)), batch_size=args.batch_size, seed=0)
-  pipeline.place(mesh)
   info = data.Info(tuple(map(str, range(args.classes))), pipeline.image_shape, MEAN, STD)
-  model = models.create(args.model, num_classes=args.classes, stem=args.stem, bn=bn, dtype=args.dtype)
-  init = lambda: state_lib.init_variables(model, info.image_shape, key)
-  tx, _ = optim.make(jax.eval_shape(init)['params'], TOTAL_STEPS, 1.0, lr=LR, weight_decay=WEIGHT_DECAY)
-  fields = {'loss': 'softmax_xent', 'label_smoothing': 0.0, 'target_threshold': 0.0}
-  task = tasks.make('classification', info, **fields)
-  loss_fn = make_loss(model, task, augment.make(**augmentation), info)
-  create = lambda: state_lib.create(init(), tx)
-  shardings = state_lib.shardings(jax.eval_shape(create), mesh, shard_optimizer=shard_optimizer)
-  train_steps = make_train_steps(
-    loss_fn,
-    lambda _: tx,
-    pipeline.fetch,
-    mesh,
-    accumulate=accumulate,
-    per_device_bn=bn == 'per_device',
-    shardings=shardings,
-  )
-  begin = jax.jit(create, out_shardings=shardings)()
+  epochs = TOTAL_STEPS * args.batch_size / pipeline.size
+  sections = {
+    'model': {'name': args.model, 'stem': args.stem, 'bn': bn, 'dtype': args.dtype},
+    'data': {'batch_size': args.batch_size},
+    'augment': augmentation,
+    'optim': {'lr': LR, 'momentum': MOMENTUM, 'weight_decay': WEIGHT_DECAY, 'schedule': 'cosine'},
+    'train': {
+      'epochs': epochs,
+      'eval_every_epochs': epochs,
+      'accumulate': accumulate,
+      'shard_optimizer': shard_optimizer,
+    },
+  }
+  dataset = data.Dataset(pipeline, None, pipeline, info)
+  setup = make_setup(config.to_dict(config.make(**sections)), dataset=dataset)
+  dataset.place(setup.mesh)
   groups = grouped(pipeline.train_feeds(0, 1 << 40), 0, 1 << 40, scan_steps, scan_steps)
-  rest = (Hyperparameters(), task.extras)
-  return JaxresStep(train_steps, begin, key, pipeline.constants, (group for _, group in groups), scan_steps, rest)
+  state, rest = setup.create(setup.key), (Hyperparameters(), setup.extras)
+  feeds = (group for _, group in groups)
+  return JaxresStep(setup.train_steps, state, setup.key, pipeline.constants, feeds, scan_steps, rest)
 
 
 def jaxres_train(args: argparse.Namespace) -> Work:

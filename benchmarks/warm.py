@@ -91,7 +91,9 @@ def train_once(setup: Any, k: int, steps: int) -> tuple[float, dict[str, float]]
   for _, group in grouped(setup.feeds(0, steps), 0, steps, setup.scan_steps, setup.options.log_every_steps):
     train_state, sums = setup.take_steps(train_state, group, Hyperparameters())
     bad.append(sums['bad'])
-  _, scores = evaluate_segment(setup, train_state, signals.Watch())
+  evaluation = evaluate_segment(setup, train_state, signals.Watch())
+  assert evaluation is not None  # that watch notes nothing
+  scores = evaluation[1]
   seconds = time.perf_counter() - start
   if sum(jax.device_get(bad)):
     raise SystemExit('a step was not finite; lower optim.lr or lengthen optim.warmup_epochs')

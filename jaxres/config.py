@@ -5,6 +5,7 @@ Signatures are read from the source, not by importing it: a misspelt field is fo
 
 import ast
 import functools
+import importlib
 import json
 import numbers
 import os
@@ -111,6 +112,32 @@ def bounded(lines: Sequence[str], separator: str = '; ') -> str:
   """Return the first ``MOST`` of ``lines`` as one, and how many more there are."""
   more = len(lines) - MOST
   return separator.join(lines[:MOST]) + (f'{separator}and {more} more' if more > 0 else '')
+
+
+def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
+  """Return the part of a run that ``name`` names: a row of ``table``, or a user's, as ``package.module:name``.
+
+  Args:
+    field: of the config, such as ``'train.task'``.
+    name: the value of the field.
+    table: what jaxres has, by name.
+
+  Raises:
+    InputError: it is neither, or its module cannot be imported.
+  """
+  if name in table:
+    return table[name]
+  module, colon, attribute = name.partition(':')
+  if not colon:
+    problem = f'unknown {field.rpartition(".")[2]} {name!r}, which is no package.module:name either'
+    raise InputError(f'{field}: {problem}{nearest(name, table)}')
+  try:
+    part = getattr(importlib.import_module(module), attribute, None)
+  except (ImportError, ValueError) as error:
+    raise InputError(f'{field}: {name}: {error}; is its folder in PYTHONPATH?') from None
+  if not callable(part):
+    raise InputError(f'{field}: {name}: expected a function called {attribute!r} in {module}, found {_shown(part)}')
+  return part
 
 
 def _shown(value: Any) -> str:

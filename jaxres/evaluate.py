@@ -1,6 +1,5 @@
 """Evaluation: the only loop that does it, over exactly N examples at any batch size and device count."""
 
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -29,8 +28,8 @@ Views = Callable[[jax.Array], jax.Array]
 class Outputs(NamedTuple):
   """What a network makes of the N examples of a split, in their order; in host memory."""
 
-  logits: np.ndarray  # float32 [N, K]
-  labels: np.ndarray  # int32 [N]
+  logits: np.ndarray  # float32 [N, K]; of a task that has no classes, whatever the network's outputs are
+  labels: np.ndarray  # int32 [N], or as the task's ``Labels`` says
   features: np.ndarray  # float32 [N, C]: what the classifier is given
 
 
@@ -168,8 +167,9 @@ def evaluate(
   prefix: str,
   limit: int | None = None,
   stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-  """Return the metrics of ``variables`` over every example of ``pipeline``, once each.
+  means: metrics.Means = metrics.divide_by_count,
+) -> dict[str, float] | None:
+  """Return the metrics of ``variables`` over every example of ``pipeline``, once each; None where it was stopped.
 
   Args:
     eval_step: of ``make_eval_step``.
@@ -178,19 +178,25 @@ def evaluate(
     batch_size: a multiple of the number of devices.
     prefix: of the names in the result, such as ``'test'``.
     limit: stop after this many batches.
-    stop: asked before each batch; where it says yes, what is returned is of a part of the examples, or empty.
+    stop: asked before each batch is read; where it says yes, nothing more is done. Behind the last one it is not asked:
+      what is complete is kept.
+    means: of the task.
 
   Raises:
     InputError: a batch does not fit into the memory of the device.
   """
-  total = None
+  total: metrics.Sums | None = None
+  count = -(-pipeline.size // batch_size)
   with memory_explained(f'evaluating {batch_size} examples at a time', f'use train.eval_batch_size={batch_size // 2}'):
-    feeds = itertools.islice(pipeline.eval_feeds(batch_size), limit)
-    for own in itertools.takewhile(lambda _: not stop(), feeds):
-      feed = sharding.assembled(own, sharding.over_batch(pipeline.mesh)) if pipeline.mesh else own
+    feeds = pipeline.eval_feeds(batch_size)
+    for _ in range(count if limit is None else min(limit, count)):
+      if stop():
+        return None
+      rows = next(feeds)
+      feed = sharding.assembled(rows, sharding.over_batch(pipeline.mesh)) if pipeline.mesh else rows
       part = eval_step(variables, pipeline.constants, feed)
       total = part if total is None else metrics.merge(total, part)
-    return metrics.compute(jax.device_get(total), prefix) if total else {}
+    return metrics.compute(jax.device_get(total), prefix, means) if total else {}
 
 
 def evaluate_splits(
@@ -200,12 +206,17 @@ def evaluate_splits(
   batch_size: int,
   limit: int | None = None,
   stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-  """Return ``evaluate`` of the validation split, if there is one, and of the test split."""
+  means: metrics.Means = metrics.divide_by_count,
+) -> dict[str, float] | None:
+  """Return ``evaluate`` of the validation split, if there is one, and of the test split; None where it was stopped."""
   scores: dict[str, float] = {}
   for prefix, pipeline in (('val', dataset.val), ('test', dataset.test)):
-    if pipeline is not None:
-      scores |= evaluate(eval_step, variables, pipeline, batch_size, prefix, limit, stop)
+    if pipeline is None:
+      continue
+    of_split = evaluate(eval_step, variables, pipeline, batch_size, prefix, limit, stop, means)
+    if of_split is None:
+      return None
+    scores |= of_split
   return scores
 
 
@@ -216,14 +227,18 @@ def evaluate_state(
   batch_size: int,
   limit: int | None = None,
   stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
+  means: metrics.Means = metrics.divide_by_count,
+) -> dict[str, float] | None:
   """Return ``evaluate_splits`` of the weights, and as ``ema/...`` of their moving average, where one is kept.
 
   Each is done with every one of ``eval_steps``, whose names, such as ``''`` and ``'tta/'``, lead those of the metrics.
+  Where ``stop`` says yes before the last batch of all, it is None.
   """
   scores: dict[str, float] = {}
   for weights, variables in (('', train_state.variables), ('ema/', sharding.gathered(train_state.ema))):
     for prefix, eval_step in eval_steps.items() if variables else ():
-      found = evaluate_splits(eval_step, variables, dataset, batch_size, limit, stop)
-      scores |= {f'{weights}{prefix}{name}': value for name, value in found.items()}
+      of_splits = evaluate_splits(eval_step, variables, dataset, batch_size, limit, stop, means)
+      if of_splits is None:
+        return None
+      scores |= {f'{weights}{prefix}{name}': value for name, value in of_splits.items()}
   return scores

@@ -1,12 +1,36 @@
 """Metrics as masked sums: made on the device, merged by addition, divided once at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Sums = dict[str, jax.Array]
+Means = Callable[[Mapping[str, float]], dict[str, float]]  # sums over examples, and their count, to metrics
 MIN_TOP5_CLASSES = 6  # with fewer, every prediction is a top-5 hit, and top-5 is left out
+
+
+class Metric(NamedTuple):
+  """How a metric is called, written and compared.
+
+  Attributes:
+    title: for a person, such as ``'top-1'``.
+    scale: ``'fraction'`` is in [0, 1] and written in per cent, ``'positive'`` is at least 0, ``'real'`` has no bounds.
+    larger_is_better: whether more of it is better.
+  """
+
+  title: str
+  scale: Literal['fraction', 'positive', 'real'] = 'real'
+  larger_is_better: bool = False
+
+
+LOSS = Metric('loss', 'positive')
+
+
+def find_metric(name: str, known: Mapping[str, Metric]) -> Metric | None:
+  """Return what is known of the metric ``name``, such as ``'ema/val/top1'``; None where it is none of the task's."""
+  return known.get(name.rpartition('/')[2])
 
 
 def label_rank(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -53,10 +77,15 @@ def merge(a: Sums, b: Sums) -> Sums:
   return jax.tree.map(jnp.add, a, b)
 
 
-def compute(total: Mapping[str, jax.Array | float], prefix: str) -> dict[str, float]:
-  """Return the means as ``{'<prefix>/loss': nats, '<prefix>/top1': fraction, '<prefix>/top5': fraction}``."""
-  count = float(total['count'])
-  return {f'{prefix}/{name}': float(value) / count for name, value in total.items() if name != 'count'}
+def divide_by_count(total: Mapping[str, float]) -> dict[str, float]:
+  """Return the mean over the examples of each sum."""
+  return {name: value / total['count'] for name, value in total.items() if name != 'count'}
+
+
+def compute(total: Mapping[str, jax.Array | float], prefix: str, means: Means = divide_by_count) -> dict[str, float]:
+  """Return the metrics of sums as ``{'<prefix>/loss': nats, '<prefix>/top1': fraction}``; ``means`` is the task's."""
+  values = means({name: float(value) for name, value in total.items()})
+  return {f'{prefix}/{name}': value for name, value in values.items()}
 
 
 def is_evaluation(values: Mapping[str, float]) -> bool:

@@ -1,4 +1,4 @@
-"""`jaxres predict`: the likeliest classes of image files, by a run or by weights."""
+"""`jaxres predict`: what a run or weights make of image files, such as their likeliest classes."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxres import models, workdir
+from jaxres import models, tasks, workdir
 from jaxres.data import decode, listing
 from jaxres.data.augment import normalize
 from jaxres.data.statistics import IMAGENET
@@ -39,6 +39,11 @@ class Predictor(NamedTuple):
   mean: tuple[float, ...]
   std: tuple[float, ...]
   origin: str = ''  # which weights, and of a run which checkpoint
+  task: tasks.Task = tasks.make('classification')  # what its outputs mean
+
+  def describe(self, outputs: np.ndarray, at_most: int) -> tasks.Answer:
+    """Return what ``outputs``, float32 ``[K]``, say of an image: of many parts, such as classes, the first."""
+    return self.task.describe(outputs, self.class_names, at_most)
 
 
 class Seen(NamedTuple):
@@ -54,7 +59,7 @@ class Prediction(NamedTuple):
   """What a network makes of an image."""
 
   path: pathlib.Path
-  logits: np.ndarray | None  # float32 [K]; None where the image cannot be read
+  logits: np.ndarray | None  # the outputs, float32 [K]; None where the image cannot be read
   problem: str = ''
 
 
@@ -94,9 +99,9 @@ def load(
   names = names or tuple(map(str, range(found.options['num_classes'])))
   kind, place = sources.parse(source)
   if kind == 'jaxres' and not (user_path(place) / 'model.json').is_file():
-    model, known, shape = _of_run(found, user_path(place), given.image_size)
+    model, known, shape, task = _of_run(found, user_path(place), given.image_size)
   else:
-    model = found.model()
+    model, task = found.model(), tasks.make('classification')
     known = _published(place) if kind == 'torchvision' else _described(found, source)
     size = given.image_size or known.image_size or 0
     shape = (size, size, found.channels)
@@ -108,13 +113,13 @@ def load(
   if shape[0] != shape[1] or shape[2] not in (1, 3):
     raise InputError(f'{source}: it sees images of {list(shape)}; predict makes square ones of 1 or 3 channels')
   keep = given.center_crop or known.center_crop or 1.0
-  return Predictor(model, found.variables, names, shape, keep, used_mean, used_std, found.origin)
+  return Predictor(model, found.variables, names, shape, keep, used_mean, used_std, found.origin, task)
 
 
 def _of_run(
   found: sources.Pretrained, run: pathlib.Path, image_size: int | None
-) -> tuple[models.ResNet, Seen, tuple[int, int, int]]:
-  """Return the network of a run, what it does to an image, and the shape that it sees."""
+) -> tuple[models.ResNet, Seen, tuple[int, int, int], tasks.Task]:
+  """Return the network of a run, what it does to an image, the shape that it sees, and what its outputs mean."""
   config = workdir.read_config(run) or {}
   info, fields = workdir.read_data(run, 'image_shape', 'mean', 'std'), config['data']
   if info is None:
@@ -123,7 +128,8 @@ def _of_run(
   height, width, channels = (size, size, found.channels) if size else info['image_shape']
   keep = fields['center_crop'] if size else 1.0
   known = Seen(tuple(info['mean']), tuple(info['std']), height, keep)
-  return models.create(**found.options, dtype=config['model']['dtype']), known, (height, width, channels)
+  model = models.create(**found.options, dtype=config['model']['dtype'])
+  return model, known, (height, width, channels), tasks.make_from(config['train'])
 
 
 def _floats(name: str, values: Any) -> tuple[float, ...] | None:

@@ -254,19 +254,22 @@ def read_data(workdir: pathlib.Path, *needed: str) -> dict[str, Any] | None:
   return found
 
 
-def class_names(workdir: pathlib.Path, classes: int, channels: int) -> tuple[str, ...] | None:
+def class_names(workdir: pathlib.Path, classes: int, channels: int, *, exact: bool = True) -> tuple[str, ...] | None:
   """Return the names of the classes of the run in ``workdir``; None where a jaxres that wrote none made it.
 
   Args:
     workdir: of the run.
     classes: that its network has, as its checkpoint says.
     channels: of the images that its network takes.
+    exact: whether every output has a name; else there are no names where the numbers differ, as a task may have it.
 
   Raises:
     DamagedError: ``data.json`` is damaged, or not of that network.
   """
   content = read_data(workdir)
   if content is None:
+    return None
+  if not exact and len(content['class_names']) != classes:
     return None
   known = {'class_names': len(content['class_names'])}
   known |= {'channels': content['image_shape'][2]} if 'image_shape' in content else {}

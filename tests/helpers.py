@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from jaxres import data, tasks
+from jaxres import tasks
 from jaxres.checkpoint.manager import Manager
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,11 +38,9 @@ def merged(config: dict, **changes: dict) -> dict:
   return {section: config.get(section, {}) | changes.get(section, {}) for section in config | changes}
 
 
-def classification(info: data.Info, loss: str = 'softmax_xent', **fields: float) -> tasks.Task:
-  """Return the task of telling the classes of ``info``."""
-  return tasks.make(
-    'classification', info, **({'loss': loss, 'label_smoothing': 0.0, 'target_threshold': 0.0} | fields)
-  )
+def classification(loss: str = 'softmax_xent', **fields: float) -> tasks.Task:
+  """Return the task of telling classes."""
+  return tasks.make('classification', loss=loss, **fields)
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:

@@ -83,7 +83,7 @@ def test_training_commands_can_be_compiled(line: str, tmp_path, tiny: str, monke
   state = jax.eval_shape(setup.create, setup.key)
   group = jax.tree.map(lambda array: array[None], next(setup.dataset.train.train_feeds(0, 1)))
   feeds = sharding.assembled(group, sharding.over_steps(setup.mesh))
-  rest = (setup.key, setup.dataset.train.constants, feeds, Hyperparameters(), setup.task.extras)
+  rest = (setup.key, setup.dataset.train.constants, feeds, Hyperparameters(), setup.extras)
   state, sums = jax.eval_shape(setup.train_steps, state, *rest)
   assert sums['count'].shape == state.step.shape == ()
 

@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 PROTECT = {'printable', 'dumps', 'len', 'bool'}
 NUMERIC = tuple('dfFgGeE%,')  # how the format of a number ends; a string with one is an error

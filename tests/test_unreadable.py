@@ -20,7 +20,7 @@ from jaxres import weights
 from jaxres.models import blocks, resnet
 from jaxres.train import loop
 from jaxres.weights import sources
-from tests.conftest import ROOT, make_arrays
+from tests.helpers import ROOT, make_arrays
 from tests.weights.conftest import make_state
 
 RUN_CONFIG = {

@@ -1,8 +1,8 @@
 """One process of a training of the tiny model, as main.py is one: python tests/worker.py WORK.json PROCESS.
 
 WORK.json has the ``config``, the ``workdir``, the ``coordinator``, how many processes there are, and which one dies in
-which of its evaluations (``victim``, ``evaluation``), or the file that all wait for there (``gate``). What the process
-read goes to ``read<i>.json`` beside it.
+which of its evaluations (``victim``, ``evaluation``), or the file that all wait for there (``gate``), or which is asked
+to stop behind which step (``asked``, ``step``). What the process read goes to ``read<i>.json`` beside it.
 """
 
 import functools
@@ -18,8 +18,9 @@ from jaxres import evaluate
 from jaxres.data.stream import Stream
 from jaxres.errors import one_line
 from jaxres.models import blocks, resnet
-from jaxres.runtime import distributed
+from jaxres.runtime import distributed, signals
 from jaxres.train import loop
+from jaxres.train.meter import Meter
 
 
 def main(path: pathlib.Path, process: int) -> None:
@@ -31,7 +32,9 @@ def main(path: pathlib.Path, process: int) -> None:
     in_evaluation(work['evaluation'], lambda: os.kill(os.getpid(), signal.SIGKILL))
   if 'gate' in work:
     in_evaluation(work['evaluation'], lambda: wait_for(pathlib.Path(work['gate'])))
-  with one_line(), distributed.joined(work['coordinator'], work['processes'], process):
+  if process == work.get('asked'):
+    ask_to_stop(work['step'])
+  with one_line(), distributed.joined(work['coordinator'], work['processes'], process), signals.exits():
     loop.train_and_evaluate(work['config'], work['workdir'])
     path.with_name(f'read{process}.json').write_text(json.dumps(read))
 
@@ -66,6 +69,20 @@ def in_evaluation(number: int, act: Callable[[], None]) -> None:
     return real(*args)
 
   evaluate.evaluate_state = evaluate_state
+
+
+def ask_to_stop(step: int) -> None:
+  """Have SIGTERM come to this process behind ``step``, once."""
+  add = Meter.add
+
+  def noted(self, number, sums, *, last):
+    add(self, number, sums, last=last)
+    if number >= step and not asked:
+      asked.append(number)
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  asked: list[int] = []
+  Meter.add = noted
 
 
 if __name__ == '__main__':

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxres.analysis import runs, scores
+from jaxres import metrics
+from jaxres.analysis import runs, scores, task_scores
 
 ROWS = {  # of the table: where each is in a run's scores
   'top-1': ('top1',),
@@ -31,7 +32,8 @@ def compare(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Return the scores of runs, as of ``scores.compare``, and their outputs on the split, by name.
 
-  The temperature is fitted on the validation split, where there is one and it is not what is evaluated.
+  Those of a task that has no classes are its metrics, as of ``task_scores.compare``. The temperature
+  is fitted on the validation split, where there is one and it is not what is evaluated.
 
   Raises:
     InputError: the runs have other classes or examples, or a run has no such split or is no good.
@@ -40,12 +42,17 @@ def compare(
   names = [run.name for run in found]
   tests = dict(zip(names, (runs.outputs(run, split, batch_size) for run in found), strict=True))
   runs.check_same_examples(found, [test.labels for test in tests.values()], split)
+  if not found[0].task.labels.are_classes:
+    return {'split': split} | with_origins(task_scores.compare(tests, found[0].task), found), tests
   fits = lambda run: run.dataset.val is not None and split != 'val'
   vals = {run.name: runs.outputs(run, 'val', batch_size) if fits(run) else None for run in found}
   compared = scores.compare(tests, vals, found[0].class_names)
-  for run in found:
-    compared['runs'][run.name] = {'origin': run.origin} | compared['runs'][run.name]
-  return {'split': split} | compared, tests
+  return {'split': split} | with_origins(compared, found), tests
+
+
+def with_origins(compared: dict[str, Any], networks: list[runs.Run]) -> dict[str, Any]:
+  """Return the scores of runs, each with which checkpoint it is of."""
+  return compared | {'runs': {run.name: {'origin': run.origin} | compared['runs'][run.name] for run in networks}}
 
 
 def columns(compared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -56,6 +63,8 @@ def columns(compared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def rows(compared: Mapping[str, Any]) -> list[list[str]]:
   """Return the rows of the table of scores: a name, and the value for each of ``columns``."""
+  if 'metrics' in compared:
+    return [_metric_row(compared, name) for name in compared['metrics']]
   found = []
   for label, place in ROWS.items():
     if label == 'top-5' and all(own['top5'] is None for own in columns(compared).values()):
@@ -69,6 +78,17 @@ def rows(compared: Mapping[str, Any]) -> list[list[str]]:
       row.append(show(label, value) + bound + _interval(label, own['intervals']))
     found.append(row)
   return found
+
+
+def _metric_row(compared: Mapping[str, Any], name: str) -> list[str]:
+  """Return the row of a metric of the task, with its interval."""
+  metric = metrics.Metric(**compared['metrics'][name])
+  write = lambda value: f'{value:.2%}' if metric.scale == 'fraction' else f'{value:.4g}'
+  row = [metric.title]
+  for column in columns(compared).values():
+    low, high = column['intervals'][name]
+    row.append(f'{write(column[name])} ({write(low)} to {write(high)})')
+  return row
 
 
 def show(label: str, value: float | None) -> str:
@@ -88,6 +108,8 @@ def _interval(label: str, intervals: Mapping[str, Any]) -> str:
 def notes(compared: Mapping[str, Any]) -> list[str]:
   """Return what is undefined, and why, each once."""
   found = [note for own in columns(compared).values() for note in own['notes']]
+  if 'metrics' in compared:
+    return [*dict.fromkeys(found)]
   if compared['split'] == 'val':
     found.append('no temperature: it is fitted on the validation split, and says nothing of that')
   elif any(own['temperature'] is None for own in columns(compared).values()):
@@ -100,6 +122,9 @@ def differences(compared: Mapping[str, Any]) -> list[str]:
   found = []
   for pair in compared['pairs']:
     (first, second), (low, high) = pair['runs'], pair['interval']
+    if 'metric' in pair:
+      found.append(f'{second} less {first}: {pair["difference"]:+.4g} {pair["metric"]} ({low:+.4g} to {high:+.4g})')
+      continue
     found.append(
       f'{second} less {first}: {pair["difference"]:+.2%} top-1 ({low:+.2%} to {high:+.2%}); only {second} is right on '
       f'{pair["only_second"]:,} examples, only {first} on {pair["only_first"]:,}; McNemar p = {pair["p"]:.3g}'

@@ -16,6 +16,7 @@ from jaxres import data, files
 from jaxres.data import augment as augment_lib
 from jaxres.data import sampler
 from jaxres.data.stream import Stream
+from jaxres.data.types import CLASSES, Labels
 from jaxres.errors import InputError, printable
 from jaxres.paths import output_path
 from jaxres.runtime.compiler import jit
@@ -133,7 +134,12 @@ def filters(kernel: np.ndarray) -> np.ndarray:
 
 
 def draw_augmentations(
-  dataset: data.Dataset, augment: augment_lib.Augment, seed: int, examples: int, draws: int
+  dataset: data.Dataset,
+  augment: augment_lib.Augment,
+  seed: int,
+  examples: int,
+  draws: int,
+  labels: Labels = CLASSES,
 ) -> np.ndarray:
   """Return the first training images as the model sees them at each of the first steps.
 
@@ -143,10 +149,11 @@ def draw_augmentations(
     seed: ``train.seed``.
     examples: how many images, of the first batch.
     draws: how many steps; the first is the very batch that training begins with.
+    labels: what they are: of the task.
 
   Returns:
-    uint8 ``[examples, 1 + draws, H, W, C]``; the originals come first, whole: as evaluation sees them. Every column
-    beside them has the random crops and the augmentation of its step.
+    uint8 ``[examples, 1 + draws * V, H, W, C]``; the originals come first, whole: as evaluation sees them. Every column
+    beside them has the random crops and the augmentation of its step; V views of a step stand side by side.
   """
   train = dataset.train
   batch = data.first_batch(train)
@@ -154,10 +161,12 @@ def draw_augmentations(
 
   @jit
   def see(step: int, batch: data.Batch) -> jax.Array:
-    return augment.batch(step_key(jax.random.key(seed), step), batch, len(dataset.info.class_names))['image']
+    key = step_key(jax.random.key(seed), step)
+    images = augment.batch(key, batch, labels, len(dataset.info.class_names))['image']
+    return images if images.ndim == 5 else images[None]
 
   def cropped(step: int) -> jax.Array:  # a stream's crops are drawn on the host
     return jnp.asarray(train.crops(index, step)) if isinstance(train, Stream) else batch['image']
 
-  columns = [see(step, {**batch, 'image': cropped(step)})[:examples] for step in range(draws)]
-  return np.stack([train.images(index[:examples]), *map(np.asarray, columns)], axis=1)
+  views = [see(step, {**batch, 'image': cropped(step)})[:, :examples] for step in range(draws)]
+  return np.concatenate([train.images(index[:examples])[None], *map(np.asarray, views)]).swapaxes(0, 1)

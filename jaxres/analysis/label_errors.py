@@ -93,6 +93,7 @@ def find(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, An
     labels of the two, and the mean ``difference`` of their pixels in levels; ``classes``: recall on the test split, the
     hardest first; ``pairs``: the commonest confusions there.
   """
+  runs.check_classes(run.task, 'jaxres errors')
   splits = [split for split in runs.SPLITS if split != 'val' or run.dataset.val is not None]
   outputs = {split: runs.outputs(run, split, batch_size) for split in splits}
   test, names = outputs['test'], run.class_names

@@ -58,7 +58,7 @@ def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
   feeds = next(groups)
   if one_batch:
     groups = itertools.repeat(feeds)
-  rest = (setup.key, train.constants), (Hyperparameters(), setup.task.extras)
+  rest = (setup.key, train.constants), (Hyperparameters(), setup.extras)
   lowered = setup.train_steps.lower(state, *rest[0], sharding.assembled(feeds, split), *rest[1])  # type: ignore[attr-defined]
   compiled = lowered.compile()
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxres import data, evaluate, models, workdir
+from jaxres import data, evaluate, models, tasks, workdir
 from jaxres.data.fingerprints import same_names
 from jaxres.errors import InputError, make_teller
 from jaxres.files import PUT_BACK, DamagedError
@@ -37,6 +37,7 @@ class Run(NamedTuple):
   dataset: data.Dataset
   mesh: Mesh
   origin: str  # which checkpoint
+  task: tasks.Task = tasks.make('classification')
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -100,17 +101,17 @@ def read(
     weights = sources.read(str(path), step)
     moved = {'data_dir': data_dir, 'path': data_path}
     fields = config['data'] | {key: value for key, value in moved.items() if value is not None}
-    rule = workdir.split_rule(path)
-    key = json.dumps([rule, fields], sort_keys=True)
+    rule, task = workdir.split_rule(path), tasks.make_from(config['train'])
+    key = json.dumps([rule, config['train']['task'], fields], sort_keys=True)
     if key not in datasets:
-      datasets[key] = data.load(**fields, split_rule=rule)
+      datasets[key] = data.load(**fields, split_rule=rule, labels=task.labels)
       datasets[key].place(mesh)
     if was := workdir.other_data(path, datasets[key].info):
       raise InputError(f'{path}: the data is not that of the run: {was}')
     model = models.create(**weights.options, dtype=config['model']['dtype'])
     variables = jax.device_put(weights.variables, sharding.replicated(mesh))
     name = name if names.count(name) == 1 else str(path)
-    found.append(Run(name, path, config, model, variables, datasets[key], mesh, weights.origin))
+    found.append(Run(name, path, config, model, variables, datasets[key], mesh, weights.origin, task))
   return found
 
 
@@ -139,7 +140,7 @@ def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Out
   with memory_explained(f'{run.path}: {batch_size} examples at a time', f'use --batch_size={batch_size // 2}'):
     tell = make_teller(f'{run.name}, {split}:', TELL_SECONDS)
     found = evaluate.predict(step, run.variables, pipeline, batch_size, tell)
-  broken = np.flatnonzero(~np.isfinite(found.logits).all(axis=1))
+  broken = np.flatnonzero(~np.isfinite(found.logits.reshape(len(found.labels), -1)).all(axis=1))
   if len(broken):
     count = f'{len(broken):,} of {len(found.labels):,} {split} examples, the first {broken[0]}'
     raise InputError(f'{run.origin}: logits that are not numbers for {count}: the weights are no good')
@@ -154,10 +155,18 @@ def check_runs(found: Any) -> None:
     raise InputError('runs: expected one or more, found none')
 
 
+def check_classes(task: tasks.Task, tool: str) -> None:
+  """Raise InputError where ``tool``, such as ``'jaxres errors'``, is of no use: the task has no classes."""
+  if not task.labels.are_classes:
+    raise InputError(f'{tool}: the task of the run learns {task.labels.kind}, and {tool} is about classes')
+
+
 def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], split: str) -> None:
   """Raise InputError where runs cannot be compared: other classes, or other examples in the split."""
   first = found[0]
   for run, own in zip(found[1:], labels[1:], strict=True):
+    if run.task.labels.kind != first.task.labels.kind or run.task.metrics.keys() != first.task.metrics.keys():
+      raise InputError(f'{run.path} and {first.path} learn different tasks; look at each alone')
     if run.class_names != first.class_names:
       shown = f'{", ".join(run.class_names):.100} and {", ".join(first.class_names):.100}'
       raise InputError(f'{run.path} and {first.path} have other classes: {shown}; compare runs on the same data')

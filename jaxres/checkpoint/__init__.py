@@ -37,7 +37,7 @@ def open(directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: i
   Args:
     directory: made where it is missing.
     keep_latest: keep this many of the newest checkpoints.
-    keep_best: keep also this many with the best validation top-1, where there is a validation split.
+    keep_best: keep also this many with the best of what the task monitors, where there is a validation split.
 
   Raises:
     InputError: a number or the path cannot be used, no checkpoint of several is whole, or the disk is full.
@@ -119,7 +119,8 @@ def save(
     manager: of ``open``.
     state: may be donated as soon as this returns.
     progress: JSON; what else a resumed run must know.
-    scores: one number by its name, such as ``val/top1``, larger is better; empty where none was measured.
+    scores: one number by its name, such as ``val/top1``; larger is better, and it is negated where less of it is; empty
+      where none was measured.
     config: of the run, to be kept beside the state.
     commit: return when it is on the disk and was read again.
 

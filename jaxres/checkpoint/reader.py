@@ -109,7 +109,7 @@ def difference(path: pathlib.Path, known: Mapping[str, Any]) -> str | None:
 
 
 def read_scores(path: pathlib.Path) -> dict[str, float]:
-  """Return what the checkpoint in ``path`` is ranked by: its step, and its validation top-1 where it has one.
+  """Return what the checkpoint in ``path`` is ranked by: its step, and its score on validation where it has one.
 
   Raises:
     DamagedError: it cannot be read.

@@ -14,10 +14,10 @@ from jaxres.data.prepare import cifar as prepare_cifar
 from jaxres.data.resident import Batch, Resident
 from jaxres.data.sources import arrays, csv_file, folder, tfds
 from jaxres.data.sources.cifar import PUBLISHED
-from jaxres.data.splits import check_labels, draw, hold_out, keep_classes, say_untrained
+from jaxres.data.splits import check_labels, check_source, draw, hold_out, keep_classes, say_untrained
 from jaxres.data.statistics import IMAGENET, STATISTICS, channel_statistics
 from jaxres.data.stream import Examples, Stream
-from jaxres.data.types import Arrays, Source, Split
+from jaxres.data.types import CLASSES, Arrays, Labels, Source, Split
 from jaxres.errors import InputError, nearest
 
 __all__ = ['Batch', 'Dataset', 'Info', 'Pipeline', 'first_batch', 'load', 'loader']
@@ -27,13 +27,14 @@ SPLIT_RULE = 2  # by which data is split now
 SPLIT_RULES = (1, SPLIT_RULE)
 PIPELINES = ('resident', 'stream')
 FILES = ('folder', 'csv')  # whose examples are files
+ANY_LABELS = ('arrays',)  # what can have labels that are not of classes
 PATHS = ('folder', 'csv', 'arrays')  # what reads data.path
 
 
 class Info(NamedTuple):
   """What a model must know of a data set."""
 
-  class_names: tuple[str, ...]
+  class_names: tuple[str, ...]  # or those of the numbers in a label
   image_shape: tuple[int, int, int]  # height, width, channels
   mean: tuple[float, ...]  # of each channel, on the scale 0..1
   std: tuple[float, ...]
@@ -78,6 +79,7 @@ def load(
   max_bad: int = 0,
   seed: int = 0,
   split_rule: Any = 2,  # SPLIT_RULE, as config.py reads it from the text
+  labels: Any = None,
 ) -> Dataset:
   """Return the data set called ``name``.
 
@@ -86,7 +88,8 @@ def load(
       a sub-folder per class), ``'csv'`` (a list of them), or what TFDS calls an image-classification set that is there
       in array_record format: ``'cifar10'``, or ``'imagenette/320px-v2'`` where it has configs. See ``tfds.read``.
     data_dir: where TFDS data sets are; ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets`` where it is not given.
-    path: the file of ``'arrays'``: uint8 ``train_x``, ``test_x`` ``[N, H, W, C]`` and int ``train_y``, ``test_y``;
+    path: the file of ``'arrays'``: uint8 ``train_x``, ``test_x`` ``[N, H, W, C]`` and ``train_y``, ``test_y``, int
+      ``[N]`` or what the task asks for;
       the folder of ``'folder'``, see ``folder.read_folder``; the file of ``'csv'``, see ``folder.read_csv``.
     download: fetch and prepare a data set that ``data_dir`` lacks, as ``jaxres prepare`` does.
     pipeline: ``'resident'`` keeps the data set on the device; ``'stream'`` reads each batch ahead of its step.
@@ -112,6 +115,7 @@ def load(
     split_rule: by which the run that goes on splits; it is no field of the config. 2: files are drawn by their names.
       1, of runs that do not say theirs: by their place in the list, and a folder's classes are by the alphabet even
       where all are numbers. Arrays and TFDS sets are drawn by their place in either.
+    labels: what labels are, ``Task.labels``; it is no field of the config. None are class numbers.
 
   Raises:
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
@@ -124,19 +128,22 @@ def load(
   if (mean is None) != (std is None):
     raise InputError('data.mean: give data.mean and data.std, or neither')
   _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
-  source = check_labels(name, _read(name, data_dir, path, download, seed, split_rule))
+  labels = labels or CLASSES
+  check_source(name, labels, ANY_LABELS, classes)
+  source = check_labels(name, _read(name, data_dir, path, download, seed, split_rule, labels), labels)
   if classes is not None:
-    source = check_labels(name, keep_classes(source, classes))
-  train, held_out = hold_out(source, val, seed, fold)
+    source = check_labels(name, keep_classes(source, classes), labels)
+  train, held_out = hold_out(source, val, seed, fold, labels)
   if limit is not None and limit < len(train.labels):
-    train = train.take(draw(train, limit, seed, 'limit'))
-  say_untrained(train.labels, source.class_names)
+    train = train.take(draw(train, limit, seed, 'limit', labels))
+  if labels.are_classes:
+    say_untrained(train.labels, source.class_names)
 
   files: dict[str, Callable[[int], str]] = {}  # by split
 
   def hold(data: Split, size: int | None, part: str = 'train') -> Held:
     if isinstance(data, Arrays):
-      return data if size is None else resize(data, size, center_crop)
+      return data if size is None else resize(data, size, center_crop, labels)
     if pipeline == 'stream' and size is None:
       raise InputError('data.image_size: data.pipeline=stream needs it for encoded images, such as 224')
     if part != 'train':
@@ -188,17 +195,25 @@ def first_batch(pipeline: Pipeline) -> Batch:
   return fetch(pipeline.constants, next(pipeline.train_feeds(0, 1)))
 
 
-def resize(data: Arrays, size: int, center_crop: float) -> Arrays:
-  """Return ``data`` with every image resized and centre-cropped to ``size`` pixels a side, if it is not so already."""
+def resize(data: Arrays, size: int, center_crop: float, labels: Labels = CLASSES) -> Arrays:
+  """Return ``data`` with every image resized and centre-cropped to ``size`` pixels a side, if it is not so already.
+
+  Raises:
+    InputError: ``labels`` are maps of the pixels, which would have to be resized too.
+  """
   if data.images.shape[1:3] == (size, size) and center_crop == 1.0:
     return data
+  if labels.rank == 2:
+    raise InputError(f'data.image_size: labels are {labels.kind}, which are not resized; leave it out')
   return Arrays(np.stack([decode.resized(image, size, center_crop) for image in data.images]), data.labels)
 
 
-def _read(name: str, data_dir: str | None, path: str | None, download: bool, seed: int, split_rule: int) -> Source:
+def _read(
+  name: str, data_dir: str | None, path: str | None, download: bool, seed: int, split_rule: int, labels: Labels
+) -> Source:
   readers: dict[str, Callable[[], Source]] = {
     'digits': arrays.read_digits,
-    'arrays': lambda: arrays.read_npz(path),
+    'arrays': lambda: arrays.read_npz(path, labels),
     'folder': lambda: folder.read_folder(path, seed, split_rule),
     'csv': lambda: csv_file.read_csv(path, seed, split_rule),
   }
@@ -274,6 +289,7 @@ def _shape(held: Held) -> tuple[int, int, int]:
 def _examples(held: Held) -> Examples:
   """Return what a ``Stream`` reads."""
   if not isinstance(held, Arrays):
-    return Examples(held.size, held.image_shape, held.get)
+    return Examples(held.size, held.image_shape, held.get, held.split.labels.shape[1:], held.split.labels.dtype)
   images, labels = held
-  return Examples(len(labels), images.shape[1:], lambda index, draws: (images[index], int(labels[index])))
+  get = lambda index, draws: (images[index], labels[index])
+  return Examples(len(labels), images.shape[1:], get, labels.shape[1:], labels.dtype)

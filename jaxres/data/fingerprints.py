@@ -22,7 +22,9 @@ def fingerprint(split: Split) -> str:
   than ``MAX_BYTES``, of as many as that, drawn at random but always the same, and the digest says of how many.
   Files have names, and sizes, of all of them.
   """
-  parts = [f'{len(split.labels):,} examples', f'labels {_digest(np.ascontiguousarray(split.labels, "<i4").tobytes())}']
+  labels = np.ascontiguousarray(split.labels, '<f4' if split.labels.dtype.kind == 'f' else '<i4')
+  shape = [str(labels.shape).encode()] if labels.ndim > 1 else []
+  parts = [f'{len(labels):,} examples', f'labels {_digest(*shape, labels.tobytes())}']
   if isinstance(split, Arrays):
     return ', '.join([*parts, f'contents {_digest(str(split.images.shape).encode(), split.images)}'])
   names = split.order_names

@@ -42,7 +42,7 @@ class Images:
     self._bad: dict[int, str] = {}
     self._lock = threading.Lock()
 
-  def get(self, index: int, draws: Iterable[Sequence[float]] | None = None) -> tuple[np.ndarray, int]:
+  def get(self, index: int, draws: Iterable[Sequence[float]] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the pixels, uint8 ``[size, size, 3]``, and the label of example ``index``.
 
     Args:
@@ -56,7 +56,7 @@ class Images:
       at %= self.size
       if at not in self._bad:
         try:
-          return self._decode(at, draws), int(self.split.labels[at])
+          return self._decode(at, draws), self.split.labels[at]
         except decode.BadImageError as error:
           self._count(at, str(error))
     raise InputError(f'{self.split.name_of(index)}: none of the {self.size} images can be decoded')
@@ -137,7 +137,7 @@ def decode_all(images: Images, workers: int) -> Arrays:
   except MemoryError:
     size = images.size * np.prod(shape) / 1e9
     raise InputError(f'{images.size:,} images take {size:.0f} GB; set data.pipeline=stream') from None
-  labels = np.empty(images.size, np.int32)
+  labels = np.empty_like(images.split.labels)
 
   def fill(start: int) -> None:
     for at in range(start, min(start + _CHUNK, images.size)):

@@ -23,7 +23,7 @@ class Resident:
   Where the run has several processes, a feed has the rows of this one alone, once the pipeline is placed.
 
   Attributes:
-    constants: ``image`` uint8 ``[N, H, W, C]`` and ``label`` int32 ``[N]``. An argument of the jit, never closed over:
+    constants: ``image`` uint8 ``[N, H, W, C]`` and ``label`` ``[N, ...]``. An argument of the jit, never closed over:
       a closed-over array loses its sharding.
     size: N, the number of examples.
     image_shape: H, W, C.
@@ -63,7 +63,7 @@ class Resident:
 
   @staticmethod
   def fetch(constants: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:
-    """Return ``image`` uint8 ``[B, H, W, C]``, ``label`` int32 ``[B]``, and the feed's ``mask`` where it has one."""
+    """Return ``image`` uint8 ``[B, H, W, C]``, ``label`` ``[B, ...]``, and the feed's ``mask`` where it has one."""
     index = feed['index']
     batch = {name: jnp.take(array, index, axis=0, mode='clip') for name, array in constants.items()}
     return batch | {'mask': feed['mask']} if 'mask' in feed else batch

@@ -2,12 +2,12 @@
 
 import numbers
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from jaxres.data import sampler
-from jaxres.data.types import Encoded, Source, Split
+from jaxres.data.types import CLASSES, Encoded, Labels, Source, Split
 from jaxres.errors import InputError, nearest, say
 from jaxres.paths import shortened
 
@@ -60,7 +60,9 @@ def keep_classes(source: Source, classes: Sequence[int | str]) -> Source:
   return Source(keep(source.train), keep(source.test), kept_names, keep(source.val) if source.val else None)
 
 
-def hold_out(source: Source, val: float, seed: int, fold: tuple[int, ...] = ()) -> tuple[Split, Split | None]:
+def hold_out(
+  source: Source, val: float, seed: int, fold: tuple[int, ...] = (), labels: Labels = CLASSES
+) -> tuple[Split, Split | None]:
   """Return the training and the validation split: the source's own, or ``split`` of its training examples, or a fold.
 
   Raises:
@@ -68,22 +70,22 @@ def hold_out(source: Source, val: float, seed: int, fold: tuple[int, ...] = ()) 
       there are fewer examples than folds.
   """
   if source.val is None:
-    return _fold(source.train, fold, seed) if fold else split(source.train, val, seed)
+    return _fold(source.train, fold, seed, labels) if fold else split(source.train, val, seed, labels)
   if val or fold:
     asked = f'data.fold: {fold}, but the data has a val split of its own; leave it at ()'
     raise InputError(asked if fold else f'data.val: {val}, but the data has a val split of its own; leave it at 0')
   return source.train, source.val
 
 
-def _fold(data: Split, fold: tuple[int, ...], seed: int) -> tuple[Split, Split]:
+def _fold(data: Split, fold: tuple[int, ...], seed: int, labels: Labels) -> tuple[Split, Split]:
   number, count = fold
   if len(data.labels) < count:
     raise InputError(f'data.fold: {count} folds of {len(data.labels)} training examples; use fewer')
-  held_out = sampler.folds(data.labels, count, seed, shuffle(data, seed, 'fold')) == number
+  held_out = sampler.folds(labels.strata(data.labels), count, seed, shuffle(data, seed, 'fold')) == number
   return data.take(~held_out), data.take(held_out)
 
 
-def split(data: Split, val: float, seed: int) -> tuple[Split, Split | None]:
+def split(data: Split, val: float, seed: int, labels: Labels = CLASSES) -> tuple[Split, Split | None]:
   """Return the training and the validation part of ``data``: a stratified fraction ``val``, None where that is 0.
 
   Raises:
@@ -94,11 +96,11 @@ def split(data: Split, val: float, seed: int) -> tuple[Split, Split | None]:
   size = round(val * len(data.labels))
   if not 0 < size < len(data.labels):
     raise InputError(f'data.val: {val} of {len(data.labels)} training examples leaves a split empty')
-  held_out = draw(data, size, seed, 'val')
+  held_out = draw(data, size, seed, 'val', labels)
   return data.take(~held_out), data.take(held_out)
 
 
-def draw(data: Split, size: int, seed: int, use: str) -> np.ndarray:
+def draw(data: Split, size: int, seed: int, use: str, labels: Labels = CLASSES) -> np.ndarray:
   """Return which examples are among ``size`` random ones, stratified by class, bool ``[N]``.
 
   Args:
@@ -106,9 +108,10 @@ def draw(data: Split, size: int, seed: int, use: str) -> np.ndarray:
     size: how many.
     seed: of the draw.
     use: what they are drawn for: ``'test'``, ``'val'`` or ``'limit'``.
+    labels: what they are: what is not of classes is not stratified.
   """
   drawn = np.zeros(len(data.labels), bool)
-  drawn[sampler.stratified(data.labels, size, seed, shuffle(data, seed, use))] = True
+  drawn[sampler.stratified(labels.strata(data.labels), size, seed, shuffle(data, seed, use))] = True
   return drawn
 
 
@@ -143,20 +146,33 @@ def say_lookalikes(where: str, names: Sequence[str]) -> None:
     say(f'{where}: {listed} are {len(group)} classes; write them alike if they are one')
 
 
-def check_labels(name: str, source: Source) -> Source:
-  """Return ``source`` if every label is in range: a wrong one would train the wrong class in silence."""
-  classes = len(source.class_names)
+def check_source(name: str, labels: Labels, sources: Collection[str], classes: Sequence[int | str] | None) -> None:
+  """Raise InputError where the data set ``name`` cannot have ``labels``; ``sources`` can have any."""
+  if labels.are_classes:
+    return
+  if name not in sources:
+    fix = f'set data.name to {" or ".join(sources)}, whose labels are what the file has'
+    raise InputError(f'data.name: the task learns {labels.kind}, and {name!r} has a class for each image; {fix}')
+  if classes is not None:
+    raise InputError(f'data.classes: {classes}, but the task learns {labels.kind}, not classes; leave it out')
+
+
+def check_labels(name: str, source: Source, labels: Labels = CLASSES) -> Source:
+  """Return ``source`` if a loss can use every label: a wrong one would train what nobody means, in silence."""
   for part, data in (('train', source.train), ('val', source.val), ('test', source.test)):
     if data is None:
       continue
     if not len(data.labels):
       raise InputError(f'data.name: {name}: the {part} split is empty')
-    wrong = np.flatnonzero((data.labels < 0) | (data.labels >= classes))
+    wrong = np.flatnonzero(labels.is_wrong(data.labels, source.class_names))
     if len(wrong):
       first = wrong[0]
       example = f' ({data.name_of(first)})' if isinstance(data, Encoded) else ''
-      where = f'data.name: {name}: {part} example {first}{example} has label {data.labels[first]}'
-      raise InputError(f'{where}; expected 0 to {classes - 1} ({classes} classes)')
+      wrong_label = (
+        f'label {data.labels[first]}' if labels.rank == 0 else f'a label that is none, among its {labels.kind}'
+      )
+      where = f'data.name: {name}: {part} example {first}{example} has {wrong_label}'
+      raise InputError(f'{where}; expected {labels.expected(source.class_names)}')
   return source
 
 

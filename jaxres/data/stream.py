@@ -15,7 +15,7 @@ from jaxres.runtime import sharding as sharding_lib
 
 Feed = dict[str, np.ndarray]
 Draws = Sequence[Sequence[float]]
-Get = Callable[[int, Draws | None], tuple[np.ndarray, int]]
+Get = Callable[[int, Draws | None], tuple[np.ndarray, int | np.ndarray]]
 AHEAD = 2  # batches in the making while one is trained on
 ATTEMPTS = 10  # of a random crop to fit its image
 _CHUNK = 8  # examples that a thread takes at a time
@@ -27,6 +27,8 @@ class Examples(NamedTuple):
   size: int
   image_shape: tuple[int, int, int]  # height, width, channels
   get: Get  # an index, and the draws of a random crop or None, to uint8 [H, W, C] and the label; threads call it
+  label_shape: tuple[int, ...] = ()  # of the label of one example
+  label_dtype: np.typing.DTypeLike = np.int32
 
 
 class Stream:
@@ -63,7 +65,7 @@ class Stream:
     """Yield the batches of steps ``start`` to ``stop - 1``.
 
     Yields:
-      ``image`` uint8 ``[B, H, W, C]`` and ``label`` int32 ``[B]``.
+      ``image`` uint8 ``[B, H, W, C]`` and ``label`` ``[B, ...]``.
     """
     rows = sharding_lib.own_rows(self.batch_size, self.mesh)
     return self._ahead(
@@ -103,7 +105,8 @@ class Stream:
       for index, draws, extra in tasks:
         # A new batch each time: on a CPU, JAX may use the memory of the array that it is given.
         image = np.empty((len(index), *self.examples.image_shape), np.uint8)
-        feed: Feed = {'image': image, 'label': np.empty(len(index), np.int32), **extra}
+        label = np.empty((len(index), *self.examples.label_shape), self.examples.label_dtype)
+        feed: Feed = {'image': image, 'label': label, **extra}
         chunks = range(0, _count(feed), _CHUNK)
         pending.append((feed, [pool.submit(self._fill, feed, index, draws, at) for at in chunks]))
         if len(pending) > AHEAD:

@@ -11,18 +11,21 @@ import jax
 import jax.extend
 import numpy as np
 
-from jaxres import command_line, data
+from jaxres import command_line, data, tasks
 from jaxres import config as config_lib
-from jaxres.doctor.check import Check, Checks
+from jaxres.data.types import Labels
+from jaxres.doctor.check import Check, Checks, guarded
 from jaxres.train.setup import make_setup
 
 
 def configured(path: str, overrides: list[str]) -> Checks:
-  """Look at a config and at its data."""
+  """Look at a config and at its data; what is wrong with the one does not hide what is wrong with the other."""
   options = config_lib.to_dict(command_line.load(path, overrides))
   yield Check('config', 'ok', f'{path}: every field is known and of its type')
   yield from odd(options)
-  dataset, bad = load(options)
+  task = tasks.make_from(options['train'])
+  dataset, bad = load(options, task.labels)
+  yield from guarded('config', lambda: set_up(options, dataset))
   info = dataset.info
   if bad:
     finding = f'{len(bad)} cannot be decoded, data.max_bad is {options["data"]["max_bad"]}: {"; ".join(bad):.2000}'
@@ -31,15 +34,21 @@ def configured(path: str, overrides: list[str]) -> Checks:
   splits = {'train': dataset.train, 'val': dataset.val, 'test': dataset.test}
   found = {name: look(pipeline) for name, pipeline in splits.items() if pipeline is not None}
   for name, (labels, _) in found.items():
-    yield classes(name, labels, info.class_names)
+    yield classes(name, labels, info.class_names) if task.labels.are_classes else targets(name, labels, task.labels)
   yield duplicates({name: digests for name, (_, digests) in found.items()})
 
 
-def load(options: Mapping[str, Mapping[str, Any]]) -> tuple[data.Dataset, list[str]]:
+def set_up(options: Mapping[str, Mapping[str, Any]], dataset: data.Dataset) -> Checks:
+  """Make all that the config asks for, which raises what is wrong with it; yield nothing."""
+  make_setup(options, dataset=dataset)
+  yield from ()
+
+
+def load(options: Mapping[str, Mapping[str, Any]], labels: Labels) -> tuple[data.Dataset, list[str]]:
   """Return the data of a config, all of which is checked, and a line for each image that cannot be decoded."""
-  patient = {**options, 'data': {**options['data'], 'max_bad': 1 << 40}}
+  patient = {**options['data'], 'max_bad': 1 << 40}
   with contextlib.redirect_stderr(io.StringIO()) as said:
-    dataset = make_setup(patient).dataset
+    dataset = data.load(**patient, labels=labels)
     for pipeline in (dataset.train, dataset.val, dataset.test):
       for _ in pipeline.eval_feeds(256) if pipeline is not None else ():  # which reads every image
         pass
@@ -88,6 +97,14 @@ def classes(name: str, labels: np.ndarray, class_names: tuple[str, ...]) -> Chec
   if empty:
     return Check(f'{name} labels', 'warning', f'{found}; none of {", ".join(empty):.200}')
   return Check(f'{name} labels', 'ok' if counts.max() < 10 * counts.min() else 'warning', found)
+
+
+def targets(name: str, labels: np.ndarray, of: Labels) -> Check:
+  """Look at the labels of a split that are not of classes."""
+  finding = f'{len(labels):,} examples with {of.kind} from {labels.min():.4g} to {labels.max():.4g}'
+  if labels.min() == labels.max():
+    return Check(f'{name} labels', 'warning', f'{finding}: all are alike')
+  return Check(f'{name} labels', 'ok', finding)
 
 
 def duplicates(digests: Mapping[str, list[bytes]]) -> Check:

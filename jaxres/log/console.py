@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import jaxres
-from jaxres import files, trees
+from jaxres import files, metrics, trees
 from jaxres.errors import printable
 from jaxres.log.curves import draw_curves
 from jaxres.runtime import distributed
@@ -34,14 +34,21 @@ class PlainConsole(Console):
 console = PlainConsole()
 
 
-def one_line(values: Mapping[str, float]) -> str:
-  """Return metrics as ``train/loss 0.1234, test/top1 98.76%, 1,234 images/s``."""
-  return ', '.join(f'{name} {format_value(name, value)}' for name, value in values.items())
+def one_line(values: Mapping[str, float], known: Mapping[str, metrics.Metric]) -> str:
+  """Return metrics as ``train/loss 0.1234, test/top1 98.76%, 1,234 images/s``; ``known`` are those of the task."""
+  return ', '.join(f'{name} {format_value(name, value, known)}' for name, value in values.items())
 
 
-def format_value(name: str, value: float) -> str:
-  """Return ``value`` as a person reads it: fractions as percentages, rates and steps with separators."""
-  if 'top' in name:
+def format_value(name: str, value: float, known: Mapping[str, metrics.Metric]) -> str:
+  """Return ``value`` as a person reads it: fractions as percentages, rates and steps with separators.
+
+  Args:
+    name: of the metric, such as ``'val/top1'``.
+    value: of it.
+    known: the metrics of the task, by their names without the split.
+  """
+  metric = metrics.find_metric(name, known)
+  if metric and metric.scale == 'fraction':
     return f'{value:.2%}'
   if name.endswith(('_per_s', 'step')):
     return f'{value:,.0f}'
@@ -68,16 +75,25 @@ def print_start(
   console.print(f'{verb} {workdir}: step {start:,} of {total:,}, {steps_per_epoch:,.4g} steps an epoch')
 
 
-def print_end(values: Mapping[str, float], workdir: pathlib.Path) -> None:
-  """Draw the curves, and print the metrics a run ended with and where everything is; so does the first process."""
+def print_end(
+  values: Mapping[str, float], workdir: pathlib.Path, known: Mapping[str, metrics.Metric], monitor: str
+) -> None:
+  """Draw the curves, and print the metrics a run ended with and where everything is; so does the first process.
+
+  Args:
+    values: the metrics.
+    workdir: of the run.
+    known: the metrics of the task, by their names without the split.
+    monitor: the one that is drawn beside the loss.
+  """
   if not distributed.leads():
     return
   table = Table('metric', 'value')
   for name, value in values.items():
-    table.add_row(name, format_value(name, value))
+    table.add_row(name, format_value(name, value, known))
   console.print(table)
   if optional('matplotlib', 'curves.png'):
-    console.print(f'curves: {draw_curves(workdir)}')
+    console.print(f'curves: {draw_curves(workdir, known, monitor)}')
   console.print(f'checkpoints, metrics.jsonl and event files: {workdir}')
 
 

@@ -4,7 +4,8 @@ import collections
 import json
 import pathlib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,12 +25,23 @@ class RunLog:
   Of several processes only the first has files.
   """
 
-  def __init__(self, workdir: pathlib.Path, start: int, total: int, steps_per_epoch: float, spike_factor: float = 0.0):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    start: int,
+    total: int,
+    steps_per_epoch: float,
+    spike_factor: float = 0.0,
+    known: Mapping[str, metrics.Metric] = MappingProxyType({}),
+    monitor: str = 'loss',
+  ):
     """Open the log of a run that is at step ``start`` of ``total``; later rows, of a run that was killed, go.
 
     A row whose training loss is more than ``spike_factor`` times the median of those before it is warned of; 0 is not.
+    ``known`` are the metrics of the task, of which the bar shows the loss and ``monitor``.
     """
     self.steps_per_epoch = steps_per_epoch
+    self._known, self._monitor = known, monitor
     leads = distributed.leads()
     earlier = cut_rows(workdir / 'metrics.jsonl', start) if leads else []
     self._rows = workdir / 'metrics.jsonl' if leads else None
@@ -58,9 +70,16 @@ class RunLog:
     """Move the bar to ``step``, with the training metrics ``means`` beside it; empty ones leave those of before."""
     self._bar.update(self._task, completed=step, description=f'epoch {step / self.steps_per_epoch:.1f}')
     if means:
-      speed = f'{means["train/images_per_s"]:,.0f} images/s  ' if 'train/images_per_s' in means else ''
-      shown = f'{speed}loss {means["train/loss"]:.3f}  top-1 {means["train/top1"]:.1%}'
-      self._bar.update(self._task, shown=shown)
+      self._bar.update(self._task, shown='  '.join(self._describe(means)))
+
+  def _describe(self, means: Mapping[str, float]) -> Iterator[str]:
+    """Yield what the bar says of ``means``: the speed, the loss and what is monitored, as far as they are there."""
+    if 'train/images_per_s' in means:
+      yield f'{means["train/images_per_s"]:,.0f} images/s'
+    for name in dict.fromkeys(('loss', self._monitor)):
+      if f'train/{name}' in means:
+        metric = self._known.get(name, metrics.LOSS)
+        yield f'{metric.title} {means[f"train/{name}"]:{".1%" if metric.scale == "fraction" else ".3f"}}'
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Write one row of metrics; where there is no terminal, print it as a line."""
@@ -72,7 +91,7 @@ class RunLog:
       self._events.write(step, values)
     self._warn_of_spike(step, values.get('train/loss'))
     if not console.is_terminal or metrics.is_evaluation(values):
-      console.print(f'epoch {epoch:.2f} step {step}: {one_line(values)}')
+      console.print(f'epoch {epoch:.2f} step {step}: {one_line(values, self._known)}')
 
   def _warn_of_spike(self, step: int, loss: float | None) -> None:
     if loss is None:

@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxres import config as config_lib
-from jaxres import data, evaluate, losses, trees, workdir
+from jaxres import data, evaluate, trees, workdir
 from jaxres.analysis import attribution, compare, runs, scores
 from jaxres.analysis import images as images_lib
 from jaxres.data.augment import normalize
@@ -24,10 +24,11 @@ from jaxres.report import html
 from jaxres.report.html import Bar, Cell, Section
 from jaxres.runtime.compiler import jit
 
-CURVES = {'loss': 'Loss', 'top1': 'Top-1', 'lr': 'Learning rate', 'images_per_s': 'Images per second'}
+CURVES = {'lr': 'Learning rate', 'images_per_s': 'Images per second'}  # beside the loss and what is monitored
 HEADLINE = ('top-1', 'top-5', 'loss', 'F1, macro', 'ROC-AUC, one vs rest', 'calibration error (ECE)')
 PICTURES = 24  # of mistakes, and of hits
 EXPLAINED = 12  # mistakes, and classes
+WORST = 'The examples with the largest loss, with what the network says of them.'
 WRONG = 'The wrong predictions that it is surest of, with their probability.'
 RIGHT = 'The right predictions that it is least sure of.'
 FILTERS = 'The kernels of the first convolution, each from its least weight to its largest.'
@@ -48,7 +49,8 @@ def make_report(found: Sequence[runs.Run], batch_size: int | None = None) -> str
   sections = [_scores(compared), _curves(found)]
   for number, run in enumerate(found):
     own, test = compared['runs'][run.name], tests[run.name]
-    parts = [*_quality(own, run), *_examples(run, test), *_weights(run), *_making(run, timing)]
+    looks = [*_quality(own, run), *_examples(run, test)] if run.task.labels.are_classes else _worst(run, test)
+    parts = [*looks, *_weights(run), *_making(run, timing)]
     sections += _named(parts, run.name, number, len(found))
   intro = ''.join(html.paragraph(f'{run.config["model"]["name"]}, {_data_name(run)}: {run.origin}') for run in found)
   return html.document(_title(found), intro + _headline(compared), sections)
@@ -68,11 +70,12 @@ def _data_name(run: runs.Run) -> str:
 
 
 def _headline(compared: Mapping[str, Any]) -> str:
-  """Return the figures that matter most: several of one run, top-1 of each of several."""
+  """Return the figures that matter most: several of one run, the first of them of each of several."""
   columns = compare.columns(compared)
   rows = {row[0]: row[1:] for row in compare.rows(compared)}
   cells = []
-  for label in [label for label in HEADLINE if label in rows] if len(columns) == 1 else HEADLINE[:1]:
+  labels = [*rows] if 'metrics' in compared else [label for label in HEADLINE if label in rows]
+  for label in labels if len(columns) == 1 else labels[:1]:
     for name, text in zip(columns, rows[label], strict=True):
       value, _, interval = text.rstrip(')').partition(' (')
       cells.append((label if len(columns) == 1 else f'{label}, {name}', value, interval))
@@ -97,7 +100,7 @@ def _scores(compared: Mapping[str, Any]) -> Section:
 
 def _curves(found: Sequence[runs.Run]) -> Section:
   charts = []
-  for quantity, title in CURVES.items():
+  for quantity, title in curve_titles(found).items():
     series: dict[str, list[tuple[float, float]]] = {}
     for run in found:
       for row in workdir.read_metrics(run.path):
@@ -105,10 +108,17 @@ def _curves(found: Sequence[runs.Run]) -> Section:
           label = name.removesuffix(f'/{quantity}')
           label = label if len(found) == 1 else f'{run.name} {label}'
           series.setdefault(label, []).append((row['epoch'], row[name]))
-    show = functools.partial(format_value, quantity)
+    known = {name: metric for run in found for name, metric in run.task.metrics.items()}
+    show = functools.partial(format_value, quantity, known=known)
     charts.append(html.line_chart(title, series, 'epoch', show))
   shown = f'<div class="charts">{"".join(charts)}</div>' if any(charts) else html.paragraph('metrics.jsonl is empty.')
   return html.section('curves', 'Curves', shown)
+
+
+def curve_titles(networks: Sequence[runs.Run]) -> dict[str, str]:
+  """Return what is drawn over the epochs, with its title: the loss, what each task monitors, rate and speed."""
+  pairs = [(name, run.task.metrics[name].title) for run in networks for name in ('loss', run.task.monitor)]
+  return {name: title[:1].upper() + title[1:] for name, title in pairs} | CURVES
 
 
 def _quality(own: Mapping[str, Any], run: runs.Run) -> list[Section]:
@@ -163,6 +173,18 @@ def _examples(run: runs.Run, test: evaluate.Outputs) -> list[Section]:
   ]
 
 
+def _worst(run: runs.Run, test: evaluate.Outputs) -> list[Section]:
+  """Return the examples with the largest loss, as pictures, whatever the task is."""
+  loss = np.asarray(run.task.eval_loss(jnp.asarray(test.logits), {'label': jnp.asarray(test.labels)}))
+  index = np.argsort(-loss, kind='stable')[:PICTURES]
+  cells = []
+  for image, i in zip(run.dataset.test.images(index), index, strict=True):
+    answer = run.task.describe(test.logits[i], run.class_names, 1)
+    shown = '\n'.join([*answer.lines, f'loss {loss[i]:.4g}', run.shown('test', int(i))])
+    cells.append(html.figure([images_lib.data_uri(image)], f'Test image {run.shown("test", int(i))}', shown))
+  return [html.section('worst', 'Largest losses', html.paragraph(WORST), html.gallery(cells))]
+
+
 def _gallery(run: runs.Run, test: evaluate.Outputs, confidence: np.ndarray, index: np.ndarray) -> str:
   images = run.dataset.test.images(index)
   return html.gallery(
@@ -209,7 +231,7 @@ def _weights(run: runs.Run) -> list[Section]:
   ]
   batch = data.first_batch(run.dataset.train)
   images = normalize(batch['image'], run.dataset.info.mean, run.dataset.info.std)
-  gradients = gradient_norms(run.model, run.variables, images, batch['label'])
+  gradients = gradient_norms(run.model, run.task.eval_loss, run.variables, images, batch['label'])
   params = run.variables['params']
   norms = [
     (float(np.linalg.norm(np.ravel(leaf))), float(g))
@@ -220,7 +242,7 @@ def _weights(run: runs.Run) -> list[Section]:
     [name, ' x '.join(map(str, leaf.shape)), *(Bar(v / m, f'{v:.3g}') for v, m in zip(pair, largest, strict=True))]
     for name, leaf, pair in zip(trees.names(params), jax.tree.leaves(params), norms, strict=True)
   ]
-  text = 'Gradients are those of the cross-entropy of the first training batch, not augmented, as evaluation sees it.'
+  text = 'Gradients are those of the loss of the first training batch, not augmented, as evaluation sees it.'
   weight, gradient = (math.hypot(*column) for column in zip(*norms, strict=True))
   total = f'All weights together have norm {weight:.4g}, all gradients {gradient:.4g}.'
   table = html.table(['parameter', 'shape', 'norm', 'norm of the gradient'], rows)
@@ -230,13 +252,15 @@ def _weights(run: runs.Run) -> list[Section]:
   ]
 
 
-@functools.partial(jit, static_argnums=0)
-def gradient_norms(model: ResNet, variables: Any, images: jax.Array, labels: jax.Array) -> Any:
-  """Return the norm of the gradient of the mean cross-entropy by each parameter, a tree of scalars."""
+@functools.partial(jit, static_argnums=(0, 1))
+def gradient_norms(
+  model: ResNet, loss_of: Callable[[Any, data.Batch], jax.Array], variables: Any, images: jax.Array, labels: jax.Array
+) -> Any:
+  """Return the norm of the gradient of the mean of ``loss_of`` by each parameter, a tree of scalars."""
 
   def loss(params: Any) -> jax.Array:
     logits: Any = model.apply(variables | {'params': params}, images, train=False)
-    return losses.softmax_xent(logits, labels).mean()
+    return loss_of(logits, {'label': labels}).mean()
 
   return jax.tree.map(lambda g: jnp.sqrt((g.astype(jnp.float32) ** 2).sum()), jax.grad(loss)(variables['params']))
 

@@ -1,6 +1,7 @@
 """SIGTERM, SIGINT and SIGHUP: a run that is asked to stop saves first; asked twice, it ends at once."""
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 from jaxres.errors import exit_with
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_CALLS = itertools.count(1)  # of JAX's sync point, over the life of the process: it compares by equality
 SAME_SECONDS = 0.5  # `timeout` and many a launcher signal a process, and its group with it: that is one signal
 
 
@@ -31,13 +33,14 @@ class Watch:
 
   number: int | None = None  # of the first signal
 
-  def reached(self, step: int) -> bool:
-    """Return whether the run is to stop behind ``step``; all its processes do so behind the same one.
+  def reached(self) -> bool:
+    """Return whether the run is to stop here; all its processes do so behind the same step.
 
-    The handler itself does not raise: JAX, garbage collection and many a library would take that for an error of their
-    own.
+    Every process calls it equally often. The handler itself does not raise: JAX, garbage collection and many a library
+    would take that for an error of their own.
     """
-    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+    # The point is the call behind the last that any process made. Steps would miss it where a call takes several.
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_CALLS)):
       self.number = signal.SIGTERM
     return self.number is not None
 

@@ -48,7 +48,7 @@ def print_tables(compared: Mapping[str, Any]) -> None:
   for name, each in compared['runs'].items():
     console.print(f'{name}: {each["origin"]}')
   console.print(table)
-  if len(compared['runs']) == 1:
+  if len(compared['runs']) == 1 and 'classes' in next(iter(own.values())):
     print_classes(next(iter(own.values())))
   for line in compare.differences(compared):
     console.print(line)

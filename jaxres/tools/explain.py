@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxres import predict as predict_lib
-from jaxres.analysis import attribution, explain, images
+from jaxres.analysis import attribution, explain, images, runs
 from jaxres.errors import InputError, make_teller, nearest, printable
 from jaxres.files import complete, file_errors
 from jaxres.paths import output_path
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if file and file.exists() and any(path.exists() and path.samefile(file) for path in paths):
       raise InputError(f'{flag}: {file} is one of the images, and would be replaced; give another name')
   predictor = read_predictor(args)
+  runs.check_classes(predictor.task, 'jaxres explain')
   names = predictor.class_names
   if args.of is not None and args.of not in names:
     raise InputError(f'--of: unknown class {args.of!r}{nearest(args.of, names)}')

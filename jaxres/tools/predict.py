@@ -4,8 +4,6 @@ import argparse
 import json
 import sys
 
-import numpy as np
-
 from jaxres import predict
 from jaxres.errors import InputError, printable
 from jaxres.tools.arguments import add_source_arguments, read_predictor
@@ -22,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-  """Print the likeliest classes of every image; return 2 where one cannot be read."""
+  """Print what the network makes of every image, such as its likeliest classes; return 2 where one cannot be read."""
   for name in ('top', 'batch_size'):
     if getattr(args, name) < 1:
       raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
@@ -35,11 +33,9 @@ def run(args: argparse.Namespace) -> int:
       print(printable(f'error: {path}: {problem}'), file=sys.stderr)
       status = 2
       continue
-    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    likeliest = np.argsort(-logits, kind='stable')[: args.top]
-    rows = [(predictor.class_names[k], float(probabilities[k])) for k in likeliest]
+    answer = predictor.describe(logits, args.top)
     if args.json:
-      print(json.dumps({'image': str(path), 'top': [{'class': name, 'probability': p} for name, p in rows]}))
+      print(json.dumps({'image': str(path), **answer.content}))
     else:
-      print('\n'.join([printable(path), *(f'  {p:8.2%}  {printable(name)}' for name, p in rows)]))
+      print('\n'.join([printable(path), *(f'  {printable(line)}' for line in answer.lines)]))
   return status

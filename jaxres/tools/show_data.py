@@ -2,11 +2,11 @@
 
 import argparse
 
-from jaxres import command_line, data
+from jaxres import command_line
 from jaxres import config as config_lib
 from jaxres.analysis import images
-from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError, printable
+from jaxres.train.setup import make_setup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +23,9 @@ def run(args: argparse.Namespace) -> None:
     if getattr(args, name) < 1:
       raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
   out = images.check_path('--out', args.out)
-  options = config_lib.to_dict(command_line.load(args.config, args.overrides))
-  augment = augment_lib.make(**options['augment'])
+  setup = make_setup(config_lib.to_dict(command_line.load(args.config, args.overrides)))
   grid = images.draw_augmentations(
-    data.load(**options['data']), augment, options['train']['seed'], args.examples, args.draws
+    setup.dataset, setup.augment, setup.options.seed, args.examples, args.draws, setup.task.labels
   )
   images.write(out, images.make_picture(grid))
   seen = f'{len(grid)} training images, the originals on the left, then steps 0 to {args.draws - 1}'

@@ -43,7 +43,7 @@ def make_loss(model: ResNet, task: Task, augment: augment_lib.Augment, info: dat
   def loss_fn(
     params: Any, batch_stats: Any, batch: data.Batch, context: Context
   ) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
-    batch = augment.batch(context.rng, batch, len(info.class_names))
+    batch = augment.batch(context.rng, batch, task.labels, len(info.class_names))
     images = augment_lib.normalize(batch['image'], info.mean, info.std)
     views = images.shape[:-3]  # [B], or [V, B]
     params = params if frozen is None else freezing.pinned(params, frozen)

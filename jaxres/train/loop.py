@@ -1,5 +1,6 @@
 """Training: from a config and a workdir to checkpoints and metrics."""
 
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -46,8 +47,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
     workdir: gets checkpoints, ``config.json``, ``metrics.jsonl``, event files, ``parameters.txt``, ``curves.png``.
 
   Returns:
-    The last metrics by name: ``loss`` (nats), ``top1`` and ``top5`` (fractions) of ``train/``, ``val/`` and
-    ``test/``; with a validation split also those of the best evaluation on it, as ``best/...``.
+    The last metrics by name: those of the task, such as ``loss`` (nats) and ``top1`` (a fraction), of ``train/``,
+    ``val/`` and ``test/``; with a validation split also those of the best evaluation on it, as ``best/...``.
 
   Raises:
     InputError: the config, the data or the workdir cannot be used, which is found before anything is compiled; or
@@ -75,7 +76,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
       signals.watched() as watch,
     ):
       progress = train(setup, place, manager, initial, watch)
-    print_end(progress.metrics(), place)
+    print_end(progress.metrics(), place, setup.task.metrics, setup.task.monitor)
   return progress.metrics()
 
 
@@ -141,25 +142,35 @@ def train_to_end(
   if start < plan.eval_steps[-1]:
     check_room(manager.place, train_state)
   print_start(train_state.params, workdir, start, plan.eval_steps[-1], plan.steps_per_epoch)
-  with RunLog(workdir, start, plan.eval_steps[-1], plan.steps_per_epoch, setup.options.spike_factor) as run_log:
+  with RunLog(
+    workdir,
+    start,
+    plan.eval_steps[-1],
+    plan.steps_per_epoch,
+    setup.options.spike_factor,
+    setup.task.metrics,
+    setup.task.monitor,
+  ) as run_log:
     for begin, end in plan.segments(start, pending=bool(progress.partial)):
       if progress.stale >= setup.options.patience > 0:
         console.print(f'stopped early: validation {setup.task.monitor} is no better since {progress.stale} evaluations')
         break
-      meter = Meter(run_log, rate, setup.options.log_every_steps, progress.partial)
+      meter = Meter(run_log, rate, setup.options.log_every_steps, progress.partial, setup.task.means)
       train_state = train_segment(setup, train_state, hyperparameters, begin, end, meter, watch)
       if not meter.finite:
         return Ending(train_state, progress, 'not finite')
-      if not watch.asked():
-        evaluated, scores = evaluate_segment(setup, train_state, watch)
-      if watch.asked():
+      evaluation = None if watch.asked() else evaluate_segment(setup, train_state, watch)
+      if evaluation is None:
         progress = progress._replace(partial=meter.totals())
         checkpoint.save(manager, train_state, progress._asdict(), {}, setup.config, commit=True)
         return Ending(train_state, progress, 'asked')
-      train_state, scores = evaluated, meter.row(end) | scores
+      train_state, scores = evaluation[0], meter.row(end) | evaluation[1]
       run_log.write(end, scores)
       progress = progress.advance(end, scores, setup.task.score)
-      checkpoint.save(manager, train_state, progress._asdict(), ranked(setup, scores), setup.config)
+      asked = watch.asked()  # behind the last batch: what is evaluated is kept
+      checkpoint.save(manager, train_state, progress._asdict(), ranked(setup, scores), setup.config, commit=asked)
+      if asked:
+        return Ending(train_state, progress, 'asked')
   if start >= plan.eval_steps[-1]:
     console.print(f'{workdir} is finished; more train.epochs extend it')
   return Ending(train_state, progress, 'done')
@@ -186,7 +197,7 @@ def train_segment(
     for step, group in feeds:
       train_state, sums = setup.take_steps(train_state, group, hyperparameters)
       meter.add(step, sums, last=step == end)
-      if not meter.finite or watch.reached(step):
+      if not meter.finite or watch.reached():
         break
     meter.drain()
   return train_state
@@ -194,10 +205,10 @@ def train_segment(
 
 def evaluate_segment(
   setup: Setup, train_state: TrainState, watch: signals.Watch
-) -> tuple[TrainState, dict[str, float]]:
+) -> tuple[TrainState, dict[str, float]] | None:
   """Return the state, with BatchNorm recalibrated where the config asks for it, and its metrics.
 
-  A signal that ``watch`` notes ends it early; what is returned is then of no use.
+  None where a signal came that ``watch`` noted before the last batch.
   """
   options, dataset = setup.options, setup.dataset
   if options.recalibrate_bn:
@@ -205,8 +216,9 @@ def evaluate_segment(
     train_state = recalibrated(train_state, recalibrate, dataset.train, options.recalibrate_bn)
   limit = DRY_RUN_STEPS if options.dry_run else None
   stop = lambda: watch.asked() and jax.process_count() == 1  # the others would wait for this one
-  scores = evaluate.evaluate_state(setup.eval_steps, train_state, dataset, setup.eval_batch_size, limit, stop)
-  return train_state, scores
+  size, means = setup.eval_batch_size, setup.task.means
+  scores = evaluate.evaluate_state(setup.eval_steps, train_state, dataset, size, limit, stop, means)
+  return None if scores is None else (train_state, scores)
 
 
 def restore_or_init(manager: checkpoint.Manager, setup: Setup, initial: Any) -> tuple[TrainState, Progress]:
@@ -224,9 +236,12 @@ def restore_or_init(manager: checkpoint.Manager, setup: Setup, initial: Any) -> 
 
 
 def ranked(setup: Setup, scores: Mapping[str, float]) -> dict[str, float]:
-  """Return what ``checkpoint.save`` ranks ``scores`` by: the monitored metric of validation, larger is better."""
+  """Return what ``checkpoint.save`` ranks ``scores`` by: the monitored metric of validation, larger is better.
+
+  What is no finite number ranks as if nothing was validated: behind all that was.
+  """
   score = setup.task.score(scores)
-  return {} if score is None else {f'val/{setup.task.monitor}': score}
+  return {} if score is None or not math.isfinite(score) else {f'val/{setup.task.monitor}': score}
 
 
 def print_rollback(error: Exception, rollbacks: int) -> None:

@@ -24,12 +24,13 @@ class Meter:
     rate: Callable[[int], Any],
     every: int,
     partial: Mapping[str, float] | None = None,
+    means: metrics.Means = metrics.divide_by_count,
   ):
     """Log to ``run_log`` every ``every`` steps, with the learning rate that ``rate`` gives for a step.
 
-    ``partial`` are the ``totals`` of a run that stopped between two rows.
+    ``partial`` are the ``totals`` of a run that stopped between two rows; ``means`` are the task's.
     """
-    self._log, self._rate, self._every = run_log, rate, every
+    self._log, self._rate, self._every, self._to_means = run_log, rate, every, means
     self._pending: list[metrics.Sums] = []
     self._total = dict(partial or {})
     self._clock: float | None = None
@@ -81,7 +82,7 @@ class Meter:
   def _means(self) -> dict[str, float]:
     if not self._total:
       return {}
-    means = metrics.compute(self._total, 'train')
+    means = metrics.compute(self._total, 'train', self._to_means)
     images = self._total['count'] - self._uncounted
     if images and self._clock is not None:
       means['train/images_per_s'] = images / (time.monotonic() - self._clock)

@@ -58,8 +58,8 @@ class Found(NamedTuple):
 def probe(setup: Setup, train_state: TrainState) -> Found:
   """Return what the step behind ``train_state`` gives on its batch."""
   feeds = feeds_of(setup, int(train_state.step))
-  constants, extras = setup.dataset.train.constants, setup.task.extras
-  loss, finite = jax.device_get(setup.probe(train_state, setup.key, constants, feeds, extras))
+  constants = setup.dataset.train.constants
+  loss, finite = jax.device_get(setup.probe(train_state, setup.key, constants, feeds, setup.extras))
   bad, counts = [], {}
   for part in ('params', 'batch_stats', 'loss', 'gradients'):
     tree = finite.get(part, {'': np.isfinite(loss)})

@@ -10,7 +10,7 @@ class Options(NamedTuple):
 
   Attributes:
     epochs: passes over the training examples; may be fractional.
-    task: what is learned: a name of ``tasks.TASKS``.
+    task: what is learned: a name of ``tasks.TASKS``, or one of your own, ``package.module:name``.
     loss: ``'softmax_xent'``, or ``'sigmoid_xent'``: binary cross-entropy, the mean over the classes.
     label_smoothing: the share of the target that is spread over all classes.
     target_threshold: of ``'sigmoid_xent'``: targets above it become 1 and the others 0, so that both classes of a mixed

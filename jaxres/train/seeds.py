@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from jaxres import config as config_lib
-from jaxres import files
+from jaxres import files, metrics, tasks
 from jaxres.errors import InputError
 from jaxres.log.console import console, format_value
 from jaxres.paths import user_path
@@ -20,7 +20,6 @@ from jaxres.train import loop
 
 CONFIDENCE = 0.95
 MIN_VALUES = 3  # of an interval: that of two values is 13 standard errors to each side, nearly everything there is
-FRACTIONS = ('top1', 'top5')
 
 
 class Summary(NamedTuple):
@@ -86,54 +85,61 @@ def series(
 def _series(
   configs: Mapping[str, Mapping[str, Mapping[str, Any]]], workdir: pathlib.Path, what: str
 ) -> dict[str, Summary]:
-  found = [loop.train_and_evaluate(options, workdir / name) for name, options in configs.items()]
-  names = [name for name in found[0] if all(name in metrics for metrics in found)]
-  summaries = {name: summarize([metrics[name] for metrics in found], name) for name in names}
+  results = [loop.train_and_evaluate(options, workdir / name) for name, options in configs.items()]
+  known = tasks.make_from(next(iter(configs.values()))['train']).metrics
+  names = [name for name in results[0] if all(name in values for values in results)]
+  summaries = {name: summarize([values[name] for values in results], name, known) for name in names}
   content = {name: summary._asdict() for name, summary in summaries.items()}
   if not any(options['train']['dry_run'] for options in configs.values()):
     files.write_whole(workdir / f'{what}.json', json.dumps(content, indent=2) + '\n')
-  print_summaries(summaries, workdir, what)
+  print_summaries(summaries, workdir, what, known)
   return summaries
 
 
-def summarize(values: Sequence[float], name: str = 'loss') -> Summary:
+def summarize(values: Sequence[float], name: str, known: Mapping[str, metrics.Metric]) -> Summary:
   """Return the summary of two or more ``values``, with an interval of their mean where it says something.
 
-  It is Student's t, on a scale where the metric has no bounds: the logit of a fraction, the logarithm of a loss, by
-  the delta method. So that of an accuracy stays within 0 to 100 %.
+  It is Student's t, on a scale where the metric has no bounds: the logit of a fraction, the logarithm of what is
+  positive, such as a loss, by the delta method. So that of an accuracy stays within 0 to 100 %.
 
   Args:
     values: of the metric, in the order of the seeds.
     name: of the metric, such as ``'test/top1'``. What is no score, such as the learning rate or the speed, has no
       interval, nor have fewer than three values.
+    known: the metrics of the task, by their names without the split.
   """
   mean, std = statistics.fmean(values), statistics.stdev(values)
-  low, high = interval(values, mean, std, name.rpartition('/')[2])
+  metric = metrics.find_metric(name, known)
+  low, high = interval(values, mean, std, metric.scale) if metric else (None, None)
   return Summary(mean, std, low, high, tuple(values))
 
 
-def interval(values: Sequence[float], mean: float, std: float, kind: str) -> tuple[float, float] | tuple[None, None]:
-  """Return the interval of the mean of ``values``, as ``summarize`` says, of a ``kind`` such as ``top1``."""
+def interval(values: Sequence[float], mean: float, std: float, scale: str) -> tuple[float, float] | tuple[None, None]:
+  """Return the interval of the mean of ``values``, as ``summarize`` says, on a ``scale`` of ``metrics.Metric``."""
   from scipy import special, stats  # slow
 
-  if len(values) < MIN_VALUES or kind not in ('loss', *FRACTIONS):
+  if len(values) < MIN_VALUES:
     return None, None
   if std == 0:
     return mean, mean
   half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * std / len(values) ** 0.5
-  if kind == 'loss':
+  if scale == 'real' or (scale == 'positive' and mean <= 0):
+    return mean - half, mean + half
+  if scale == 'positive':
     factor = math.exp(min(half / mean, 700.0))
     return mean / factor, mean * factor
   center, width = special.logit(mean), half / (mean * (1 - mean))
   return float(special.expit(center - width)), float(special.expit(center + width))
 
 
-def print_summaries(summaries: Mapping[str, Summary], workdir: pathlib.Path, what: str) -> None:
+def print_summaries(
+  summaries: Mapping[str, Summary], workdir: pathlib.Path, what: str, known: Mapping[str, metrics.Metric]
+) -> None:
   """Print a table of the summaries and where they are."""
   count = len(next(iter(summaries.values())).values)
   table = Table('metric', 'mean', 'std', f'{CONFIDENCE:.0%} interval', title=f'{count} {what}')
   for name, (mean, std, low, high, _) in summaries.items():
-    show = lambda value, name=name: format_value(name, value)
+    show = lambda value, name=name: format_value(name, value, known)
     table.add_row(name, show(mean), show(std), '-' if low is None else f'{show(low)} to {show(high)}')
   console.print(table)
   if count < MIN_VALUES:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -41,6 +42,7 @@ class Setup(NamedTuple):
   augment: augment_lib.Augment
   model: ResNet  # with the outputs of the task
   task: tasks.Task
+  extras: Any  # the task's arrays, on every device
   plan: Plan
   lr_schedule: optax.Schedule  # the learning rate of a step, before ``Hyperparameters.lr_scale``
   init: pretrained.Init | None  # fresh variables to those that the training starts from
@@ -77,15 +79,18 @@ class Setup(NamedTuple):
     """Take the steps of ``feeds``, this process's rows of them stacked; return the next state and the sums."""
     feeds = sharding.assembled(feeds, sharding.over_steps(self.mesh))
     constants = self.dataset.train.constants
-    return self.train_steps(train_state, self.key, constants, feeds, hyperparameters, self.task.extras)
+    return self.train_steps(train_state, self.key, constants, feeds, hyperparameters, self.extras)
 
 
-def make_setup(config: Mapping[str, Mapping[str, Any]], split_rule: int = data.SPLIT_RULE) -> Setup:
+def make_setup(
+  config: Mapping[str, Mapping[str, Any]], split_rule: int = data.SPLIT_RULE, dataset: data.Dataset | None = None
+) -> Setup:
   """Return what the sections of a config make; the data, which is slow to read, comes last of what it is made of.
 
   Args:
     config: every section with every field, of ``config.to_dict``.
     split_rule: of ``data.load``; that of the run which goes on.
+    dataset: what is trained on, in place of what the section ``data`` names, where it was read before or is made.
 
   Raises:
     InputError: a section cannot be used.
@@ -97,22 +102,22 @@ def make_setup(config: Mapping[str, Mapping[str, Any]], split_rule: int = data.S
   views = evaluate.make_views(**config['tta'])
   mesh = sharding.make_mesh()
   sharding.check_batch_size(config['data']['batch_size'], mesh)
-  dataset = data.load(**config['data'], split_rule=split_rule)
+  task = tasks.make_from(config['train'])
+  dataset = dataset or data.load(**config['data'], split_rule=split_rule, labels=task.labels)
   evaluate.check_views(views, dataset.test.image_shape)
-  augment_lib.check(augment, dataset.info.image_shape)
+  augment_lib.check(augment, dataset.info.image_shape, task.labels)
   if options.patience and dataset.val is None:
     raise InputError('train.patience: early stopping looks at the validation split; set data.val, such as 0.1')
   check_accumulate(options.accumulate, dataset.train.batch_size, mesh)
-  losses = {name: getattr(options, name) for name in ('loss', 'label_smoothing', 'target_threshold')}
-  task = tasks.make(options.task, dataset.info, **losses)
-  model = fit_outputs(model, config['model']['num_classes'], task)
+  model = fit_outputs(model, config['model']['num_classes'], task.num_outputs(dataset.info))
+  extras = place_extras(task, dataset, mesh)
   plan = make_plan(dataset.train, options)
   init = pretrained.make_init(model, dataset.info.class_names, **config['init'])
-  augment = augment_lib.make() if options.overfit_one_batch else augment
+  augment = augment_lib.with_views(augment_lib.make() if options.overfit_one_batch else augment, task.views)
   steps = make_steps(config['optim'], options, mesh, dataset, augment, model, task, plan)
   make_eval_step = functools.partial(evaluate.make_eval_step, model, task, dataset.info, dataset.test.fetch, mesh)
   eval_steps = {'': make_eval_step()} | ({'tta/': make_eval_step(views)} if views else {})
-  parts = (config, options, jax.random.key(options.seed), mesh, dataset, augment, model, task, plan)
+  parts = (config, options, jax.random.key(options.seed), mesh, dataset, augment, model, task, extras, plan)
   return Setup(*parts, init=init, eval_steps=eval_steps, **steps)
 
 
@@ -192,15 +197,21 @@ def freeze_stages(
   return networks
 
 
-def fit_outputs(model: ResNet, num_classes: int | None, task: tasks.Task) -> ResNet:
-  """Return ``model`` with as many outputs as the task has.
+def fit_outputs(model: ResNet, num_classes: int | None, num_outputs: int) -> ResNet:
+  """Return ``model`` with as many outputs as the task has on the data.
 
   Raises:
     InputError: the config asks for another number.
   """
-  if num_classes not in (None, task.num_outputs):
-    raise InputError(f'model.num_classes: {num_classes}, but the data has {task.num_outputs} classes; leave it out')
-  return model.clone(num_classes=task.num_outputs)
+  if num_classes not in (None, num_outputs):
+    raise InputError(f'model.num_classes: {num_classes}, but the data asks for {num_outputs} outputs; leave it out')
+  return model.clone(num_classes=num_outputs)
+
+
+def place_extras(task: tasks.Task, dataset: data.Dataset, mesh: Mesh) -> Any:
+  """Return the task's arrays on every device of ``mesh``, where they stay: no step sends them there again."""
+  place = lambda x: sharding.assembled(np.asarray(x), sharding.replicated(mesh))
+  return jax.tree.map(place, task.make_extras(dataset))
 
 
 def first_transform(model: ResNet, dataset: data.Dataset) -> Callable[[Any], Any]:

@@ -10,7 +10,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from jaxres import checkpoint, models, weights, workdir
+from jaxres import checkpoint, metrics, models, tasks, weights, workdir
 from jaxres.checkpoint import reader
 from jaxres.checkpoint.about import check_made_by
 from jaxres.errors import InputError
@@ -175,9 +175,10 @@ def _read_run(directory: pathlib.Path, step: str) -> Pretrained:
   options['num_classes'] = find_head(variables, where).shape[1]
   check_network(variables, options, where)
   channels = count_channels(variables)
-  names = workdir.class_names(directory, options['num_classes'], channels)
+  names = workdir.class_names(directory, options['num_classes'], channels, exact=config['train']['task'] in tasks.TASKS)
   dialect = Dialect.of_model(models.create(**options).shortcut)
-  origin = f'{where} ({_why(saved.scores, step)})' + (', moving average' if 'ema' in tree else '')
+  why = _why(saved.scores, step, saved.progress, config['train'])
+  origin = f'{where} ({why})' + (', moving average' if 'ema' in tree else '')
   return Pretrained(variables, options, channels, dialect, number, names, origin)
 
 
@@ -221,14 +222,23 @@ def _choose(where: pathlib.Path, paths: Mapping[int, pathlib.Path], step: str) -
   return int(step)
 
 
-def _why(scores: Mapping[str, float], step: str) -> str:
-  """Return in words why a checkpoint was taken, by what it is ranked by and what was asked for."""
+def _why(scores: Mapping[str, float], step: str, progress: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+  """Return in words why a checkpoint was taken.
+
+  Args:
+    scores: what it is ranked by.
+    step: what was asked for.
+    progress: that was saved in it: it has the metric as it is, where the score is negated if less of it is better.
+    options: the section ``train`` of the run's config; of a task of the user's, what its metrics are is not asked, as
+      nothing of the user's is needed to read weights.
+  """
   if step != 'best':
     return 'the latest' if step == 'latest' else 'as asked for'
   name = next((name for name in scores if name != 'step'), None)
-  label = name and name.removeprefix('val/').replace('top', 'top-')
-  return (
-    f'the best on validation: {label} {format_value(name, scores[name])}'
-    if name
-    else 'the latest, as nothing was validated'
-  )
+  if name is None:
+    return 'the latest, as nothing was validated'
+  known = tasks.make(options['task']).metrics if options['task'] in tasks.TASKS else {}
+  metric, last = metrics.find_metric(name, known), progress.get('last', {})
+  value = last.get(f'ema/{name}', last.get(name, scores[name]))
+  title = metric.title if metric else name.removeprefix('val/')
+  return f'the best on validation: {title} {format_value(name, value, known)}'

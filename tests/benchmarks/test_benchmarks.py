@@ -29,6 +29,7 @@ from jaxres import config as config_lib
 from jaxres import models
 from jaxres.checkpoint import reader
 from jaxres.runtime import limits
+from jaxres.train.step import Hyperparameters
 from tests.helpers import benchmark_arguments, make_arrays
 
 ECHO = """
@@ -381,3 +382,20 @@ def test_the_shares_of_reading_back() -> None:
   assert (first['share'], first['share_spread']) == (0.02, [0.01, 0.1])
   assert first['look_share'] == 0.01  # of five seconds
   assert 'share' not in second
+
+
+def test_the_step_that_is_measured_is_the_one_that_trains() -> None:
+  """The rate is that of the schedule times an argument, as in a training; it was a constant once."""
+  parser = argparse.ArgumentParser()
+  sides.add_arguments(parser)
+  args = parser.parse_args(['--model=resnet20', '--batch_size=8', '--image_size=8'])
+  moved = []
+  for scale in (0.0, 1.0):
+    made = sides.jaxres_step(args)
+    before = jax.device_get(made.state.params)
+    state, _ = made.call(
+      made.state, made.key, made.constants, next(made.groups), Hyperparameters(np.float32(scale)), made.rest[1]
+    )
+    pairs = zip(*map(jax.tree.leaves, (before, jax.device_get(state.params))), strict=True)
+    moved.append(any((a != b).any() for a, b in pairs))
+  assert moved == [False, True]

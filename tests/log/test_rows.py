@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from jaxres import workdir
+from jaxres import tasks, workdir
 from jaxres.log import rows
 from jaxres.log import run_log as run_log_lib
 from jaxres.log.curves import draw_curves
@@ -36,7 +36,7 @@ def test_a_log_never_blocks_a_resume_and_no_row_is_lost(tmp_path, bad: bytes, ca
   else:
     assert 'left out' not in said
   assert workdir.read_metrics(tmp_path)[-1] == {'step': 50, 'epoch': 2.5, 'train/loss': 0.25}
-  assert draw_curves(tmp_path).is_file()
+  assert draw_curves(tmp_path, tasks.make('classification').metrics, 'top1').is_file()
 
 
 @pytest.mark.parametrize('odd', ODD_FILES)
@@ -67,7 +67,7 @@ def test_values_that_are_no_numbers_stay_in_the_file_and_out_of_the_curves(tmp_p
   assert rows.read(path) == ([{'step': 1, 'epoch': 0.1, 'test/top1': 0.5}], '')
   rows.cut(path, 1)
   assert path.read_bytes() == raw
-  assert draw_curves(tmp_path).is_file()
+  assert draw_curves(tmp_path, tasks.make('classification').metrics, 'top1').is_file()
 
 
 # checkpoints

@@ -9,12 +9,15 @@ from PIL import Image
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
+from jaxres import tasks
 from jaxres.log import run_log as run_log_lib
 from jaxres.log.console import one_line
 from jaxres.log.curves import draw_curves
 from jaxres.train import loop
 from jaxres.train.meter import Meter
 from tests.helpers import merged
+
+KNOWN = tasks.make('classification').metrics
 
 
 def sums(loss: float, count: float = 8.0) -> dict:
@@ -99,20 +102,20 @@ def test_curves_show_each_split(tmp_path) -> None:
   with run_log_lib.RunLog(tmp_path, 0, 9, 1.0) as run_log:
     for step in range(1, 9):
       run_log.write(step, {'train/loss': 1 / step, 'train/top1': step / 9, 'test/top1': step / 10, 'train/lr': 0.1})
-  with Image.open(draw_curves(tmp_path)) as picture:
+  with Image.open(draw_curves(tmp_path, KNOWN, 'top1')) as picture:
     assert picture.size[0] > 1000
     assert len(set(picture.convert('RGB').get_flattened_data())) > 50
 
 
 def test_numbers_as_a_person_reads_them() -> None:
   values = {'test/top1': 0.98765, 'train/images_per_s': 12345.6, 'train/loss': 0.123456, 'best/step': 1200}
-  assert one_line(values) == 'test/top1 98.77%, train/images_per_s 12,346, train/loss 0.1235, best/step 1,200'
+  assert one_line(values, KNOWN) == 'test/top1 98.77%, train/images_per_s 12,346, train/loss 0.1235, best/step 1,200'
 
 
 def test_the_bar_shows_speed_loss_accuracy_and_the_time_left(tmp_path, monkeypatch) -> None:
   terminal = Console(file=io.StringIO(), force_terminal=True, width=110, highlight=False)
   monkeypatch.setattr(run_log_lib, 'console', terminal)
-  with run_log_lib.RunLog(tmp_path, 0, 90, 22.5) as run_log:
+  with run_log_lib.RunLog(tmp_path, 0, 90, 22.5, known=KNOWN, monitor='top1') as run_log:
     run_log.show(45, {'train/loss': 0.1612, 'train/top1': 0.951, 'train/images_per_s': 1313.4})
     run_log.show(46, {})
     run_log._bar.refresh()

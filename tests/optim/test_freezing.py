@@ -86,8 +86,7 @@ def trained(config: dict, stages: str, steps_: int, devices: int, **options):
   until = freezing.until(variables['params'], options.get('frozen', ()), options.get('unfreeze', ()), 100, 6.0)
   found = freezing.stages(until, variables['batch_stats'])
   first, *later = [
-    make_loss(freezing.freeze(model, s), classification(dataset.info), augment.make(), dataset.info, s.frozen)
-    for s in found
+    make_loss(freezing.freeze(model, s), classification(), augment.make(), dataset.info, s.frozen) for s in found
   ]
   later = [(s.begin, loss_fn) for s, loss_fn in zip(found[1:], later, strict=True)]
   run = make_train_steps(first, lambda _: tx, dataset.train.fetch, mesh, later=later)

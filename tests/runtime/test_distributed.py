@@ -166,6 +166,17 @@ def everything(run: pathlib.Path) -> dict[str, bytes]:
   return {str(path.relative_to(run)): path.read_bytes() for path in inject.files(run)}
 
 
+def test_a_signal_to_one_process_stops_both_behind_the_same_step(job: dict, tmp_path: pathlib.Path) -> None:
+  """Also where a call takes two steps: what JAX counts are calls."""
+  job = merged(job, train={'epochs': 60, 'scan_steps': 2, 'log_every_steps': 1000})
+  found = ended(start(tmp_path / 'work.json', job, tmp_path / 'run', asked=1, step=3))
+  assert [status for status, _, _ in found] == [143, 143], found
+  saved = max(int(path.name) for path in (tmp_path / 'run/checkpoints').iterdir() if path.name.isdecimal())
+  assert 3 < saved < 320
+  for _, _, said in found:
+    assert f'SIGTERM: step {saved} is saved; the same command continues the run' in said
+
+
 def test_the_arguments() -> None:
   found = distributed.arguments('node1:1234', 4, 3, {})
   assert found == {

@@ -1,15 +1,17 @@
 """A run that is stopped anywhere ends with the same digest as one that never was."""
 
+import itertools
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
-from jaxres import evaluate
+from jaxres import data, evaluate
 from jaxres import workdir as workdir_lib
 from jaxres.checkpoint import digests as digests_lib
 from jaxres.checkpoint import steps as steps_lib
@@ -37,8 +39,8 @@ def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, s
   def broken(eval_steps, state, *args):
     if evaluating and int(state.step) == step:
       os.kill(os.getpid(), signal.SIGTERM)
-      assert evaluate_state(eval_steps, state, *args) == {}  # it does not go on
-      return {}
+      assert evaluate_state(eval_steps, state, *args) is None  # it does not go on
+      return None
     return evaluate_state(eval_steps, state, *args)
 
   before = signal.getsignal(signal.SIGTERM)
@@ -65,6 +67,52 @@ def test_a_run_stopped_anywhere_ends_with_the_same_digest(config: dict, tmp_path
   assert digest_of(tmp_path / 'parts') == digest_of(tmp_path / 'whole')
   assert rows(tmp_path / 'parts') == rows(tmp_path / 'whole')
   assert steps_lib.numbered(tmp_path / 'parts/checkpoints') == steps_lib.numbered(tmp_path / 'whole/checkpoints')
+
+
+def test_an_evaluation_that_is_complete_when_a_signal_comes_is_kept(config: dict, tmp_path, monkeypatch) -> None:
+  config = merged(config, data={'val': 0.25}, train={'epochs': 3, 'ema': 0.9})
+  loop.train_and_evaluate(config, tmp_path / 'whole')
+  real, done = evaluate.evaluate, []
+
+  def asked_behind(*args):
+    scores = real(*args)
+    done.append(1)
+    if len(done) == 2 * 4:  # two splits, by the weights and by their average: the second evaluation is complete
+      os.kill(os.getpid(), signal.SIGTERM)
+    return scores
+
+  with monkeypatch.context() as patch, pytest.raises(signals.StoppedError, match='step 9 is saved'):
+    patch.setattr(evaluate, 'evaluate', asked_behind)
+    loop.train_and_evaluate(config, tmp_path / 'parts')
+  assert rows(tmp_path / 'parts')[-1]['step'] == 9
+  assert 'ema/test/top1' in rows(tmp_path / 'parts')[-1]
+  done.clear()
+  with monkeypatch.context() as patch:
+    patch.setattr(evaluate, 'evaluate', asked_behind)
+    loop.train_and_evaluate(config, tmp_path / 'parts')
+  assert len(done) == 4  # the last alone
+  assert digest_of(tmp_path / 'parts') == digest_of(tmp_path / 'whole')
+  assert rows(tmp_path / 'parts') == rows(tmp_path / 'whole')
+
+
+def test_nothing_is_read_behind_a_signal(config: dict) -> None:
+  """No batch of any split, not even the first; where the signal comes behind a batch, none but those ahead of it."""
+  dataset = data.load(**merged(config, data={'val': 0.25, 'pipeline': 'stream'})['data'])
+  read: list[str] = []
+  for name in ('val', 'test'):
+    pipeline = getattr(dataset, name)
+    get = pipeline.examples.get
+    pipeline.examples = pipeline.examples._replace(
+      get=lambda index, draws, name=name, get=get: read.append(name) or get(index, draws)
+    )
+  step = lambda variables, constants, feed: {'loss': 0.0, 'count': float(feed['mask'].sum())}
+  state = types.SimpleNamespace(variables={'params': 1}, ema={'params': 1})
+  assert not evaluate.evaluate_state({'': step, 'tta/': step}, state, dataset, 8, None, lambda: True)
+  assert read == []
+  answers = itertools.chain([False], itertools.repeat(True))
+  assert evaluate.evaluate_state({'': step, 'tta/': step}, state, dataset, 8, None, lambda: next(answers)) is None
+  assert set(read) == {'val'}
+  assert evaluate.evaluate_state({'': step}, state, dataset, 8)['ema/test/loss'] == 0.0
 
 
 PROGRAM = """

@@ -234,7 +234,7 @@ def moments_of(made: Made) -> dict[str, Any]:
 
 def test_a_training_step_is_that_of_float64(made: Made) -> None:
   network, tx = made.network, optax.sgd(1.0)
-  task = classification(INFO, network.loss, label_smoothing=network.smoothing)
+  task = classification(network.loss, label_smoothing=network.smoothing)
   loss_fn = make_loss(network.model(), task, augment.make(), INFO)
   program = make_train_steps(loss_fn, lambda _: tx, made.pipeline.fetch, made.pipeline.mesh)
   before = create(made.variables, tx)
@@ -253,7 +253,7 @@ def test_an_evaluation_is_that_of_float64(made: Made) -> None:
   feed = {name: feed[name] for name in next(iter(pipeline.eval_feeds(BATCH)))}
   fixed = network.model(), INFO, pipeline.fetch, pipeline.mesh
   sums = checked(
-    evaluate.make_eval_step(fixed[0], classification(INFO), *fixed[1:]), made.variables, pipeline.constants, feed
+    evaluate.make_eval_step(fixed[0], classification(), *fixed[1:]), made.variables, pipeline.constants, feed
   )
   cross_entropy = network._replace(loss='softmax_xent')
   near(sums['loss'], loss_of(cross_entropy, made.expected['evaluated'], made.labels, 0.0))
@@ -309,7 +309,7 @@ def accumulated_step(hand_written: bool, parts: int, steps: int) -> Any:
   pipeline, tx = Resident(arrays, batch_size=16, seed=0), optax.sgd(0.1)
   pipeline.place(jax.sharding.Mesh(jax.devices()[:1], ('data',)))
   model = ResNet((1, 1), (8, 16), blocks.BasicBlock, CLASSES, stem_type='cifar')
-  loss_fn = make_loss(model, classification(INFO), augment.make(), INFO)
+  loss_fn = make_loss(model, classification(), augment.make(), INFO)
   program = make_train_steps(loss_fn, lambda _: tx, pipeline.fetch, pipeline.mesh, accumulate=parts)
   begin = create(compiler.jit(lambda: init_variables(model, (8, 8, 3), KEY))(), tx)
   feeds = jax.tree.map(lambda *x: np.stack(x), *pipeline.train_feeds(0, steps))

@@ -59,6 +59,22 @@ def test_the_data_of_a_config(npz, tmp_path, capsys) -> None:
   assert 'train labels ok 96 examples of 4 classes, 24 to 24 of each' in text
 
 
+def test_what_is_wrong_with_a_config_does_not_hide_its_data(npz, tmp_path, capsys) -> None:
+  arrays = make_arrays()
+  arrays['test_x'][3] = arrays['train_x'][5]
+  words = ['doctor', f'--config={CONFIG}', '--config.data.name=arrays', f'--config.data.path={npz(**arrays)}']
+  assert cli.main([*words, '--config.data.batch_size=16', '--config.data.val=0', '--config.train.patience=2']) == 1
+  text = said(capsys)
+  assert 'config problem train.patience: early stopping looks at the validation split' in text
+  for wanted in (
+    'data ok images of',
+    'train labels ok 96 examples of 4 classes',
+    'test labels ok',
+    'duplicates warning 1',
+  ):
+    assert wanted in text
+
+
 def test_undecodable_images_are_all_named(tmp_path, capsys) -> None:
   for split in ('train', 'test'):
     for at in range(16):

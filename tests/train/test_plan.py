@@ -1,7 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 
-from jaxres import data
+from jaxres import data, tasks
 from jaxres.data import resident
 from jaxres.errors import InputError
 from jaxres.train.options import Options
@@ -64,6 +66,18 @@ def test_progress_watches_the_moving_average_where_there_is_one() -> None:
   assert progress.best == {'step': 2, 'val/top1': 0.1, 'ema/val/top1': 0.6}
   assert progress.stale == 1
   assert progress.metrics()['best/ema/val/top1'] == 0.6
+
+
+def test_what_is_no_number_is_never_the_best() -> None:
+  score_of = tasks.make('classification').score
+  progress, stale = Progress({}, {}, 0), []
+  for step, top1 in enumerate([math.nan, 0.2, math.nan, 0.1], 1):
+    progress = progress.advance(step, {'val/top1': top1}, score_of)
+    stale.append(progress.stale)
+  assert progress.best == {'step': 2, 'val/top1': 0.2}
+  assert stale == [0, 0, 1, 2]
+  once = Progress({}, {}, 0).advance(1, {'val/top1': math.nan}, score_of)
+  assert once.advance(2, {'val/top1': math.nan}, score_of).stale == 1
 
 
 def test_progress_watches_validation_and_never_test() -> None:

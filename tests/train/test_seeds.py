@@ -4,24 +4,27 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxres import tasks
 from jaxres.train import loop, seeds
 from tests.helpers import merged
+
+KNOWN = tasks.make('classification').metrics
 
 
 def test_a_summary_is_scipys() -> None:
   values = [0.9, 0.92, 0.97, 0.93]
-  mean, std, low, high, kept = seeds.summarize(values)
+  mean, std, low, high, kept = seeds.summarize(values, 'test/loss', KNOWN)
   assert (mean, std) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
   interval = stats.t.interval(0.95, df=3, loc=np.mean(values), scale=stats.sem(values))
   half = (interval[1] - interval[0]) / 2
   assert (low, high) == pytest.approx((mean * np.exp(-half / mean), mean * np.exp(half / mean)))
   assert kept == tuple(values)
-  assert seeds.summarize([0.5] * 3)[:4] == (0.5, 0.0, 0.5, 0.5)
+  assert seeds.summarize([0.5] * 3, 'test/loss', KNOWN)[:4] == (0.5, 0.0, 0.5, 0.5)
 
 
 def test_the_interval_of_a_fraction_is_one_of_the_logit() -> None:
   values = [0.9, 0.92, 0.97, 0.93]
-  mean, _, low, high, _ = seeds.summarize(values, 'test/top1')
+  mean, _, low, high, _ = seeds.summarize(values, 'test/top1', KNOWN)
   half = stats.t.ppf(0.975, 3) * stats.sem(values) / (mean * (1 - mean))
   logit = lambda p: np.log(p / (1 - p))
   np.testing.assert_allclose([logit(low), logit(high)], [logit(mean) - half, logit(mean) + half])
@@ -30,7 +33,7 @@ def test_the_interval_of_a_fraction_is_one_of_the_logit() -> None:
 @pytest.mark.parametrize('values', [(0.0, 0.0, 1.0), (0.001, 0.5, 0.999), (1.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0,) * 3])
 @pytest.mark.parametrize('name', ['test/top1', 'best/ema/val/top5', 'test/loss'])
 def test_an_interval_stays_within_the_bounds(name: str, values: tuple[float, ...]) -> None:
-  mean, _, low, high, _ = seeds.summarize(values, name)
+  mean, _, low, high, _ = seeds.summarize(values, name, KNOWN)
   assert 0 <= low <= mean <= high
   assert high <= 1 or name == 'test/loss'
 
@@ -40,20 +43,20 @@ def test_intervals_cover_the_mean() -> None:
   rng = np.random.default_rng(0)
   held = 0
   for _ in range(400):
-    found = seeds.summarize(rng.normal(0.93, 0.01, 5).tolist(), 'test/top1')
+    found = seeds.summarize(rng.normal(0.93, 0.01, 5).tolist(), 'test/top1', KNOWN)
     held += found.low <= 0.93 <= found.high
   assert 0.92 < held / 400 < 0.98
 
 
 @pytest.mark.parametrize('name', ['train/lr', 'train/images_per_s', 'best/step', 'epoch'])
 def test_what_is_no_score_has_no_interval(name: str) -> None:
-  assert seeds.summarize([0.1, 0.2, 0.3, 0.4], name)[2:4] == (None, None)
+  assert seeds.summarize([0.1, 0.2, 0.3, 0.4], name, KNOWN)[2:4] == (None, None)
 
 
 def test_two_values_have_no_interval(capsys) -> None:
-  found = {'test/top1': seeds.summarize([0.2, 0.4], 'test/top1')}
+  found = {'test/top1': seeds.summarize([0.2, 0.4], 'test/top1', KNOWN)}
   assert found['test/top1'][2:4] == (None, None)
-  seeds.print_summaries(found, 'somewhere', 'seeds')
+  seeds.print_summaries(found, 'somewhere', 'seeds', KNOWN)
   assert 'no intervals: they take 3 seeds or more' in capsys.readouterr().out
 
 

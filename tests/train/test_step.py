@@ -27,7 +27,7 @@ def make_parts(config: dict, devices: int, transform: augment.Augment | None = N
   variables = jax.jit(lambda: init_variables(model, dataset.info.image_shape, jax.random.key(0)))()
   tx, _ = optim.make(variables['params'], 100, 6.0, lr=0.1)
   transform = transform or augment.make(crop_pad=1, flip=True)
-  loss_fn = make_loss(model, classification(dataset.info), transform, dataset.info)
+  loss_fn = make_loss(model, classification(), transform, dataset.info)
   step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, mesh)
   begin = jax.device_put(state.create(variables, tx), sharding.replicated(mesh))
   return dataset, model, tx, transform, step, begin
@@ -59,7 +59,7 @@ def test_a_step_is_the_obvious_flax_and_optax_step(config: dict) -> None:
 def test_the_loss_of_a_mixed_batch_is_that_of_its_parts(config: dict) -> None:
   dataset, model, *_, begin = make_parts(config, 1)
   mixing = augment.make(mixup=1.0, cutmix=1.0)
-  loss_fn = make_loss(model, classification(dataset.info), mixing, dataset.info)
+  loss_fn = make_loss(model, classification(), mixing, dataset.info)
   batch = {name: jnp.asarray(array[:16]) for name, array in dataset.train.constants.items()}
   rng = jax.random.key(5)
   loss, (_, sums) = loss_fn(begin.params, begin.batch_stats, batch, Context(rng, jnp.int32(0)))
@@ -122,7 +122,7 @@ def test_what_is_dropped_is_a_function_of_the_steps_key(tiny: str) -> None:
   images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
   batch = {'image': jnp.asarray(images), 'label': jnp.arange(8) % 4}
   variables = jax.jit(lambda: init_variables(model, info.image_shape, jax.random.key(0)))()
-  loss_fn = jax.jit(make_loss(model, classification(info), augment.make(), info))
+  loss_fn = jax.jit(make_loss(model, classification(), augment.make(), info))
   first, again, other = (
     float(loss_fn(variables['params'], variables['batch_stats'], batch, Context(jax.random.key(seed), jnp.int32(0)))[0])
     for seed in (0, 0, 1)
@@ -164,7 +164,7 @@ def test_accumulated_parts_are_the_large_batch_where_batch_norm_is_frozen(
 
 def test_accumulated_parts_are_a_loop_over_them(config: dict) -> None:
   dataset, model, tx, transform, _, begin = make_parts(config, 8)
-  loss_fn = make_loss(model, classification(dataset.info), transform, dataset.info)
+  loss_fn = make_loss(model, classification(), transform, dataset.info)
   step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, sharding.make_mesh(), accumulate=2)
   params, stats, opt_state = jax.tree.map(jnp.copy, (begin.params, begin.batch_stats, begin.opt_state))
   arrays = jax.device_get(dataset.train.constants)
@@ -189,7 +189,7 @@ def test_accumulated_parts_are_a_loop_over_them(config: dict) -> None:
 
 def test_a_step_keeps_the_moving_average_of_what_it_returns(config: dict) -> None:
   dataset, model, tx, transform, _, begin = make_parts(config, 8)
-  loss_fn = make_loss(model, classification(dataset.info), transform, dataset.info)
+  loss_fn = make_loss(model, classification(), transform, dataset.info)
   step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, sharding.make_mesh(), ema=0.3)
   current = begin.replace(ema=jax.tree.map(jnp.copy, begin.variables))
   expected = jax.device_get(current.variables)
@@ -290,7 +290,7 @@ def test_batch_norm_over_devices_is_numpys(bn: str) -> None:
 def collectives_of(config: dict, **fields) -> dict[str, int]:
   """The collectives in the compiled step of 8 devices."""
   dataset, model, tx, transform, _, begin = make_parts(config, 8)
-  loss_fn = make_loss(model, classification(dataset.info), transform, dataset.info)
+  loss_fn = make_loss(model, classification(), transform, dataset.info)
   step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, sharding.make_mesh(), **fields)
   feed = stacked(next(dataset.train.train_feeds(0, 1)))
   return scaling.collectives(
@@ -346,7 +346,7 @@ def test_a_sharded_optimiser_takes_the_same_steps(config: dict, name: str) -> No
     create = functools.partial(state.create, variables, tx, ema=True)
     shardings = state.shardings(jax.eval_shape(create), mesh, shard_optimizer=shard)
     current = jax.jit(create, out_shardings=shardings)()
-    loss_fn = make_loss(model, classification(dataset.info), transform, dataset.info)
+    loss_fn = make_loss(model, classification(), transform, dataset.info)
     step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, mesh, ema=0.5, shardings=shardings)
     for feed in dataset.train.train_feeds(0, 5):
       current, sums = step(current, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)

@@ -13,36 +13,46 @@ import jax.numpy as jnp
 
 from jaxres import config as config_lib
 from jaxres.data.augment import geometry, mixing, pixels, policies
+from jaxres.data.types import Labels
 from jaxres.errors import InputError
 
 Batch = dict[str, jax.Array]
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
+VIEW_KEYS = 1000  # the number of the key of the first of several views
 
 
 class Augment(NamedTuple):
   """What a training batch goes through: ``images`` each image alone, then ``mix``, where it is not None, the batch."""
 
-  images: Transform  # (rng, uint8 [B, H, W, C]) to the same
-  mix: mixing.Mix | None  # (rng, uint8 [B, H, W, C], float32 [B, K]) to the same
+  images: Transform  # (rng, uint8 [B, H, W, C]) to the same, or to V views of each, uint8 [V, B, H, W, C]
+  mix: mixing.Mix | None  # (rng, uint8 [B, H, W, C], float32 [B, ...]) to the same
+  moves: bool = True  # whether pixels move, with which labels that are maps of them would have to
 
   def __call__(self, rng: jax.Array, images: jax.Array) -> jax.Array:
-    """Return ``images``, uint8 ``[B, H, W, C]``, augmented but not mixed."""
+    """Return ``images``, uint8 ``[B, H, W, C]``, augmented but not mixed; several views of each come stacked."""
     return self.images(rng, images)
 
-  def batch(self, rng: jax.Array, batch: Batch, num_classes: int) -> Batch:
+  def batch(self, rng: jax.Array, batch: Batch, labels: Labels, num_names: int) -> Batch:
     """Return a batch as a step learns it.
 
     Args:
       rng: the key of the step.
-      batch: ``image`` uint8 ``[B, H, W, C]``, ``label`` int32 ``[B]``; other arrays stay as they are.
-      num_classes: K, of the labels.
+      batch: ``image`` uint8 ``[B, H, W, C]``, ``label`` ``[B, ...]``; other arrays stay as they are.
+      labels: what they are.
+      num_names: K, of the classes, or of the numbers in a label.
 
     Returns:
-      The batch with ``image`` uint8 ``[B, H, W, C]``, and ``label`` float32 ``[B, K]`` where images are mixed.
+      The batch with ``image`` uint8 ``[B, H, W, C]``, and where images are mixed ``label`` as ``labels.soften`` makes
+      it, such as float32 ``[B, K]``. Of V views ``image`` is ``[V, B, H, W, C]``, and ``label`` is ``[V, B, ...]``
+      where they are mixed: each alone, with draws of its own.
     """
     images, label = self(rng, batch['image']), batch['label']
-    if self.mix:
-      images, label = self.mix(rng, images, jax.nn.one_hot(label, num_classes))
+    if self.mix and labels.soften:
+      mix, label = self.mix, labels.soften(label, num_names)
+      if images.ndim == batch['image'].ndim:
+        images, label = mix(rng, images, label)
+      else:
+        images, label = jax.vmap(mix, (0, 0, None))(view_keys(rng, len(images)), images, label)
     return {**batch, 'image': images, 'label': label}
 
 
@@ -128,11 +138,35 @@ def make(
         images = step(jax.random.fold_in(rng, number), images)
     return images
 
-  return Augment(augment, mixing.make(mixup, cutmix, key_number=2 + len(steps)))
+  moves = bool(crop_pad or flip or resized_crop or rotate or policy != 'none')
+  return Augment(augment, mixing.make(mixup, cutmix, key_number=2 + len(steps)), moves)
 
 
-def check(augment: Augment, image_shape: tuple[int, int, int]) -> None:
-  """Raise InputError where ``augment`` cannot be done to images ``[H, W, C]``, before anything is compiled."""
+def with_views(augment: Augment, views: int) -> Augment:
+  """Return what makes ``views`` augmentations of each image, ``[V, B, H, W, C]``; of one it is ``augment`` itself.
+
+  Each has draws of its own. A stream's random crop is of the host, and the same for all.
+  """
+  if views == 1:
+    return augment
+  make_views = lambda rng, images: jnp.stack([augment.images(key, images) for key in view_keys(rng, views)])
+  return augment._replace(images=make_views)
+
+
+def view_keys(rng: jax.Array, views: int) -> jax.Array:
+  """Return the keys of ``views`` augmentations of one batch, ``[V]``."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(rng, VIEW_KEYS + jnp.arange(views))
+
+
+def check(augment: Augment, image_shape: tuple[int, int, int], labels: Labels) -> None:
+  """Raise InputError where ``augment`` cannot be done to images ``[H, W, C]`` with ``labels``; nothing is compiled."""
+  if augment.mix and labels.soften is None:
+    raise InputError(
+      f'augment.mixup: the task learns {labels.kind}, which cannot be mixed; leave mixup and cutmix at 0'
+    )
+  if augment.moves and labels.rank == 2:
+    problem = f'the task learns {labels.kind}, and labels do not move with the pixels yet'
+    raise InputError(f'augment: {problem}; leave crop_pad, flip, resized_crop, rotate and policy out')
   images = jax.ShapeDtypeStruct((2, *image_shape), jnp.uint8)
   jax.eval_shape(augment.images, jax.eval_shape(lambda: jax.random.key(0)), images)
 

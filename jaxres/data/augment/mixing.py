@@ -19,7 +19,8 @@ def make(mixup_alpha: float, cutmix_alpha: float, key_number: int) -> Mix | None
     key_number: folded into the key.
 
   Returns:
-    A function of a key, uint8 ``[B, H, W, C]`` and distributions over the classes, float32 ``[B, K]``.
+    A function of a key, uint8 ``[B, H, W, C]`` and what the labels are averaged as, such as distributions over the
+    classes, float32 ``[B, K]``.
   """
   if not (mixup_alpha or cutmix_alpha):
     return None
@@ -33,7 +34,8 @@ def make(mixup_alpha: float, cutmix_alpha: float, key_number: int) -> Mix | None
     boxes = draw_boxes(box_rng, weight, *images.shape[1:3])
     pasted, pasted_labels = cutmix(images, labels, boxes)
     blended, blended_labels = mixup(images, labels, weight)
-    return jnp.where(cut[:, None, None, None], pasted, blended), jnp.where(cut[:, None], pasted_labels, blended_labels)
+    label = jnp.where(_expand(cut, labels), pasted_labels, blended_labels)
+    return jnp.where(cut[:, None, None, None], pasted, blended), label
 
   return mix
 
@@ -43,11 +45,11 @@ def mixup(images: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.
 
   Args:
     images: uint8 ``[B, H, W, C]``.
-    labels: float32 ``[B, K]``.
+    labels: float32 ``[B, ...]``.
     weight: float32 ``[B]``, in [0, 1].
 
   Returns:
-    uint8 ``[B, H, W, C]``, rounded to the nearest level, and float32 ``[B, K]``.
+    uint8 ``[B, H, W, C]``, rounded to the nearest level, and float32 ``[B, ...]``.
   """
   share = weight[:, None, None, None]
   blended = share * images + (1 - share) * jnp.roll(images, 1, axis=0)
@@ -59,11 +61,11 @@ def cutmix(images: jax.Array, labels: jax.Array, boxes: jax.Array) -> tuple[jax.
 
   Args:
     images: uint8 ``[B, H, W, C]``.
-    labels: float32 ``[B, K]``.
+    labels: float32 ``[B, ...]``.
     boxes: int32 ``[B, 4]``: top, left, height, width; may reach over the border.
 
   Returns:
-    uint8 ``[B, H, W, C]`` and float32 ``[B, K]``.
+    uint8 ``[B, H, W, C]`` and float32 ``[B, ...]``.
   """
   inside = jax.vmap(geometry.box_mask, (0, None, None))(boxes, *images.shape[1:3])
   pasted = jnp.where(inside, jnp.roll(images, 1, axis=0), images)
@@ -89,4 +91,10 @@ def draw_boxes(rng: jax.Array, weight: jax.Array, height: int, width: int) -> ja
 
 
 def _mix_labels(labels: jax.Array, weight: jax.Array) -> jax.Array:
-  return weight[:, None] * labels + (1 - weight[:, None]) * jnp.roll(labels, 1, axis=0)
+  share = _expand(weight, labels)
+  return share * labels + (1 - share) * jnp.roll(labels, 1, axis=0)
+
+
+def _expand(each: jax.Array, labels: jax.Array) -> jax.Array:
+  """Return ``[B]`` with as many axes as ``labels`` has."""
+  return each.reshape(-1, *[1] * (labels.ndim - 1))

@@ -2,17 +2,17 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxres.data import sampler
-from jaxres.data.types import Arrays, Source
+from jaxres.data.types import CLASSES, Arrays, Labels, Source
 from jaxres.errors import InputError, say
 from jaxres.npz import load_npz
 from jaxres.paths import shortened, user_path
 
 MAX_CHANNELS = 4  # of an image whose axes are in doubt
-MAX_LABEL = 2**31 - 1
 
 
 def read_digits() -> Source:
@@ -30,13 +30,15 @@ def read_digits() -> Source:
   return Source(both.take(~held_out), both.take(held_out), tuple('0123456789'))
 
 
-def read_npz(path: str | None) -> Source:
+def read_npz(path: str | None, labels: Labels = CLASSES) -> Source:
   """Return the data set in an ``.npz`` file.
 
   Args:
     path: a file with ``train_x`` and ``test_x``, uint8 ``[N, H, W, C]`` or ``[N, H, W]``, and ``train_y`` and
-      ``test_y``, int ``[N]``; optionally ``val_x`` and ``val_y``, ``class_names``, str ``[K]``, and ``channels``, an
-      int: C, where the shape of the images leaves in doubt which axis it is.
+      ``test_y``, int ``[N]`` or as ``labels`` says; optionally ``val_x`` and ``val_y``, ``class_names``, str ``[K]``,
+      and ``channels``, an int: C, where the shape of the images leaves in doubt which axis it is.
+    labels: what they are. Where the file names none: classes and the columns of vectors are called by their numbers,
+      and a number ``'value'``.
 
   Raises:
     InputError: the file is missing or unreadable, or an array is missing or has another shape or dtype.
@@ -52,16 +54,19 @@ def read_npz(path: str | None) -> Source:
     content = load_npz(pathlib.Path(path))
   except ValueError as error:
     raise InputError(f'{path}: not a readable .npz file: {error}') from None
-  train, test = (_split(path, content, split) for split in ('train', 'test'))
-  val = _split(path, content, 'val') if 'val_x' in content or 'val_y' in content else None
+  train, test = (_split(path, content, split, labels) for split in ('train', 'test'))
+  val = _split(path, content, 'val', labels) if 'val_x' in content or 'val_y' in content else None
   for split, other in (('test', test), ('val', val)):
     if other and train.images.shape[1:] != other.images.shape[1:]:
       found = f'{train.images.shape[1:]} and {other.images.shape[1:]}'
       raise InputError(f'{path}: train_x and {split}_x hold images of different shapes: {found}')
+    if other and labels.rank == 1 and train.labels.shape[1:] != other.labels.shape[1:]:
+      lengths = f'{train.labels.shape[1]} and {other.labels.shape[1]} numbers'
+      raise InputError(f'{path}: train_y and {split}_y hold labels of different lengths: {lengths}')
   if content.get('class_names', np.empty(1)).ndim != 1:
     raise InputError(f'{path}: class_names: expected a list of names, found {_kind(content["class_names"])}')
-  names = content['class_names'] if 'class_names' in content else _numbered_classes(path, train)
-  if len(names) <= train.labels.max():
+  names = content['class_names'] if 'class_names' in content else _numbered(path, train, labels)
+  if labels.are_classes and len(names) <= train.labels.max():
     raise InputError(
       f'{path}: class_names has {len(names)} names, and a training example has label {train.labels.max()}'
     )
@@ -90,6 +95,13 @@ def _text(path: str, name: object) -> str:
     raise InputError(f'{path}: class_names: {bytes(name)[:80]!r} is not UTF-8: {error.reason}') from None
 
 
+def _numbered(path: str, train: Arrays, labels: Labels) -> Sequence[object]:
+  """Return what the classes, or the numbers of a label, are called where the file does not say."""
+  if labels.are_classes:
+    return _numbered_classes(path, train)
+  return (['value'], range(train.labels.shape[-1]), range(int(train.labels.max()) + 1))[labels.rank]
+
+
 def _numbered_classes(path: str, train: Arrays) -> range:
   found = np.unique(train.labels)
   gaps = np.flatnonzero(found != np.arange(len(found)))
@@ -99,7 +111,7 @@ def _numbered_classes(path: str, train: Arrays) -> range:
   return range(len(found))
 
 
-def _split(path: str, content: dict[str, np.ndarray], split: str) -> Arrays:
+def _split(path: str, content: dict[str, np.ndarray], split: str, of: Labels) -> Arrays:
   for name in (f'{split}_x', f'{split}_y'):
     if name not in content:
       found = shortened(', '.join(content)) or 'nothing'
@@ -108,16 +120,12 @@ def _split(path: str, content: dict[str, np.ndarray], split: str) -> Arrays:
   if images.ndim == 3:
     images = images[..., None]
   _check_images(path, f'{split}_x', images, len(labels) if labels.ndim else 0, _channels(path, content))
-  if labels.dtype.kind not in 'iu' or labels.shape != images.shape[:1]:
-    found = f'{_kind(labels)}{_label_fix(labels, images)}'
-    raise InputError(f'{path}: {split}_y: expected integers [{len(images)}], found {found}')
+  converted = of.convert(labels, images.shape, f'{path}: {split}_y', _label_fix(labels, images) * of.are_classes)
   if not len(images):
     raise InputError(f'{path}: {split}_x is empty; expected at least one image')
-  if labels.max() > MAX_LABEL or labels.min() < -MAX_LABEL:  # what would wrap
-    raise InputError(f'{path}: {split}_y: expected labels from 0 on, found {labels.min()} to {labels.max()}')
   if images.max() <= 1 < images[0].size:
     say(f'{path}: {split}_x has no value above 1: black images; levels are 0..255')
-  return Arrays(images, labels.astype(np.int32))
+  return Arrays(images, converted)
 
 
 def _channels(path: str, content: dict[str, np.ndarray]) -> int | None:
