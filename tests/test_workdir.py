@@ -422,3 +422,18 @@ def test_options_that_may_change_are_still_in_their_range(trained, tmp_path, siz
     files.DamagedError, match=r'config.json: train.eval_batch_size: expected more than 0, found .*put'
   ):
     runs.read([str(run)])
+
+
+@pytest.mark.parametrize('place', ['../run', 'x/../../run', '../link/run'])
+def test_a_workdir_may_be_named_by_the_directory_above(trained, tmp_path, monkeypatch, place: str) -> None:
+  config, _ = trained
+  (tmp_path / 'here/x').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to('.')
+  monkeypatch.chdir(tmp_path / 'here')
+  for epochs in (1, 2):
+    loop.train_and_evaluate(merged(config, train={'epochs': epochs}), place)
+  assert [*steps.present(tmp_path / 'run/checkpoints')] == [4]
+  assert workdir.read_step(pathlib.Path(place), None)[0] == 4
+  assert runs.read([place])[0].path == pathlib.Path(place)
+  assert predict.load(place).class_names == ('0', '1', '2', '3')
+  assert not [check for check in run_checks.workdir(pathlib.Path(place)) if check.verdict == 'problem']

@@ -44,6 +44,7 @@ def open(directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: i
   """
   check(keep_latest=keep_latest, keep_best=keep_best)
   directory = pathlib.Path(directory).absolute()
+  directory = directory.resolve() if '..' in directory.parts else directory  # which TensorStore refuses
   check_path(directory)
   _restore_order(directory)
   put_damaged_aside(directory)

@@ -183,7 +183,8 @@ def _read_arrays(path: pathlib.Path, expected: Mapping[str, str]) -> Iterator[tu
   needs files that can be damaged too while all arrays are whole. The dtype and the shape are compared before memory is
   taken for them.
   """
-  files = {'driver': 'file', 'path': f'{path}/'}  # a path, not a URL, in which ``%`` and ``#`` mean something else
+  # A path, not a URL, in which ``%`` and ``#`` mean something else; without ``..``, which TensorStore refuses.
+  files = {'driver': 'file', 'path': f'{os.path.realpath(path)}/'}
   where = {'driver': 'ocdbt', 'base': files}
   opened: dict[str, Any] = {}
   for name in expected:
@@ -223,6 +224,7 @@ def _result(name: str, future: Any) -> Any:
 
 def _read_unknown(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Return all arrays of a state whose names are not known: an older jaxres saved it."""
+  path = pathlib.Path(os.path.realpath(path))
   try:
     with _quiet(), ocp.PyTreeCheckpointer() as reader:
       metadata = reader.metadata(path).item_metadata.tree

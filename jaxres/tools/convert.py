@@ -66,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
   target = user_path(args.target)
   to_file = target.suffix in SUFFIXES
   _check_target(target, to_file)
+  source = user_path(sources.parse(args.source)[1])
+  if to_file and source.exists() and target.exists() and target.samefile(source):
+    raise InputError(f'{target}: it is the source, and would be replaced; give another name')
   found = sources.read(args.source, args.step, args.skip, args.prefix, args.stem)
   if args.class_names:
     found = found._replace(class_names=sources.read_class_names(args.class_names, found))

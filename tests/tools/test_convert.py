@@ -1,4 +1,5 @@
 import json
+import pathlib
 import sys
 
 import flax.traverse_util
@@ -278,3 +279,13 @@ def test_check_says_what_it_does_not_see(file, tmp_path, capsys):
   assert "stem='cifar_pool'" in out
   assert 'both compute the network named above' in out
   assert 'equal within 1e-04' in out
+
+
+def test_a_source_is_not_replaced(file, tmp_path, monkeypatch, capsys):
+  before = pathlib.Path(file).read_bytes()
+  monkeypatch.chdir(pathlib.Path(file).parent)
+  for source in (file, f'torchvision:{file}', pathlib.Path(file).name):
+    with pytest.raises(SystemExit):
+      cli.main(['convert', source, file])
+    assert 'it is the source, and would be replaced; give another name' in capsys.readouterr().err
+  assert pathlib.Path(file).read_bytes() == before
