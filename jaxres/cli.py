@@ -46,7 +46,7 @@ TOOLS = {
 OTHER_WORDS = {  # that other programs have, and what to type here
   'train': command_line.USAGE, 'fit': command_line.USAGE, 'main': command_line.USAGE, 'run': command_line.USAGE,
   'finetune': f'{command_line.USAGE} --config.init.source=...', 'dataset': 'jaxres show-data',
-  'resume': f'the command that began the run: {command_line.USAGE}',
+  'resume': f'the command that started the run: {command_line.USAGE}',
   'eval': 'jaxres evaluate RUN', 'test': 'jaxres evaluate RUN', 'score': 'jaxres evaluate RUN',
   'validate': 'jaxres evaluate RUN', 'compare': 'jaxres evaluate RUN RUN', 'confusion': 'jaxres evaluate RUN',
   'infer': 'jaxres predict RUN IMAGE', 'inference': 'jaxres predict RUN IMAGE', 'classify': 'jaxres predict RUN IMAGE',

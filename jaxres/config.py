@@ -1,6 +1,6 @@
 """The config: each section is the keyword arguments of one function, so a signature is the schema.
 
-Signatures are read from the source, not by importing it: a misspelt field is found before JAX is loaded.
+Signatures are read from the source, not by importing it: a misspelled field is found before JAX is loaded.
 """
 
 import ast
@@ -40,7 +40,7 @@ class Field(NamedTuple):
 
 
 def make(**sections: Mapping[str, Any]) -> config_dict.ConfigDict:
-  """Return a whole, checked config: the signatures' defaults, overridden by ``sections``.
+  """Return a complete, checked config: the signatures' defaults, overridden by ``sections``.
 
   Args:
     **sections: fields by section, such as ``model=dict(name='resnet18')``.
@@ -55,10 +55,10 @@ def make(**sections: Mapping[str, Any]) -> config_dict.ConfigDict:
     f'{section}: unknown config section{nearest(section, SECTIONS)}' for section in sections if section not in SECTIONS
   ]
   given = to_dict(sections)
-  whole = {section: _fill(section, given.get(section, {}), problems) for section in SECTIONS}
+  config = {section: _fill(section, given.get(section, {}), problems) for section in SECTIONS}
   if problems:
     raise InputError(bounded(problems))
-  return config_dict.ConfigDict(whole).lock()
+  return config_dict.ConfigDict(config).lock()
 
 
 def complete(config: Mapping[str, Any]) -> config_dict.ConfigDict:
@@ -166,16 +166,16 @@ def _hint(arg: ast.arg | ast.AnnAssign) -> Any:
 
 
 def _fill(section: str, given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-  """Return the whole section; what is wrong with it is added to ``problems``, field by field."""
+  """Return the complete section; what is wrong with it is added to ``problems``, field by field."""
   fields = schema(section)
   problems += [f'{section}.{name}: unknown field{nearest(name, fields)}' for name in given if name not in fields]
-  whole = {}
+  filled = {}
   for name, field in fields.items():
     try:
-      whole[name] = _coerce(f'{section}.{name}', given.get(name, field.default), field.hint)
+      filled[name] = _coerce(f'{section}.{name}', given.get(name, field.default), field.hint)
     except InputError as error:
       problems.append(str(error))
-  return whole
+  return filled
 
 
 def _coerce(path: str, value: Any, hint: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`jaxres evaluate`: what runs are worth on the examples of a split, side by side and together."""
+"""`jaxres evaluate`: scores of runs on the examples of a split, side by side and as an ensemble."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,23 +27,31 @@ INTERVALS = {'top-1': 'top1', 'top-5': 'top5', 'loss': 'loss', 'F1, macro': 'mac
 
 
 def compare(
-  found: list[runs.Run], split: str = 'test', batch_size: int | None = None
+  run_list: list[runs.Run], split: str = 'test', batch_size: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Return the scores of runs, as of ``scores.compare``, and their outputs on the split, by name.
+  """Return the scores of runs and their outputs on a split.
 
   The temperature is fitted on the validation split, where there is one and it is not what is evaluated.
 
+  Args:
+    run_list: of ``runs.read``, with equal classes and examples.
+    split: ``'val'`` or ``'test'``.
+    batch_size: as of ``runs.outputs``.
+
+  Returns:
+    The scores, as of ``scores.compare``, with ``split`` and the ``origin`` of each run; and the outputs by run.
+
   Raises:
-    InputError: the runs have other classes or examples, or a run has no such split or is no good.
+    InputError: the runs have other classes or examples, or a run has no such split or cannot be evaluated.
   """
-  runs.check_runs(found)
-  names = [run.name for run in found]
-  tests = dict(zip(names, (runs.outputs(run, split, batch_size) for run in found), strict=True))
-  runs.check_same_examples(found, [test.labels for test in tests.values()], split)
+  runs.check_runs(run_list)
+  names = [run.name for run in run_list]
+  tests = dict(zip(names, (runs.outputs(run, split, batch_size) for run in run_list), strict=True))
+  runs.check_same_examples(run_list, [test.labels for test in tests.values()], split)
   fits = lambda run: run.dataset.val is not None and split != 'val'
-  vals = {run.name: runs.outputs(run, 'val', batch_size) if fits(run) else None for run in found}
-  compared = scores.compare(tests, vals, found[0].class_names)
-  for run in found:
+  vals = {run.name: runs.outputs(run, 'val', batch_size) if fits(run) else None for run in run_list}
+  compared = scores.compare(tests, vals, run_list[0].class_names)
+  for run in run_list:
     compared['runs'][run.name] = {'origin': run.origin} | compared['runs'][run.name]
   return {'split': split} | compared, tests
 
@@ -56,19 +64,19 @@ def columns(compared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def rows(compared: Mapping[str, Any]) -> list[list[str]]:
   """Return the rows of the table of scores: a name, and the value for each of ``columns``."""
-  found = []
+  table = []
   for label, place in ROWS.items():
-    if label == 'top-5' and all(own['top5'] is None for own in columns(compared).values()):
+    if label == 'top-5' and all(column['top5'] is None for column in columns(compared).values()):
       continue  # of few classes: it is always 100 %
     row = [label]
-    for own in columns(compared).values():
-      value: Any = own
+    for column in columns(compared).values():
+      value: Any = column
       for key in place:
         value = None if value is None else value[key]
-      bound = ' (at the bound of the search)' if label == 'temperature' and own['temperature_at_bound'] else ''
-      row.append(show(label, value) + bound + _interval(label, own['intervals']))
-    found.append(row)
-  return found
+      bound = ' (at the bound of the search)' if label == 'temperature' and column['temperature_at_bound'] else ''
+      row.append(show(label, value) + bound + _interval(label, column['intervals']))
+    table.append(row)
+  return table
 
 
 def show(label: str, value: float | None) -> str:
@@ -87,21 +95,21 @@ def _interval(label: str, intervals: Mapping[str, Any]) -> str:
 
 def notes(compared: Mapping[str, Any]) -> list[str]:
   """Return what is undefined, and why, each once."""
-  found = [note for own in columns(compared).values() for note in own['notes']]
+  lines = [note for column in columns(compared).values() for note in column['notes']]
   if compared['split'] == 'val':
-    found.append('no temperature: it is fitted on the validation split, and says nothing of that')
-  elif any(own['temperature'] is None for own in columns(compared).values()):
-    found.append('no temperature without validation examples: they are held out by data.val')
-  return [*dict.fromkeys(found)]
+    lines.append('no temperature: it is fitted on the validation split, and is not evaluated there')
+  elif any(column['temperature'] is None for column in columns(compared).values()):
+    lines.append('no temperature without validation examples: they are held out by data.val')
+  return [*dict.fromkeys(lines)]
 
 
 def differences(compared: Mapping[str, Any]) -> list[str]:
   """Return a sentence for each two runs: how they differ, and whether that may be chance."""
-  found = []
+  lines = []
   for pair in compared['pairs']:
     (first, second), (low, high) = pair['runs'], pair['interval']
-    found.append(
+    lines.append(
       f'{second} less {first}: {pair["difference"]:+.2%} top-1 ({low:+.2%} to {high:+.2%}); only {second} is right on '
       f'{pair["only_second"]:,} examples, only {first} on {pair["only_first"]:,}; McNemar p = {pair["p"]:.3g}'
     )
-  return found
+  return lines

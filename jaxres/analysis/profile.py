@@ -31,7 +31,7 @@ class Step(NamedTuple):
   """A compiled training step, ready to be run."""
 
   compiled: Any
-  run: Callable[[int], None]  # so many steps, until they are done
+  run: Callable[[int], None]  # takes that many steps, and returns when they are done
   images: int
 
 
@@ -45,11 +45,11 @@ class Operation(NamedTuple):
 
 
 def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
-  """Return the compiled training step that ``config`` describes, with a state and feeds of its own.
+  """Return the compiled training step that ``config`` describes, with a fresh state and feeds.
 
   Args:
     config: of ``jaxres.config.make``.
-    one_batch: every step is fed with the first batch: nothing is waited for.
+    one_batch: feed every step with the first batch, so that no step waits for data.
   """
   keep_freed_memory()
   keep_programs()
@@ -85,7 +85,7 @@ def trace(step: Step, steps: int, directory: pathlib.Path) -> pathlib.Path:
 def operations(path: pathlib.Path, sources: Mapping[str, str]) -> list[Operation]:
   """Return the instructions in a trace, the costliest first.
 
-  An instruction lasts from its start to its end. XLA:CPU marks the end by an event of its own, as its threads go on
+  An instruction lasts from its start to its end. XLA:CPU marks the end by a separate event, as its threads go on
   with something else meanwhile: what runs side by side counts twice.
 
   Args:
@@ -99,12 +99,12 @@ def operations(path: pathlib.Path, sources: Mapping[str, str]) -> list[Operation
       ends.setdefault(event.name.removeprefix('end: '), []).append(event.start_ns)
     elif (name := event.stats.get('hlo_op')) is not None:
       spans.setdefault(name, []).append((event.start_ns, event.start_ns + event.duration_ns))
-  found = []
-  for name, own in spans.items():
-    starts, marked = sorted(start for start, _ in own), sorted(ends.get(name, []))
-    last = marked if len(marked) == len(own) else sorted(end for _, end in own)
-    found.append(Operation(name, sources.get(name, ''), (sum(last) - sum(starts)) / 1e9, len(own)))
-  return sorted(found, key=lambda operation: -operation.seconds)
+  rows = []
+  for name, intervals in spans.items():
+    starts, marked = sorted(start for start, _ in intervals), sorted(ends.get(name, []))
+    last = marked if len(marked) == len(intervals) else sorted(end for _, end in intervals)
+    rows.append(Operation(name, sources.get(name, ''), (sum(last) - sum(starts)) / 1e9, len(intervals)))
+  return sorted(rows, key=lambda operation: -operation.seconds)
 
 
 def device_events(path: pathlib.Path) -> Iterator[xplane.Event]:
@@ -127,7 +127,7 @@ def short_source(source: str) -> str:
 
 
 def limits(platform: str, dtype: Any) -> tuple[float, float]:
-  """Return what the device does in a second, measured here: FLOPs of a matrix product, bytes of a copy.
+  """Measure what the device does in a second: FLOPs of a matrix product, bytes of a copy.
 
   The bytes are those read and those written.
   """
@@ -140,7 +140,7 @@ def limits(platform: str, dtype: Any) -> tuple[float, float]:
 
 
 def best_time(function: Callable[..., jax.Array], *args: jax.Array, rounds: int = 5) -> float:
-  """Return the least seconds that a call takes."""
+  """Return the shortest of ``rounds`` times of a call, in seconds, after one that is not counted."""
   jax.block_until_ready(function(*args))
   times = []
   for _ in range(rounds):
@@ -162,7 +162,7 @@ def step_seconds(step: Step, steps: int, rounds: int = 5) -> float:
 
 
 def peak_memory(compiled: Any) -> int:
-  """Return the most bytes of memory in use: the device's own count, or where it has none the program's plan."""
+  """Return the peak of memory in use, in bytes: as the device counts it, else as the compiler plans it."""
   counted = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
   planned = compiled.memory_analysis()
   return counted or planned.argument_size_in_bytes + planned.temp_size_in_bytes + planned.output_size_in_bytes

@@ -12,7 +12,7 @@ from jaxres.models.ops import DIMENSIONS, batch_norm, conv
 def wants_cpu_forms() -> bool:
   """Return whether hand-written gradients of layers are faster here: on XLA:CPU, of whatever jaxlib.
 
-  They ask for no option. What they avoid, XLA's own weight gradient in a loop, was as slow on every jaxlib tried.
+  They need no option. What they avoid, XLA's own weight gradient in a loop, was as slow on every jaxlib tried.
   """
   return jax.default_backend() == 'cpu'
 
@@ -61,7 +61,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, strides: int, size: int) -> jax.
     (size // 2, size - size // 2 - width + (out - 1) * strides)
     for width, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
   ]
-  found = jax.lax.conv_general_dilated(
+  gradient = jax.lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0),
     g.transpose(1, 2, 0, 3),
     window_strides=(1, 1),
@@ -69,7 +69,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, strides: int, size: int) -> jax.
     rhs_dilation=(strides, strides),
     dimension_numbers=DIMENSIONS,
   )
-  return found.transpose(1, 2, 0, 3)
+  return gradient.transpose(1, 2, 0, 3)
 
 
 def input_gradient(g: jax.Array, kernel: jax.Array, strides: int, shape: tuple[int, ...]) -> jax.Array:
@@ -81,9 +81,9 @@ def input_gradient(g: jax.Array, kernel: jax.Array, strides: int, shape: tuple[i
   phases = [[_phase(g, kernel, strides, row, column) for column in range(strides)] for row in range(strides)]
   if strides == 1:
     return phases[0][0]
-  whole = jnp.stack([jnp.stack(line, axis=3) for line in phases], axis=2)  # [B, H', s, W', s, C]
-  batch, height, _, width, *_ = whole.shape
-  return whole.reshape(batch, height * strides, width * strides, -1)[:, : shape[1], : shape[2]]
+  interleaved = jnp.stack([jnp.stack(line, axis=3) for line in phases], axis=2)  # [B, H', s, W', s, C]
+  batch, height, _, width, *_ = interleaved.shape
+  return interleaved.reshape(batch, height * strides, width * strides, -1)[:, : shape[1], : shape[2]]
 
 
 def _phase(g: jax.Array, kernel: jax.Array, strides: int, row: int, column: int) -> jax.Array:

@@ -51,6 +51,6 @@ def moved(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
 def batch_norm(
   x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Return ``x`` normalised by its own mean and variance, float32, and these two."""
+  """Return ``x`` normalized by its own mean and variance, float32, and these two."""
   mean, var = moments(x)
   return normalize(x, mean, var, scale, bias, epsilon), mean, var

@@ -20,7 +20,7 @@ def kernel(images: np.ndarray) -> np.ndarray:
   """Return the 2x2 filters that whiten, and their negatives.
 
   Args:
-    images: normalised, float ``[N, H, W, C]``; some hundred are enough.
+    images: normalized, float ``[N, H, W, C]``; some hundred are enough.
 
   Returns:
     float32 ``[2, 2, C, 8 * C]``: the eigenvectors of the patches' second moments, those of the least eigenvalues first,
@@ -44,8 +44,8 @@ def whiten(variables: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
 class WhiteningStem(stems.Stem):
   """``FixedConv`` whose kernel decorrelates its inputs, and the activation (Page 2019; Jordan 2024, airbench).
 
-  Maps ``[B, H, W, C]`` to ``[B, H - 1, W - 1, 8 * C]``: as many filters as ``whitening.kernel`` computes from images,
-  whatever ``width`` says. There is no norm.
+  Maps ``[B, H, W, C]`` to ``[B, H - 1, W - 1, 8 * C]``: the filters that ``kernel`` computes from images; ``width`` is
+  not used. There is no norm.
   """
 
   @nn.compact
