@@ -32,7 +32,7 @@ BRITISH = {  # starts of words, in names and in prose
   'synchronis': 'synchroniz', 'minimis': 'minimiz', 'maximis': 'maximiz', 'generalis': 'generaliz',
   r'analys(e|ed|ing)\b': 'analyz',
   'colour': 'color', 'behaviour': 'behavior', 'neighbour': 'neighbor', 'favour': 'favor', 'centre': 'center',
-  'centring': 'centering', 'grey': 'gray', 'artefact': 'artifact', 'catalogue': 'catalog', 'labelled': 'labeled',
+  'centring': 'centering', 'grey': 'gray', 'artefact': 'artifact', 'catalogue': 'catalog', r'labelled(?!by)': 'labeled',
   'modelling': 'modeling', 'spelt': 'spelled', 'learnt': 'learned', 'judgement': 'judgment', 'licence': 'license',
   'whilst': 'while', 'metre': 'meter', 'cancelled': 'canceled',
 }  # fmt: skip

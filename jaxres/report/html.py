@@ -60,7 +60,7 @@ def document(title: str, intro: str, sections: Sequence[Section]) -> str:
   )
   links = ''.join(f'<li><a href="#{part.id}">{escape(part.title)}</a></li>' for part in sections)
   body = '\n'.join(
-    f'<section id="{part.id}" aria-labeledby="{part.id}-title" tabindex="-1">'
+    f'<section id="{part.id}" aria-labelledby="{part.id}-title" tabindex="-1">'
     f'<h2 id="{part.id}-title">{escape(part.title)}</h2>\n{part.html}</section>'
     for part in sections
   )
