@@ -51,6 +51,10 @@ def check_arguments(argv: Sequence[str]) -> list[str]:
 def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
   """Return the complete config of the file at ``path``, with ``overrides`` such as ``'--config.optim.lr=0.2'``.
 
+  Args:
+    path: of a config file, as ``find_file`` takes it.
+    overrides: words of the command line.
+
   Raises:
     InputError: the file or an override cannot be used.
   """
@@ -78,7 +82,12 @@ def get_config(path: str) -> config_dict.ConfigDict:
 
 
 def parse_flags(argv: Sequence[str], required: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
-  """Parse ``argv`` into ``values``, which loads the config file, and see that ``required`` flags are there.
+  """Parse ``argv`` into ``values``, which loads the config file, and check that ``required`` flags are set.
+
+  Args:
+    argv: the command line, with the name of the program.
+    required: names of flags.
+    values: the flags that are defined.
 
   Raises:
     InputError: the command line or the config file cannot be used.

@@ -96,6 +96,10 @@ def check_types(section: str, given: Mapping[str, Any]) -> None:
 
   It is called by the functions themselves, which are called from Python too; arguments that the section has no field
   for are not looked at, nor are unknown words for one of several, which the functions know better.
+
+  Args:
+    section: of the config.
+    given: arguments by name.
   """
   fields = schema(section)
   for name in given.keys() & fields.keys():
@@ -108,7 +112,12 @@ def check_types(section: str, given: Mapping[str, Any]) -> None:
 
 
 def bounded(lines: Sequence[str], separator: str = '; ') -> str:
-  """Return the first ``MOST`` of ``lines`` as one, and how many more there are."""
+  """Return the first ``MOST`` of ``lines`` as one, and how many more there are.
+
+  Args:
+    lines: of a message.
+    separator: between them.
+  """
   more = len(lines) - MOST
   return separator.join(lines[:MOST]) + (f'{separator}and {more} more' if more > 0 else '')
 
@@ -126,7 +135,12 @@ def to_json(config: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-  """Return ``{'section.field': (old, new)}`` of every field whose JSON differs between two configs."""
+  """Return ``{'section.field': (old, new)}`` of every field whose JSON differs between two configs.
+
+  Args:
+    old: a config, or a dict of sections.
+    new: another.
+  """
   flat = [
     {f'{s}.{f}': v for s, fields in json.loads(to_json(c)).items() for f, v in fields.items()} for c in (old, new)
   ]

@@ -71,6 +71,11 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {'softmax_xent': softmax_xent, 'si
 def get(name: str, *, label_smoothing: float = 0.0, target_threshold: float = 0.0) -> Loss:
   """Return the loss called ``name``, a function of ``(logits, label)``.
 
+  Args:
+    name: of ``LOSSES``.
+    label_smoothing: in [0, 1).
+    target_threshold: in [0, 1), of ``sigmoid_xent`` only; 0 has none.
+
   Raises:
     InputError: ``name`` is unknown, ``label_smoothing`` or ``target_threshold`` is outside [0, 1), or the loss has no
       threshold.

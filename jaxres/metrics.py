@@ -54,7 +54,12 @@ def merge(a: Sums, b: Sums) -> Sums:
 
 
 def compute(total: Mapping[str, jax.Array | float], prefix: str) -> dict[str, float]:
-  """Return the means as ``{'<prefix>/loss': nats, '<prefix>/top1': fraction, '<prefix>/top5': fraction}``."""
+  """Return the means as ``{'<prefix>/loss': nats, '<prefix>/top1': fraction, '<prefix>/top5': fraction}``.
+
+  Args:
+    total: of ``sums``, merged over all batches.
+    prefix: the split, such as ``'test'``.
+  """
   count = float(total['count'])
   return {f'{prefix}/{name}': float(value) / count for name, value in total.items() if name != 'count'}
 

@@ -85,7 +85,13 @@ def one_of(words: Collection[str]) -> Check:
 
 
 def array_of(check: Check, min_items: int = 0, max_items: int = 1 << 20) -> Check:
-  """Return the check of a list of ``min_items`` to ``max_items`` values that ``check`` holds for."""
+  """Return the check of a list.
+
+  Args:
+    check: of each value.
+    min_items: number of values.
+    max_items: number of values.
+  """
   count = f'{min_items} values' if min_items == max_items else f'{min_items} values or more' if min_items else 'values'
   holds = lambda x: type(x) is list and min_items <= len(x) <= max_items and all(map(check.holds, x))
   return Check(f'a list of {count}, each {check.expected}', holds)

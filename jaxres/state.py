@@ -47,12 +47,27 @@ class TrainState:
 
 
 def init_variables(model: ResNet, image_shape: tuple[int, int, int], key: jax.Array) -> dict[str, Any]:
-  """Return fresh variables of ``model`` for images ``[H, W, C]``. Jit-able; a pure function of ``key``."""
+  """Return fresh variables of ``model``. Jit-able.
+
+  Args:
+    model: the network.
+    image_shape: ``(H, W, C)``.
+    key: a PRNG key.
+
+  Returns:
+    ``params`` and ``batch_stats``, float32.
+  """
   return dict(model.init(key, jnp.zeros((1, *image_shape)), train=False))
 
 
 def create(variables: dict[str, Any], tx: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
-  """Return the state at step 0 of a training that starts from ``variables``; with ``ema`` it keeps their average."""
+  """Return the state at step 0 of a training that starts from ``variables``.
+
+  Args:
+    variables: ``params`` and ``batch_stats``.
+    tx: of ``optim.make``.
+    ema: keep a moving average of the variables.
+  """
   params, batch_stats = variables['params'], variables['batch_stats']
   train_state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
   return dataclasses.replace(train_state, ema=jax.tree.map(jnp.copy, train_state.variables)) if ema else train_state
@@ -96,6 +111,10 @@ def average(train_state: TrainState, decay: float) -> TrainState:
   The average is ``d * ema + (1 - d) * variables`` with ``d = min(decay, (1 + t) / (10 + t))``, so that it forgets the
   initial values fast, as ``torch_ema`` and TensorFlow's ``ExponentialMovingAverage`` do. A state without one is
   returned as it is.
+
+  Args:
+    train_state: after its step.
+    decay: ``d`` at late steps.
   """
   if train_state.ema is None:
     return train_state

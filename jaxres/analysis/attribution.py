@@ -26,7 +26,14 @@ _jit = functools.partial(jit, static_argnums=0)
 
 
 def score(model: ResNet, variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
-  """Return the logit of each image's class, float32 ``[B]``."""
+  """Return the logit of each image's class, float32 ``[B]``.
+
+  Args:
+    model: the network.
+    variables: of the network.
+    images: normalized, float32 ``[B, H, W, C]``.
+    classes: whose logit is taken, int32 ``[B]``.
+  """
   logits: Any = model.apply(variables, images, train=False)
   return _select_class(logits, classes)
 
@@ -37,13 +44,30 @@ def _select_class(logits: jax.Array, classes: jax.Array) -> jax.Array:
 
 @_jit
 def gradient(model: ResNet, variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
-  """Return the gradient of ``score`` by the images, float32 ``[B, H, W, C]``."""
+  """Return the gradient of ``score`` by the images, float32 ``[B, H, W, C]``.
+
+  Args:
+    model: the network.
+    variables: of the network.
+    images: normalized, float32 ``[B, H, W, C]``.
+    classes: whose score is differentiated, int32 ``[B]``.
+  """
   return jax.grad(lambda x: score(model, variables, x, classes).sum())(images)
 
 
 @_jit
 def saliency(model: ResNet, variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
-  """Return the largest absolute gradient over the channels (Simonyan et al. 2013, https://arxiv.org/abs/1312.6034)."""
+  """Return the largest absolute gradient over the channels (Simonyan et al. 2013, https://arxiv.org/abs/1312.6034).
+
+  Args:
+    model: the network.
+    variables: of the network.
+    images: normalized, float32 ``[B, H, W, C]``.
+    classes: to explain, int32 ``[B]``.
+
+  Returns:
+    float32 ``[B, H, W]``, not negative.
+  """
   return jnp.abs(gradient(model, variables, images, classes)).max(-1)
 
 
@@ -194,7 +218,15 @@ def _path_gradients(
 
 @_jit
 def incompleteness(model: ResNet, variables: Any, images: jax.Array, classes: jax.Array, maps: jax.Array) -> jax.Array:
-  """Return the relative error of the sum of ``integrated_gradients``, float32 ``[B]``."""
+  """Return the relative error of the sum of ``integrated_gradients``, float32 ``[B]``.
+
+  Args:
+    model: the network.
+    variables: of the network.
+    images: normalized, float32 ``[B, H, W, C]``.
+    classes: int32 ``[B]``.
+    maps: of ``integrated_gradients``, float32 ``[B, H, W]``.
+  """
   gap = score(model, variables, images, classes) - score(model, variables, jnp.zeros_like(images), classes)
   return _relative_error(maps, gap)
 
@@ -205,7 +237,17 @@ def _relative_error(maps: jax.Array, gap: jax.Array) -> jax.Array:
 
 @_jit
 def grad_cam(model: ResNet, variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
-  """Return the last stage's channels, weighted by their mean gradients (Selvaraju et al. 2016, arXiv 1610.02391)."""
+  """Return the last stage's channels, weighted by their mean gradients (Selvaraju et al. 2016, arXiv 1610.02391).
+
+  Args:
+    model: the network.
+    variables: of the network.
+    images: normalized, float32 ``[B, H, W, C]``.
+    classes: to explain, int32 ``[B]``.
+
+  Returns:
+    float32 ``[B, H, W]``, not negative.
+  """
   last = f'stage{len(model.stage_sizes)}'
   stages: Any = model.apply(variables, images, train=False, method='features')
 
@@ -235,7 +277,17 @@ def guided(act: Activation) -> Activation:
 
 @_jit
 def guided_grad_cam(model: ResNet, variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
-  """Return ``grad_cam`` times the ``saliency`` of the network with ``guided`` activations."""
+  """Return ``grad_cam`` times the ``saliency`` of the network with ``guided`` activations.
+
+  Args:
+    model: the network.
+    variables: of the network.
+    images: normalized, float32 ``[B, H, W, C]``.
+    classes: to explain, int32 ``[B]``.
+
+  Returns:
+    float32 ``[B, H, W]``, not negative.
+  """
   act = ACTIVATIONS[model.act] if isinstance(model.act, str) else model.act
   maps = saliency(model.clone(act=guided(act)), variables, images, classes)
   return maps * grad_cam(model, variables, images, classes)

@@ -28,7 +28,14 @@ THUMBNAIL = 96  # pixels, at most, of an image in a page
 
 
 def make_picture(grid: np.ndarray, cell: int = CELL) -> Image.Image:
-  """Return uint8 ``[rows, columns, H, W, C]`` as a picture, images enlarged to at least ``cell``; C is 1 or 3.
+  """Return a grid of images as one picture.
+
+  Args:
+    grid: uint8 ``[rows, columns, H, W, C]``; C is 1 or 3.
+    cell: smallest side of an image in the picture, in pixels.
+
+  Returns:
+    The images in a grid, enlarged by an integer factor.
 
   Raises:
     InputError: the images have another number of channels.

@@ -76,7 +76,16 @@ def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
 
 
 def trace(step: Step, steps: int, directory: pathlib.Path) -> pathlib.Path:
-  """Trace ``steps`` steps for the profiler's viewer; return the file of the newest trace in ``directory``."""
+  """Trace steps for the profiler's viewer.
+
+  Args:
+    step: of ``prepare``.
+    steps: how many.
+    directory: where the profiler writes.
+
+  Returns:
+    The newest trace in ``directory``, an ``.xplane.pb`` file.
+  """
   with jax.profiler.trace(str(directory)):
     step.run(steps)
   return max(directory.glob('**/*.xplane.pb'), key=lambda path: path.stat().st_mtime)
@@ -130,6 +139,13 @@ def limits(platform: str, dtype: Any) -> tuple[float, float]:
   """Measure what the device does in a second: FLOPs of a matrix product, bytes of a copy.
 
   The bytes are those read and those written.
+
+  Args:
+    platform: of the device: ``'cpu'``, ``'gpu'``, ``'tpu'``.
+    dtype: of the matrices.
+
+  Returns:
+    FLOP/s and bytes/s.
   """
   side = MATMUL.get(platform, MATMUL_ELSEWHERE)
   matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)  # a GPU takes less time for ones and zeros
@@ -140,7 +156,13 @@ def limits(platform: str, dtype: Any) -> tuple[float, float]:
 
 
 def best_time(function: Callable[..., jax.Array], *args: jax.Array, rounds: int = 5) -> float:
-  """Return the shortest of ``rounds`` times of a call, in seconds, after one that is not counted."""
+  """Return the shortest of ``rounds`` times of a call, in seconds, after one that is not counted.
+
+  Args:
+    function: to call.
+    *args: its arguments.
+    rounds: calls that are timed.
+  """
   jax.block_until_ready(function(*args))
   times = []
   for _ in range(rounds):
@@ -151,7 +173,13 @@ def best_time(function: Callable[..., jax.Array], *args: jax.Array, rounds: int 
 
 
 def step_seconds(step: Step, steps: int, rounds: int = 5) -> float:
-  """Return the median seconds of a step, without the tracer."""
+  """Return the median seconds of a step, without the tracer.
+
+  Args:
+    step: of ``prepare``.
+    steps: in all rounds together.
+    rounds: whose median is taken.
+  """
   step.run(WARM_UP)
   times = []
   for _ in range(rounds):

@@ -85,7 +85,12 @@ def looked_at(directory: pathlib.Path, config: Mapping[str, Any] | None) -> list
 
 
 def verified(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Check:
-  """Read all of a checkpoint and compare it with its digests, and what it was made by with ``config``."""
+  """Read all of a checkpoint and compare it with its digests, and what it was made by with ``config``.
+
+  Args:
+    path: of the checkpoint.
+    config: of the run, where it is known.
+  """
   subject = f'checkpoint {path.name}'
   try:
     saved = reader.read(path)

@@ -134,12 +134,27 @@ class Block(nn.Module):
 
 
 def keeps_shape(block: Block, x: jax.Array, channels: int) -> bool:
-  """Return whether ``block``, with ``channels`` output channels, can add ``x`` as it is."""
+  """Return whether ``block``, with ``channels`` output channels, can add ``x`` as it is.
+
+  Args:
+    block: the block.
+    x: its input, ``[B, H, W, C]``.
+    channels: of its output.
+  """
   return block.strides == 1 and x.shape[-1] == channels
 
 
 def shortcut(block: Block, x: jax.Array, channels: int) -> jax.Array:
-  """Return ``x`` in the shape of ``block``'s output: itself where that is its shape already."""
+  """Return ``x`` in the shape of ``block``'s output: itself where that is its shape already.
+
+  Args:
+    block: the block.
+    x: its input, ``[B, H, W, C]``.
+    channels: of its output.
+
+  Returns:
+    ``[B, ceil(H / strides), ceil(W / strides), channels]``.
+  """
   if keeps_shape(block, x, channels):
     return x
   if block.shortcut == 'pad':
@@ -154,6 +169,13 @@ def finish_branch(block: Block, y: jax.Array) -> jax.Array:
 
   Stochastic depth drops the branch per example and divides those that stay by their probability, as
   torchvision's ``stochastic_depth(mode='row')`` does.
+
+  Args:
+    block: the block.
+    y: of its last convolution or norm, ``[B, h, w, c]``.
+
+  Returns:
+    ``[B, h, w, c]``.
   """
   if block.se:
     y = SqueezeExcitation(block.conv, name='se')(y)

@@ -196,6 +196,10 @@ def linear_decay(rate: float, stage_sizes: tuple[int, ...]) -> list[tuple[float,
   """Return the rate of stochastic depth of each block, by stage: ``rate * l / L`` for the l-th of L, counted from 1.
 
   The linear decay rule of Huang et al. 2016 (https://arxiv.org/abs/1603.09382, equation 4).
+
+  Args:
+    rate: of the last block.
+    stage_sizes: blocks in each stage.
   """
   total = sum(stage_sizes)
   numbers = itertools.count(1)

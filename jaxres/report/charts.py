@@ -99,7 +99,12 @@ def _say(row: Mapping[str, Any]) -> str:
 
 
 def heatmap(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-  """Return a confusion matrix as a table: a row for each label; its hits are green, the more mistakes the redder."""
+  """Return a confusion matrix as a table: a row for each label; its hits are green, the more mistakes the redder.
+
+  Args:
+    matrix: counts, ``[K][K]``; a row for each label.
+    names: of the K classes.
+  """
   head = ''.join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
   rows = []
   for k, (name, row) in enumerate(zip(names, matrix, strict=True)):

@@ -11,7 +11,12 @@ from jaxres.report import html
 
 
 def make_page(run: runs.Run, findings: Mapping[str, Any]) -> str:
-  """Return the page: one HTML file with everything in it."""
+  """Return the page: one HTML file with everything in it.
+
+  Args:
+    run: of ``runs.read``.
+    findings: of ``label_errors.find`` for that run.
+  """
   sections = [_label_section(run, split, labels) for split, labels in findings['labels'].items()]
   equal = sum(row['difference'] == 0 for row in findings['duplicates'])
   text = (

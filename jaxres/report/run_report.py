@@ -37,6 +37,10 @@ MOST_CLASSES = 100  # of a confusion matrix that is drawn
 def make_report(run_list: Sequence[runs.Run], batch_size: int | None = None) -> str:
   """Return the page on runs: HTML with everything in it.
 
+  Args:
+    run_list: of ``runs.read``.
+    batch_size: as of ``runs.outputs``.
+
   Raises:
     InputError: as ``evaluate_runs.compare``.
   """
@@ -232,7 +236,14 @@ def _weights(run: runs.Run) -> list[Section]:
 
 @functools.partial(jit, static_argnums=0)
 def gradient_norms(model: ResNet, variables: Any, images: jax.Array, labels: jax.Array) -> Any:
-  """Return the norm of the gradient of the mean cross-entropy by each parameter, a tree of scalars."""
+  """Return the norm of the gradient of the mean cross-entropy by each parameter, a tree of scalars.
+
+  Args:
+    model: the network.
+    variables: of the network.
+    images: normalized, float32 ``[B, H, W, C]``.
+    labels: int32 ``[B]``.
+  """
 
   def loss(params: Any) -> jax.Array:
     logits: Any = model.apply(variables | {'params': params}, images, train=False)

@@ -80,6 +80,12 @@ def arguments(
 ) -> dict[str, Any] | None:
   """Return the arguments of ``jax.distributed.initialize``; None where the process is alone.
 
+  Args:
+    coordinator: ``host:port`` of process 0, or None.
+    num_processes: or None.
+    process_id: from 0, or None.
+    environ: where launchers leave their variables.
+
   Raises:
     InputError: some are missing or out of range, or the launcher does not say enough.
   """

@@ -52,7 +52,12 @@ def over_largest(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
 
 def own_rows(batch_size: int, mesh: Mesh | None) -> slice:
-  """Return the rows of a batch on the devices of this process; all rows where the mesh is None."""
+  """Return the rows of a batch on the devices of this process; all rows where the mesh is None.
+
+  Args:
+    batch_size: of all processes together.
+    mesh: of ``make_mesh``.
+  """
   if mesh is None:
     return slice(0, batch_size)
   slices = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
