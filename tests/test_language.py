@@ -13,7 +13,7 @@ import tokenize
 
 import pytest
 
-from tests.conftest import ROOT
+ROOT = pathlib.Path(__file__).parents[1]
 
 FILES = sorted(
   path
