@@ -22,7 +22,7 @@ from jaxres.runtime import outputs, xla_flags
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file, such as configs/digits.py.')
 WORKDIR = flags.DEFINE_string('workdir', '', 'The directory of the run, such as runs/digits.')
-SEEDS = flags.DEFINE_integer('seeds', 1, 'Train so many runs, of one seed each, in <workdir>/seed0, seed1, ...', 1)
+SEEDS = flags.DEFINE_integer('seeds', 1, 'Number of runs, of one seed each, in <workdir>/seed0, seed1, ...', 1)
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where there are several.')
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are.', 1)
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.', 0)

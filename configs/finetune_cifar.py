@@ -1,8 +1,8 @@
-"""A ResNet-20 that has learnt classes 0 to 7 of CIFAR-10, fine-tuned on 200 images of classes 8 and 9.
+"""A ResNet-20 that was trained on classes 0 to 7 of CIFAR-10, fine-tuned on 200 images of classes 8 and 9.
 
 python main.py --config configs/finetune_cifar.py --workdir runs/tuned
 
-It begins with the run in runs/eight; docs/finetuning.md has the command that makes it. The stem and the first stage
+It starts from the run in runs/eight; docs/finetuning.md has the command that makes it. The stem and the first stage
 stay as they are.
 
 Measured: 91.7 % +- 1.0 % test top-1 over 3 seeds; 84.1 % +- 2.0 % from fresh weights (docs/results.md).

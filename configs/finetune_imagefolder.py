@@ -3,7 +3,7 @@
 python main.py --config configs/finetune_imagefolder.py --workdir runs/photos50 --config.data.path=photos
 
 Two epochs of the head alone, then of everything, with a learning rate that falls by a tenth from block to block towards
-the stem. The weights (IMAGENET1K_V1, 98 MB) are downloaded once; images are normalised with ImageNet's statistics, as
+the stem. The weights (IMAGENET1K_V1, 98 MB) are downloaded once; images are normalized with ImageNet's statistics, as
 those of any folder. No accuracy is measured here yet.
 """
 

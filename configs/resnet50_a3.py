@@ -3,8 +3,8 @@
 python main.py --config configs/resnet50_a3.py --workdir runs/a3
 
 Wightman et al. 2021, arXiv 2110.00476, table 2: LAMB, batches of 2048, learning rate 8e-3, weight decay 0.02, 5 epochs
-of warm-up, one cosine cycle; binary cross-entropy in which both classes of a mixed image are asked for; mixup 0.1 and
-CutMix 1.0; RandAugment of 2 operations with magnitude 6 of 10; tested on the centre 95 % at 224 px. The operations are
+of warm-up, one cosine cycle; binary cross-entropy with both classes of a mixed image as targets; mixup 0.1 and
+CutMix 1.0; RandAugment of 2 operations with magnitude 6 of 10; tested on the center 95 % at 224 px. The operations are
 torchvision's, with no noise in the magnitude. For GPUs; where memory is short, --config.train.accumulate=4. Not
 measured here yet. Folders of images: as configs/resnet50_imagenet.py.
 """

@@ -3,7 +3,7 @@
 python main.py --config configs/resnet50_imagenet.py --workdir runs/imagenet
 
 Batches of 256, learning rate 0.1 divided by 10 every 30 epochs, weight decay 1e-4 on every parameter; random crops of
-224 px, flipped; evaluation on the centre 224 of 256 px (pytorch/vision, references/classification). TFDS's
+224 px, flipped; evaluation on the center 224 of 256 px (pytorch/vision, references/classification). TFDS's
 imagenet2012 in array_record format, or folders of images, with --config.data.name=folder --config.data.path=DIR:
 DIR/train/class/* and DIR/test/class/*. For GPUs; not measured here yet.
 """

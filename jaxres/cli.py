@@ -47,7 +47,7 @@ TOOLS = {name: row for name, row in ROWS.items() if importlib.util.find_spec(row
 OTHER_WORDS = {  # that other programs have, and what to type here
   'train': command_line.USAGE, 'fit': command_line.USAGE, 'main': command_line.USAGE, 'run': command_line.USAGE,
   'finetune': f'{command_line.USAGE} --config.init.source=...', 'dataset': 'jaxres show-data',
-  'resume': f'the command that began the run: {command_line.USAGE}',
+  'resume': f'the command that started the run: {command_line.USAGE}',
   'eval': 'jaxres evaluate RUN', 'test': 'jaxres evaluate RUN', 'score': 'jaxres evaluate RUN',
   'validate': 'jaxres evaluate RUN', 'compare': 'jaxres evaluate RUN RUN', 'confusion': 'jaxres evaluate RUN',
   'infer': 'jaxres predict RUN IMAGE', 'inference': 'jaxres predict RUN IMAGE', 'classify': 'jaxres predict RUN IMAGE',

@@ -49,7 +49,11 @@ def check_arguments(argv: Sequence[str]) -> list[str]:
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
-  """Return the whole config of the file at ``path``, with ``overrides`` such as ``'--config.optim.lr=0.2'``.
+  """Return the complete config of the file at ``path``, with ``overrides`` such as ``'--config.optim.lr=0.2'``.
+
+  Args:
+    path: of a config file, as ``find_file`` takes it.
+    overrides: words of the command line.
 
   Raises:
     InputError: the file or an override cannot be used.
@@ -78,7 +82,12 @@ def get_config(path: str) -> config_dict.ConfigDict:
 
 
 def parse_flags(argv: Sequence[str], required: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
-  """Parse ``argv`` into ``values``, which loads the config file, and see that ``required`` flags are there.
+  """Parse ``argv`` into ``values``, which loads the config file, and check that ``required`` flags are set.
+
+  Args:
+    argv: the command line, with the name of the program.
+    required: names of flags.
+    values: the flags that are defined.
 
   Raises:
     InputError: the command line or the config file cannot be used.
@@ -88,12 +97,12 @@ def parse_flags(argv: Sequence[str], required: Sequence[str], values: flags.Flag
   try:
     rest = values(argv)
   except flags.UnrecognizedFlagError as error:
-    raise InputError(_unknown_flag(error.flagname, argv, _own_flags(values))) from None
+    raise InputError(_unknown_flag(error.flagname, argv, _program_flags(values))) from None
   except Exception as error:  # whatever the user's file raises; ml_collections wraps some of it
     raise _explain(error, argv) from error
   if len(rest) > 1:
     name, equals, value = rest[1].partition('=')
-    hint = hints.sentence(hints.find(name, all_fields(), _own_flags(values)), value) if equals else ''
+    hint = hints.sentence(hints.find(name, all_fields(), _program_flags(values)), value) if equals else ''
     raise InputError(f'unexpected argument {rest[1]!r}{hint or "; fields are given as --config.section.field=value"}')
   for name in required:
     if not values[name].value and not (name == 'config' and values[name].present):
@@ -113,7 +122,7 @@ def unknown_flag(word: str, following: str, known: Sequence[str], fields: Sequen
 
   Args:
     word: the argument, such as ``'--epochs'`` or ``'--epochs=3'``.
-    following: the argument behind it, its value where it has none of its own.
+    following: the argument behind it, its value where it has none after a "=".
     known: the flags that there are, without dashes.
     fields: of the config, that can be set there.
   """
@@ -130,14 +139,14 @@ def _unknown_flag(name: str, argv: Sequence[str], known: Sequence[str]) -> str:
   return f"unknown flag '--{name}'{hint or there}"
 
 
-def _own_flags(values: flags.FlagValues) -> list[str]:
+def _program_flags(values: flags.FlagValues) -> list[str]:
   """Return the flags of the program itself, not those of absl and the like."""
   foreign = {'absl', 'ml_collections', 'etils', 'orbax', 'jax'}
   modules = values.flags_by_module_dict()
   return sorted(
     flag.name
-    for module, own in modules.items()
-    for flag in own
+    for module, module_flags in modules.items()
+    for flag in module_flags
     if module.partition('.')[0] not in foreign and '.' not in flag.name
   )
 
@@ -158,8 +167,8 @@ def _explain(error: BaseException, argv: Sequence[str]) -> InputError:
   if isinstance(last, AttributeError) and "'get_config'" in str(last):
     return InputError('--config: the file has no function get_config(); it returns jaxres.config.make(...)')
   if isinstance(last, KeyError) and last.args[0] in config_lib.SECTIONS:
-    found = f'get_config() returns a dict without the section {last.args[0]!r}'
-    return InputError(f'--config: {found}, which cannot be overridden then; return jaxres.config.make(...)')
+    missing = f'get_config() returns a dict without the section {last.args[0]!r}'
+    return InputError(f'--config: {missing}, which cannot be overridden then; return jaxres.config.make(...)')
   if isinstance(error, flags.Error) and config_lib.WRAPPED not in str(error):
     return InputError(str(error))
   return InputError(f'--config: the file fails to load{_line(last, argv)}: {type(last).__name__}: {last}')
@@ -205,8 +214,8 @@ def find_file(name: str) -> str:
   path = user_path(place, '--config')
   if path.is_dir():
     inside = [path / 'config.json'] if (path / 'config.json').is_file() else sorted(path.glob('*.py'))
-    found = f'; there is {config_lib.bounded([str(file) for file in inside], ", ")}' if inside else ''
-    raise InputError(f'--config: {place} is a directory; expected a file{found}')
+    instead = f'; there is {config_lib.bounded([str(file) for file in inside], ", ")}' if inside else ''
+    raise InputError(f'--config: {place} is a directory; expected a file{instead}')
   if not path.exists() and path.with_name(f'{path.name}.py').is_file():
     path = path.with_name(f'{path.name}.py')
   if not path.exists():

@@ -1,6 +1,6 @@
 """The config: each section is the keyword arguments of one function, so a signature is the schema.
 
-Signatures are read from the source, not by importing it: a misspelt field is found before JAX is loaded.
+Signatures are read from the source, not by importing it: a misspelled field is found before JAX is loaded.
 """
 
 import ast
@@ -41,7 +41,7 @@ class Field(NamedTuple):
 
 
 def make(**sections: Mapping[str, Any]) -> config_dict.ConfigDict:
-  """Return a whole, checked config: the signatures' defaults, overridden by ``sections``.
+  """Return a complete, checked config: the signatures' defaults, overridden by ``sections``.
 
   Args:
     **sections: fields by section, such as ``model=dict(name='resnet18')``.
@@ -56,10 +56,10 @@ def make(**sections: Mapping[str, Any]) -> config_dict.ConfigDict:
     f'{section}: unknown config section{nearest(section, SECTIONS)}' for section in sections if section not in SECTIONS
   ]
   given = to_dict(sections)
-  whole = {section: _fill(section, given.get(section, {}), problems) for section in SECTIONS}
+  config = {section: _fill(section, given.get(section, {}), problems) for section in SECTIONS}
   if problems:
     raise InputError(bounded(problems))
-  return config_dict.ConfigDict(whole).lock()
+  return config_dict.ConfigDict(config).lock()
 
 
 def complete(config: Mapping[str, Any]) -> config_dict.ConfigDict:
@@ -97,6 +97,10 @@ def check_types(section: str, given: Mapping[str, Any]) -> None:
 
   It is called by the functions themselves, which are called from Python too; arguments that the section has no field
   for are not looked at, nor are unknown words for one of several, which the functions know better.
+
+  Args:
+    section: of the config.
+    given: arguments by name.
   """
   fields = schema(section)
   for name in given.keys() & fields.keys():
@@ -109,7 +113,12 @@ def check_types(section: str, given: Mapping[str, Any]) -> None:
 
 
 def bounded(lines: Sequence[str], separator: str = '; ') -> str:
-  """Return the first ``MOST`` of ``lines`` as one, and how many more there are."""
+  """Return the first ``MOST`` of ``lines`` as one, and how many more there are.
+
+  Args:
+    lines: of a message.
+    separator: between them.
+  """
   more = len(lines) - MOST
   return separator.join(lines[:MOST]) + (f'{separator}and {more} more' if more > 0 else '')
 
@@ -153,7 +162,12 @@ def to_json(config: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-  """Return ``{'section.field': (old, new)}`` of every field whose JSON differs between two configs."""
+  """Return ``{'section.field': (old, new)}`` of every field whose JSON differs between two configs.
+
+  Args:
+    old: a config, or a dict of sections.
+    new: another.
+  """
   flat = [
     {f'{s}.{f}': v for s, fields in json.loads(to_json(c)).items() for f, v in fields.items()} for c in (old, new)
   ]
@@ -193,16 +207,16 @@ def _hint(arg: ast.arg | ast.AnnAssign) -> Any:
 
 
 def _fill(section: str, given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-  """Return the whole section; what is wrong with it is added to ``problems``, field by field."""
+  """Return the complete section; what is wrong with it is added to ``problems``, field by field."""
   fields = schema(section)
   problems += [f'{section}.{name}: unknown field{nearest(name, fields)}' for name in given if name not in fields]
-  whole = {}
+  filled = {}
   for name, field in fields.items():
     try:
-      whole[name] = _coerce(f'{section}.{name}', given.get(name, field.default), field.hint)
+      filled[name] = _coerce(f'{section}.{name}', given.get(name, field.default), field.hint)
     except InputError as error:
       problems.append(str(error))
-  return whole
+  return filled
 
 
 def _coerce(path: str, value: Any, hint: Any) -> Any:

@@ -39,15 +39,15 @@ def sigmoid_xent(
 ) -> jax.Array:
   """Return the binary cross-entropy of each class against the rest, the *mean* over the classes.
 
-  As timm's ``BinaryCrossEntropy``, the loss of "ResNet strikes back" (Wightman et al. 2021, section 3.1). Against a
-  sum, the mean asks for a learning rate about K times as high, or an optimiser that does not see the scale.
+  As timm's ``BinaryCrossEntropy``, the loss of "ResNet strikes back" (Wightman et al. 2021, section 3.1). Compared
+  with a sum, the mean needs a learning rate about K times as high, or an optimizer that does not depend on the scale.
 
   Args:
     logits: float32 ``[..., K]``.
     label: int32 ``[...]``, in ``[0, K)``, taken as one-hot; or float32 ``[..., K]``, each in ``[0, 1]``.
     label_smoothing: ``s`` makes a target ``t`` into ``(1 - s) * t + s / K``, as timm does.
     target_threshold: then targets above this become 1 and the others 0, so that both classes of a mixed image are
-      asked for; 0 leaves them as they are.
+      targets; 0 leaves them as they are.
 
   Returns:
     float32 ``[...]``, in nats.
@@ -70,6 +70,11 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {'softmax_xent': softmax_xent, 'si
 
 def get(name: str, *, label_smoothing: float = 0.0, target_threshold: float = 0.0) -> Loss:
   """Return the loss called ``name``, a function of ``(logits, label)``.
+
+  Args:
+    name: of ``LOSSES``.
+    label_smoothing: in [0, 1).
+    target_threshold: in [0, 1), of ``sigmoid_xent`` only; 0 has none.
 
   Raises:
     InputError: ``name`` is unknown, ``label_smoothing`` or ``target_threshold`` is outside [0, 1), or the loss has no

@@ -34,7 +34,7 @@ def find_metric(name: str, known: Mapping[str, Metric]) -> Metric | None:
 
 
 def label_rank(logits: jax.Array, label: jax.Array) -> jax.Array:
-  """Return how many classes are ranked before the label, as a stable sort of descending logits would rank them.
+  """Return how many classes rank before the label in a stable sort by descending logit.
 
   A NaN anywhere ranks before the label, so that a broken model is never counted as right.
 
@@ -45,22 +45,22 @@ def label_rank(logits: jax.Array, label: jax.Array) -> jax.Array:
   Returns:
     int32 ``[B]``: 0 where the label is the arg-max.
   """
-  own = jnp.take_along_axis(logits, label[:, None], axis=-1)
+  label_logit = jnp.take_along_axis(logits, label[:, None], axis=-1)
   earlier = jnp.arange(logits.shape[-1]) < label[:, None]
-  return jnp.sum(~(logits <= own) | ((logits == own) & earlier), axis=-1)
+  return jnp.sum(~(logits <= label_logit) | ((logits == label_logit) & earlier), axis=-1)
 
 
 def sums(loss: jax.Array, logits: jax.Array, label: jax.Array, mask: jax.Array | None = None) -> Sums:
   """Return the sums of loss, top-1 and top-5 hits over the examples that ``mask`` keeps, and their count.
 
   Args:
-    loss: float32 ``[B]``, one an example.
+    loss: float32 ``[B]``, one per example.
     logits: float32 ``[B, K]``.
-    label: int32 ``[B]``, or distributions over the classes, float32 ``[B, K]``, of which the heaviest counts.
+    label: int32 ``[B]``, or distributions over the classes, float32 ``[B, K]``, whose most probable class counts.
     mask: bool ``[B]``; None keeps all.
 
   Returns:
-    Float32 scalars ``loss``, ``top1``, ``count``, and of 6 classes or more ``top5``.
+    float32 scalars ``loss``, ``top1``, ``count``, and with 6 classes or more ``top5``.
   """
   if label.ndim == logits.ndim:
     label = label.argmax(axis=-1)

@@ -1,4 +1,4 @@
-"""What the fields of a file that jaxres wrote must be: each a check, with the words for the line that refuses it."""
+"""Checks of the fields of files that jaxres wrote, each with the words of its error message."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def check_fields(
   closed: bool = False,
   fix: str = files.PUT_BACK,
 ) -> dict[str, Any]:
-  """Return ``content`` where it is an object whose fields are as ``schema`` has them.
+  """Return ``content`` if it is an object with the fields of ``schema``.
 
   Args:
     content: of ``files.read_json``.
@@ -33,10 +33,10 @@ def check_fields(
     where: the file, for the error.
     optional: fields that may be missing.
     closed: refuse fields that the schema does not know; they are ignored otherwise, as those of a newer jaxres.
-    fix: what to do about it; nothing is said where it is empty.
+    fix: what to do about it; left out where it is empty.
 
   Raises:
-    DamagedError: it is not.
+    DamagedError: it is no such object.
   """
   end = f'{fix and "; "}{fix}'
   if not isinstance(content, dict):
@@ -54,7 +54,7 @@ def check_fields(
 
 
 def brief(value: Any) -> str:
-  """Return what a value of JSON is, in a few words."""
+  """Return a short description of a JSON value."""
   if isinstance(value, dict):
     return f'an object of {len(value)}'
   if isinstance(value, list):
@@ -84,16 +84,22 @@ def one_of(words: Collection[str]) -> Check:
   return Check(' or '.join(map(repr, words)), lambda x: type(x) is str and x in words)
 
 
-def array_of(check: Check, least: int = 0, most: int = 1 << 20) -> Check:
-  """Return the check of a list of ``least`` to ``most`` values that ``check`` holds for."""
-  count = f'{least} values' if least == most else f'{least} values or more' if least else 'values'
-  holds = lambda x: type(x) is list and least <= len(x) <= most and all(map(check.holds, x))
+def array_of(check: Check, min_items: int = 0, max_items: int = 1 << 20) -> Check:
+  """Return the check of a list.
+
+  Args:
+    check: of each value.
+    min_items: number of values.
+    max_items: number of values.
+  """
+  count = f'{min_items} values' if min_items == max_items else f'{min_items} values or more' if min_items else 'values'
+  holds = lambda x: type(x) is list and min_items <= len(x) <= max_items and all(map(check.holds, x))
   return Check(f'a list of {count}, each {check.expected}', holds)
 
 
-def object_of(check: Check, least: int = 0) -> Check:
-  """Return the check of an object with at least ``least`` values that ``check`` holds for."""
-  holds = lambda x: type(x) is dict and len(x) >= least and all(map(check.holds, x.values()))
+def object_of(check: Check, min_items: int = 0) -> Check:
+  """Return the check of an object with at least ``min_items`` values that ``check`` holds for."""
+  holds = lambda x: type(x) is dict and len(x) >= min_items and all(map(check.holds, x.values()))
   return Check(f'an object with each value {check.expected}', holds)
 
 

@@ -29,19 +29,19 @@ def match(tree: Any, patterns: Sequence[str], where: str) -> Any:
 
   Args:
     tree: any pytree.
-    patterns: regular expressions, each matched against the whole name.
+    patterns: regular expressions, each matched against the full name.
     where: the config field they come from, for the error.
 
   Raises:
-    InputError: a pattern is no regular expression, or matches no leaf.
+    InputError: a pattern is not a regular expression, or matches no leaf.
   """
   known = names(tree)
   for pattern in patterns:
     try:
-      found = any(re.fullmatch(pattern, leaf) for leaf in known)
+      matched = any(re.fullmatch(pattern, leaf) for leaf in known)
     except re.error as error:
       raise InputError(f'{where}: {pattern!r} is no regular expression: {error}') from None
-    if not found:
+    if not matched:
       raise InputError(f'{where}: {pattern!r} matches no parameter; names read like {known[0]!r}')
   return jax.tree_util.tree_map_with_path(
     lambda path, _: any(re.fullmatch(pattern, name(path)) for pattern in patterns), tree

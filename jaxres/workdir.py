@@ -28,13 +28,13 @@ MAX_CHANNELS = 1024
 MAX_PIXELS = 1 << 24  # of an image: 4096 x 4096
 _SHAPE = schema.array_of(schema.integer(1, MAX_PIXELS), 3, 3)
 DATA = {  # the fields of data.json
-  'class_names': schema.array_of(schema.text(), least=1),
+  'class_names': schema.array_of(schema.text(), min_items=1),
   'image_shape': schema.Check(
     f'[height, width, channels] of at most {MAX_PIXELS:,} pixels',
     lambda x: _SHAPE.holds(x) and x[0] * x[1] <= MAX_PIXELS,
   ),
-  'mean': schema.array_of(schema.number(-1e6, 1e6), least=1, most=MAX_CHANNELS),
-  'std': schema.array_of(schema.number(1e-12, 1e6), least=1, most=MAX_CHANNELS),
+  'mean': schema.array_of(schema.number(-1e6, 1e6), min_items=1, max_items=MAX_CHANNELS),
+  'std': schema.array_of(schema.number(1e-12, 1e6), min_items=1, max_items=MAX_CHANNELS),
   'splits': schema.object_of(schema.text()),
 }
 _SCALAR = schema.either(schema.text(), schema.number(), schema.YES_OR_NO, schema.NOTHING)

@@ -53,7 +53,6 @@ ELSEWHERE = {
   'command_line.py': 'test_hints.py',
   'data/types.py': 'data/test_data.py',
   'files.py': 'test_readers.py',
-  'log/rows.py': 'test_readers.py',
   'models/dtypes.py': 'runtime/test_compiler.py',
   'optim/checks.py': 'optim/test_optim.py',
   'report/error_report.py': 'analysis/test_label_errors.py',
@@ -61,6 +60,10 @@ ELSEWHERE = {
   'schema.py': 'test_readers.py',
   'train/options.py': 'test_config.py',
   'weights/__init__.py': 'weights/test_names.py',
+  'weights/directories.py': 'weights/test_sources.py',
+  'weights/network.py': 'weights/test_sources.py',
+  'weights/pickled_globals.py': 'weights/test_pickles.py',
+  'tools/run_arguments.py': 'test_cli.py',
   # what `jaxres doctor` checks, by that command
   'doctor/check.py': 'tools/test_doctor.py',
   'doctor/data.py': 'tools/test_doctor.py',

@@ -1,4 +1,4 @@
-"""`jaxres evaluate`: what runs are worth on the examples of a split, side by side and together."""
+"""`jaxres evaluate`: scores of runs on the examples of a split, side by side and as an ensemble."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,26 +28,34 @@ INTERVALS = {'top-1': 'top1', 'top-5': 'top5', 'loss': 'loss', 'F1, macro': 'mac
 
 
 def compare(
-  found: list[runs.Run], split: str = 'test', batch_size: int | None = None
+  run_list: list[runs.Run], split: str = 'test', batch_size: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Return the scores of runs, as of ``scores.compare``, and their outputs on the split, by name.
+  """Return the scores of runs and their outputs on a split.
 
   Those of a task that has no classes are its metrics, as of ``task_scores.compare``. The temperature
   is fitted on the validation split, where there is one and it is not what is evaluated.
 
+  Args:
+    run_list: of ``runs.read``, with equal classes and examples.
+    split: ``'val'`` or ``'test'``.
+    batch_size: as of ``runs.outputs``.
+
+  Returns:
+    The scores, as of ``scores.compare``, with ``split`` and the ``origin`` of each run; and the outputs by run.
+
   Raises:
-    InputError: the runs have other classes or examples, or a run has no such split or is no good.
+    InputError: the runs have other classes or examples, or a run has no such split or cannot be evaluated.
   """
-  runs.check_runs(found)
-  names = [run.name for run in found]
-  tests = dict(zip(names, (runs.outputs(run, split, batch_size) for run in found), strict=True))
-  runs.check_same_examples(found, [test.labels for test in tests.values()], split)
-  if not found[0].task.labels.are_classes:
-    return {'split': split} | with_origins(task_scores.compare(tests, found[0].task), found), tests
+  runs.check_runs(run_list)
+  names = [run.name for run in run_list]
+  tests = dict(zip(names, (runs.outputs(run, split, batch_size) for run in run_list), strict=True))
+  runs.check_same_examples(run_list, [test.labels for test in tests.values()], split)
+  if not run_list[0].task.labels.are_classes:
+    return {'split': split} | with_origins(task_scores.compare(tests, run_list[0].task), run_list), tests
   fits = lambda run: run.dataset.val is not None and split != 'val'
-  vals = {run.name: runs.outputs(run, 'val', batch_size) if fits(run) else None for run in found}
-  compared = scores.compare(tests, vals, found[0].class_names)
-  return {'split': split} | with_origins(compared, found), tests
+  vals = {run.name: runs.outputs(run, 'val', batch_size) if fits(run) else None for run in run_list}
+  compared = scores.compare(tests, vals, run_list[0].class_names)
+  return {'split': split} | with_origins(compared, run_list), tests
 
 
 def with_origins(compared: dict[str, Any], networks: list[runs.Run]) -> dict[str, Any]:
@@ -65,19 +73,19 @@ def rows(compared: Mapping[str, Any]) -> list[list[str]]:
   """Return the rows of the table of scores: a name, and the value for each of ``columns``."""
   if 'metrics' in compared:
     return [_metric_row(compared, name) for name in compared['metrics']]
-  found = []
+  table = []
   for label, place in ROWS.items():
-    if label == 'top-5' and all(own['top5'] is None for own in columns(compared).values()):
+    if label == 'top-5' and all(column['top5'] is None for column in columns(compared).values()):
       continue  # of few classes: it is always 100 %
     row = [label]
-    for own in columns(compared).values():
-      value: Any = own
+    for column in columns(compared).values():
+      value: Any = column
       for key in place:
         value = None if value is None else value[key]
-      bound = ' (at the bound of the search)' if label == 'temperature' and own['temperature_at_bound'] else ''
-      row.append(show(label, value) + bound + _interval(label, own['intervals']))
-    found.append(row)
-  return found
+      bound = ' (at the bound of the search)' if label == 'temperature' and column['temperature_at_bound'] else ''
+      row.append(show(label, value) + bound + _interval(label, column['intervals']))
+    table.append(row)
+  return table
 
 
 def _metric_row(compared: Mapping[str, Any], name: str) -> list[str]:
@@ -107,26 +115,26 @@ def _interval(label: str, intervals: Mapping[str, Any]) -> str:
 
 def notes(compared: Mapping[str, Any]) -> list[str]:
   """Return what is undefined, and why, each once."""
-  found = [note for own in columns(compared).values() for note in own['notes']]
+  lines = [note for column in columns(compared).values() for note in column['notes']]
   if 'metrics' in compared:
-    return [*dict.fromkeys(found)]
+    return [*dict.fromkeys(lines)]
   if compared['split'] == 'val':
-    found.append('no temperature: it is fitted on the validation split, and says nothing of that')
-  elif any(own['temperature'] is None for own in columns(compared).values()):
-    found.append('no temperature without validation examples: they are held out by data.val')
-  return [*dict.fromkeys(found)]
+    lines.append('no temperature: it is fitted on the validation split, and is not evaluated there')
+  elif any(column['temperature'] is None for column in columns(compared).values()):
+    lines.append('no temperature without validation examples: they are held out by data.val')
+  return [*dict.fromkeys(lines)]
 
 
 def differences(compared: Mapping[str, Any]) -> list[str]:
   """Return a sentence for each two runs: how they differ, and whether that may be chance."""
-  found = []
+  lines = []
   for pair in compared['pairs']:
     (first, second), (low, high) = pair['runs'], pair['interval']
     if 'metric' in pair:
-      found.append(f'{second} less {first}: {pair["difference"]:+.4g} {pair["metric"]} ({low:+.4g} to {high:+.4g})')
+      lines.append(f'{second} less {first}: {pair["difference"]:+.4g} {pair["metric"]} ({low:+.4g} to {high:+.4g})')
       continue
-    found.append(
+    lines.append(
       f'{second} less {first}: {pair["difference"]:+.2%} top-1 ({low:+.2%} to {high:+.2%}); only {second} is right on '
       f'{pair["only_second"]:,} examples, only {first} on {pair["only_first"]:,}; McNemar p = {pair["p"]:.3g}'
     )
-  return found
+  return lines

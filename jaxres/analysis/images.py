@@ -30,7 +30,14 @@ THUMBNAIL = 96  # pixels, at most, of an image in a page
 
 
 def make_picture(grid: np.ndarray, cell: int = CELL) -> Image.Image:
-  """Return uint8 ``[rows, columns, H, W, C]`` as a picture, images enlarged to at least ``cell``; C is 1 or 3.
+  """Return a grid of images as one picture.
+
+  Args:
+    grid: uint8 ``[rows, columns, H, W, C]``; C is 1 or 3.
+    cell: smallest side of an image in the picture, in pixels.
+
+  Returns:
+    The images in a grid, enlarged by an integer factor.
 
   Raises:
     InputError: the images have another number of channels.
@@ -41,8 +48,8 @@ def make_picture(grid: np.ndarray, cell: int = CELL) -> Image.Image:
   times = math.ceil(cell / max(height, width))
   grid = grid.repeat(times, axis=2).repeat(times, axis=3)
   grid = np.pad(grid, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
-  whole = grid.transpose(0, 2, 1, 3, 4).reshape(rows * grid.shape[2], columns * grid.shape[3], channels)
-  return Image.fromarray(whole if channels == 3 else whole[..., 0])
+  picture = grid.transpose(0, 2, 1, 3, 4).reshape(rows * grid.shape[2], columns * grid.shape[3], channels)
+  return Image.fromarray(picture if channels == 3 else picture[..., 0])
 
 
 def titled(grid: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
@@ -55,23 +62,23 @@ def titled(grid: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Ima
   """
   strips = [make_picture(row[None], TITLED) for row in grid]
   width, height = strips[0].size
-  whole = Image.new('RGB', (width, TITLE + len(strips) * (TITLE + height)), 'white')
-  pen, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
+  picture = Image.new('RGB', (width, TITLE + len(strips) * (TITLE + height)), 'white')
+  pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
   for at, name in enumerate(columns):
     pen.text(((at + 0.5) * width / len(columns), TITLE / 2), printable(name), 'black', font, anchor='mm')
   for at, (title, strip) in enumerate(zip(rows, strips, strict=True)):
     top = TITLE + at * (TITLE + height)
     pen.text((2 * GAP, top + TITLE / 2), printable(title), 'black', font, anchor='lm')
-    whole.paste(strip, (0, top + TITLE))
-  return whole
+    picture.paste(strip, (0, top + TITLE))
+  return picture
 
 
 def check_path(flag: str, path: str) -> pathlib.Path:
   """Return ``path``, which ``flag`` names, if a picture can be written of that kind; else raise InputError."""
-  found = output_path(path, flag)
-  if Image.registered_extensions().get(found.suffix.lower()) not in Image.SAVE:
+  output = output_path(path, flag)
+  if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
     raise InputError(f'{flag} {path}: expected a picture, such as grid.png')
-  return found
+  return output
 
 
 def write(path: pathlib.Path, picture: Image.Image) -> None:
@@ -91,7 +98,7 @@ def write(path: pathlib.Path, picture: Image.Image) -> None:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """Return an image, darkened and grey, under the positive part of a map.
+  """Return an image in dark gray with the positive part of a map over it.
 
   Args:
     image: uint8 ``[H, W, C]``.
@@ -104,9 +111,9 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
   positive = np.maximum(heat, 0)
   share = positive / positive.max() if positive.max() > 0 else positive
-  colour = matplotlib.colormaps['inferno'](share)[..., :3] * 255
-  grey = image.mean(-1, keepdims=True)
-  return np.rint(np.clip(0.35 * grey + 0.75 * colour, 0, 255)).astype(np.uint8)
+  color = matplotlib.colormaps['inferno'](share)[..., :3] * 255
+  gray = image.mean(-1, keepdims=True)
+  return np.rint(np.clip(0.35 * gray + 0.75 * color, 0, 255)).astype(np.uint8)
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
@@ -126,7 +133,7 @@ def data_uri(image: np.ndarray) -> str:
 def filters(kernel: np.ndarray) -> np.ndarray:
   """Return the filters of a convolution as images: float ``[h, w, C, N]`` to uint8 ``[N, h, w, C]``.
 
-  The levels of each filter go from its least to its largest weight; only kernels of 1 or 3 channels are colours.
+  The levels of each filter go from its smallest to its largest weight; only kernels of 1 or 3 channels are colors.
   """
   kernel = np.moveaxis(np.asarray(kernel, np.float32), -1, 0)
   low, high = (reduce(kernel, axis=(1, 2, 3), keepdims=True) for reduce in (np.min, np.max))
@@ -165,8 +172,8 @@ def draw_augmentations(
     images = augment.batch(key, batch, labels, len(dataset.info.class_names))['image']
     return images if images.ndim == 5 else images[None]
 
-  def cropped(step: int) -> jax.Array:  # a stream's crops are drawn on the host
+  def get_crops(step: int) -> jax.Array:  # a stream's crops are drawn on the host
     return jnp.asarray(train.crops(index, step)) if isinstance(train, Stream) else batch['image']
 
-  views = [see(step, {**batch, 'image': cropped(step)})[:, :examples] for step in range(draws)]
+  views = [see(step, {**batch, 'image': get_crops(step)})[:, :examples] for step in range(draws)]
   return np.concatenate([train.images(index[:examples])[None], *map(np.asarray, views)]).swapaxes(0, 1)

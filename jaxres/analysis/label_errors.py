@@ -1,4 +1,4 @@
-"""`jaxres errors`: what in the data deserves a look: labels, near-duplicates across splits, the hardest classes."""
+"""`jaxres errors`: find suspicious labels, near-duplicates across splits and the hardest classes."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,41 +8,55 @@ import numpy as np
 from jaxres import evaluate
 from jaxres.analysis import runs, scores
 
-BLOCK = 1024  # examples whose neighbours are looked for at a time
+BLOCK = 1024  # examples whose neighbors are computed at a time
 
 
 class Pair(NamedTuple):
-  """An example and its nearest neighbour in another split."""
+  """An example and its nearest neighbor in another split."""
 
   split: str
   example: int
   other_split: str
   other_example: int
-  similarity: float  # cosine, of centred features
+  similarity: float  # cosine, of centered features
 
 
 def suspicion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Return how far the likeliest other class is ahead of the label, in nats: float64 ``[N]``, wrong labels highest.
+  """Return the margin by which the most probable other class beats the label; wrong labels have the largest.
 
-  The normalised margin of Northcutt et al. 2021 (https://arxiv.org/abs/1911.00068, section 3.2), of log-probabilities.
+  The normalized margin of Northcutt et al. 2021 (https://arxiv.org/abs/1911.00068, section 3.2), of log-probabilities.
+
+  Args:
+    logits: float ``[N, K]``.
+    labels: int ``[N]``.
+
+  Returns:
+    float64 ``[N]``, in nats; negative where the label is the most probable class.
   """
   others = logits.astype(np.float64)
-  own = others[np.arange(len(labels)), labels]
+  label_logit = others[np.arange(len(labels)), labels]
   others[np.arange(len(labels)), labels] = -np.inf
-  return others.max(-1) - own
+  return others.max(-1) - label_logit
 
 
 def candidates(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Return which labels confident learning takes for wrong, bool ``[N]`` (Northcutt et al. 2021, section 3.1).
+  """Return which labels confident learning takes for wrong (Northcutt et al. 2021, section 3.1).
 
-  Those with another class whose probability is no less than the mean it has over the examples labelled so; of several
-  such classes, and the label where it is one, the likeliest counts.
+  A class is confident for an example where its probability is at least its mean over the examples with that label. A
+  label is a candidate where the most probable of the confident classes is another one.
+
+  Args:
+    logits: float ``[N, K]``.
+    labels: int ``[N]``.
+
+  Returns:
+    bool ``[N]``.
   """
   probabilities = scores.softmax(logits)
   count = probabilities.shape[-1]
-  own = probabilities[np.arange(len(labels)), labels]
+  label_probability = probabilities[np.arange(len(labels)), labels]
   size = np.bincount(labels, minlength=count)
-  usual = np.where(size > 0, np.bincount(labels, own, minlength=count) / np.maximum(size, 1), np.inf)
+  usual = np.where(size > 0, np.bincount(labels, label_probability, minlength=count) / np.maximum(size, 1), np.inf)
   confident = np.where(probabilities >= usual, probabilities, -1.0)
   return (confident.max(-1) >= 0) & (confident.argmax(-1) != labels)
 
@@ -52,7 +66,10 @@ def nearest(features: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nd
 
   Args:
     features: float32 ``[N, C]``.
-    others: float32 ``[M, C]``; both are centred by its mean and scaled by its deviation first.
+    others: float32 ``[M, C]``; both are centered by its mean and divided by its standard deviation first.
+
+  Returns:
+    Indices, int ``[N]``, and similarities, float32 ``[N]``.
   """
   mean, deviation = others.mean(0), others.std(0) + 1e-6
 
@@ -61,26 +78,31 @@ def nearest(features: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nd
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
   others, index, similarity = unit(others), [], []
-  for begin in range(0, len(features), BLOCK):
-    products = unit(features[begin : begin + BLOCK]) @ others.T
+  for start in range(0, len(features), BLOCK):
+    products = unit(features[start : start + BLOCK]) @ others.T
     index.append(products.argmax(-1))
     similarity.append(products.max(-1))
   return np.concatenate(index), np.concatenate(similarity)
 
 
 def near_duplicates(outputs: Mapping[str, evaluate.Outputs], top: int) -> list[Pair]:
-  """Return the examples of a split that most resemble one of an earlier split, at most ``top``, the likest first."""
-  names, found = [*outputs], []
+  """Return the pairs of examples of two splits that are most alike, at most ``top``, the most similar first.
+
+  Args:
+    outputs: of ``runs.outputs``, by split.
+    top: pairs at most.
+  """
+  names, pairs = [*outputs], []
   for at, split in enumerate(names):
     for other in names[:at]:
       index, similarity = nearest(outputs[split].features, outputs[other].features)
       for i in np.argsort(-similarity, kind='stable')[:top]:
-        found.append(Pair(split, int(i), other, int(index[i]), float(similarity[i])))
-  return sorted(found, key=lambda pair: -pair.similarity)[:top]
+        pairs.append(Pair(split, int(i), other, int(index[i]), float(similarity[i])))
+  return sorted(pairs, key=lambda pair: -pair.similarity)[:top]
 
 
 def find(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, Any]:
-  """Return what deserves a look, ready to be written as JSON.
+  """Return what in the data of a run deserves a look, ready to be written as JSON.
 
   Args:
     run: of ``runs.read``.
@@ -97,42 +119,42 @@ def find(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, An
   splits = [split for split in runs.SPLITS if split != 'val' or run.dataset.val is not None]
   outputs = {split: runs.outputs(run, split, batch_size) for split in splits}
   test, names = outputs['test'], run.class_names
-  own = scores.by_class(test.logits, test.labels, names, [])
-  classes = [{'class': row['name'], 'recall': row['recall']} for row in own['classes'] if row['examples']]
+  by_class = scores.by_class(test.logits, test.labels, names, [])
+  classes = [{'class': row['name'], 'recall': row['recall']} for row in by_class['classes'] if row['examples']]
   return {
     'origin': run.origin,
-    'labels': {split: _labels(run, split, found, top) for split, found in outputs.items()},
-    'duplicates': [_described(run, outputs, pair) for pair in near_duplicates(outputs, top)],
+    'labels': {split: _labels(run, split, split_outputs, top) for split, split_outputs in outputs.items()},
+    'duplicates': [_describe_pair(run, outputs, pair) for pair in near_duplicates(outputs, top)],
     'classes': sorted(classes, key=lambda row: row['recall']),
     'pairs': [
       {'class': names[a], 'predicted': names[b], 'examples': count}
-      for a, b, count in scores.confused(own['confusion'])[:top]
+      for a, b, count in scores.confused(by_class['confusion'])[:top]
     ],
   }
 
 
-def _labels(run: runs.Run, split: str, found: evaluate.Outputs, top: int) -> dict[str, Any]:
+def _labels(run: runs.Run, split: str, split_outputs: evaluate.Outputs, top: int) -> dict[str, Any]:
   names = run.class_names
-  worst = suspicion(found.logits, found.labels)
-  likely = candidates(found.logits, found.labels)
-  probabilities = scores.softmax(found.logits)
+  worst = suspicion(split_outputs.logits, split_outputs.labels)
+  likely = candidates(split_outputs.logits, split_outputs.labels)
+  probabilities = scores.softmax(split_outputs.logits)
   rows = [
     {
       'index': int(i),
       'file': run.file_of(split, i),
-      'label': names[found.labels[i]],
-      'predicted': names[found.logits[i].argmax()],
-      'probability_of_label': float(probabilities[i, found.labels[i]]),
+      'label': names[split_outputs.labels[i]],
+      'predicted': names[split_outputs.logits[i].argmax()],
+      'probability_of_label': float(probabilities[i, split_outputs.labels[i]]),
       'margin': float(worst[i]),
       'candidate': bool(likely[i]),
     }
     for i in np.argsort(-worst, kind='stable')[:top]
     if worst[i] > 0
   ]
-  return {'examples': len(found.labels), 'candidates': int(likely.sum()), 'worst': rows}
+  return {'examples': len(split_outputs.labels), 'candidates': int(likely.sum()), 'worst': rows}
 
 
-def _described(run: runs.Run, outputs: Mapping[str, evaluate.Outputs], pair: Pair) -> dict[str, Any]:
+def _describe_pair(run: runs.Run, outputs: Mapping[str, evaluate.Outputs], pair: Pair) -> dict[str, Any]:
   first, second = _images(run, pair)
   same = first.shape == second.shape
   labels = [

@@ -28,7 +28,7 @@ class Step(NamedTuple):
   """A compiled training step, ready to be run."""
 
   compiled: Any
-  run: Callable[[int], None]  # so many steps, until they are done
+  run: Callable[[int], None]  # takes that many steps, and returns when they are done
   images: int
 
 
@@ -42,11 +42,11 @@ class Operation(NamedTuple):
 
 
 def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
-  """Return the compiled training step that ``config`` describes, with a state and feeds of its own.
+  """Return the compiled training step that ``config`` describes, with a fresh state and feeds.
 
   Args:
     config: of ``jaxres.config.make``.
-    one_batch: every step is fed with the first batch: nothing is waited for.
+    one_batch: feed every step with the first batch, so that no step waits for data.
   """
   keep_freed_memory()
   keep_programs()
@@ -73,7 +73,16 @@ def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
 
 
 def trace(step: Step, steps: int, directory: pathlib.Path) -> pathlib.Path:
-  """Trace ``steps`` steps for the profiler's viewer; return the file of the newest trace in ``directory``."""
+  """Trace steps for the profiler's viewer.
+
+  Args:
+    step: of ``prepare``.
+    steps: how many.
+    directory: where the profiler writes.
+
+  Returns:
+    The newest trace in ``directory``, an ``.xplane.pb`` file.
+  """
   with jax.profiler.trace(str(directory)):
     step.run(steps)
   return max(directory.glob('**/*.xplane.pb'), key=lambda path: path.stat().st_mtime)
@@ -82,7 +91,7 @@ def trace(step: Step, steps: int, directory: pathlib.Path) -> pathlib.Path:
 def operations(path: pathlib.Path, sources: Mapping[str, str]) -> list[Operation]:
   """Return the instructions in a trace, the costliest first.
 
-  An instruction lasts from its start to its end. XLA:CPU marks the end by an event of its own, as its threads go on
+  An instruction lasts from its start to its end. XLA:CPU marks the end by a separate event, as its threads go on
   with something else meanwhile: what runs side by side counts twice.
 
   Args:
@@ -96,12 +105,12 @@ def operations(path: pathlib.Path, sources: Mapping[str, str]) -> list[Operation
       ends.setdefault(event.name.removeprefix('end: '), []).append(event.start_ns)
     elif (name := event.stats.get('hlo_op')) is not None:
       spans.setdefault(name, []).append((event.start_ns, event.start_ns + event.duration_ns))
-  found = []
-  for name, own in spans.items():
-    starts, marked = sorted(start for start, _ in own), sorted(ends.get(name, []))
-    last = marked if len(marked) == len(own) else sorted(end for _, end in own)
-    found.append(Operation(name, sources.get(name, ''), (sum(last) - sum(starts)) / 1e9, len(own)))
-  return sorted(found, key=lambda operation: -operation.seconds)
+  rows = []
+  for name, intervals in spans.items():
+    starts, marked = sorted(start for start, _ in intervals), sorted(ends.get(name, []))
+    last = marked if len(marked) == len(intervals) else sorted(end for _, end in intervals)
+    rows.append(Operation(name, sources.get(name, ''), (sum(last) - sum(starts)) / 1e9, len(intervals)))
+  return sorted(rows, key=lambda operation: -operation.seconds)
 
 
 def device_events(path: pathlib.Path) -> Iterator[xplane.Event]:
@@ -124,7 +133,13 @@ def short_source(source: str) -> str:
 
 
 def step_seconds(step: Step, steps: int, rounds: int = 5) -> float:
-  """Return the median seconds of a step, without the tracer."""
+  """Return the median seconds of a step, without the tracer.
+
+  Args:
+    step: of ``prepare``.
+    steps: in all rounds together.
+    rounds: whose median is taken.
+  """
   step.run(WARM_UP)
   times = []
   for _ in range(rounds):
@@ -135,7 +150,7 @@ def step_seconds(step: Step, steps: int, rounds: int = 5) -> float:
 
 
 def peak_memory(compiled: Any) -> int:
-  """Return the most bytes of memory in use: the device's own count, or where it has none the program's plan."""
+  """Return the peak of memory in use, in bytes: as the device counts it, else as the compiler plans it."""
   counted = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
   planned = compiled.memory_analysis()
   return counted or planned.argument_size_in_bytes + planned.temp_size_in_bytes + planned.output_size_in_bytes

@@ -1,6 +1,6 @@
 """Reading the traces that jax.profiler writes, by protobuf.
 
-jax.profiler.ProfileData reads them too, but ends the whole process (an abort of nanobind) where a DeprecationWarning
+jax.profiler.ProfileData reads them too, but ends the process (an abort of nanobind) where a DeprecationWarning
 that its types cause is an error, as with PYTHONWARNINGS=error: jaxlib 0.11.2 and 0.12.0.1, docs/known-issues.md.
 """
 
@@ -17,7 +17,7 @@ from jaxres.files import file_errors
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _INT, _UINT, _DOUBLE, _BYTES = _FIELD.TYPE_INT64, _FIELD.TYPE_UINT64, _FIELD.TYPE_DOUBLE, _FIELD.TYPE_BYTES
 # The part of OpenXLA's xla/tsl/profiler/protobuf/xplane.proto that is read here: number, type of each field; a message
-# in a list is repeated. Strings are read as bytes, since one that is no UTF-8 would refuse the whole file. A map of
+# in a list is repeated. Strings are read as bytes, since one that is no UTF-8 would refuse the file. A map of
 # a proto is a repeated message of key and value.
 _MESSAGES: dict[str, dict[str, tuple[int, Any]]] = {
   'Stat': {

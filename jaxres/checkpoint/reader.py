@@ -29,7 +29,7 @@ _DIGEST = schema.Check('a dtype, a shape and a SHA-256', lambda x: isinstance(x,
 _LEAVES = schema.Check(
   'the digest of each leaf',
   lambda x: (
-    schema.object_of(_DIGEST, least=1).holds(x) and all(name.isprintable() and 0 < len(name) < 300 for name in x)
+    schema.object_of(_DIGEST, min_items=1).holds(x) and all(name.isprintable() and 0 < len(name) < 300 for name in x)
   ),
 )
 DIGESTS = {'state': _LEAVES} | dict.fromkeys(JSON_ITEMS, schema.SHA256)

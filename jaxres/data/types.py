@@ -123,7 +123,8 @@ class Labels(NamedTuple):
 
 def is_not_finite(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
   """Return which labels hold what is no finite number, bool ``[N]``."""
-  return ~np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
+  finite: np.ndarray = np.isfinite(labels).reshape(len(labels), -1)
+  return ~finite.all(axis=1)
 
 
 def is_no_class(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:

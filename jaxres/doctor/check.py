@@ -19,9 +19,9 @@ Checks = Iterator[Check]
 
 def guarded(subject: str, checks: Callable[[], Checks]) -> list[Check]:
   """Return ``checks``, with the error that ends them as a problem."""
-  found: list[Check] = []
+  results: list[Check] = []
   try:
-    found.extend(checks())
+    results.extend(checks())
   except InputError as error:
-    found.append(Check(subject, 'problem', str(error)))
-  return found
+    results.append(Check(subject, 'problem', str(error)))
+  return results

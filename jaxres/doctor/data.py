@@ -47,12 +47,12 @@ def set_up(options: Mapping[str, Mapping[str, Any]], dataset: data.Dataset) -> C
 def load(options: Mapping[str, Mapping[str, Any]], labels: Labels) -> tuple[data.Dataset, list[str]]:
   """Return the data of a config, all of which is checked, and a line for each image that cannot be decoded."""
   patient = {**options['data'], 'max_bad': 1 << 40}
-  with contextlib.redirect_stderr(io.StringIO()) as said:
+  with contextlib.redirect_stderr(io.StringIO()) as stderr:
     dataset = data.load(**patient, labels=labels)
     for pipeline in (dataset.train, dataset.val, dataset.test):
       for _ in pipeline.eval_feeds(256) if pipeline is not None else ():  # which reads every image
         pass
-  bad = [line for line in said.getvalue().splitlines() if line.startswith('bad ')]
+  bad = [line for line in stderr.getvalue().splitlines() if line.startswith('bad ')]
   return dataset, [re.sub(r' \d+ of at most \d+(, left out)?', '', line) for line in bad]
 
 
@@ -65,7 +65,7 @@ def odd(options: Mapping[str, Mapping[str, Any]]) -> Checks:
     'optim.momentum': optim['name'] in ('adam', 'adamw', 'lamb') and optim['momentum'] not in (0.0, 0.9)
     and f'{optim["name"]} does not use it',
     'optim.warmup_epochs': optim['warmup_epochs'] >= train['epochs'] and 'it is as long as the training',
-    'optim.lr': optim['name'] in ('adam', 'adamw') and optim['lr'] > 0.02 and 'it is high for this optimiser',
+    'optim.lr': optim['name'] in ('adam', 'adamw') and optim['lr'] > 0.02 and 'it is high for this optimizer',
     'train.dry_run': train['dry_run'] and 'the run takes two steps, aside',
     'model.dtype': model['dtype'] == 'float16' and 'float16 has no loss scaling here; bfloat16 needs none',
   }  # fmt: skip
@@ -89,14 +89,14 @@ def look(pipeline: data.Pipeline) -> tuple[np.ndarray, list[bytes]]:
 def classes(name: str, labels: np.ndarray, class_names: tuple[str, ...]) -> Check:
   """Look at the labels of a split."""
   if labels.min() < 0 or labels.max() >= len(class_names):
-    found = f'labels from {labels.min()} to {labels.max()}, expected 0 to {len(class_names) - 1}'
-    return Check(f'{name} labels', 'problem', found)
+    finding = f'labels from {labels.min()} to {labels.max()}, expected 0 to {len(class_names) - 1}'
+    return Check(f'{name} labels', 'problem', finding)
   counts = np.bincount(labels, minlength=len(class_names))
   empty = [class_names[k] for k in np.flatnonzero(counts == 0)]
-  found = f'{len(labels):,} examples of {len(class_names)} classes, {counts.min():,} to {counts.max():,} of each'
+  finding = f'{len(labels):,} examples of {len(class_names)} classes, {counts.min():,} to {counts.max():,} of each'
   if empty:
-    return Check(f'{name} labels', 'warning', f'{found}; none of {", ".join(empty):.200}')
-  return Check(f'{name} labels', 'ok' if counts.max() < 10 * counts.min() else 'warning', found)
+    return Check(f'{name} labels', 'warning', f'{finding}; none of {", ".join(empty):.200}')
+  return Check(f'{name} labels', 'ok' if counts.max() < 10 * counts.min() else 'warning', finding)
 
 
 def targets(name: str, labels: np.ndarray, of: Labels) -> Check:
@@ -109,13 +109,15 @@ def targets(name: str, labels: np.ndarray, of: Labels) -> Check:
 
 def duplicates(digests: Mapping[str, list[bytes]]) -> Check:
   """Look for the same image in two splits."""
-  found = []
+  findings = []
   names = list(digests)
   for i, one in enumerate(names):
     for other in names[i + 1 :]:
       places = {digest: at for at, digest in enumerate(digests[one])}
       pairs = [(places[digest], at) for at, digest in enumerate(digests[other]) if digest in places]
       if pairs:
-        found.append(f'{len(pairs)} of {other} are in {one} too, such as {other} {pairs[0][1]} = {one} {pairs[0][0]}')
-  finding = '; '.join(found) or 'no image is in two splits, pixel by pixel'
-  return Check('duplicates', 'warning' if found else 'ok', finding)
+        findings.append(
+          f'{len(pairs)} of {other} are in {one} too, such as {other} {pairs[0][1]} = {one} {pairs[0][0]}'
+        )
+  finding = '; '.join(findings) or 'no image is in two splits, pixel by pixel'
+  return Check('duplicates', 'warning' if findings else 'ok', finding)

@@ -1,7 +1,7 @@
 """Sums that XLA:CPU is known to get wrong, in silence, where YNNPACK makes them: `python -m jaxres.doctor.known_sums`.
 
 Each program is compiled as JAX does by default, or with the options of jaxres; NumPy says in float64 what is right.
-One of them ends the process of jaxlib 0.10.2, so this runs in a process of its own, and prints a line a program.
+One of them ends the process of jaxlib 0.10.2, so this runs in a separate process, and prints a line a program.
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxres.runtime import compiler, xla_flags
 
-TOLERANCE = 1e-3  # relative; a wrong sum is off by 1 % at the least, most by orders of magnitude
+TOLERANCE = 1e-3  # relative; a wrong sum is off by at least 1 %, most by orders of magnitude
 PATIENCE = 120  # seconds; one of them is known to hang on some processors
 
 
@@ -60,7 +60,7 @@ def main(with_options: bool) -> None:
 
 @functools.cache
 def wrong(with_options: bool) -> list[str]:
-  """Return the programs whose sums are wrong, or that end the process, which is another than this one.
+  """Return the programs whose sums are wrong, or that end the process; they run in a separate one.
 
   Args:
     with_options: compile as jaxres does, not as JAX does by default.

@@ -16,11 +16,11 @@ from jaxres.doctor import known_sums
 from jaxres.doctor.check import Check, Checks
 from jaxres.runtime import xla_flags
 
-LEAST_FREE_BYTES = 1 << 30  # of a disk, before it is warned of
+LEAST_FREE_BYTES = 1 << 30  # of a disk; a warning below it
 
 
 def machine() -> Checks:
-  """Look at devices, versions, memory, the compile cache and the disk."""
+  """Check devices, versions, memory, the compile cache and the disk."""
   try:
     devices = jax.devices()
   except RuntimeError as error:
@@ -39,22 +39,22 @@ def machine() -> Checks:
 
 
 def versions() -> Checks:
-  """Look at the versions that must fit together."""
+  """Check the versions that must fit together."""
   ours, lib = jax.__version__, jaxlib.version.__version__
   fits = ours.split('.')[:2] == lib.split('.')[:2]
-  fix = '' if fits else ': they must be of one release; install both anew'
+  fix = '' if fits else ': they must be of one release; install both again'
   yield Check('jax, jaxlib', 'ok' if fits else 'problem', f'{ours}, {lib}{fix}')
   for requirement in importlib.metadata.requires('jaxres') or ():
     name, bounds = re.match(r'([\w.-]+)(?:\[[\w,]+\])?\s*([^;]*)', requirement).groups()  # type: ignore[union-attr]
     if 'extra ==' in requirement:
       continue
     try:
-      found = importlib.metadata.version(name)
+      installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       yield Check(name, 'problem', f'not installed; jaxres needs {name}{bounds}')
       continue
-    if not _satisfies(found, bounds):
-      yield Check(name, 'warning', f'{found}; jaxres is made for {bounds}')
+    if not _satisfies(installed, bounds):
+      yield Check(name, 'warning', f'{installed}; jaxres is made for {bounds}')
   if jax.default_backend() != 'cpu':
     yield Check('platform', 'ok', ' '.join(jax.extend.backend.get_backend().platform_version.split()))
     for package in ('nvidia-cudnn-cu12', 'nvidia-cuda-runtime-cu12', 'jax-cuda12-plugin'):
@@ -71,7 +71,7 @@ def _satisfies(version: str, bounds: str) -> bool:
 
 
 def memory(device: jax.Device) -> Checks:
-  """Look at the memory of the host and of a device."""
+  """Check the memory of the host and of a device."""
   with contextlib.suppress(OSError, ValueError, KeyError):
     lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
     kilobytes = {line.split(':')[0]: int(line.split()[1]) for line in lines}
@@ -85,7 +85,7 @@ def memory(device: jax.Device) -> Checks:
 
 
 def sums() -> Check:
-  """Look at whether XLA:CPU sums rightly, by default and as jaxres compiles, by programs known to be wrong."""
+  """Check whether XLA:CPU sums correctly, by default and as jaxres compiles, by programs known to be wrong."""
   lib, total = f'jaxlib {jaxlib.version.__version__} on a CPU', len(known_sums.PROGRAMS)
   if wrong := known_sums.wrong(with_options=True):
     user = ' (XLA_FLAGS ask for YNNPACK: leave that out)' if xla_flags.chosen() else ''
@@ -93,22 +93,22 @@ def sums() -> Check:
   wrong = known_sums.wrong(with_options=False)
   if not wrong:
     return Check('sums', 'ok', f'{lib}: {total} of {total} known programs are right')
-  found = f'{lib}: {len(wrong)} of {total} known programs are wrong or end the process by default'
-  return Check('sums', 'ok', f'{found}; jaxres compiles without YNNPACK, and all are right')
+  finding = f'{lib}: {len(wrong)} of {total} known programs are wrong or end the process by default'
+  return Check('sums', 'ok', f'{finding}; jaxres compiles without YNNPACK, and all are right')
 
 
 def cache() -> Check:
-  """Look at where compiled programs are kept."""
+  """Check the cache of compiled programs."""
   directory = jax.config.values['jax_compilation_cache_dir']
   if directory is None:
     fix = 'set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR to a directory that can be written'
-    return Check('compile cache', 'warning', f'none, so that every run compiles anew: {fix}')
+    return Check('compile cache', 'warning', f'none, so that every run compiles again: {fix}')
   files = [path for path in pathlib.Path(directory).glob('*-cache') if path.is_file()]
   return Check('compile cache', 'ok', f'{directory}: {len(files)} programs, {_megabytes(files)}')
 
 
 def disk(directory: pathlib.Path) -> Check:
-  """Look at the room on the disk of ``directory``."""
+  """Check the free space on the disk of ``directory``."""
   free = shutil.disk_usage(directory).free
   verdict: Literal['ok', 'warning'] = 'ok' if free > LEAST_FREE_BYTES else 'warning'
   return Check('disk', verdict, f'{free / 1e9:,.1f} GB are free in {directory}')

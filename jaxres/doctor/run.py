@@ -27,7 +27,7 @@ RUN_FILES: dict[str, Callable[[pathlib.Path], Any]] = {
 
 
 def workdir(directory: pathlib.Path) -> Checks:
-  """Look at a run: its files, and every checkpoint."""
+  """Check a run: its files, and every checkpoint."""
   checkpoints = check_utf8(directory, '--workdir').absolute() / 'checkpoints'
   if not checkpoints.is_dir():
     inside = sources.runs_in(directory)
@@ -39,12 +39,14 @@ def workdir(directory: pathlib.Path) -> Checks:
   if holder := trainer(directory):
     yield Check('training', 'ok', f'{holder} says that it trains here')
   steps = looked_at(checkpoints, workdir_lib.read_json(directory, 'config.json'))
-  whole = sum(check.verdict != 'problem' for check in steps)
+  intact = sum(check.verdict != 'problem' for check in steps)
   yield from steps
   if not steps:
-    yield Check('checkpoints', 'warning', 'none yet: the same command begins anew')
-  elif not whole:
-    yield Check('checkpoints', 'problem', f'{checkpoints}: none of {len(steps)} is whole; move them away to begin anew')
+    yield Check('checkpoints', 'warning', 'none yet: the same command starts over')
+  elif not intact:
+    yield Check(
+      'checkpoints', 'problem', f'{checkpoints}: none of {len(steps)} can be read; move them away to start over'
+    )
   for path in sorted(checkpoints.glob('*.bad*')):
     yield Check(path.name, 'warning', f'{path}: damaged, was put aside')
   for path in () if holder else sorted(checkpoints.glob('*tmp*')):  # a training that goes on has some
@@ -58,7 +60,7 @@ def workdir(directory: pathlib.Path) -> Checks:
 
 
 def run_files(directory: pathlib.Path) -> Checks:
-  """Look at what a run has written beside its checkpoints; yield what is damaged."""
+  """Check what a run has written beside its checkpoints; yield what is damaged."""
   for name, read in RUN_FILES.items():
     try:
       read(directory)
@@ -70,7 +72,7 @@ def run_files(directory: pathlib.Path) -> Checks:
 
 
 def looked_at(directory: pathlib.Path, config: Mapping[str, Any] | None) -> list[Check]:
-  """Look at every checkpoint; again where a training has meanwhile replaced one that cannot be read."""
+  """Check every checkpoint; again where a training has meanwhile replaced one that cannot be read."""
   checks: list[Check] = []
   for _ in range(reader.MOST_LOOKS):
     paths = steps_lib.present(directory)
@@ -83,7 +85,12 @@ def looked_at(directory: pathlib.Path, config: Mapping[str, Any] | None) -> list
 
 
 def verified(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Check:
-  """Read a checkpoint whole and compare it with its digests, and what it was made by with ``config``."""
+  """Read all of a checkpoint and compare it with its digests, and what it was made by with ``config``.
+
+  Args:
+    path: of the checkpoint.
+    config: of the run, where it is known.
+  """
   subject = f'checkpoint {path.name}'
   try:
     saved = reader.read(path)

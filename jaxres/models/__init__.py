@@ -1,4 +1,4 @@
-"""The models: ``create`` one by name, ``list`` the names.
+"""Models by name: ``create`` one, or ``list`` the names.
 
 from jaxres import models
 
@@ -38,21 +38,24 @@ def create(
   """Return the model called ``name``, without variables.
 
   Args:
-    name: one of ``list()``; spelt as torchvision does, or for the thin CIFAR networks as the paper does.
-    num_classes: width of the logits; 1000 where it is not given.
+    name: one of ``list()``; spelled as in torchvision, the thin CIFAR networks as in the paper.
+    num_classes: width of the logits; 1000 by default.
     stem: ``'imagenet'`` (7x7 stride 2, max-pool), ``'deep'`` (three 3x3, max-pool), ``'cifar'`` (3x3) or
-      ``'cifar_pool'`` (3x3, max-pool); the published one where it is not given.
+      ``'cifar_pool'`` (3x3, max-pool); the published one by default.
     shortcut: where the shape changes: ``'projection'``, ``'average'`` (average-pool, then projection) or ``'pad'``
-      (option A); the published one where it is not given.
+      (option A); the published one by default.
     zero_init_residual: start each block as the identity.
-    act: the activation; the published one, mostly ReLU, where it is not given.
+    act: the activation; the published one by default, mostly ReLU.
     dropout: rate, before the classifier; in wide networks (``wrn...``) inside each block instead, as published.
     stochastic_depth: rate at which examples skip the last block; it falls in proportion to depth towards the first.
     remat: compute blocks again for the gradient: less memory, more time.
-    bn: what BatchNorm normalises by in training: the statistics of the whole batch (``'global'``), of the part that a
+    bn: what BatchNorm normalizes by in training: the statistics of the global batch (``'global'``), of the part that a
       device has (``'per_device'``: the devices wait for each other once a step), or its running ones, which then stay
       as they are (``'frozen'``).
     dtype: of the arithmetic; ``'auto'`` is bfloat16 on GPU and TPU, float32 on CPU.
+
+  Returns:
+    A module that maps images, float ``[B, H, W, C]``, to logits, float32 ``[B, num_classes]``.
 
   Raises:
     InputError: a name is unknown, or a number is out of range.

@@ -77,8 +77,8 @@ class Projection(nn.Module):
 class SqueezeExcitation(nn.Module):
   """Scale each channel by a gate computed from the means of all (Hu et al. 2017, https://arxiv.org/abs/1709.01507).
 
-  Maps ``[B, H, W, C]`` to the same. The gate is a ReLU network of two 1x1 convolutions on ``[B, 1, 1, C]``, ``reduce``
-  to ``C / 16`` channels and ``expand`` back, and a sigmoid.
+  Maps ``[B, H, W, C]`` to ``[B, H, W, C]``. The gate is a ReLU network of two 1x1 convolutions on ``[B, 1, 1, C]``,
+  ``reduce`` to ``C / 16`` channels and ``expand`` back, and a sigmoid.
   """
 
   conv: ModuleDef
@@ -134,12 +134,27 @@ class Block(nn.Module):
 
 
 def keeps_shape(block: Block, x: jax.Array, channels: int) -> bool:
-  """Return whether ``block``, of so many output ``channels``, can add ``x`` as it is."""
+  """Return whether ``block``, with ``channels`` output channels, can add ``x`` as it is.
+
+  Args:
+    block: the block.
+    x: its input, ``[B, H, W, C]``.
+    channels: of its output.
+  """
   return block.strides == 1 and x.shape[-1] == channels
 
 
 def shortcut(block: Block, x: jax.Array, channels: int) -> jax.Array:
-  """Return ``x`` in the shape of ``block``'s output: itself where that is its shape already."""
+  """Return ``x`` in the shape of ``block``'s output: itself where that is its shape already.
+
+  Args:
+    block: the block.
+    x: its input, ``[B, H, W, C]``.
+    channels: of its output.
+
+  Returns:
+    ``[B, ceil(H / strides), ceil(W / strides), channels]``.
+  """
   if keeps_shape(block, x, channels):
     return x
   if block.shortcut == 'pad':
@@ -152,8 +167,15 @@ def shortcut(block: Block, x: jax.Array, channels: int) -> jax.Array:
 def finish_branch(block: Block, y: jax.Array) -> jax.Array:
   """Return what ``block`` adds to its shortcut, given what its last convolution or norm left.
 
-  Stochastic depth drops the branches of whole examples and divides those that stay by their probability, as
+  Stochastic depth drops the branch per example and divides those that stay by their probability, as
   torchvision's ``stochastic_depth(mode='row')`` does.
+
+  Args:
+    block: the block.
+    y: of its last convolution or norm, ``[B, h, w, c]``.
+
+  Returns:
+    ``[B, h, w, c]``.
   """
   if block.se:
     y = SqueezeExcitation(block.conv, name='se')(y)
@@ -203,8 +225,8 @@ class PreactBasicBlock(Block):
   """Two 3x3 convolutions, norm and activation before each (He et al. 2016, https://arxiv.org/abs/1603.05027).
 
   Maps ``[B, H, W, C]`` to ``[B, ceil(H / strides), ceil(W / strides), width]``. Nothing follows the sum. Where the
-  shape changes, the shortcut begins, as the branch does, after the first norm and activation, and has no norm of its
-  own. ``zero_init`` zeroes the last kernel: the last scale at zero would hold ReLU's gradient at zero for ever.
+  shape changes, the shortcut starts, as the branch does, after the first norm and activation, and has no norm.
+  ``zero_init`` zeroes the last kernel: a last scale of zero would keep ReLU's gradient at zero forever.
   """
 
   preact = True

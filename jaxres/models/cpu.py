@@ -12,7 +12,7 @@ from jaxres.models.ops import DIMENSIONS, batch_norm, conv
 def wants_cpu_forms() -> bool:
   """Return whether hand-written gradients of layers are faster here: on XLA:CPU, of whatever jaxlib.
 
-  They ask for no option. What they avoid, XLA's own weight gradient in a loop, was as slow on every jaxlib tried.
+  They need no option. What they avoid, XLA's own weight gradient in a loop, was as slow on every jaxlib tried.
   """
   return jax.default_backend() == 'cpu'
 
@@ -37,7 +37,16 @@ def materialize(x: jax.Array, anchor: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv_cpu(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
-  """Return ``conv``, whose gradients are convolutions that XLA:CPU hands to its fast kernel, in a loop too."""
+  """Return ``conv``, whose gradients are convolutions that XLA:CPU hands to its fast kernel, in a loop too.
+
+  Args:
+    x: float ``[B, H, W, C]``.
+    kernel: float ``[K, K, C, C']``.
+    strides: in both directions.
+
+  Returns:
+    float ``[B, ceil(H / strides), ceil(W / strides), C']``.
+  """
   return conv(x, kernel, strides)
 
 
@@ -56,12 +65,18 @@ def kernel_gradient(x: jax.Array, g: jax.Array, strides: int, size: int) -> jax.
   ``x`` is transposed to ``[C, H, W, B]`` and ``g`` to ``[H', W', B, C']``. XLA leaves that to the dimension numbers of
   the convolution, which its CPU compiler makes canonical at the top level of a program, and not inside a loop: there
   it takes more than a hundred times as long.
+
+  Args:
+    x: input of the convolution, ``[B, H, W, C]``.
+    g: gradient of its output, ``[B, H', W', C']``.
+    strides: of the convolution.
+    size: side of the kernel.
   """
   padding = [
     (size // 2, size - size // 2 - width + (out - 1) * strides)
     for width, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
   ]
-  found = jax.lax.conv_general_dilated(
+  gradient = jax.lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0),
     g.transpose(1, 2, 0, 3),
     window_strides=(1, 1),
@@ -69,7 +84,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, strides: int, size: int) -> jax.
     rhs_dilation=(strides, strides),
     dimension_numbers=DIMENSIONS,
   )
-  return found.transpose(1, 2, 0, 3)
+  return gradient.transpose(1, 2, 0, 3)
 
 
 def input_gradient(g: jax.Array, kernel: jax.Array, strides: int, shape: tuple[int, ...]) -> jax.Array:
@@ -77,13 +92,19 @@ def input_gradient(g: jax.Array, kernel: jax.Array, strides: int, shape: tuple[i
 
   Of a strided convolution XLA fills ``g`` up with zeros first; here each of the ``strides ** 2`` phases of the result
   is a convolution with the taps of the kernel that meet no zero.
+
+  Args:
+    g: gradient of the output, ``[B, H', W', C']``.
+    kernel: ``[K, K, C, C']``.
+    strides: of the convolution.
+    shape: of the input, ``(B, H, W, C)``.
   """
   phases = [[_phase(g, kernel, strides, row, column) for column in range(strides)] for row in range(strides)]
   if strides == 1:
     return phases[0][0]
-  whole = jnp.stack([jnp.stack(line, axis=3) for line in phases], axis=2)  # [B, H', s, W', s, C]
-  batch, height, _, width, *_ = whole.shape
-  return whole.reshape(batch, height * strides, width * strides, -1)[:, : shape[1], : shape[2]]
+  interleaved = jnp.stack([jnp.stack(line, axis=3) for line in phases], axis=2)  # [B, H', s, W', s, C]
+  batch, height, _, width, *_ = interleaved.shape
+  return interleaved.reshape(batch, height * strides, width * strides, -1)[:, : shape[1], : shape[2]]
 
 
 def _phase(g: jax.Array, kernel: jax.Array, strides: int, row: int, column: int) -> jax.Array:
@@ -111,7 +132,17 @@ def _taps(size: int, strides: int, phase: int) -> tuple[slice, tuple[int, int]]:
 def batch_norm_cpu(
   x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Return ``batch_norm``, with its gradient in closed form; there is none of the mean and the variance."""
+  """Return ``batch_norm``, with its gradient in closed form; there is none of the mean and the variance.
+
+  Args:
+    x: float ``[..., C]``.
+    scale: float32 ``[C]``.
+    bias: float32 ``[C]``.
+    epsilon: added to the variance.
+
+  Returns:
+    As ``batch_norm``.
+  """
   return batch_norm(x, scale, bias, epsilon)
 
 

@@ -32,7 +32,7 @@ class Conv(nn.Module):
     use_bias: add a bias.
     kernel_init: of the kernel.
     dtype: of the arithmetic.
-    train: the gradient will be asked for, by reverse mode.
+    train: the gradient is needed, by reverse mode.
   """
 
   channels: int
@@ -59,18 +59,19 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation over all but the last axis (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
+  """Batch normalization over all but the last axis (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
 
   Parameters and running statistics have Flax's names, shapes and meaning: ``scale`` and ``bias``, ``mean`` and the
   biased variance ``var`` in ``batch_stats``; statistics are float32, the variance ``E[x^2] - E[x]^2`` in one pass.
 
   Attributes:
-    train: normalise by the batch and move the running statistics, or normalise by these.
-    frozen: paths, such as ``stem/bn``, of those that normalise by them in training too, and leave them as they are.
+    train: normalize by the batch and move the running statistics, or normalize by these.
+    frozen: paths, such as ``stem/bn``, of the BatchNorms that use their running statistics in training too, without
+      an update.
     momentum: of the running statistics: the share of the old value.
     epsilon: added to the variance.
     dtype: of the result.
-    use_scale: have a scale; 1 otherwise.
+    use_scale: multiply by a trained scale.
     scale_init: of the scale.
   """
 

@@ -17,7 +17,17 @@ def torch_padding(kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def conv(x: jax.Array, kernel: jax.Array, strides: int = 1, groups: int = 1) -> jax.Array:
-  """Return the convolution of ``[B, H, W, C]`` with ``[K, K, C / groups, C']``, padded by ``K // 2``."""
+  """Return the convolution, padded by ``K // 2`` on each side.
+
+  Args:
+    x: float ``[B, H, W, C]``.
+    kernel: float ``[K, K, C / groups, C']``.
+    strides: in both directions.
+    groups: of channels that do not mix.
+
+  Returns:
+    float ``[B, ceil(H / strides), ceil(W / strides), C']``.
+  """
   return jax.lax.conv_general_dilated(
     x,
     kernel,
@@ -31,7 +41,16 @@ def conv(x: jax.Array, kernel: jax.Array, strides: int = 1, groups: int = 1) -> 
 def normalize(
   x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> jax.Array:
-  """Return ``(x - mean) * scale / sqrt(var + epsilon) + bias``, float32."""
+  """Return ``(x - mean) * scale / sqrt(var + epsilon) + bias``, float32.
+
+  Args:
+    x: float ``[..., C]``.
+    mean: float32 ``[C]``.
+    var: float32 ``[C]``.
+    scale: float32 ``[C]``.
+    bias: float32 ``[C]``.
+    epsilon: added to the variance.
+  """
   return (x.astype(jnp.float32) - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias
 
 
@@ -51,6 +70,16 @@ def moved(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
 def batch_norm(
   x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Return ``x`` normalised by its own mean and variance, float32, and these two."""
+  """Return ``x`` normalized by its mean and variance, and these two.
+
+  Args:
+    x: float ``[..., C]``.
+    scale: float32 ``[C]``.
+    bias: float32 ``[C]``.
+    epsilon: added to the variance.
+
+  Returns:
+    float32 ``[..., C]``, ``[C]`` and ``[C]``.
+  """
   mean, var = moments(x)
   return normalize(x, mean, var, scale, bias, epsilon), mean, var

@@ -1,4 +1,4 @@
-"""The ResNet family: one module, one table of named models."""
+"""The ResNet family: one module class, and a table of named models."""
 
 import functools
 import itertools
@@ -66,7 +66,7 @@ class ResNet(nn.Module):
     zero_init_residual: start each block as the identity: the scale of its last norm (Goyal et al. 2017, section 5.1),
       or the last kernel of a pre-activation block, is zero.
     dtype: of the activations and of the arithmetic; BatchNorm statistics stay float32.
-    stem_width: channels of the stem; ``widths[0]`` where not given. A whitening stem has as many as its images say.
+    stem_width: channels of the stem; ``widths[0]`` where not given. A whitening stem has 8 per image channel instead.
     groups: of the 3x3 convolutions in blocks.
     width_per_group: channels of a group in a block of width 64, in proportion in others.
     se: squeeze and excitation in each block.
@@ -79,10 +79,10 @@ class ResNet(nn.Module):
     pool: before the classifier: ``'mean'`` or ``'max'``.
     logit_scale: factor of the logits.
     remat: keep only the inputs of blocks for the gradient, and compute the blocks again: less memory, more time.
-    bn: what BatchNorm normalises by in training: ``'global'`` or ``'per_device'`` (the batch that it sees: the training
+    bn: what BatchNorm normalizes by in training: ``'global'`` or ``'per_device'`` (the batch that it sees: the training
       step decides whether that is all of it or the part of one device), or ``'frozen'`` (its running statistics, which
       stay as they are).
-    frozen_norms: BatchNorms, such as ``'stem/bn'``, that do also in training as they do in evaluation.
+    frozen_norms: paths of BatchNorms, such as ``'stem/bn'``, that use their running statistics in training too.
   """
 
   stage_sizes: tuple[int, ...]
@@ -114,8 +114,8 @@ class ResNet(nn.Module):
     """Return the activations of the stem and of each stage.
 
     Args:
-      x: normalised images, float ``[B, H, W, C]``.
-      train: normalise by the batch and update ``batch_stats``, or normalise by ``batch_stats``; drop, or do not.
+      x: normalized images, float ``[B, H, W, C]``.
+      train: normalize by the batch and update ``batch_stats``, or normalize by ``batch_stats``; drop, or do not.
 
     Returns:
       ``{'stem': ..., 'stage1': ..., ...}``: ``[B, h, w, c]`` of the model's dtype. The last stage of a
@@ -168,7 +168,7 @@ class ResNet(nn.Module):
     return POOLS[self.pool](stages[f'stage{len(self.stage_sizes)}'].astype(jnp.float32))
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Return the logits, float32 ``[B, num_classes]``, of normalised images ``[B, H, W, C]``."""
+    """Return the logits, float32 ``[B, num_classes]``, of normalized images ``[B, H, W, C]``."""
     return self.head(self.features(x, train=train), train=train)
 
 
@@ -196,6 +196,10 @@ def linear_decay(rate: float, stage_sizes: tuple[int, ...]) -> list[tuple[float,
   """Return the rate of stochastic depth of each block, by stage: ``rate * l / L`` for the l-th of L, counted from 1.
 
   The linear decay rule of Huang et al. 2016 (https://arxiv.org/abs/1603.09382, equation 4).
+
+  Args:
+    rate: of the last block.
+    stage_sizes: blocks in each stage.
   """
   total = sum(stage_sizes)
   numbers = itertools.count(1)

@@ -20,7 +20,7 @@ def kernel(images: np.ndarray) -> np.ndarray:
   """Return the 2x2 filters that whiten, and their negatives.
 
   Args:
-    images: normalised, float ``[N, H, W, C]``; some hundred are enough.
+    images: normalized, float ``[N, H, W, C]``; some hundred are enough.
 
   Returns:
     float32 ``[2, 2, C, 8 * C]``: the eigenvectors of the patches' second moments, those of the least eigenvalues first,
@@ -36,7 +36,12 @@ def kernel(images: np.ndarray) -> np.ndarray:
 
 
 def whiten(variables: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
-  """Return ``variables`` with the stem's kernel computed from ``images``."""
+  """Return ``variables`` with the stem's kernel computed from ``images``.
+
+  Args:
+    variables: of a network with a ``WhiteningStem``.
+    images: normalized, float ``[N, H, W, C]``.
+  """
   conv = variables['params']['stem']['conv'] | {'kernel': kernel(images)}
   return variables | {'params': variables['params'] | {'stem': {'conv': conv}}}
 
@@ -44,8 +49,8 @@ def whiten(variables: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
 class WhiteningStem(stems.Stem):
   """``FixedConv`` whose kernel decorrelates its inputs, and the activation (Page 2019; Jordan 2024, airbench).
 
-  Maps ``[B, H, W, C]`` to ``[B, H - 1, W - 1, 8 * C]``: as many filters as ``whitening.kernel`` computes from images,
-  whatever ``width`` says. There is no norm.
+  Maps ``[B, H, W, C]`` to ``[B, H - 1, W - 1, 8 * C]``: the filters that ``kernel`` computes from images; ``width`` is
+  not used. There is no norm.
   """
 
   @nn.compact
@@ -71,6 +76,11 @@ def partial_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.fl
   """Return a kernel ``[K, K, C, C']`` whose first filters pass on the channels of the input.
 
   The others are uniform in ``+-1 / sqrt(K * K * C)``, as of ``torch.nn.Conv2d`` (Jordan 2024, airbench, section 3.2).
+
+  Args:
+    key: a PRNG key.
+    shape: ``(K, K, C, C')``.
+    dtype: of the kernel.
   """
   limit, middle = math.prod(shape[:3]) ** -0.5, shape[0] // 2
   kernel = jax.random.uniform(key, shape, dtype, -limit, limit)

@@ -14,7 +14,7 @@ class Stem(nn.Module):
     conv: makes a ``Conv``.
     norm: makes a ``BatchNorm``.
     act: the activation.
-    preact: leave out the last norm and activation, which the blocks of a pre-activation network begin with.
+    preact: leave out the last norm and activation, with which the blocks of a pre-activation network start.
   """
 
   width: int
@@ -40,7 +40,7 @@ class CifarStem(Stem):
 
 
 class CifarPoolStem(Stem):
-  """``CifarStem`` and 3x3 max-pool of stride 2: torchvision's network whose first convolution alone was exchanged.
+  """``CifarStem`` and 3x3 max-pool of stride 2: torchvision's network with only its first convolution replaced.
 
   Maps ``[B, H, W, C]`` to ``[B, ceil(H / 2), ceil(W / 2), width]``.
   """

@@ -1,1 +1,1 @@
-"""Pages; no numbers of their own."""
+"""Pages, made of the numbers that analysis computes."""

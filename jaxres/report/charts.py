@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 36
 MOST_POINTS = 300  # of a line
 COLOURS = 8  # in style.css
-LOGARITHMIC = 50  # times the least value: larger ranges of positive ones have a logarithmic axis
+LOGARITHMIC = 50  # times the smallest value: larger ranges of positive ones have a logarithmic axis
 Points = Sequence[tuple[float, float]]
 
 
@@ -67,7 +67,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
 def reliability_chart(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
   """Return a bar of accuracy for each bin of confidence, beside the line on which the two are equal.
 
-  The more examples are in a bin, the stronger is the colour of its bar.
+  The more examples are in a bin, the stronger is the color of its bar.
 
   Args:
     title: text.
@@ -76,12 +76,12 @@ def reliability_chart(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
   x_ticks = y_ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
   x_at, y_at = _scale(x_ticks, LEFT, WIDTH - RIGHT), _scale(y_ticks, HEIGHT - BOTTOM, TOP)
   filled = [row for row in bins if row['examples']]
-  most = max(row['examples'] for row in filled)
+  max_examples = max(row['examples'] for row in filled)
 
   def bar(row: Mapping[str, Any]) -> str:
     left, right, top = x_at(row['low']) + 1, x_at(row['high']) - 1, y_at(row['accuracy'])
     place = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{y_at(0) - top:.1f}"'
-    opacity = 0.2 + 0.8 * math.sqrt(row['examples'] / most)
+    opacity = 0.2 + 0.8 * math.sqrt(row['examples'] / max_examples)
     return f'<rect class="fill" fill-opacity="{opacity:.2f}" {place}><title>{escape(_say(row))}</title></rect>'
 
   equal = f'<line class="equal" x1="{x_at(0):g}" y1="{y_at(0):g}" x2="{x_at(1):g}" y2="{y_at(1):g}"/>'
@@ -99,7 +99,12 @@ def _say(row: Mapping[str, Any]) -> str:
 
 
 def heatmap(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-  """Return a confusion matrix as a table: a row for each label; its hits are green, the more mistakes the redder."""
+  """Return a confusion matrix as a table: a row for each label; its hits are green, the more mistakes the redder.
+
+  Args:
+    matrix: counts, ``[K][K]``; a row for each label.
+    names: of the K classes.
+  """
   head = ''.join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
   rows = []
   for k, (name, row) in enumerate(zip(names, matrix, strict=True)):
@@ -130,9 +135,9 @@ def log_ticks(low: float, high: float) -> list[float]:
   first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
   steps = (1, 2, 5) if last - first <= 2 else (1,)
   marks = [k * 10.0**power for power in range(first, last + 1) for k in steps]
-  begin = max(at for at, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+  lowest = max(at for at, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
   end = min(at for at, mark in enumerate(marks) if mark >= high * (1 - 1e-9))
-  return [float(f'{mark:.6g}') for mark in marks[begin : end + 1]]
+  return [float(f'{mark:.6g}') for mark in marks[lowest : end + 1]]
 
 
 def _numbers(x_label: str, readings: Sequence[Mapping[str, Any]]) -> str:
@@ -158,11 +163,11 @@ def _thin(points: Points) -> Points:
 
 
 def _scale(
-  marks: Sequence[float], begin: float, end: float, of: Callable[[float], float] = float
+  marks: Sequence[float], start: float, end: float, of: Callable[[float], float] = float
 ) -> Callable[[float], float]:
-  """Return what maps the range of ``marks``, by ``of`` each, to pixels from ``begin`` to ``end``."""
+  """Return what maps the range of ``marks``, by ``of`` each, to pixels from ``start`` to ``end``."""
   low, high = of(marks[0]), of(marks[-1])
-  return lambda value: begin + (of(value) - low) / (high - low) * (end - begin)
+  return lambda value: start + (of(value) - low) / (high - low) * (end - start)
 
 
 def _axes(

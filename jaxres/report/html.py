@@ -47,7 +47,7 @@ Cell = str | Bar
 
 
 def document(title: str, intro: str, sections: Sequence[Section]) -> str:
-  """Return a whole page.
+  """Return a complete page.
 
   Args:
     title: text.
@@ -106,7 +106,7 @@ def note_list(notes: Sequence[str]) -> str:
 
 
 def details(summary: str, content: str) -> str:
-  """Return HTML that is folded until it is asked for."""
+  """Return HTML that is folded until a reader opens it."""
   return f'<details><summary>{escape(summary)}</summary>\n{content}</details>'
 
 

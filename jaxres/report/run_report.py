@@ -31,36 +31,40 @@ EXPLAINED = 12  # mistakes, and classes
 WORST = 'The examples with the largest loss, with what the network says of them.'
 WRONG = 'The wrong predictions that it is surest of, with their probability.'
 RIGHT = 'The right predictions that it is least sure of.'
-FILTERS = 'The kernels of the first convolution, each from its least weight to its largest.'
+FILTERS = 'The kernels of the first convolution, each from its smallest weight to its largest.'
 MOST_CLASSES = 100  # of a confusion matrix that is drawn
 
 
-def make_report(found: Sequence[runs.Run], batch_size: int | None = None) -> str:
+def make_report(run_list: Sequence[runs.Run], batch_size: int | None = None) -> str:
   """Return the page on runs: HTML with everything in it.
+
+  Args:
+    run_list: of ``runs.read``.
+    batch_size: as of ``runs.outputs``.
 
   Raises:
     InputError: as ``evaluate_runs.compare``.
   """
-  begin = time.monotonic()
-  compared, tests = compare.compare([*found], 'test', batch_size)
-  seconds = time.monotonic() - begin
-  examples = len(next(iter(tests.values())).labels) * len(found)
+  start = time.monotonic()
+  compared, tests = compare.compare([*run_list], 'test', batch_size)
+  seconds = time.monotonic() - start
+  examples = len(next(iter(tests.values())).labels) * len(run_list)
   timing = f'{examples:,} predictions and their scores: {seconds:.1f} s'
-  sections = [_scores(compared), _curves(found)]
-  for number, run in enumerate(found):
-    own, test = compared['runs'][run.name], tests[run.name]
-    looks = [*_quality(own, run), *_examples(run, test)] if run.task.labels.are_classes else _worst(run, test)
+  sections = [_scores(compared), _curves(run_list)]
+  for number, run in enumerate(run_list):
+    run_scores, test = compared['runs'][run.name], tests[run.name]
+    looks = [*_quality(run_scores, run), *_examples(run, test)] if run.task.labels.are_classes else _worst(run, test)
     parts = [*looks, *_weights(run), *_making(run, timing)]
-    sections += _named(parts, run.name, number, len(found))
-  intro = ''.join(html.paragraph(f'{run.config["model"]["name"]}, {_data_name(run)}: {run.origin}') for run in found)
-  return html.document(_title(found), intro + _headline(compared), sections)
+    sections += _named(parts, run.name, number, len(run_list))
+  intro = ''.join(html.paragraph(f'{run.config["model"]["name"]}, {_data_name(run)}: {run.origin}') for run in run_list)
+  return html.document(_title(run_list), intro + _headline(compared), sections)
 
 
-def _title(found: Sequence[runs.Run]) -> str:
+def _title(run_list: Sequence[runs.Run]) -> str:
   """Return what the page is called: the names of its runs, and where there is one, what it is."""
-  if len(found) > 1:
-    return ', '.join(run.name for run in found)
-  return f'{found[0].name}: {found[0].config["model"]["name"]} on {found[0].config["data"]["name"]}'
+  if len(run_list) > 1:
+    return ', '.join(run.name for run in run_list)
+  return f'{run_list[0].name}: {run_list[0].config["model"]["name"]} on {run_list[0].config["data"]["name"]}'
 
 
 def _data_name(run: runs.Run) -> str:
@@ -98,17 +102,17 @@ def _scores(compared: Mapping[str, Any]) -> Section:
   return html.section('scores', 'Scores', html.paragraph(text), tables, html.note_list(remarks))
 
 
-def _curves(found: Sequence[runs.Run]) -> Section:
+def _curves(run_list: Sequence[runs.Run]) -> Section:
   charts = []
-  for quantity, title in curve_titles(found).items():
+  for quantity, title in curve_titles(run_list).items():
     series: dict[str, list[tuple[float, float]]] = {}
-    for run in found:
+    for run in run_list:
       for row in workdir.read_metrics(run.path):
         for name in (name for name in row if name.endswith(f'/{quantity}')):
           label = name.removesuffix(f'/{quantity}')
-          label = label if len(found) == 1 else f'{run.name} {label}'
+          label = label if len(run_list) == 1 else f'{run.name} {label}'
           series.setdefault(label, []).append((row['epoch'], row[name]))
-    known = {name: metric for run in found for name, metric in run.task.metrics.items()}
+    known = {name: metric for run in run_list for name, metric in run.task.metrics.items()}
     show = functools.partial(format_value, quantity, known=known)
     charts.append(html.line_chart(title, series, 'epoch', show))
   shown = f'<div class="charts">{"".join(charts)}</div>' if any(charts) else html.paragraph('metrics.jsonl is empty.')
@@ -121,25 +125,25 @@ def curve_titles(networks: Sequence[runs.Run]) -> dict[str, str]:
   return {name: title[:1].upper() + title[1:] for name, title in pairs} | CURVES
 
 
-def _quality(own: Mapping[str, Any], run: runs.Run) -> list[Section]:
+def _quality(run_scores: Mapping[str, Any], run: runs.Run) -> list[Section]:
   """Return what the scores of one run say, class by class."""
-  names, matrix = run.class_names, own['confusion']
+  names, matrix = run.class_names, run_scores['confusion']
   worst = [[names[a], names[b], f'{count:,}'] for a, b, count in scores.confused(matrix)[:10]]
   drawn = html.heatmap(matrix, names) if len(names) <= MOST_CLASSES else ''
   commonest = html.table(['class', 'taken for', 'examples'], worst) if worst else html.paragraph('None.')
   columns = ('precision', 'recall', 'f1', 'roc_auc', 'average_precision')
   bars = [
     [row['name'], f'{row["examples"]:,}', *(Bar(row[name], compare.show('', row[name])) for name in columns)]
-    for row in own['classes']
+    for row in run_scores['classes']
   ]
-  charts = [html.reliability_chart('As it is', own['calibration']['bins'])]
-  if own['calibrated']:
-    bound = ', the bound of its search' if own['temperature_at_bound'] else ''
-    title = f'At temperature {own["temperature"]:.3g}{bound}, fitted on the validation split'
-    charts.append(html.reliability_chart(title, own['calibrated']['bins']))
+  charts = [html.reliability_chart('As it is', run_scores['calibration']['bins'])]
+  if run_scores['calibrated']:
+    bound = ', the bound of its search' if run_scores['temperature_at_bound'] else ''
+    title = f'At temperature {run_scores["temperature"]:.3g}{bound}, fitted on the validation split'
+    charts.append(html.reliability_chart(title, run_scores['calibrated']['bins']))
   error = (
-    f'Expected calibration error {own["calibration"]["ece"]:.2%}. A bar is the accuracy at that confidence, on the '
-    'dashed line where the two agree; pale bars are of few examples.'
+    f'Expected calibration error {run_scores["calibration"]["ece"]:.2%}. A bar is the accuracy at that confidence, on '
+    'the dashed line where the two agree; pale bars are of few examples.'
   )
   return [
     html.section('confusion', 'Confusion', html.beside(drawn, commonest)),
@@ -159,11 +163,11 @@ def _examples(run: runs.Run, test: evaluate.Outputs) -> list[Section]:
   order = np.argsort(-confidence, kind='stable')
   mistakes, hits = order[wrong[order]][:PICTURES], order[~wrong[order]][::-1][:PICTURES]
   show = functools.partial(_gallery, run, test, confidence)
-  typical = [int(own[0]) for k in range(len(run.class_names)) if len(own := order[(predicted == k)[order]])]
+  typical = [int(members[0]) for k in range(len(run.class_names)) if len(members := order[(predicted == k)[order]])]
   explained = [*map(int, mistakes[:EXPLAINED]), *typical[:EXPLAINED]]
   text = (
     'Grad-CAM: bright is what spoke for the class. Mistakes have two maps, of the prediction and then of the label; '
-    'after them the most confident example of each prediction. Each map has a scale of its own, from black over '
+    'after them the most confident example of each prediction. Each map has its own scale, from black over '
     'violet and orange to yellow; all black, nothing spoke for the class.'
   )
   return [
@@ -198,7 +202,7 @@ def _gallery(run: runs.Run, test: evaluate.Outputs, confidence: np.ndarray, inde
 def _say(run: runs.Run, test: evaluate.Outputs, i: int, confidence: str = '') -> tuple[str, str]:
   """Return the text in place of a test image, and its caption."""
   label, predicted = run.class_names[test.labels[i]], run.class_names[test.logits[i].argmax()]
-  more = '' if label == predicted else f'\nlabelled {label}'
+  more = '' if label == predicted else f'\nlabeled {label}'
   file = run.file_of('test', i)
   named = f'\n{run.shown("test", i)}' if file else ''
   return f'Test image {file or i}, {label}', f'{predicted} {confidence}'.rstrip() + more + named

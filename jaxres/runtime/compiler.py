@@ -1,4 +1,4 @@
-"""What this machine and its compiler want: number formats, compiler options, what makes XLA:CPU fast."""
+"""Compiler options of this machine, jit with them, and the cache of compiled programs."""
 
 import contextlib
 import functools
@@ -18,13 +18,13 @@ _deterministic = False  # of the process, as the cache directory is
 
 
 def be_deterministic(wanted: bool) -> None:
-  """Make what is compiled from now on give the same bits every time, at the cost of speed on a GPU."""
+  """Compile from now on for bitwise reproducible results, at the cost of speed on a GPU."""
   global _deterministic
   _deterministic = wanted
 
 
 def compiler_options() -> dict[str, str | bool]:
-  """Return the options for ``jax.jit(..., compiler_options=...)`` that are wanted here: right sums, determinism.
+  """Return the options for ``jax.jit(..., compiler_options=...)`` of this backend: correct sums, determinism.
 
   On a GPU sums by atomic additions, and the choice of an algorithm by how fast it was once, change the last bits from
   run to run; ``be_deterministic`` leaves out both. Programs for CPUs have neither, and are compiled without YNNPACK.
@@ -38,8 +38,8 @@ def compiler_options() -> dict[str, str | bool]:
 def _cpu_options() -> dict[str, str | bool]:
   """Return the options that keep YNNPACK out of a program, unless the user's ``XLA_FLAGS`` ask for it.
 
-  Where XLA:CPU fuses a product or a convolution with a constant into a sum, YNNPACK returns anything, and it loses to
-  Eigen on convolutions besides. Empty on other backends, and on a jaxlib that does not know the option.
+  Where XLA:CPU fuses a product or a convolution with a constant into a sum, YNNPACK returns wrong values, and it is
+  slower than Eigen on convolutions. Empty on other backends, and on a jaxlib that does not know the option.
   """
   if jax.default_backend() != 'cpu' or xla_flags.chosen():
     return {}
@@ -52,14 +52,14 @@ def _cpu_options() -> dict[str, str | bool]:
 
 
 def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
-  """Return ``jax.jit`` of ``function`` with ``compiler_options()``, which are asked for at its first call.
+  """Return ``jax.jit`` of ``function`` with ``compiler_options()``, which are computed at its first call.
 
   So it may decorate a function of a module, whose import starts no JAX. Inside another program it is a part of that:
   JAX takes the options of the outermost alone.
 
   Args:
-    function: as of ``jax.jit``.
-    **kwargs: others of ``jax.jit``.
+    function: to compile.
+    **kwargs: other arguments of ``jax.jit``.
   """
   make = functools.cache(lambda: jax.jit(function, compiler_options=compiler_options(), **kwargs))
 
@@ -76,7 +76,7 @@ def keep_programs() -> None:
   """Make JAX keep what it compiles in the user's cache directory, for this run and later ones.
 
   Nothing changes where JAX was told already where to keep it (``JAX_COMPILATION_CACHE_DIR``), or where the directory
-  cannot be written. A CPU's programs are of its very instructions: each kind of CPU has a directory of its own.
+  cannot be written. A CPU's programs use its instruction set: each kind of CPU has its own directory.
   """
   if jax.config.values['jax_compilation_cache_dir'] is not None:
     return

@@ -43,8 +43,8 @@ def joined(
     coordinator: ``host:port`` of process 0; None, as the others, where a launcher says it.
     num_processes: how many there are; 1 does not look for a launcher.
     process_id: which one this is, from 0.
-    debug: of ``errors.one_line``.
-    interrupted: the same.
+    debug: show tracebacks, as in ``errors.one_line``.
+    interrupted: what an interrupt prints, as in ``errors.one_line``.
 
   Raises:
     InputError: the arguments cannot be used, or the others do not come.
@@ -55,7 +55,7 @@ def joined(
     return
   if not debug:
     faulthandler.disable()  # where JAX ends a process it says why; what each thread did says nothing
-  with _patience(JOIN_SECONDS):
+  with _exit_on_timeout(JOIN_SECONDS):
     try:
       jax.distributed.initialize(
         **options, initialization_timeout=2 * JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
@@ -79,6 +79,12 @@ def arguments(
   coordinator: str | None, num_processes: int | None, process_id: int | None, environ: Mapping[str, str]
 ) -> dict[str, Any] | None:
   """Return the arguments of ``jax.distributed.initialize``; None where the process is alone.
+
+  Args:
+    coordinator: ``host:port`` of process 0, or None.
+    num_processes: or None.
+    process_id: from 0, or None.
+    environ: where launchers leave their variables.
 
   Raises:
     InputError: some are missing or out of range, or the launcher does not say enough.
@@ -123,7 +129,7 @@ def launcher(environ: Mapping[str, str]) -> str | None:
 
 
 @contextlib.contextmanager
-def _patience(seconds: float) -> Iterator[None]:
+def _exit_on_timeout(seconds: float) -> Iterator[None]:
   """End this process with one line where what is done here takes longer: JAX would abort it, with a stack of C++."""
 
   def give_up() -> None:

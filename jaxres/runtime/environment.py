@@ -1,4 +1,4 @@
-"""What a run happens in: versions, devices, the cache directory."""
+"""The environment of a run: versions, devices, the cache directory."""
 
 import functools
 import importlib.metadata
@@ -34,12 +34,12 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def devices() -> list[str]:
-  """Return what a run is done on: how many devices of which kind, and how many processes."""
+  """Return how many devices of which kind a run uses, and how many processes."""
   return [f'{jax.device_count()} x {jax.devices()[0].device_kind}', f'{jax.process_count()} processes']
 
 
 def environment() -> dict[str, Any]:
-  """Return what a run happens in: versions, devices, platform."""
+  """Return versions, devices and platform, by name."""
   packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   versions = {name: importlib.metadata.version(name) for name in packages}
   devices = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'processes': jax.process_count()}

@@ -15,9 +15,9 @@ EXHAUSTED = ('RESOURCE_EXHAUSTED: ', 'INTERNAL: YNNPACK operation failed')  # th
 def keep_freed_memory() -> None:
   """Make glibc's malloc keep what is freed, for the rest of the process; elsewhere do nothing.
 
-  XLA:CPU allocates the hundreds of megabytes of a step's activations anew each step, and malloc takes and returns
+  XLA:CPU allocates the hundreds of megabytes of a step's activations again each step, and malloc takes and returns
   them by mmap: tens of thousands of page faults a step, a fifth of its time. Call it before JAX starts its threads,
-  which asking for a device does.
+  which listing the devices does.
   """
   if not sys.platform.startswith('linux'):
     return
@@ -32,9 +32,16 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def memory_explained(what: str, fix: str) -> Iterator[None]:
-  """Turn a device's lack of memory for ``what``, such as ``'a step of 512 examples'``, into an InputError with ``fix``.
+  """Turn a device's out-of-memory error into an InputError.
 
-  JAX runs ahead of the devices: the context must end behind the first value that is asked of them.
+  JAX dispatches asynchronously: the context must enclose the first read of a result.
+
+  Args:
+    what: that needs the memory, such as ``'a step of 512 examples'``.
+    fix: what to do about it.
+
+  Raises:
+    InputError: the memory of the device is too small.
   """
   try:
     yield
@@ -42,5 +49,5 @@ def memory_explained(what: str, fix: str) -> Iterator[None]:
     reason = str(error).partition('\n')[0]
     if not reason.startswith(EXHAUSTED):
       raise
-    found = reason.partition(': ')[2].rstrip('.')
-    raise InputError(f'{what}: the memory of the device is too small: {found:.160}; {fix}') from error
+    problem = reason.partition(': ')[2].rstrip('.')
+    raise InputError(f'{what}: the memory of the device is too small: {problem:.160}; {fix}') from error

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh over all devices, batches split over it, everything else on every device."""
+"""Placement of arrays: one mesh over all devices, batches split over it, everything else on every device."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ AXIS = 'data'
 def make_mesh() -> Mesh:
   """Return the mesh of all devices of all processes, with the one axis ``'data'``.
 
-  The devices of a process lie side by side, so that it has one run of a batch's rows. ``jax.make_mesh`` knows better
-  orders on TPUs, but refuses GPUs of several hosts.
+  The devices of a process lie side by side, so that it has consecutive rows of a batch. ``jax.make_mesh`` knows
+  better orders on TPUs, but refuses GPUs of several hosts.
   """
   devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
   return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Return the sharding of what every device holds whole."""
+  """Return the sharding that puts a full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -31,14 +31,18 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def over_steps(mesh: Mesh) -> NamedSharding:
-  """Return the sharding of arrays whose first axis is that of some steps, and whose second is the batch."""
+  """Return the sharding of arrays whose first axis counts steps and whose second is the batch."""
   return NamedSharding(mesh, PartitionSpec(None, AXIS))
 
 
 def over_largest(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-  """Return the sharding of an array of which each device holds a part: of the longest axis that they divide.
+  """Return the sharding that splits the longest axis divisible by the number of devices.
 
-  Where they divide none, every device holds it whole.
+  Where there is none, every device has a full copy.
+
+  Args:
+    shape: of the array.
+    mesh: of ``make_mesh``.
   """
   lengths = [length if length % mesh.size == 0 else 0 for length in shape]
   if not any(lengths):
@@ -48,24 +52,31 @@ def over_largest(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
 
 def own_rows(batch_size: int, mesh: Mesh | None) -> slice:
-  """Return the rows of a batch that the devices of this process hold; all of them where the mesh is None."""
+  """Return the rows of a batch on the devices of this process; all rows where the mesh is None.
+
+  Args:
+    batch_size: of all processes together.
+    mesh: of ``make_mesh``.
+  """
   if mesh is None:
     return slice(0, batch_size)
-  found = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
-  spans = [rows[0].indices(batch_size)[:2] for rows in found if rows]
+  slices = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+  spans = [rows[0].indices(batch_size)[:2] for rows in slices if rows]
   return slice(min(start for start, _ in spans), max(stop for _, stop in spans))
 
 
-def assembled(own: Any, sharding: NamedSharding) -> Any:
-  """Return the global arrays of which each process has its ``own`` rows, a tree of NumPy arrays.
+def assembled(local: Any, sharding: NamedSharding) -> Any:
+  """Return global arrays from the rows that each process has. Nothing is sent between processes.
 
-  Of what is not split every process has all, and the same. Nothing goes from one process to another.
+  Args:
+    local: a tree of NumPy arrays; of a replicated array each process has all, with equal values.
+    sharding: of the global arrays.
   """
-  return jax.make_array_from_process_local_data(sharding, own)
+  return jax.make_array_from_process_local_data(sharding, local)
 
 
 def gathered(tree: Any) -> Any:
-  """Return ``tree`` with each array whole on every device that has a part of it."""
+  """Return ``tree`` with a full copy of each array on every device that has a part of it."""
   split = lambda x: isinstance(x, jax.Array) and not x.is_fully_replicated
   return jax.tree.map(lambda x: jax.device_put(x, replicated(x.sharding.mesh)) if split(x) else x, tree)
 
@@ -80,5 +91,5 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
-  """Return the least multiple of the number of devices that is at least ``batch_size``."""
+  """Return the smallest multiple of the number of devices that is at least ``batch_size``."""
   return -(-batch_size // mesh.size) * mesh.size

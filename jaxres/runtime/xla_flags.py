@@ -1,4 +1,4 @@
-"""XLA's flags of the whole process, which must stand before JAX starts; this imports no JAX.
+"""XLA's flags of the process, which must be set before JAX starts; this imports no JAX.
 
 XLA:CPU hands sums to the library YNNPACK, which gets some of them wrong, in silence (docs/performance.md). Each program
 of jaxres is compiled without it, by ``compiler.compiler_options``; the flag is for what JAX compiles by itself, such as
@@ -13,13 +13,13 @@ import re
 from collections.abc import MutableMapping
 
 YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'  # the parts of a program that YNNPACK gets; none where it is empty
-ACCELERATORS = ('jax_plugins', 'libtpu')  # packages whose own XLA reads XLA_FLAGS too, and may know other flags
+ACCELERATORS = ('jax_plugins', 'libtpu')  # packages whose XLA reads XLA_FLAGS too, and may know other flags
 
 
 def sum_rightly(environment: MutableMapping[str, str] = os.environ) -> None:
   """Keep YNNPACK out of the process, where jaxlib has that flag: an unknown one would end the process.
 
-  What the user says in ``XLA_FLAGS`` stands, and so does a file of flags that it names.
+  A value that the user sets in ``XLA_FLAGS``, or in the file that it names, is kept.
 
   Args:
     environment: where ``XLA_FLAGS`` is set.
@@ -31,7 +31,7 @@ def sum_rightly(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def chosen(environment: MutableMapping[str, str] = os.environ) -> str | None:
-  """Return what ``XLA_FLAGS``, or the file that it names, gives to YNNPACK; None where it does not say."""
+  """Return the value of the YNNPACK flag in ``XLA_FLAGS``, or in the file that it names; None where it is not set."""
   flags = environment.get('XLA_FLAGS', '').strip()
   if flags and not flags.startswith('-'):
     path = pathlib.Path(flags)
@@ -41,7 +41,7 @@ def chosen(environment: MutableMapping[str, str] = os.environ) -> str | None:
 
 
 def is_known(flag: str) -> bool:
-  """Return whether the installed jaxlib has ``flag``: whether its name stands, as a string, in the library."""
+  """Return whether the installed jaxlib has ``flag``: whether the library contains its name as a string."""
   spec = importlib.util.find_spec('jaxlib')
   for directory in (spec.submodule_search_locations or ()) if spec else ():
     for path in pathlib.Path(directory).glob('*jax_common.*'):

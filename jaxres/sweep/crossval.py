@@ -1,4 +1,4 @@
-"""`jaxres crossval`: train once for each fold of the training examples, tested on what that run has not seen."""
+"""`jaxres crossval`: train once for each fold of the training examples, and evaluate on that fold."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from jaxres.train import seeds
 
 
 def cross_validate(config: Mapping[str, Any], workdir: str, folds: int) -> dict[str, seeds.Summary]:
-  """Train ``config`` on all but one fold, for each, and print what that gives together.
+  """Train ``config`` once without each fold, and print mean and spread of the metrics.
 
-  Run ``k`` is a run of its own in ``<workdir>/fold<k>``, with fold ``k`` as its validation split: ``val/...`` are the
+  Run ``k`` is a separate run in ``<workdir>/fold<k>``, with fold ``k`` as its validation split: ``val/...`` are the
   metrics on it. Only the examples differ; the seeds are those of ``config``. An interrupted series continues.
 
   Args:
@@ -22,8 +22,8 @@ def cross_validate(config: Mapping[str, Any], workdir: str, folds: int) -> dict[
     folds: how many, 2 or more.
 
   Returns:
-    The summary of every metric. Its interval takes the folds for independent, which they are not quite: their training
-    examples overlap, and it is too narrow (Bengio and Grandvalet 2004, https://jmlr.org/papers/v5/grandvalet04a.html).
+    The summary of every metric. Its interval assumes independent folds; their training examples
+    overlap, so it is too narrow (Bengio and Grandvalet 2004, https://jmlr.org/papers/v5/grandvalet04a.html).
 
   Raises:
     InputError: as ``train.train_and_evaluate``.
@@ -43,5 +43,5 @@ def check_rules(workdir: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
   by_name = any(options['data']['name'] in ('folder', 'csv') for options in configs.values())
   if by_name and len(set(rules.values())) > 1:
     old, new = min(rules, key=rules.__getitem__), max(rules, key=rules.__getitem__)
-    found = f'{old} was drawn by an older jaxres, and {new} would be drawn by another rule: the folds would overlap'
-    raise InputError(f'--workdir: {workdir}: {found}; use another --workdir')
+    problem = f'{old} was drawn by an older jaxres, and {new} would be drawn by another rule: the folds would overlap'
+    raise InputError(f'--workdir: {workdir}: {problem}; use another --workdir')

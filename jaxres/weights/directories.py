@@ -31,7 +31,7 @@ MODEL = {  # the fields of model.json; those of "model" are the section of that 
   'channels': schema.integer(1, workdir.MAX_CHANNELS),
   'names': schema.Check('an object', lambda x: isinstance(x, dict)),
   'num_batches_tracked': schema.either(_COUNT, schema.object_of(_COUNT)),
-  'class_names': schema.either(schema.array_of(schema.text(), least=1), schema.NOTHING),
+  'class_names': schema.either(schema.array_of(schema.text(), min_items=1), schema.NOTHING),
   'origin': schema.text(),
   'preprocessing': schema.either(schema.Check('an object', lambda x: isinstance(x, dict)), schema.NOTHING),
   'sha256': schema.SHA256,

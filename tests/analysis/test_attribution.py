@@ -198,13 +198,13 @@ def test_the_way_is_halved_where_the_score_bends() -> None:
 def test_the_budget_bounds_the_gradients(monkeypatch) -> None:
   model, variables = make_model('basic')
   images, classes = make_images(2)
-  calls, real = [], attribution._along
+  calls, real = [], attribution._path_gradients
 
   def counted(*args):
     calls.append(len(args[-1]))
     return real(*args)
 
-  monkeypatch.setattr(attribution, '_along', counted)
+  monkeypatch.setattr(attribution, '_path_gradients', counted)
   attribution.integrated_gradients(model, variables, images, classes, tolerance=0.0, max_gradients=200)
   assert 2 * 100 < sum(calls) <= 2 * (200 + attribution.POINTS)
 
@@ -212,7 +212,7 @@ def test_the_budget_bounds_the_gradients(monkeypatch) -> None:
 def test_parts_that_are_halved_are_a_finer_midpoint_rule() -> None:
   model, variables = make_model('basic')
   images, classes = make_images(1)
-  found = attribution._integrated(model, variables, images[0], classes[0], 0.0, 33 + attribution.POINTS)
+  found = attribution._integrate_gradients(model, variables, images[0], classes[0], 0.0, 33 + attribution.POINTS)
   place = (np.arange(32, dtype=np.float32) + 0.5) / 32  # all 16 parts are halved
   sums = sum(np.asarray(attribution.gradient(model, variables, images * at, classes)) for at in place)
   expected = (np.asarray(images[0]) * sums[0] / 32).sum(-1)

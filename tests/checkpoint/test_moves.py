@@ -13,7 +13,7 @@ import pytest
 from jaxres import checkpoint, workdir
 from jaxres.checkpoint import moves, steps
 from jaxres.errors import InputError
-from tests.checkpoint.test_checkpoint import make_state
+from tests.train.runs import make_train_state as make_state
 
 
 @pytest.fixture(autouse=True)

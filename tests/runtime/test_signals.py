@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -13,45 +12,11 @@ import pytest
 
 from jaxres import data, evaluate
 from jaxres import workdir as workdir_lib
-from jaxres.checkpoint import digests as digests_lib
 from jaxres.checkpoint import steps as steps_lib
 from jaxres.runtime import signals
 from jaxres.train import loop
-from jaxres.train.meter import Meter
 from tests.helpers import merged, rows
-
-
-def digest_of(workdir: pathlib.Path) -> str:
-  _, saved = workdir_lib.read_step(workdir, None)
-  assert saved.verified
-  return digests_lib.state_digest(saved.digests, saved.progress)
-
-
-def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, step: int, *, evaluating: bool) -> str:
-  """Train, with a SIGTERM in step ``step`` or in the evaluation behind it; return what is said of it."""
-  add, evaluate_state = Meter.add, evaluate.evaluate_state
-
-  def noted(self, number, sums, *, last):
-    add(self, number, sums, last=last)
-    if number == step and not evaluating:
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  def broken(eval_steps, state, *args):
-    if evaluating and int(state.step) == step:
-      os.kill(os.getpid(), signal.SIGTERM)
-      assert evaluate_state(eval_steps, state, *args) is None  # it does not go on
-      return None
-    return evaluate_state(eval_steps, state, *args)
-
-  before = signal.getsignal(signal.SIGTERM)
-  with monkeypatch.context() as patch:
-    patch.setattr(Meter, 'add', noted)
-    patch.setattr(evaluate, 'evaluate_state', broken)
-    with pytest.raises(signals.StoppedError) as stopped:
-      loop.train_and_evaluate(config, workdir)
-  assert stopped.value.status == 143
-  assert signal.getsignal(signal.SIGTERM) == before
-  return str(stopped.value)
+from tests.train.runs import digest_of, stop
 
 
 @pytest.mark.parametrize('options', [{'ema': 0.9, 'recalibrate_bn': 1}, {'scan_steps': 2, 'log_every_steps': 4}])

@@ -1,6 +1,8 @@
 """Trained runs, what is read of them, and states to save: for the tests of all that looks at a run."""
 
+import os
 import pathlib
+import signal
 from collections.abc import Callable
 
 import jax
@@ -11,8 +13,12 @@ import pytest
 from PIL import Image
 
 from jaxres import evaluate
+from jaxres import workdir as workdir_lib
+from jaxres.checkpoint import digests as digests_lib
+from jaxres.runtime import signals
 from jaxres.state import TrainState
 from jaxres.train import loop
+from jaxres.train.meter import Meter
 from tests.helpers import CLASS_NAMES, make_arrays, merged
 
 KEY = jax.random.key(0)
@@ -28,6 +34,39 @@ def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree)
     saved = reader.restore(path, template)
   return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(saved)}
+
+
+def digest_of(workdir: pathlib.Path) -> str:
+  _, saved = workdir_lib.read_step(workdir, None)
+  assert saved.verified
+  return digests_lib.state_digest(saved.digests, saved.progress)
+
+
+def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, step: int, *, evaluating: bool) -> str:
+  """Train, with a SIGTERM in step ``step`` or in the evaluation behind it; return what is said of it."""
+  add, evaluate_state = Meter.add, evaluate.evaluate_state
+
+  def noted(self, number, sums, *, last):
+    add(self, number, sums, last=last)
+    if number == step and not evaluating:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  def broken(eval_steps, state, *args):
+    if evaluating and int(state.step) == step:
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert evaluate_state(eval_steps, state, *args) is None  # it does not go on
+      return None
+    return evaluate_state(eval_steps, state, *args)
+
+  before = signal.getsignal(signal.SIGTERM)
+  with monkeypatch.context() as patch:
+    patch.setattr(Meter, 'add', noted)
+    patch.setattr(evaluate, 'evaluate_state', broken)
+    with pytest.raises(signals.StoppedError) as stopped:
+      loop.train_and_evaluate(config, workdir)
+  assert stopped.value.status == 143
+  assert signal.getsignal(signal.SIGTERM) == before
+  return str(stopped.value)
 
 
 def interrupted(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tests.faults.test_signals import digest_of, stop
 
 from jaxres import checkpoint, cli, metrics, predict, tasks
 from jaxres import config as config_lib
@@ -31,8 +30,8 @@ from jaxres.train import loop
 from jaxres.train.plan import Progress
 from jaxres.train.setup import Setup, make_setup
 from jaxres.train.step import Hyperparameters, step_key
-from tests.helpers import ROOT, make_arrays, merged
-from tests.train.test_loop import rows
+from tests.helpers import ROOT, make_arrays, merged, rows
+from tests.train.runs import digest_of, stop
 
 BINS, FULL_AGREEMENT = 4, 8  # of the labels; steps until the views' agreement counts in full
 

@@ -11,8 +11,7 @@ from jaxres import models, weights
 from jaxres.errors import InputError
 from jaxres.weights import pickles, selection
 from tests.weights.conftest import make_state
-from tests.weights.test_pickles import HEADER, text, write_zip
-from tests.weights.test_reader import safetensors
+from tests.weights.files import HEADER, safetensors, text, write_zip
 
 SHORT = 400  # characters, less the path
 CASES = 1500

@@ -98,7 +98,8 @@ def _without_blanks(lines: Iterable[str]) -> Iterator[str]:
 
 def _strip_cells(line: str, is_open: bool) -> tuple[str, bool]:
   """Return ``line`` less the space around the quotes of its cells, and whether a quoted cell is open at its end."""
-  parts, at = [], 0
+  parts: list[str] = []
+  at = 0
   while at < len(line):
     start = at if is_open else _end(_BLANKS, line, at)
     if is_open or line.startswith('"', start):
