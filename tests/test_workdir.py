@@ -437,3 +437,10 @@ def test_a_workdir_may_be_named_by_the_directory_above(trained, tmp_path, monkey
   assert runs.read([place])[0].path == pathlib.Path(place)
   assert predict.load(place).class_names == ('0', '1', '2', '3')
   assert not [check for check in run_checks.workdir(pathlib.Path(place)) if check.verdict == 'problem']
+
+
+def test_a_batch_is_no_larger_than_the_split(trained) -> None:
+  _, source = trained
+  (run,) = runs.read([str(source)])
+  plain, huge = (runs.outputs(run, 'test', size) for size in (40, 10**12))
+  np.testing.assert_allclose(huge.logits, plain.logits, rtol=1e-5, atol=1e-5)

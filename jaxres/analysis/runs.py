@@ -135,7 +135,9 @@ def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Out
     InputError: the run has no such split, a batch does not fit into the memory, or a logit is not a number.
   """
   pipeline = run.pipeline(split)
-  batch_size = sharding.round_up(batch_size or run.config['train']['eval_batch_size'], run.mesh)
+  batch_size = batch_size or run.config['train']['eval_batch_size']
+  most = max(pipeline.size, options.Options().eval_batch_size)  # a larger batch would hold nothing more
+  batch_size = sharding.round_up(min(batch_size, most), run.mesh)
   step = evaluate.make_predict_step(run.model, run.dataset.info, pipeline.fetch, run.mesh)
   with memory_explained(f'{run.path}: {batch_size} examples at a time', f'use --batch_size={batch_size // 2}'):
     tell = make_teller(f'{run.name}, {split}:', TELL_SECONDS)
