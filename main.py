@@ -46,19 +46,22 @@ def main(_: Sequence[str]) -> None:
   ends: dict[str, Any] = {'debug': DEBUG.value, 'interrupted': 'interrupted; the same command continues the run'}
   with one_line(**ends):
     config = config_lib.complete(CONFIG.value)
-    xla_flags.sum_rightly()
+    xla_flags.disable_ynnpack()
     from jaxres.runtime import distributed, signals
     from jaxres.train import (
       loop,
       seeds,  # import JAX, which is slow
     )
 
-    with distributed.joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, **ends), signals.exits():
+    with (
+      distributed.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, **ends),
+      signals.exit_on_preemption(),
+    ):
       if SEEDS.value == 1:
         loop.train_and_evaluate(config, WORKDIR.value)
       else:
         seeds.train_and_evaluate(config, WORKDIR.value, SEEDS.value)
-      if config.data.name == 'digits' and distributed.leads():
+      if config.data.name == 'digits' and distributed.is_main_process():
         print(NEXT)
 
 

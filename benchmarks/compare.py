@@ -63,13 +63,13 @@ def measure(benchmark: str, args: argparse.Namespace, has_limit: bool) -> list[d
   context = {'benchmark': benchmark} | sides.describe(args) | harness.machine()
   limit = harness.ask('limit', harness.this_command('limit')) if has_limit else {}
   commands = {peer: parse_peer(peer).command() for peer in args.peer}
-  with harness.opened({'jaxres': harness.this_command('jaxres'), **commands}) as opened:
+  with harness.open_sides({'jaxres': harness.this_command('jaxres'), **commands}) as opened:
     rounds = harness.interleave(opened, args.rounds, args.seconds)
     facts = {side.name: side.facts for side in opened}
   rows = harness.summarize(rounds, 'jaxres')
   for row in rows if limit else ():
     row['share_of_limit'] = round(row['images_per_s'] / limit['limit_images_per_s'], 4)
-  rows = [context | row | harness.rounded(facts[row['side']] | limit) for row in rows]
+  rows = [context | row | harness.round_facts(facts[row['side']] | limit) for row in rows]
   return [row | {'side': label(row)} for row in rows]
 
 

@@ -84,13 +84,13 @@ def caches(folder: str) -> dict[str, str]:
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
   """Return a row for each side, cold and cached."""
   context = {'benchmark': 'compile'} | sides.describe(args) | harness.machine()
-  found = collections.defaultdict(list)
+  rounds = collections.defaultdict(list)
   for _ in range(args.rounds):
     for side in ('jaxres', *args.peer):
       with tempfile.TemporaryDirectory() as folder:
         for state in ('cold', 'cached'):
-          found[f'{side}, {state}'].append(harness.ask(side, harness.this_command(side), caches(folder)))
-  return [summarize(side, rounds) | context for side, rounds in found.items()]
+          rounds[f'{side}, {state}'].append(harness.ask(side, harness.this_command(side), caches(folder)))
+  return [summarize(side, rounds) | context for side, rounds in rounds.items()]
 
 
 def summarize(side: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:

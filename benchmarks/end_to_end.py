@@ -1,4 +1,4 @@
-"""How long a whole training takes, and how long it takes to an accuracy.
+"""How long a training takes, and how long it takes to an accuracy.
 
 python benchmarks/end_to_end.py --config configs/resnet18_cifar.py --target 0.94 --seeds 5
 
@@ -37,7 +37,7 @@ MEANS = (
 class Mark(NamedTuple):
   """A moment of a run."""
 
-  seconds: float  # since it began
+  seconds: float  # since it started
   cpu: float  # seconds, of all threads
   step: int
   scores: Mapping[str, float]
@@ -67,8 +67,8 @@ def main() -> None:
   for seed in range(args.seeds):
     with tempfile.TemporaryDirectory() as programs:
       environment = {'JAX_COMPILATION_CACHE_DIR': programs}  # not the user's, which earlier runs have filled
-      found = harness.ask('jaxres', harness.this_command(str(seed)), environment)
-    rows.append({'side': f'seed {seed}'} | found)
+      answer = harness.ask('jaxres', harness.this_command(str(seed)), environment)
+    rows.append({'side': f'seed {seed}'} | answer)
     harness.report([rows[-1] | context], args.out)  # at once: a run can take hours
   harness.report([mean(rows) | context], args.out)
 
@@ -123,7 +123,7 @@ def summarize(marks: list[Mark], batch_size: int, metric: str, target: float | N
     raise SystemExit(f'--metric: {metric!r} was never measured; there are {", ".join(names)}')
   first, last = marks[0], scored[-1]
   images, rest = (last.step - first.step) * batch_size, last.seconds - first.seconds
-  found: dict[str, Any] = {
+  summary: dict[str, Any] = {
     'first_step_s': round(first.seconds, 3),
     'rest_s': round(rest, 3),
     'total_s': round(last.seconds, 3),
@@ -134,25 +134,25 @@ def summarize(marks: list[Mark], batch_size: int, metric: str, target: float | N
     'accuracy': last.scores[metric],
   }
   if target is None:
-    return found
+    return summary
   hit = next((mark for mark in scored if mark.scores[metric] >= target), None)
   reached = {'reached_s': hit and round(hit.seconds, 3), 'reached_step': hit and hit.step}
-  return found | {'reached': hit is not None} | reached
+  return summary | {'reached': hit is not None} | reached
 
 
 def mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
   """Return the row of the means over seeds, with spreads; of ``reached``, how many seeds did."""
-  found: dict[str, Any] = {'side': 'mean', 'seeds': len(rows)}
+  summary: dict[str, Any] = {'side': 'mean', 'seeds': len(rows)}
   if 'reached' in rows[0]:
-    found['reached'] = sum(row['reached'] for row in rows)
+    summary['reached'] = sum(row['reached'] for row in rows)
   for name in MEANS:
     values = [row.get(name) for row in rows]
     if None not in values:
-      found[name] = round(statistics.fmean(values), 4)
-      found[f'{name}_spread'] = [min(values), max(values)]
+      summary[name] = round(statistics.fmean(values), 4)
+      summary[f'{name}_spread'] = [min(values), max(values)]
   if len(rows) > 1:
-    found['accuracy_std'] = round(statistics.stdev(row['accuracy'] for row in rows), 5)
-  return found
+    summary['accuracy_std'] = round(statistics.stdev(row['accuracy'] for row in rows), 5)
+  return summary
 
 
 if __name__ == '__main__':

@@ -43,22 +43,22 @@ def main() -> None:
   args, overrides = parser.parse_known_args()
   with tempfile.TemporaryDirectory() as temporary, one_line():
     if args.run:
-      (run,) = runs.read([args.run], args.step)
-      logits, clean, _ = runs.outputs(run, 'test')
+      (run,) = runs.read_runs([args.run], args.step)
+      logits, clean, _ = runs.predict_split(run, 'test')
       labels, flipped = flip(clean, args.flip, len(run.class_names))
     else:
-      run, flipped = trained(
+      run, flipped = train(
         command_line.load(args.config, overrides), args.flip, pathlib.Path(args.workdir or temporary)
       )
-      logits, labels, _ = runs.outputs(run, 'train')
-    test = runs.outputs(run, 'test')
+      logits, labels, _ = runs.predict_split(run, 'train')
+    test = runs.predict_split(run, 'test')
   context = {'benchmark': 'flipped_labels', 'config': args.config, 'overrides': overrides, 'flip': args.flip}
   context |= {'model': run.config['model']['name'], 'data': 'test split' if args.run else 'training split'}
   context |= {
     'epochs': run.config['train']['epochs'],
     'test_top1': float((test.logits.argmax(1) == test.labels).mean()),
   }
-  harness.report([row | context | harness.machine() for row in found(logits, labels, flipped)], args.out)
+  harness.report([row | context | harness.machine() for row in score_rows(logits, labels, flipped)], args.out)
 
 
 def flip(labels: np.ndarray, share: float, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,14 +70,14 @@ def flip(labels: np.ndarray, share: float, classes: int) -> tuple[np.ndarray, np
   return np.where(flipped, others, labels), flipped
 
 
-def trained(config: Mapping[str, Any], share: float, path: pathlib.Path) -> tuple[runs.Run, np.ndarray]:
+def train(config: Mapping[str, Any], share: float, path: pathlib.Path) -> tuple[runs.Run, np.ndarray]:
   """Return a network trained on the data of ``config`` with training labels flipped, written to ``path``; and which."""
   options = config_lib.to_dict(config)
   path.mkdir(parents=True, exist_ok=True)
   dataset = data.load(**options['data'])
   names = dataset.info.class_names
   arrays = {
-    f'{name}_{letter}': np.asarray(split.constants[kind])
+    f'{name}_{letter}': np.asarray(split.device_data[kind])
     for name, split in (('train', dataset.train), ('test', dataset.test))
     for letter, kind in (('x', 'image'), ('y', 'label'))
   }
@@ -86,13 +86,13 @@ def trained(config: Mapping[str, Any], share: float, path: pathlib.Path) -> tupl
   kept = {name: options['data'][name] for name in ('batch_size', 'seed')}
   options['data'] = {'name': 'arrays', 'path': str(path / 'data.npz')} | kept
   loop.train_and_evaluate(options, path / 'run')
-  (run,) = runs.read([str(path / 'run')], 'latest')
+  (run,) = runs.read_runs([str(path / 'run')], 'latest')
   return run, flipped
 
 
-def found(logits: np.ndarray, labels: np.ndarray, flipped: np.ndarray) -> list[dict[str, Any]]:
+def score_rows(logits: np.ndarray, labels: np.ndarray, flipped: np.ndarray) -> list[dict[str, Any]]:
   """Return the two rows."""
-  suspicion, candidates = label_errors.suspicion(logits, labels), label_errors.candidates(logits, labels)
+  suspicion, candidates = label_errors.label_margin(logits, labels), label_errors.find_candidates(logits, labels)
   first = np.argsort(-suspicion, kind='stable')[: flipped.sum()]
   average = metrics.average_precision_score(flipped, suspicion)
   hits = int((candidates & flipped).sum())

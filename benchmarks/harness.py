@@ -1,4 +1,4 @@
-"""How everything here is measured: sides that take turns, each in a process of its own, and one JSON line a result.
+"""How everything here is measured: sides that take turns, each in a separate process, and one JSON line a result.
 
 A *side* is one way to do the same work: jaxres, PyTorch, a plain flax loop. Each is a process that builds and warms up
 its work and then waits; the parent asks them to work in turn, round after round, so that what else happens on the
@@ -24,7 +24,7 @@ HIDDEN = (  # what a printed table leaves to the JSON lines
   *('benchmark', 'model', 'stem', 'classes', 'image_size', 'dtype', 'data', 'scan_steps', 'torch_compile', 'gpus'),
   *('weak', 'config', 'overrides', 'images', 'device', 'cores', 'python', 'versions', 'commit', 'date'),
 )
-BEGAN = 'JAXRES_BENCHMARK_BEGAN'  # the environment variable that tells a side when it was started
+STARTED = 'JAXRES_BENCHMARK_BEGAN'  # the environment variable that tells a side when it was started
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'numpy', 'pillow', 'simplejpeg')
 
 
@@ -61,13 +61,13 @@ def serve(build: Callable[[], Work]) -> None:
 
 
 def answer(**fields: Any) -> None:
-  """Send one line of JSON to the parent, on the standard output that the side began with."""
+  """Send one line of JSON to the parent, on the standard output that the side was started with."""
   print(json.dumps(fields), file=sys.__stdout__, flush=True)
 
 
 def seconds_since_start() -> float:
   """Return the seconds since the parent started this process; 0 where no parent did."""
-  return time.time() - float(os.environ.get(BEGAN, time.time()))
+  return time.time() - float(os.environ.get(STARTED, time.time()))
 
 
 class Side:
@@ -76,9 +76,9 @@ class Side:
   def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None):
     self.name = name
     defaults = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # sides share a GPU's memory
-    own = {'PYTHONPATH': python_path(), BEGAN: str(time.time()), **(environment or {})}
+    variables = {'PYTHONPATH': python_path(), STARTED: str(time.time()), **(environment or {})}
     self.process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=defaults | os.environ | own
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=defaults | os.environ | variables
     )
     self.facts = self._read()
 
@@ -119,7 +119,7 @@ def ask(name: str, command: Sequence[str], environment: Mapping[str, str] | None
 
 
 @contextlib.contextmanager
-def opened(
+def open_sides(
   commands: Mapping[str, Sequence[str]], environments: Mapping[str, Mapping[str, str]] | None = None
 ) -> Iterator[list[Side]]:
   """Start a side for each command, one after the other, in its environment, and end them all."""
@@ -142,22 +142,22 @@ def interleave(sides: Sequence[Side], rounds: int, seconds: float) -> dict[str, 
   for side in sides:
     side.work(1)
     steps[side.name] = max(1, round(seconds / side.work(2)['wall'] * 2))
-  found: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
+  rows: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
   for number in range(rounds):
     for side in sides if number % 2 == 0 else reversed(sides):
       took = side.work(steps[side.name])
       images = steps[side.name] * side.facts['images']
       row = {'images_per_s': images / took['wall'], 'cpu_ms_per_image': 1e3 * took['cpu'] / images}
-      found[side.name].append(row)
-  return found
+      rows[side.name].append(row)
+  return rows
 
 
-def summarize(found: Mapping[str, list[dict[str, float]]], first: str) -> list[dict[str, Any]]:
+def summarize(by_side: Mapping[str, list[dict[str, float]]], first: str) -> list[dict[str, Any]]:
   """Return a row for each side: medians, spreads, how many times as fast ``first`` is; ratios are by round."""
   rows = []
-  for name, rounds in found.items():
+  for name, rounds in by_side.items():
     speeds = [row['images_per_s'] for row in rounds]
-    pairs = list(zip(found[first], rounds, strict=True))
+    pairs = list(zip(by_side[first], rounds, strict=True))
     ratios = [ours['images_per_s'] / theirs['images_per_s'] for ours, theirs in pairs]
     cpu_ratios = [theirs['cpu_ms_per_image'] / ours['cpu_ms_per_image'] for ours, theirs in pairs]
     rows.append(
@@ -175,7 +175,7 @@ def summarize(found: Mapping[str, list[dict[str, float]]], first: str) -> list[d
   return rows
 
 
-def rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
+def round_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
   """Return ``facts`` with floats of four significant digits."""
   return {name: float(f'{value:.4g}') if isinstance(value, float) else value for name, value in facts.items()}
 

@@ -3,7 +3,7 @@
 python benchmarks/inference.py --model resnet50 --image_size 224 --batch_size 16 --peer torch flax
 
 Evaluation mode, uint8 images on the device to float logits. Prints one JSON line a side and a table. All sides take
-turns, round by round, each in a process of its own; compile time is apart.
+turns, round by round, each in a separate process; compile time is apart.
 """
 
 import pathlib

@@ -3,7 +3,7 @@
 python benchmarks/input.py --images 512 --workers 2
 
 Prints one JSON line per result and a table. ``train`` and ``eval`` are what training and evaluation are fed with;
-``decode`` stands beside them in the same rounds: as many threads that do nothing but decode the same JPEGs, whole and
+``decode`` stands beside them in the same rounds: as many threads that do nothing but decode the same JPEGs, in full and
 by simplejpeg. The JPEGs are smooth noise of a photograph's size (500x375, about 70 kB); they are read once before the
 clock starts, so that the disk is not what is measured.
 """
@@ -84,16 +84,16 @@ def measure(folder: str, workers: int, args: argparse.Namespace) -> list[dict[st
   files = [file.read_bytes() for file in sorted(pathlib.Path(folder).glob('*/*.jpg'))]
   kinds = {
     'decode': lambda: decode_only(files, workers, args.seconds),
-    'train': lambda: feed(pipeline.train_feeds(0, 1 << 30), args.batch_size, args.seconds),
+    'train': lambda: feed(pipeline.step_inputs(0, 1 << 30), args.batch_size, args.seconds),
     'eval': lambda: feed(repeat(pipeline, args.batch_size), args.batch_size, args.seconds),
   }
   if args.pillow:
     kinds |= {'train, pillow': lambda: without_fast(kinds['train'])}
-  found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+  rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
   for _ in range(args.rounds):
     for kind, work in kinds.items():
-      found[kind].append(work())
-  rows = harness.summarize(found, 'decode')
+      rounds[kind].append(work())
+  rows = harness.summarize(rounds, 'decode')
   return [{'benchmark': 'input'} | row | options | {'image': [WIDTH, HEIGHT]} for row in rows]
 
 
@@ -104,13 +104,13 @@ def feed(source: Iterator[Any], batch_size: int, seconds: float) -> dict[str, fl
   while time.perf_counter() - start < seconds:
     next(source)
     count += batch_size
-  found = speed(count, start, cpu)
+  row = speed(count, start, cpu)
   source.close()
-  return found
+  return row
 
 
 def decode_only(files: list[bytes], workers: int, seconds: float) -> dict[str, float]:
-  """Return the speed of threads that decode whole JPEGs into memory that each keeps."""
+  """Return the speed of threads that decode full JPEGs into memory that each keeps."""
 
   def work(number: int) -> int:
     pixels, count = np.empty((HEIGHT, WIDTH, 3), np.uint8), 0
@@ -132,16 +132,16 @@ def speed(count: int, start: float, cpu: float) -> dict[str, float]:
 
 def without_fast(work: Callable[[], dict[str, float]]) -> dict[str, float]:
   """Do ``work`` as where the extra ``data`` is not installed."""
-  fast, decode.fast = decode.fast, lambda: None
+  fast, decode.fast_modules = decode.fast_modules, lambda: None
   try:
     return work()
   finally:
-    decode.fast = fast
+    decode.fast_modules = fast
 
 
 def repeat(pipeline: data.Pipeline, batch_size: int) -> Iterator[Any]:
   while True:
-    for batch in pipeline.eval_feeds(batch_size):
+    for batch in pipeline.eval_inputs(batch_size):
       if batch['mask'].all():
         yield batch
 

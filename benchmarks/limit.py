@@ -4,8 +4,8 @@ python benchmarks/limit.py --model resnet18 --stem cifar --batch_size 512 --dtyp
 
 A layer with a kernel takes its FLOPs or its bytes (input, kernel, output), whichever takes longer, three times:
 forward, gradient of the input, gradient of the kernel. Each BatchNorm with its ReLU adds ``PASSES`` passes over its
-activation that overlap with nothing: written and read for the statistics, the normalisation and their gradients. The
-optimiser, the input and the shortcuts' sums count nothing; a program that fuses passes can go beyond it.
+activation that overlap with nothing: written and read for the statistics, the normalization and their gradients. The
+optimizer, the input and the shortcuts' sums count nothing; a program that fuses passes can go beyond it.
 """
 
 import argparse
@@ -43,29 +43,29 @@ class Layers(NamedTuple):
 
 def layers(model: nn.Module, batch_size: int, image_size: int) -> Layers:
   """Return the layers of ``model``, found by what they hold: a kernel, or a running mean."""
-  found = Layers([], [])
+  collected = Layers([], [])
 
   def look(next_call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     out = next_call(*args, **kwargs)
-    held = context.module.variables
-    kernel = held.get('params', {}).get('kernel')
+    variables = context.module.variables
+    kernel = variables.get('params', {}).get('kernel')
     if context.method_name == '__call__' and hasattr(kernel, 'shape'):
       elements = args[0].size + kernel.size + out.size
-      found.kernels.append((out.size * math.prod(kernel.shape[:-1]), elements))
-    if context.method_name == '__call__' and hasattr(held.get('batch_stats', {}).get('mean'), 'shape'):
-      found.norms.append(out.size)
+      collected.kernels.append((out.size * math.prod(kernel.shape[:-1]), elements))
+    if context.method_name == '__call__' and hasattr(variables.get('batch_stats', {}).get('mean'), 'shape'):
+      collected.norms.append(out.size)
     return out
 
   images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.float32)
   with nn.intercept_methods(look):
     jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
-  return found
+  return collected
 
 
-def least_seconds(found: Layers, itemsize: int, flops: float, bandwidth: float) -> float:
-  """Return the seconds of a training step of ``found`` on a device of ``flops`` FLOP/s and ``bandwidth`` bytes/s."""
-  kernels = sum(max(2 * macs / flops, itemsize * elements / bandwidth) for macs, elements in found.kernels)
-  return 3 * kernels + PASSES * itemsize * sum(found.norms) / bandwidth
+def min_seconds(network: Layers, itemsize: int, flops: float, bandwidth: float) -> float:
+  """Return the seconds of a training step of ``network`` on a device of ``flops`` FLOP/s and ``bandwidth`` bytes/s."""
+  kernels = sum(max(2 * macs / flops, itemsize * elements / bandwidth) for macs, elements in network.kernels)
+  return 3 * kernels + PASSES * itemsize * sum(network.norms) / bandwidth
 
 
 def rates(dtype: str) -> tuple[float, float]:
@@ -80,12 +80,12 @@ def rates(dtype: str) -> tuple[float, float]:
 def facts(args: argparse.Namespace) -> Mapping[str, float]:
   """Return the limit of the training step that ``args`` of ``sides`` describes, and what it is made of."""
   model = models.create(args.model, num_classes=args.classes, stem=args.stem, dtype=args.dtype)
-  found = layers(model, args.batch_size, args.image_size)
+  network = layers(model, args.batch_size, args.image_size)
   flops, bandwidth = rates(args.dtype)
-  seconds = least_seconds(found, jnp.dtype(args.dtype).itemsize, flops, bandwidth)
+  seconds = min_seconds(network, jnp.dtype(args.dtype).itemsize, flops, bandwidth)
   return {
     'limit_images_per_s': args.batch_size / seconds,
-    'gmac_per_image': found.macs / args.batch_size / 1e9,
+    'gmac_per_image': network.macs / args.batch_size / 1e9,
     'device_tflop_per_s': flops / 1e12,
     'device_gb_per_s': bandwidth / 1e9,
   }
@@ -96,7 +96,7 @@ def main() -> None:
   sides.add_arguments(parser)
   parser.add_argument('--out', help='a file that the JSON line is added to')
   args = sides.parse(parser)
-  row = {'benchmark': 'limit'} | harness.rounded(facts(args)) | sides.describe(args) | harness.machine()
+  row = {'benchmark': 'limit'} | harness.round_facts(facts(args)) | sides.describe(args) | harness.machine()
   harness.report([row], args.out)
 
 

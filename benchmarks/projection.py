@@ -6,7 +6,7 @@ Nothing here is measured but the step that is given. The assumptions, each a fla
 
 - every GPU takes the same step as the one that was measured (weak scaling), fed as fast as it asks;
 - gradients are float32, averaged by rings in three stages: a reduce-scatter within each host of 8 GPUs, an all-reduce
-  between hosts, in which each GPU sends its eighth through a network card of its own, an all-gather within the host;
+  between hosts, in which each GPU sends its eighth through its own network card, an all-gather within the host;
 - links reach ``--attained`` of their rates: NVLink 450 GB/s one way, network cards 50 GB/s (400 Gb/s);
 - a collective takes at least ``--latency_us`` for each stage within a host and for each doubling of the hosts;
 - ``--overlap`` of the gradients' time is hidden behind the backward pass; nothing of BatchNorm's is, as its statistics
@@ -73,7 +73,7 @@ def project(args: argparse.Namespace, gpus: int, gradient_bytes: int, norms: int
     args: the command line.
     gpus: how many.
     gradient_bytes: of one step.
-    norms: BatchNorms whose statistics are those of the whole batch.
+    norms: BatchNorms whose statistics are those of the global batch.
   """
   step = args.batch_size / args.images_per_s
   gradients, small = all_reduce_s(args, gpus, gradient_bytes), 2 * norms * all_reduce_s(args, gpus, 0)

@@ -1,4 +1,4 @@
-"""What it costs that "saved" is said only of what was read back: the share of the time of a training.
+"""What it costs that "saved" is printed only for what was read back: the share of the time of a training.
 
 python benchmarks/read_back.py --config configs/resnet20_cifar_quick.py --config.data.limit=1280 --config.train.epochs=2
 
@@ -41,11 +41,11 @@ def main() -> None:
   if args.side:
     harness.serve(lambda: build(config, reads=args.side == SIDES[0]))
     return
-  with harness.opened({name: harness.this_command(name) for name in SIDES}) as sides:
+  with harness.open_sides({name: harness.this_command(name) for name in SIDES}) as sides:
     facts = {side.name: side.facts for side in sides}
-    found = harness.interleave(sides, args.rounds, args.seconds)
+    rounds = harness.interleave(sides, args.rounds, args.seconds)
   context = {'benchmark': 'read_back', 'config': args.config, 'overrides': overrides} | harness.machine()
-  harness.report([row | context for row in summarize(found, facts)], args.out)
+  harness.report([row | context for row in summarize(rounds, facts)], args.out)
 
 
 def build(config: Mapping[str, Any], *, reads: bool) -> harness.Work:
@@ -67,7 +67,7 @@ def build(config: Mapping[str, Any], *, reads: bool) -> harness.Work:
         workdir = pathlib.Path(folder)
         with (
           workdir_lib.open(workdir, config, setup.dataset.info, **config['checkpoint']) as manager,
-          signals.watched() as watch,
+          signals.guard_preemption() as watch,
         ):
           if not reads:
             manager.read_back = lambda *_: None  # type: ignore[method-assign]
@@ -82,7 +82,7 @@ def time_looks(workdir: pathlib.Path) -> dict[str, float]:
   """Return the seconds, the median of a few, that a look at the newest checkpoint takes as a save has it."""
   from jaxres.checkpoint import reader, steps
 
-  path = workdir.absolute() / 'checkpoints' / str(steps.numbered(workdir / 'checkpoints')[-1])
+  path = workdir.absolute() / 'checkpoints' / str(steps.list_steps(workdir / 'checkpoints')[-1])
   known, took = json.loads((path / 'digests/metadata').read_text()), []
   for _ in range(LOOKS):
     clock = time.perf_counter()
@@ -92,12 +92,12 @@ def time_looks(workdir: pathlib.Path) -> dict[str, float]:
 
 
 def summarize(
-  found: Mapping[str, list[dict[str, float]]], facts: Mapping[str, Mapping[str, Any]]
+  rounds: Mapping[str, list[dict[str, float]]], facts: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
   """Return a row for each side, that of the first with the shares of its time that reading back takes."""
-  rows = harness.summarize(found, SIDES[1])
+  rows = harness.summarize(rounds, SIDES[1])
   first, images_an_epoch = rows[0], facts[SIDES[0]]['images'] / facts[SIDES[0]]['epochs']
-  pairs = list(zip(found[SIDES[0]], found[SIDES[1]], strict=True))
+  pairs = list(zip(rounds[SIDES[0]], rounds[SIDES[1]], strict=True))
   shares = [1 - reading['images_per_s'] / plain['images_per_s'] for reading, plain in pairs]
   first['share'] = round(statistics.median(shares), 4)
   first['share_spread'] = [round(min(shares), 4), round(max(shares), 4)]

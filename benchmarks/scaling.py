@@ -65,7 +65,7 @@ def collectives(program: str) -> dict[str, int]:
 
 
 def environment(devices: int, gpus: bool) -> dict[str, str]:
-  """Return what makes a process see so many devices."""
+  """Return the environment variables that make a process see ``devices`` devices."""
   if gpus:
     return {'CUDA_VISIBLE_DEVICES': ','.join(map(str, range(devices)))}
   others = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'host_platform_device_count' not in flag]
@@ -90,16 +90,16 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     context['device'] = harness.processor_name()
   counts = {f'over {count}' if i else 'single': count for i, count in enumerate(args.devices)}
   environments = {side: environment(count, args.gpus) for side, count in counts.items()}
-  with harness.opened({side: harness.this_command(side) for side in counts}, environments) as opened:
-    found = harness.interleave(opened, args.rounds, args.seconds)
+  with harness.open_sides({side: harness.this_command(side) for side in counts}, environments) as opened:
+    rounds = harness.interleave(opened, args.rounds, args.seconds)
     facts = {side.name: side.facts for side in opened}
   for side, count in counts.items():
     if facts[side]['device_count'] != count:
       raise SystemExit(f'--devices: asked for {count}, found {facts[side]["device_count"]}')
-  rows = harness.summarize(found, 'single')
+  rows = harness.summarize(rounds, 'single')
   for row in rows:
     row['efficiency'] = efficiency(row, counts[row['side']], args.devices[0], args.gpus)
-  return [row | harness.rounded(facts[row['side']]) | context for row in rows]
+  return [row | harness.round_facts(facts[row['side']]) | context for row in rows]
 
 
 if __name__ == '__main__':

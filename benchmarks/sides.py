@@ -1,6 +1,6 @@
 """One training step, or one forward pass, done three ways: by jaxres, by PyTorch, by the obvious flax and optax loop.
 
-All get the same uint8 images and labels, on their device from the start, normalise them there, and train with the same
+All get the same uint8 images and labels, on their device from the start, normalize them there, and train with the same
 batch, dtype and SGD (momentum 0.9, weight decay 5e-4, a cosine of the learning rate), or predict in evaluation mode.
 """
 
@@ -70,19 +70,19 @@ def batches(args: argparse.Namespace, put: Callable[[np.ndarray], Any]) -> Itera
   return itertools.cycle(list(zip(split(images), split(labels), strict=True)))
 
 
-def begun(run: Callable[[int], None], images: int, peak: Callable[[], int | None], **facts: Any) -> Work:
+def start_work(run: Callable[[int], None], images: int, peak: Callable[[], int | None], **facts: Any) -> Work:
   """Return ``run`` as work, with the seconds of its first step as ``compile_s``, and the memory that it took.
 
   Args:
     run: of ``Work``.
-    images: the same.
+    images: images per second of it.
     peak: returns the most bytes of the device's memory that were in use, by its allocator; None where it counts none.
     **facts: more of them.
   """
   start = time.perf_counter()
   run(1)
   facts = {'compile_s': time.perf_counter() - start, **facts}
-  return Work(run, images, facts | ({'peak_memory_gb': most / 1e9} if (most := peak()) else {}))
+  return Work(run, images, facts | ({'peak_memory_gb': peak_bytes / 1e9} if (peak_bytes := peak()) else {}))
 
 
 def jax_peak() -> int | None:
@@ -105,14 +105,14 @@ class JaxresStep(NamedTuple):
   call: Any  # jitted: (state, key, constants, feeds, hyperparameters, extras) to (state, sums)
   state: Any
   key: Any
-  constants: Any
+  device_data: Any
   groups: Iterator[Any]  # of feeds
   size: int  # steps a group
   rest: tuple[Any, ...]  # hyperparameters and extras
 
   def lower(self) -> Any:
     """Return the call traced and lowered; once compiled, it is what later calls use."""
-    return self.call.lower(self.state, self.key, self.constants, next(self.groups), *self.rest)
+    return self.call.lower(self.state, self.key, self.device_data, next(self.groups), *self.rest)
 
 
 def jaxres_step(
@@ -139,7 +139,7 @@ def jaxres_step(
   from jaxres import config, data
   from jaxres.data.resident import Resident
   from jaxres.data.types import Arrays
-  from jaxres.train.plan import grouped
+  from jaxres.train.plan import group_feeds
   from jaxres.train.setup import make_setup
   from jaxres.train.step import Hyperparameters
 
@@ -161,10 +161,10 @@ def jaxres_step(
   dataset = data.Dataset(pipeline, None, pipeline, info)
   setup = make_setup(config.to_dict(config.make(**sections)), dataset=dataset)
   dataset.place(setup.mesh)
-  groups = grouped(pipeline.train_feeds(0, 1 << 40), 0, 1 << 40, scan_steps, scan_steps)
+  groups = group_feeds(pipeline.step_inputs(0, 1 << 40), 0, 1 << 40, scan_steps, scan_steps)
   state, rest = setup.create(setup.key), (Hyperparameters(), setup.extras)
   feeds = (group for _, group in groups)
-  return JaxresStep(setup.train_steps, state, setup.key, pipeline.constants, feeds, scan_steps, rest)
+  return JaxresStep(setup.train_steps, state, setup.key, pipeline.device_data, feeds, scan_steps, rest)
 
 
 def jaxres_train(args: argparse.Namespace) -> Work:
@@ -180,7 +180,7 @@ def plain_train(args: argparse.Namespace) -> Work:
   return jaxres_train(args)
 
 
-def unchecked_train(args: argparse.Namespace) -> Work:
+def train_unchecked(args: argparse.Namespace) -> Work:
   """Return the training step of jaxres that takes every step, finite or not."""
   take_every_step()
   return jaxres_train(args)
@@ -191,20 +191,20 @@ def take_every_step() -> None:
   from jaxres.train import step
 
   step.all_finite = lambda tree: True
-  step.halt_unless = lambda good, before, after, sums: (after, sums)
+  step.keep_if_finite = lambda good, before, after, sums: (after, sums)
 
 
-def augmented_train(args: argparse.Namespace) -> Work:
+def train_augmented(args: argparse.Namespace) -> Work:
   """Return the training step of jaxres with crops and flips."""
   return training(jaxres_step(args, crop_pad=4, pad_mode='reflect', flip=True), args.batch_size)
 
 
-def accumulated_train(args: argparse.Namespace) -> Work:
+def train_accumulated(args: argparse.Namespace) -> Work:
   """Return the training step of jaxres on a batch in two parts."""
   return training(jaxres_step(args, accumulate=2), args.batch_size)
 
 
-def scanned_train(args: argparse.Namespace) -> Work:
+def train_scanned(args: argparse.Namespace) -> Work:
   """Return the training step of jaxres, ``--scan_steps`` of them in one call."""
   return training(jaxres_step(args, args.scan_steps), args.batch_size)
 
@@ -218,10 +218,10 @@ def training(made: JaxresStep, batch_size: int, **facts: Any) -> Work:
   def run(steps: int) -> None:
     nonlocal current
     for _ in range(steps):
-      current, sums = made.call(current, made.key, made.constants, next(made.groups), *made.rest)
+      current, sums = made.call(current, made.key, made.device_data, next(made.groups), *made.rest)
     jax.block_until_ready(sums)
 
-  return begun(run, batch_size * made.size, jax_peak, **facts)
+  return start_work(run, batch_size * made.size, jax_peak, **facts)
 
 
 def jaxres_infer(args: argparse.Namespace) -> Work:
@@ -253,7 +253,7 @@ def jax_inference(args: argparse.Namespace, predict: Callable[..., Any], variabl
   def run(steps: int) -> None:
     jax.block_until_ready([predict(variables, next(source)[0]) for _ in range(steps)])
 
-  return begun(run, args.batch_size, jax_peak)
+  return start_work(run, args.batch_size, jax_peak)
 
 
 def flax_network(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -269,7 +269,7 @@ def flax_network(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def flax_train(args: argparse.Namespace) -> Work:
-  """Return the loop that people write: flax modules, an optax optimiser, one jitted step."""
+  """Return the loop that people write: flax modules, an optax optimizer, one jitted step."""
   import jax
   import jax.numpy as jnp
   import optax
@@ -285,7 +285,7 @@ def flax_train(args: argparse.Namespace) -> Work:
   def train_step(params: Any, stats: Any, opt_state: Any, image: jax.Array, label: jax.Array) -> Any:
     def loss_fn(params: Any) -> Any:
       both = {'params': params, 'batch_stats': stats}
-      logits, updates = model.apply(both, normalized(image), train=True, mutable=['batch_stats'])
+      logits, updates = model.apply(both, normalize(image), train=True, mutable=['batch_stats'])
       return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), updates['batch_stats']
 
     (loss, new_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -298,7 +298,7 @@ def flax_train(args: argparse.Namespace) -> Work:
       params, stats, opt_state, loss = train_step(params, stats, opt_state, *next(source))
     jax.block_until_ready(loss)
 
-  return begun(run, args.batch_size, jax_peak)
+  return start_work(run, args.batch_size, jax_peak)
 
 
 def flax_infer(args: argparse.Namespace) -> Work:
@@ -306,7 +306,7 @@ def flax_infer(args: argparse.Namespace) -> Work:
   import jax
 
   model, variables = flax_network(args)
-  predict = jax.jit(lambda variables, image: model.apply(variables, normalized(image), train=False))
+  predict = jax.jit(lambda variables, image: model.apply(variables, normalize(image), train=False))
   return jax_inference(args, predict, variables)
 
 
@@ -369,7 +369,7 @@ def torch_train(args: argparse.Namespace) -> Work:
       schedule.step()
     wait()
 
-  return begun(run, args.batch_size, torch_peak)
+  return start_work(run, args.batch_size, torch_peak)
 
 
 def torch_infer(args: argparse.Namespace) -> Work:
@@ -386,11 +386,11 @@ def torch_infer(args: argparse.Namespace) -> Work:
         compiled(next(source)[0])
     wait()
 
-  return begun(run, args.batch_size, torch_peak)
+  return start_work(run, args.batch_size, torch_peak)
 
 
-def normalized(image: Any) -> Any:
-  """Return uint8 images as the normalised floats that models take."""
+def normalize(image: Any) -> Any:
+  """Return uint8 images as the normalized floats that models take."""
   import jax.numpy as jnp
 
   return (image.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
@@ -401,9 +401,9 @@ TRAIN = {
   'torch': torch_train,
   'flax': flax_train,
   'plain': plain_train,
-  'unchecked': unchecked_train,
-  'augmented': augmented_train,
-  'accumulated': accumulated_train,
-  'scanned': scanned_train,
+  'unchecked': train_unchecked,
+  'augmented': train_augmented,
+  'accumulated': train_accumulated,
+  'scanned': train_scanned,
 }
 INFER = {'jaxres': jaxres_infer, 'torch': torch_infer, 'flax': flax_infer}

@@ -59,11 +59,11 @@ def read(folder: pathlib.Path) -> list[Row]:
 
 def series(rows: Iterable[Row]) -> list[Series]:
   """Return the newest row of each side, by work, in the order in which the works were first measured."""
-  found: dict[str, Series] = {}
+  newest: dict[str, Series] = {}
   for row in rows:
     same = json.dumps([row.get(key) or None for key in WORK])  # older lines lack some
-    found.setdefault(same, {})[row['side']] = row
-  return list(found.values())
+    newest.setdefault(same, {})[row['side']] = row
+  return list(newest.values())
 
 
 def fill(text: str, tables: str) -> str:
@@ -139,7 +139,7 @@ def inputs(every: Sequence[Series]) -> str:
   names = {
     'train': 'training crops, by simplejpeg and OpenCV',
     'train, pillow': 'training crops, by Pillow',
-    'eval': 'evaluation: resize and centre crop, by Pillow',
+    'eval': 'evaluation: resize and center crop, by Pillow',
     'decode': 'threads that only decode the same files, by simplejpeg',
   }
   lines = [
@@ -182,7 +182,7 @@ def scalings(every: Sequence[Series]) -> str:
     for side, row in [(side, row) for side, row in sides.items() if side != 'single']:
       kind = 'GPUs' if row['gpus'] else 'virtual CPU devices'
       what = f'{row["device_count"]} {kind}, {work(row)}{" on each" if row["weak"] else ""}, bn={row["bn"]}'
-      what += ', sharded optimiser' * row['shard_optimizer']
+      what += ', sharded optimizer' * row['shard_optimizer']
       cpu = f'{row["cpu_time_is_times_that_of_single"]:.2f}'
       counts = ', '.join(f'{count} {name}' for name, count in row['collectives'].items()) or 'none'
       share = f'{row["efficiency"]:.0%}'.replace('%', ' %')
@@ -192,7 +192,7 @@ def scalings(every: Sequence[Series]) -> str:
 
 
 def trainings(every: Sequence[Series]) -> str:
-  """Return the table of whole trainings."""
+  """Return the table of trainings."""
   lines = []
   for row in [sides['mean'] for sides in of(every, 'end_to_end') if 'mean' in sides]:
     name = ' '.join([f'`{row["config"]}`', *[f'`{word}`' for word in row['overrides']]])
@@ -263,8 +263,8 @@ def flips(every: Sequence[Series]) -> str:
       recall = row.get('recall', row['precision'])  # as many are named as are flipped
       data = f'{row["flipped"]:,} of {row["examples"]:,} in the {row["data"]}; {row["model"]}, {row["epochs"]:g} epochs'
       data = f'{data}, test top-1 {percent("test_top1")}'
-      found = [f'{named:,}', percent('precision'), f'{recall:.1%}'.replace('%', ' %'), percent('average_precision')]
-      lines.append([data, side, *found, times])
+      cells = [f'{named:,}', percent('precision'), f'{recall:.1%}'.replace('%', ' %'), percent('average_precision')]
+      lines.append([data, side, *cells, times])
   head = ['flipped labels', 'found by', 'named', 'precision', 'recall', 'average precision', 'times chance']
   return table(head, lines)
 
@@ -302,8 +302,8 @@ def seconds(row: Row, name: str) -> str:
   """Return seconds, with their spread where there is one."""
   if name not in row:
     return ''
-  found = row.get(f'{name}_spread')
-  return f'{number(row[name])} {spread(found)}' if found and found[0] != found[1] else number(row[name])
+  spread_of = row.get(f'{name}_spread')
+  return f'{number(row[name])} {spread(spread_of)}' if spread_of and spread_of[0] != spread_of[1] else number(row[name])
 
 
 def spread(values: Sequence[float]) -> str:

@@ -2,7 +2,7 @@
 
 python benchmarks/train_step.py --model resnet18 --stem cifar --batch_size 64 --peer torch flax
 
-Prints one JSON line a side and a table. All sides take turns, round by round, each in a process of its own; compile
+Prints one JSON line a side and a table. All sides take turns, round by round, each in a separate process; compile
 time is apart. ``--data data.npz`` trains on real images, else on noise. ``share_of_limit`` is of what `limit.py` says.
 """
 

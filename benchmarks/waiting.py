@@ -45,7 +45,7 @@ def measure(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
   options = config_lib.make(model={'name': args.model}, data=data)
   context = {'benchmark': 'waiting', 'model': args.model} | work | harness.machine()
   sides = {'one batch': profile.prepare(options, one_batch=True), 'streamed': profile.prepare(options)}
-  found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+  rounds: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
   for number in range(args.rounds + 1):
     for side, step in sides.items():
       start, cpu = time.perf_counter(), time.process_time()
@@ -56,8 +56,8 @@ def measure(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         'cpu_ms_per_image': 1e3 * (time.process_time() - cpu) / count,
       }
       if number:  # the first round warms up
-        found[side].append(row)
-  return [row | context for row in harness.summarize(found, 'one batch')]
+        rounds[side].append(row)
+  return [row | context for row in harness.summarize(rounds, 'one batch')]
 
 
 if __name__ == '__main__':

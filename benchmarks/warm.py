@@ -45,11 +45,11 @@ def main() -> None:
 
 def trainings(config: Mapping[str, Any], metric: str, seeds: int) -> Iterator[dict[str, Any]]:
   """Yield what each training took and reached; its steps and its evaluation are those of ``train.py``."""
-  from jaxres.runtime.compiler import keep_programs
+  from jaxres.runtime.compiler import enable_compilation_cache
   from jaxres.runtime.memory import keep_freed_memory
 
   keep_freed_memory()
-  keep_programs()
+  enable_compilation_cache()
   setup = prepare(config_lib.to_dict(config_lib.complete(config)), metric)
   whitening_s, total = whitening_seconds(setup), setup.plan.total_steps
   images = total * setup.dataset.train.batch_size
@@ -64,10 +64,10 @@ def trainings(config: Mapping[str, Any], metric: str, seeds: int) -> Iterator[di
 
 def prepare(config: Mapping[str, Mapping[str, Any]], metric: str) -> Any:
   """Return a ``setup.Setup`` with its data on the device, and with the views of ``metric`` alone."""
-  from jaxres.runtime.compiler import be_deterministic
+  from jaxres.runtime.compiler import set_deterministic
   from jaxres.train.setup import make_setup
 
-  be_deterministic(config['train']['deterministic'])
+  set_deterministic(config['train']['deterministic'])
   once = {'eval_every_epochs': config['train']['epochs']}
   setup = make_setup({**config, 'train': config['train'] | once})
   views = max((name for name in setup.eval_steps if metric.removeprefix('ema/').startswith(name)), key=len)
@@ -81,17 +81,17 @@ def train_once(setup: Any, k: int, steps: int) -> tuple[float, dict[str, float]]
 
   from jaxres.runtime import signals
   from jaxres.train.loop import evaluate_segment
-  from jaxres.train.plan import grouped
+  from jaxres.train.plan import group_feeds
   from jaxres.train.step import Hyperparameters
 
   setup.dataset.train.seed = setup.config['data']['seed'] + k
   setup = setup._replace(key=jax.random.key(setup.options.seed + k))
   start = time.perf_counter()
   train_state, bad = setup.create(setup.key), []
-  for _, group in grouped(setup.feeds(0, steps), 0, steps, setup.scan_steps, setup.options.log_every_steps):
+  for _, group in group_feeds(setup.feeds(0, steps), 0, steps, setup.scan_steps, setup.options.log_every_steps):
     train_state, sums = setup.take_steps(train_state, group, Hyperparameters())
     bad.append(sums['bad'])
-  evaluation = evaluate_segment(setup, train_state, signals.Watch())
+  evaluation = evaluate_segment(setup, train_state, signals.PreemptionGuard())
   assert evaluation is not None  # that watch notes nothing
   scores = evaluation[1]
   seconds = time.perf_counter() - start
@@ -109,7 +109,7 @@ def whitening_seconds(setup: Any) -> float:
     return 0.0
   images = first_transform(setup.model, setup.dataset).keywords['images']  # type: ignore[attr-defined]
   start = time.perf_counter()
-  speedrun.kernel(images)
+  speedrun.whitening_kernel(images)
   return time.perf_counter() - start
 
 

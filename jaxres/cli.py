@@ -111,7 +111,7 @@ def _run(words: list[str]) -> int | None:
   for name, tool in TOOLS.items():
     row = rows.add_parser(name, help=tool.help, description=tool.help, allow_abbrev=False)
     if name == called:
-      xla_flags.sum_rightly()  # before JAX starts
+      xla_flags.disable_ynnpack()  # before JAX starts
       module = importlib.import_module(tool.module)
       module.add_arguments(row)
       row.set_defaults(run=module.run)

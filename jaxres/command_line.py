@@ -44,7 +44,7 @@ def check_arguments(argv: Sequence[str]) -> list[str]:
       except InputError as error:
         problems.append(str(error))
   if problems:
-    raise InputError(config_lib.bounded(problems))
+    raise InputError(config_lib.join_limited(problems))
   return checked
 
 
@@ -59,7 +59,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
     InputError: the file or an override cannot be used.
   """
   if not isinstance(path, str | os.PathLike):
-    raise InputError(f'config: expected the path of a file, found {config_lib._shown(path)}')
+    raise InputError(f'config: expected the path of a file, found {config_lib._describe_value(path)}')
   argv = ['jaxres', f'--config={os.fspath(path)}', *overrides]
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
@@ -109,7 +109,9 @@ def parse_flags(argv: Sequence[str], required: Sequence[str], values: flags.Flag
       raise InputError(f'--{name} is missing: {USAGE}')
   if isinstance(values.config, Mapping | config_dict.ConfigDict):
     return
-  raise InputError(f'--config: get_config() returns {config_lib._shown(values.config)}; return jaxres.config.make(...)')
+  raise InputError(
+    f'--config: get_config() returns {config_lib._describe_value(values.config)}; return jaxres.config.make(...)'
+  )
 
 
 def all_fields() -> list[str]:
@@ -214,7 +216,7 @@ def find_file(name: str) -> str:
   path = user_path(place, '--config')
   if path.is_dir():
     inside = [path / 'config.json'] if (path / 'config.json').is_file() else sorted(path.glob('*.py'))
-    instead = f'; there is {config_lib.bounded([str(file) for file in inside], ", ")}' if inside else ''
+    instead = f'; there is {config_lib.join_limited([str(file) for file in inside], ", ")}' if inside else ''
     raise InputError(f'--config: {place} is a directory; expected a file{instead}')
   if not path.exists() and path.with_name(f'{path.name}.py').is_file():
     path = path.with_name(f'{path.name}.py')

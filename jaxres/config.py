@@ -27,10 +27,10 @@ SECTIONS = {
   'optim': ('optim/__init__.py', 'make'),
   'train': ('train/options.py', 'Options'),
   'tta': ('evaluate.py', 'make_views'),
-  'checkpoint': ('checkpoint/__init__.py', 'open'),
+  'checkpoint': ('checkpoint/__init__.py', 'open_manager'),
 }
 WRAPPED = 'parsing config file'  # in the message of what ml_collections makes of any error of the file
-MOST = 8  # that a message names, of several
+MAX_LISTED = 8  # that a message names, of several
 
 
 class Field(NamedTuple):
@@ -58,7 +58,7 @@ def make(**sections: Mapping[str, Any]) -> config_dict.ConfigDict:
   given = to_dict(sections)
   config = {section: _fill(section, given.get(section, {}), problems) for section in SECTIONS}
   if problems:
-    raise InputError(bounded(problems))
+    raise InputError(join_limited(problems))
   return config_dict.ConfigDict(config).lock()
 
 
@@ -81,14 +81,16 @@ def to_dict(config: Mapping[str, Any]) -> dict[str, Any]:
       if isinstance(config, str | os.PathLike)
       else "such as {'optim': {...}}"
     )
-    raise InputError(f'config: expected a dict of sections, found {_shown(config)}; {fix}')
+    raise InputError(f'config: expected a dict of sections, found {_describe_value(config)}; {fix}')
   for section, fields in config.items():
     if not isinstance(section, str):
-      raise InputError(f'config: expected names of sections, found {_shown(section)}; known: {", ".join(SECTIONS)}')
+      raise InputError(
+        f'config: expected names of sections, found {_describe_value(section)}; known: {", ".join(SECTIONS)}'
+      )
     if section in SECTIONS and not isinstance(fields, Mapping):
       example = next(iter(schema(section)))
       expected = f'expected a dict of fields, such as dict({example}=...)'
-      raise InputError(f'{section}: {expected}, found {_shown(fields)}; known: {", ".join(schema(section))}')
+      raise InputError(f'{section}: {expected}, found {_describe_value(fields)}; known: {", ".join(schema(section))}')
   return {section: dict(fields) if isinstance(fields, Mapping) else fields for section, fields in config.items()}
 
 
@@ -109,18 +111,18 @@ def check_types(section: str, given: Mapping[str, Any]) -> None:
     )
     if not is_word and not _fits(_convert(given[name], fields[name].hint), fields[name].hint):
       expected = describe(fields[name].hint)
-      raise InputError(f'{section}.{name}: expected {expected}, found {_shown(given[name])}')
+      raise InputError(f'{section}.{name}: expected {expected}, found {_describe_value(given[name])}')
 
 
-def bounded(lines: Sequence[str], separator: str = '; ') -> str:
-  """Return the first ``MOST`` of ``lines`` as one, and how many more there are.
+def join_limited(lines: Sequence[str], separator: str = '; ') -> str:
+  """Return the first ``MAX_LISTED`` of ``lines`` as one, and how many more there are.
 
   Args:
     lines: of a message.
     separator: between them.
   """
-  more = len(lines) - MOST
-  return separator.join(lines[:MOST]) + (f'{separator}and {more} more' if more > 0 else '')
+  more = len(lines) - MAX_LISTED
+  return separator.join(lines[:MAX_LISTED]) + (f'{separator}and {more} more' if more > 0 else '')
 
 
 def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
@@ -145,11 +147,13 @@ def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
   except (ImportError, ValueError) as error:
     raise InputError(f'{field}: {name}: {error}; is its folder in PYTHONPATH?') from None
   if not callable(part):
-    raise InputError(f'{field}: {name}: expected a function called {attribute!r} in {module}, found {_shown(part)}')
+    raise InputError(
+      f'{field}: {name}: expected a function called {attribute!r} in {module}, found {_describe_value(part)}'
+    )
   return part
 
 
-def _shown(value: Any) -> str:
+def _describe_value(value: Any) -> str:
   """Return a value and its type, no longer than a line allows."""
   kind = type(value)
   plain = value is None or isinstance(value, str | numbers.Number | list | tuple | dict | os.PathLike)
@@ -177,7 +181,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 def describe_changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
   """Return ``differences`` in words, the first of them where there are many."""
-  return bounded(
+  return join_limited(
     [
       f'{path} was {json.dumps(old):.100} there and is {json.dumps(new):.100} now'
       for path, (old, new) in changed.items()
@@ -229,7 +233,7 @@ def _coerce(path: str, value: Any, hint: Any) -> Any:
   literals = [c for o in _alternatives(hint) if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
   if literals and isinstance(value, str):
     raise InputError(f'{path}: unknown value {value!r}{nearest(value, literals)}')
-  raise InputError(f'{path}: expected {describe(hint)}, found {_shown(value)}')
+  raise InputError(f'{path}: expected {describe(hint)}, found {_describe_value(value)}')
 
 
 def describe(hint: Any) -> str:

@@ -99,18 +99,18 @@ def exit_with(message: str, status: int, prefix: str = 'error: ') -> NoReturn:
   raise SystemExit(status)
 
 
-def say(line: str) -> None:
+def print_status(line: str) -> None:
   """Print a line on standard error."""
   print(printable(line), file=sys.stderr, flush=True)
 
 
-def make_teller(what: str, seconds: float, *, at_once: bool = False) -> Callable[[str], None]:
+def make_progress_printer(what: str, seconds: float, *, at_once: bool = False) -> Callable[[str], None]:
   """Return a function that says how far a long work is: lines on standard error, some time apart.
 
   Args:
     what: is done; leads each line.
     seconds: from a line to the next, and to the first where that is not ``at_once``.
-    at_once: the first line is said when there is one.
+    at_once: print the first line when there is one.
   """
   last = time.monotonic() - seconds * at_once
 
@@ -118,6 +118,6 @@ def make_teller(what: str, seconds: float, *, at_once: bool = False) -> Callable
     nonlocal last
     if time.monotonic() - last >= seconds:
       last = time.monotonic()
-      say(f'{what} {line}')
+      print_status(f'{what} {line}')
 
   return tell

@@ -16,7 +16,7 @@ from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.runtime import sharding
 from jaxres.runtime.compiler import compiler_options
-from jaxres.runtime.memory import memory_explained
+from jaxres.runtime.memory import explain_oom
 from jaxres.state import TrainState
 from jaxres.tasks import Task
 
@@ -36,7 +36,7 @@ class Outputs(NamedTuple):
 def make_views(*, flip: bool = False, crop: int = 0, pad: int = 0) -> Views | None:
   """Return what test-time augmentation looks at: a function of images to several views of each.
 
-  With ``crop`` or ``pad`` five crops, the four corners and the centre; with ``flip`` their mirror images too: the ten
+  With ``crop`` or ``pad`` five crops, the four corners and the center; with ``flip`` their mirror images too: the ten
   of Krizhevsky et al. 2012, section 4.1, where images are larger than ``crop`` (``data.eval_image_size``).
 
   Args:
@@ -45,7 +45,7 @@ def make_views(*, flip: bool = False, crop: int = 0, pad: int = 0) -> Views | No
     pad: mirrored pixels on every side of the image, before the crops.
 
   Returns:
-    A function of uint8 ``[B, H, W, C]`` to ``[V, B, h, w, C]``; None where nothing is asked for.
+    A function of uint8 ``[B, H, W, C]`` to ``[V, B, h, w, C]``; None where no view is set.
 
   Raises:
     InputError: a field is out of range; from the function, where a crop is larger than the padded image.
@@ -58,8 +58,8 @@ def make_views(*, flip: bool = False, crop: int = 0, pad: int = 0) -> Views | No
     return None
 
   def views(images: jax.Array) -> jax.Array:
-    found = five_crops(images, crop, pad) if crop or pad else images[None]
-    return jnp.concatenate([found, found[:, :, :, ::-1]]) if flip else found
+    stacked = five_crops(images, crop, pad) if crop or pad else images[None]
+    return jnp.concatenate([stacked, stacked[:, :, :, ::-1]]) if flip else stacked
 
   return views
 
@@ -71,22 +71,22 @@ def check_views(views: Views | None, image_shape: tuple[int, int, int]) -> None:
 
 
 def five_crops(images: jax.Array, crop: int, pad: int) -> jax.Array:
-  """Return the corners and the centre of ``images``, ``[B, H, W, C]``, as ``[5, B, h, w, C]``; see ``make_views``.
+  """Return the corners and the center of ``images``, ``[B, H, W, C]``, as ``[5, B, h, w, C]``; see ``make_views``.
 
-  The centre is that of torchvision's ``FiveCrop``.
+  The center is that of torchvision's ``FiveCrop``.
   """
   height, width = (crop or size for size in images.shape[1:3])
   bottom, right = images.shape[1] + 2 * pad - height, images.shape[2] + 2 * pad - width
   if min(bottom, right) < 0 or pad >= min(images.shape[1:3]):
-    found = f'crops of {crop or "the same size"} from images of {images.shape[2]}x{images.shape[1]} padded by {pad}'
-    raise InputError(f'tta: {found}; expected tta.crop no larger than the padded image, and less padding than image')
+    problem = f'crops of {crop or "the same size"} from images of {images.shape[2]}x{images.shape[1]} padded by {pad}'
+    raise InputError(f'tta: {problem}; expected tta.crop no larger than the padded image, and less padding than image')
   padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode='reflect')
   corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
   return jnp.stack([padded[:, top : top + height, left : left + width] for top, left in corners])
 
 
 def make_eval_step(
-  model: ResNet, task: Task, info: Info, fetch: Callable[..., Any], mesh: Mesh, views: Views | None = None
+  model: ResNet, task: Task, info: Info, get_batch: Callable[..., Any], mesh: Mesh, views: Views | None = None
 ) -> EvalStep:
   """Return the jitted step: ``(variables, constants, feed)`` to the masked sums of the task's metrics.
 
@@ -102,34 +102,34 @@ def make_eval_step(
     each = jax.lax.map(lambda view: task.answer(predict(variables, view)), views(images))  # type: ignore[misc]
     return task.average(each)
 
-  def eval_step(variables: Any, constants: Any, feed: Any) -> metrics.Sums:
-    batch = fetch(constants, feed)
+  def eval_step(variables: Any, device_data: Any, feed: Any) -> metrics.Sums:
+    batch = get_batch(device_data, feed)
     outputs = (mean_of_views if views else predict)(variables, batch['image'])
     return task.sums(task.eval_loss(outputs, batch), outputs, batch)
 
-  whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)
+  replicated, split = sharding.replicated_sharding(mesh), sharding.batch_sharding(mesh)
   return jax.jit(
     eval_step,
-    in_shardings=(whole, whole, split),
-    out_shardings=whole,
+    in_shardings=(replicated, replicated, split),
+    out_shardings=replicated,
     compiler_options=compiler_options(),
   )
 
 
-def make_predict_step(model: ResNet, info: Info, fetch: Callable[..., Any], mesh: Mesh) -> PredictStep:
+def make_predict_step(model: ResNet, info: Info, get_batch: Callable[..., Any], mesh: Mesh) -> PredictStep:
   """Return the jitted step: ``(variables, constants, feed)`` to the fields of ``Outputs``, and the batch's mask."""
 
-  def predict_step(variables: Any, constants: Any, feed: Any) -> tuple[jax.Array, ...]:
-    batch = fetch(constants, feed)
+  def predict_step(variables: Any, device_data: Any, feed: Any) -> tuple[jax.Array, ...]:
+    batch = get_batch(device_data, feed)
     images = normalize(batch['image'], info.mean, info.std)
     stages: Any = model.apply(variables, images, train=False, method='features')
     logits: Any = model.apply(variables, stages, method='head')
-    return logits, batch['label'], model.pooled(stages), batch['mask']
+    return logits, batch['label'], model.pool_features(stages), batch['mask']
 
-  whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)
+  replicated, split = sharding.replicated_sharding(mesh), sharding.batch_sharding(mesh)
   return jax.jit(
     predict_step,
-    in_shardings=(whole, whole, split),
+    in_shardings=(replicated, replicated, split),
     out_shardings=split,
     compiler_options=compiler_options(),
   )
@@ -152,9 +152,9 @@ def predict(
     tell: called with how far it is, before each batch.
   """
   batches = []
-  for number, feed in enumerate(pipeline.eval_feeds(batch_size)):
+  for number, feed in enumerate(pipeline.eval_inputs(batch_size)):
     tell(f'{number * batch_size:,} of {pipeline.size:,} examples')
-    batches.append(jax.device_get(predict_step(variables, pipeline.constants, feed)))
+    batches.append(jax.device_get(predict_step(variables, pipeline.device_data, feed)))
   *outputs, mask = map(np.concatenate, zip(*batches, strict=True))
   return Outputs(*(output[mask] for output in outputs))
 
@@ -187,16 +187,16 @@ def evaluate(
   """
   total: metrics.Sums | None = None
   count = -(-pipeline.size // batch_size)
-  with memory_explained(f'evaluating {batch_size} examples at a time', f'use train.eval_batch_size={batch_size // 2}'):
-    feeds = pipeline.eval_feeds(batch_size)
+  with explain_oom(f'evaluating {batch_size} examples at a time', f'use train.eval_batch_size={batch_size // 2}'):
+    feeds = pipeline.eval_inputs(batch_size)
     for _ in range(count if limit is None else min(limit, count)):
       if stop():
         return None
       rows = next(feeds)
-      feed = sharding.assembled(rows, sharding.over_batch(pipeline.mesh)) if pipeline.mesh else rows
-      part = eval_step(variables, pipeline.constants, feed)
+      feed = sharding.make_global_arrays(rows, sharding.batch_sharding(pipeline.mesh)) if pipeline.mesh else rows
+      part = eval_step(variables, pipeline.device_data, feed)
       total = part if total is None else metrics.merge(total, part)
-    return metrics.compute(jax.device_get(total), prefix, means) if total else {}
+    return metrics.compute_means(jax.device_get(total), prefix, means) if total else {}
 
 
 def evaluate_splits(
@@ -235,7 +235,7 @@ def evaluate_state(
   Where ``stop`` says yes before the last batch of all, it is None.
   """
   scores: dict[str, float] = {}
-  for weights, variables in (('', train_state.variables), ('ema/', sharding.gathered(train_state.ema))):
+  for weights, variables in (('', train_state.variables), ('ema/', sharding.gather(train_state.ema))):
     for prefix, eval_step in eval_steps.items() if variables else ():
       of_splits = evaluate_splits(eval_step, variables, dataset, batch_size, limit, stop, means)
       if of_splits is None:

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read whatever their damage, the errors of the file system in one line."""
+"""Files: written atomically, read with checks for damage, errors of the file system in one line."""
 
 import contextlib
 import errno
@@ -72,7 +72,7 @@ def read_json(
     path: of a regular file in UTF-8.
     finite: refuse NaN and infinities.
     where: names the file in the error; the path where it is empty.
-    fix: what to do about it; nothing is said where it is empty.
+    fix: what to do about it; left out where it is empty.
     limit: bytes.
 
   Raises:
@@ -99,7 +99,7 @@ def parse_json(content: bytes | str, *, finite: bool = True) -> Any:
   try:
     text = content if isinstance(content, str) else content.decode('utf-8-sig')  # an editor may write the mark
     hooks: dict[str, Any] = {'parse_float': _finite, 'parse_constant': _constant} if finite else {}
-    parsed = json.loads(text, object_pairs_hook=_unique, parse_int=_whole, **hooks)
+    parsed = json.loads(text, object_pairs_hook=_unique, parse_int=_parse_int, **hooks)
   except UnicodeDecodeError as error:
     raise ValueError(f'it is not UTF-8, at byte {error.start:,}') from None
   except RecursionError:
@@ -120,7 +120,7 @@ def _constant(word: str) -> float:
   raise ValueError(f'{word} is no finite number')
 
 
-def _whole(digits: str) -> int:
+def _parse_int(digits: str) -> int:
   if len(digits) > MAX_DIGITS:
     raise ValueError(f'a number of {len(digits):,} digits')
   return int(digits)
@@ -160,20 +160,20 @@ def file_errors(path: pathlib.Path, verb: str = 'write') -> Iterator[None]:
     raise InputError(f'cannot {verb} {path}: {reason}') from error
 
 
-def write_whole(path: pathlib.Path, text: str | bytes) -> None:
-  """Write ``text`` to ``path``, whole or not at all; of several processes the first does.
+def write_atomic(path: pathlib.Path, text: str | bytes) -> None:
+  """Write ``text`` to ``path`` atomically; of several processes the first does.
 
   Raises:
     InputError: it cannot be written, such as to a full disk.
   """
-  if not distributed.leads():
+  if not distributed.is_main_process():
     return
   with file_errors(path), complete(path) as file:
     file.write(text.encode() if isinstance(text, str) else text)
 
 
 def append(path: pathlib.Path, data: bytes) -> None:
-  """Append ``data`` to ``path``, whole or not at all.
+  """Append ``data`` to ``path``, all of it or nothing.
 
   Raises:
     InputError: it cannot be written, such as to a full disk.
@@ -207,7 +207,7 @@ def download(url: str, path: pathlib.Path, sha256: str, size: int | None, fix: s
   Args:
     url: of the file.
     path: where it goes.
-    sha256: the digest, or the digits it begins with.
+    sha256: the digest, or its first digits.
     size: bytes; None takes the server's word for it.
     fix: what the user can do where it fails; the error ends with it.
 
@@ -218,11 +218,11 @@ def download(url: str, path: pathlib.Path, sha256: str, size: int | None, fix: s
     with complete(path) as part:
       with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
         expected = size or min(int(response.headers.get('Content-Length') or MAX_BYTES), MAX_BYTES)
-        found = _copy(response, part, expected, f'downloading {url}')
-      if not found.startswith(sha256):
+        digest = _copy(response, part, expected, f'downloading {url}')
+      if not digest.startswith(sha256):
         raise InputError(
           f'{url}: expected {expected} bytes with sha256 {sha256}, found '
-          f'{part.tell()} bytes with {found}; try again, {fix}'
+          f'{part.tell()} bytes with {digest}; try again, {fix}'
         )
   except (OSError, http.client.HTTPException) as error:
     if isinstance(error, urllib.error.HTTPError):

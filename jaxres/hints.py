@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection, Sequence
 
-MOST = 4  # words that a hint names
+MAX_HINTS = 4  # words that a hint names
 CUTOFF = 0.75  # of difflib: how alike words must be
 # By a word of another tool: fields of the config, and flags.
 SYNONYMS = {
@@ -52,16 +52,16 @@ def _exact(name: str, fields: Sequence[str], flags: Collection[str]) -> list[str
     return [name]
   if f'{name}.name' in fields:  # a section
     return [f'{name}.name', *(['data.path'] if name == 'data' else [])]
-  found = [field for field in fields if field.partition('.')[2] == name] or SYNONYMS.get(name, [])
-  return [each for each in found if each in fields or each.removeprefix('--') in flags]
+  matches = [field for field in fields if field.partition('.')[2] == name] or SYNONYMS.get(name, [])
+  return [each for each in matches if each in fields or each.removeprefix('--') in flags]
 
 
-def sentence(found: Sequence[str], value: str = '') -> str:
+def sentence(words: Sequence[str], value: str = '') -> str:
   """Return ``'; did you mean --config.train.epochs=3?'`` of what ``find`` returns; nothing where that is nothing.
 
   Args:
-    found: fields of the config, or flags.
+    words: fields of the config, or flags.
     value: what was typed for it; three dots stand for none.
   """
-  full = [f'{each if each.startswith("--") else f"--config.{each}"}={value or "..."}' for each in found[:MOST]]
+  full = [f'{each if each.startswith("--") else f"--config.{each}"}={value or "..."}' for each in words[:MAX_HINTS]]
   return f'; did you mean {" or ".join(full)}?' if full else ''

@@ -75,8 +75,8 @@ def _check_header(member: zipfile.ZipInfo, file: IO[bytes]) -> None:
   if read is None:
     raise ValueError(f'{name} is of another version of NumPy')
   shape, _, dtype = read(file)
-  found = math.prod(shape) * dtype.itemsize
+  size = math.prod(shape) * dtype.itemsize
   if dtype.hasobject:
     raise ValueError('an array of Python objects, which only pickle reads')
-  if min(shape, default=0) < 0 or found != member.file_size - file.tell():
-    raise ValueError(f'{name} says that it has {found:,} bytes, and has {member.file_size - file.tell():,}')
+  if min(shape, default=0) < 0 or size != member.file_size - file.tell():
+    raise ValueError(f'{name} says that it has {size:,} bytes, and has {member.file_size - file.tell():,}')

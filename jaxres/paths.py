@@ -29,7 +29,7 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
     flag: what gave it, such as ``'--out'``, for the error.
 
   Raises:
-    InputError: it is of another machine (``gs://...``), holds a null byte, is too long, begins with the home directory
+    InputError: it is of another machine (``gs://...``), holds a null byte, is too long, starts with the home directory
       of nobody known, leads through what may not be entered, or is a directory that may not be read.
   """
   text = os.fspath(given)
@@ -40,7 +40,7 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
   path = pathlib.Path(os.path.expanduser(text))  # pathlib's own takes ./~x for ~x
   if text.startswith('~') and str(path).startswith('~'):
     home = text.partition('/')[0]
-    fix = f'give the whole path, or ./{home} where a folder is called so'
+    fix = f'give the full path, or ./{home} where a folder is called so'
     raise InputError(f'{where}: no home directory is known for {home}; {fix}')
   try:
     if stat.S_ISDIR(os.stat(path).st_mode) and not os.access(path, os.R_OK | os.X_OK):
@@ -48,10 +48,10 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
   except (FileNotFoundError, NotADirectoryError):
     pass
   except ValueError:
-    found = 'it holds a null byte' if '\0' in text else 'the file system cannot encode it'
-    raise InputError(f'{where}: no path: {found}') from None
+    problem = 'it holds a null byte' if '\0' in text else 'the file system cannot encode it'
+    raise InputError(f'{where}: no path: {problem}') from None
   except OSError as error:
-    raise InputError(f'{shortened(where)}: no path that can be used: {error.strerror}') from None
+    raise InputError(f'{shorten(where)}: no path that can be used: {error.strerror}') from None
   return path.absolute() if path.parts[:1] and path.parts[0].startswith('~') else path  # whoever expands it again
 
 
@@ -82,12 +82,12 @@ def output_path(given: str | os.PathLike[str], flag: str) -> pathlib.Path:
 
 
 def check_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> int:
-  """Return the size of a file, in bytes, without opening it: to open a FIFO waits for a writer, for ever.
+  """Return the size of a file, in bytes, without opening it: to open a FIFO waits for a writer, forever.
 
   Raises:
     OSError: there is none, it is no regular file, or it has more than ``max_bytes``; ``strerror`` says which.
   """
-  return _checked(os.stat(path), path, max_bytes)
+  return _check_stat(os.stat(path), path, max_bytes)
 
 
 def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> io.BufferedReader:
@@ -95,7 +95,7 @@ def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> 
   check_regular(path, max_bytes)
   file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)), 'rb')
   try:
-    _checked(os.fstat(file.fileno()), path, max_bytes)  # it may be another file by now
+    _check_stat(os.fstat(file.fileno()), path, max_bytes)  # it may be another file by now
   except OSError:
     file.close()
     raise
@@ -119,18 +119,18 @@ def shell_word(text: str) -> str:
   return "$'" + printable(text.replace('\\', r'\\').replace("'", r'\'')) + "'"
 
 
-def shortened(text: str, most: int = 200) -> str:
-  """Return ``text``, its middle left out where it has more than ``most`` characters."""
-  half = most // 2
-  return text if len(text) <= most else f'{text[:half]}[...]{text[-half:]}'
+def shorten(text: str, max_length: int = 200) -> str:
+  """Return ``text``, its middle left out where it has more than ``max_length`` characters."""
+  half = max_length // 2
+  return text if len(text) <= max_length else f'{text[:half]}[...]{text[-half:]}'
 
 
-def _checked(found: os.stat_result, path: str | os.PathLike[str], max_bytes: int | None) -> int:
-  if kind := _kind(found.st_mode):
+def _check_stat(status: os.stat_result, path: str | os.PathLike[str], max_bytes: int | None) -> int:
+  if kind := _kind(status.st_mode):
     raise OSError(errno.EINVAL, f'it is {kind}; expected a regular file', os.fspath(path))
-  if max_bytes is not None and found.st_size > max_bytes:
-    raise OSError(errno.EFBIG, f'it has {found.st_size:,} bytes; expected at most {max_bytes:,}', os.fspath(path))
-  return found.st_size
+  if max_bytes is not None and status.st_size > max_bytes:
+    raise OSError(errno.EFBIG, f'it has {status.st_size:,} bytes; expected at most {max_bytes:,}', os.fspath(path))
+  return status.st_size
 
 
 def _kind(mode: int) -> str:

@@ -13,7 +13,7 @@ from jaxres import models, tasks, workdir
 from jaxres.data import decode, listing
 from jaxres.data.augment import normalize
 from jaxres.data.statistics import IMAGENET
-from jaxres.errors import InputError, say
+from jaxres.errors import InputError, print_status
 from jaxres.files import sha256_of
 from jaxres.paths import read_regular, user_path
 from jaxres.runtime.compiler import jit
@@ -41,12 +41,12 @@ class Predictor(NamedTuple):
   origin: str = ''  # which weights, and of a run which checkpoint
   task: tasks.Task = tasks.make('classification')  # what its outputs mean
 
-  def describe(self, outputs: np.ndarray, at_most: int) -> tasks.Answer:
+  def describe(self, outputs: np.ndarray, max_answers: int) -> tasks.Answer:
     """Return what ``outputs``, float32 ``[K]``, say of an image: of many parts, such as classes, the first."""
-    return self.task.describe(outputs, self.class_names, at_most)
+    return self.task.describe(outputs, self.class_names, max_answers)
 
 
-class Seen(NamedTuple):
+class InputSpec(NamedTuple):
   """What is done to an image; None is what is not known or not given."""
 
   mean: tuple[float, ...] | None = None
@@ -84,51 +84,51 @@ def load(
     class_names: a text file with a name a line; the classes are numbers where nothing says their names.
     image_size: pixels a side, in place of the source's own.
     mean: of each channel, on the scale 0..1, in place of the source's own; one number is that of every channel.
-    std: of each channel, on the scale 0..1, the same.
+    std: standard deviation of each channel, on the scale 0..1.
     center_crop: the share of the resized short side that is kept, in place of the source's own.
 
   Raises:
-    InputError: the source or the file cannot be used, or what its images are normalised by is not known.
+    InputError: the source or the file cannot be used, or what its images are normalized by is not known.
   """
   if not isinstance(source, str | os.PathLike):
     raise InputError(f'source: expected a path or torchvision:NAME, found {type(source).__name__}')
   source, step = os.fspath(source), str(step)
-  given = _check_seen(Seen(_floats('mean', mean), _floats('std', std), image_size, center_crop))
-  found = sources.read(source, step)
-  names = sources.read_class_names(class_names, found) if class_names else found.class_names
-  names = names or tuple(map(str, range(found.options['num_classes'])))
+  given = _check_input_spec(InputSpec(_floats('mean', mean), _floats('std', std), image_size, center_crop))
+  pretrained = sources.read(source, step)
+  names = sources.read_class_names(class_names, pretrained) if class_names else pretrained.class_names
+  names = names or tuple(map(str, range(pretrained.options['num_classes'])))
   kind, place = sources.parse(source)
   if kind == 'jaxres' and not (user_path(place) / 'model.json').is_file():
-    model, known, shape, task = _of_run(found, user_path(place), given.image_size)
+    model, known, shape, task = _of_run(pretrained, user_path(place), given.image_size)
   else:
-    model, task = found.model(), tasks.make('classification')
-    known = _published(place) if kind == 'torchvision' else _described(found, source)
+    model, task = pretrained.model(), tasks.make('classification')
+    known = _read_published(place) if kind == 'torchvision' else _read_preprocessing(pretrained, source)
     size = given.image_size or known.image_size or 0
-    shape = (size, size, found.channels)
+    shape = (size, size, pretrained.channels)
   used_mean, used_std = (
-    _channels(value, found.channels, source) for value in (given.mean or known.mean, given.std or known.std)
+    _channels(value, pretrained.channels, source) for value in (given.mean or known.mean, given.std or known.std)
   )
   if not (used_mean and used_std and shape[0]):
     raise InputError(f'{source}: {UNKNOWN}')
   if shape[0] != shape[1] or shape[2] not in (1, 3):
     raise InputError(f'{source}: it sees images of {list(shape)}; predict makes square ones of 1 or 3 channels')
   keep = given.center_crop or known.center_crop or 1.0
-  return Predictor(model, found.variables, names, shape, keep, used_mean, used_std, found.origin, task)
+  return Predictor(model, pretrained.variables, names, shape, keep, used_mean, used_std, pretrained.origin, task)
 
 
 def _of_run(
-  found: sources.Pretrained, run: pathlib.Path, image_size: int | None
-) -> tuple[models.ResNet, Seen, tuple[int, int, int], tasks.Task]:
+  pretrained: sources.Pretrained, run: pathlib.Path, image_size: int | None
+) -> tuple[models.ResNet, InputSpec, tuple[int, int, int], tasks.Task]:
   """Return the network of a run, what it does to an image, the shape that it sees, and what its outputs mean."""
   config = workdir.read_config(run) or {}
   info, fields = workdir.read_data(run, 'image_shape', 'mean', 'std'), config['data']
   if info is None:
     raise InputError(f'{run}/data.json: missing: no image_shape, mean and std; the run must be newer')
   size = image_size or fields['eval_image_size'] or fields['image_size']
-  height, width, channels = (size, size, found.channels) if size else info['image_shape']
+  height, width, channels = (size, size, pretrained.channels) if size else info['image_shape']
   keep = fields['center_crop'] if size else 1.0
-  known = Seen(tuple(info['mean']), tuple(info['std']), height, keep)
-  model = models.create(**found.options, dtype=config['model']['dtype'])
+  known = InputSpec(tuple(info['mean']), tuple(info['std']), height, keep)
+  model = models.create(**pretrained.options, dtype=config['model']['dtype'])
   return model, known, (height, width, channels), tasks.make_from(config['train'])
 
 
@@ -140,7 +140,7 @@ def _floats(name: str, values: Any) -> tuple[float, ...] | None:
     raise InputError(f'{name}: expected numbers, one a channel, found {values!r:.80}') from None
 
 
-def _check_seen(given: Seen) -> Seen:
+def _check_input_spec(given: InputSpec) -> InputSpec:
   """Return ``given``; raise InputError where a value is out of its range."""
   if given.image_size is not None and given.image_size < 1:
     raise InputError(f'--image_size: expected pixels, 1 or more, found {given.image_size}')
@@ -160,54 +160,56 @@ def _channels(values: tuple[float, ...] | None, channels: int, source: str) -> t
   return values and (values * channels if len(values) == 1 else values)
 
 
-def _described(found: sources.Pretrained, source: str) -> Seen:
-  """Return what is done to an image before ``found``, as its ``model.json`` says; nothing where it does not."""
-  known = found.preprocessing
+def _read_preprocessing(pretrained: sources.Pretrained, source: str) -> InputSpec:
+  """Return what is done to an image before ``pretrained``, as its ``model.json`` says; nothing where it does not."""
+  known = pretrained.preprocessing
   if known is None:
-    return Seen()
+    return InputSpec()
   height, width = known.image_size
   if height != width:
     raise InputError(f'{source}: it sees images of {[height, width]}; predict makes square ones of 1 or 3 channels')
-  return Seen(known.mean, known.std, height, known.center_crop)
+  return InputSpec(known.mean, known.std, height, known.center_crop)
 
 
-def _published(place: str) -> Seen:
+def _read_published(place: str) -> InputSpec:
   """Return what torchvision's evaluation does to an image where ``place`` is weights that it published, or nothing."""
   path = user_path(place)
   if path.is_file():
     named = [name for name, digits in published.DIGITS.items() if digits in path.name]
     place = next((name for name in named if sha256_of(path).startswith(published.DIGITS[name])), '')
   if place not in published.DIGITS:
-    return Seen()
-  return Seen(*IMAGENET, IMAGE_SIZE, IMAGE_SIZE / RESIZED['v2' if place.endswith('-v2') else 'v1'])
+    return InputSpec()
+  return InputSpec(*IMAGENET, IMAGE_SIZE, IMAGE_SIZE / RESIZED['v2' if place.endswith('-v2') else 'v1'])
 
 
-def find(words: Iterable[str]) -> list[pathlib.Path]:
+def find_images(words: Iterable[str]) -> list[pathlib.Path]:
   """Return the files that ``words`` name: themselves, and of a folder all images at any depth, by name.
 
-  What is an image is what training takes for one, see ``listing``; links to nothing are left out, which is said.
+  What is an image is what training takes for one, see ``listing``; broken links are left out, with a message.
 
   Raises:
     InputError: a folder has no images.
   """
-  found: list[pathlib.Path] = []
+  images: list[pathlib.Path] = []
   for word in [words] if isinstance(words, str | os.PathLike) else words:
     path = user_path(word)
-    found += images_in(path) if path.is_dir() else [path]
-  return found
+    images += list_images(path) if path.is_dir() else [path]
+  return images
 
 
-def images_in(folder: pathlib.Path) -> list[pathlib.Path]:
+def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
   """Return the images in ``folder`` at any depth, by name.
 
   Raises:
     InputError: there are none.
   """
   listings = list(listing.walk(folder))
-  images = sorted(pathlib.Path(path) for found in listings for path in found.images)
-  broken = [path for found in listings for path in found.broken]
+  images = sorted(pathlib.Path(path) for each in listings for path in each.images)
+  broken = [path for each in listings for path in each.broken]
   if broken:
-    say(f'{folder}: {len(broken)} images are links to nothing, or no files, and left out, such as {min(broken)}')
+    print_status(
+      f'{folder}: {len(broken)} images are links to nothing, or no files, and left out, such as {min(broken)}'
+    )
   if not images:
     raise InputError(f'{folder}: no images there: expected files that end in {", ".join(listing.SUFFIXES)}')
   return images
@@ -218,7 +220,7 @@ def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
 
   Args:
     predictor: of ``load``.
-    paths: image files, strings too; ``find`` looks for them in folders.
+    paths: image files, strings too; ``find_images`` looks for them in folders.
     batch_size: images at a time.
 
   Raises:
@@ -232,14 +234,14 @@ def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
     return logits
 
   size = min(batch_size, len(paths))
-  for begin in range(0, len(paths), size):
-    batch, problems = read_batch(paths[begin : begin + size], predictor, size)
-    if len(problems) == len(paths[begin : begin + size]):  # nothing to compile for
-      yield from (Prediction(paths[begin + i], None, problem) for i, problem in problems.items())
+  for start in range(0, len(paths), size):
+    batch, problems = read_batch(paths[start : start + size], predictor, size)
+    if len(problems) == len(paths[start : start + size]):  # nothing to compile for
+      yield from (Prediction(paths[start + i], None, problem) for i, problem in problems.items())
       continue
     logits = np.asarray(run(predictor.variables, batch))
     problems = not_finite(logits) | problems
-    for i, path in enumerate(paths[begin : begin + size]):
+    for i, path in enumerate(paths[start : start + size]):
       yield Prediction(path, None if i in problems else logits[i], problems.get(i, ''))
 
 
@@ -278,12 +280,12 @@ def read_batch(paths: Sequence[pathlib.Path], predictor: Predictor, size: int) -
 
 
 def read(path: pathlib.Path, predictor: Predictor) -> np.ndarray:
-  """Return an image as ``predictor`` sees it, uint8 ``[H, W, C]``; a colour image is made grey where C is 1.
+  """Return an image as ``predictor`` sees it, uint8 ``[H, W, C]``; a color image is made gray where C is 1.
 
   Raises:
     OSError: the file cannot be read.
     BadImageError: it is no image.
   """
   height, _, channels = predictor.image_shape
-  pixels = decode.whole(read_regular(path, decode.MAX_FILE_BYTES), height, predictor.center_crop)
+  pixels = decode.decode_image(read_regular(path, decode.MAX_FILE_BYTES), height, predictor.center_crop)
   return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert('L'))[..., None]

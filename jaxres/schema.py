@@ -74,9 +74,9 @@ def integer(low: int, high: int) -> Check:
   return Check(f'a whole number from {low:,} to {high:,}', lambda x: type(x) is int and low <= x <= high)
 
 
-def text(most: int = 10_000) -> Check:
-  """Return the check of a text of at most ``most`` characters."""
-  return Check('a text', lambda x: type(x) is str and len(x) <= most)
+def text(max_length: int = 10_000) -> Check:
+  """Return the check of a text of at most ``max_length`` characters."""
+  return Check('a text', lambda x: type(x) is str and len(x) <= max_length)
 
 
 def one_of(words: Collection[str]) -> Check:

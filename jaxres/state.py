@@ -40,7 +40,7 @@ class TrainState:
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
   @property
-  def present(self) -> dict[str, Any]:
+  def saved_fields(self) -> dict[str, Any]:
     """The saved attributes that are not None, by name, so that a file omits what is not used."""
     fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != 'halted'}
     return {name: value for name, value in fields.items() if value is not None}
@@ -82,10 +82,10 @@ def shardings(train_state: TrainState, mesh: Mesh, *, shard_optimizer: bool = Fa
     shard_optimizer: each device has only its part of the optimizer's state and of the moving average, and computes its
       update (ZeRO stage 1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
   """
-  replicated = jax.tree.map(lambda _: sharding.replicated(mesh), train_state)
+  replicated = jax.tree.map(lambda _: sharding.replicated_sharding(mesh), train_state)
   if not shard_optimizer:
     return replicated
-  split = lambda tree: jax.tree.map(lambda x: sharding.over_largest(x.shape, mesh), tree)
+  split = lambda tree: jax.tree.map(lambda x: sharding.largest_axis_sharding(x.shape, mesh), tree)
   return dataclasses.replace(replicated, opt_state=split(train_state.opt_state), ema=split(train_state.ema))
 
 
@@ -105,7 +105,7 @@ def start_from(train_state: TrainState, variables: dict[str, Any]) -> TrainState
   return dataclasses.replace(train_state, **copy_to(train_state.variables), ema=ema)
 
 
-def average(train_state: TrainState, decay: float) -> TrainState:
+def update_ema(train_state: TrainState, decay: float) -> TrainState:
   """Return the state with its moving average updated for its step ``t``: parameters and batch statistics.
 
   The average is ``d * ema + (1 - d) * variables`` with ``d = min(decay, (1 + t) / (10 + t))``, so that it forgets the

@@ -116,10 +116,10 @@ def mean_log_probability(each: jax.Array) -> jax.Array:
   return jax.nn.logsumexp(each, axis=0) - jnp.log(len(each))
 
 
-def likeliest_classes(logits: np.ndarray, class_names: Sequence[str], at_most: int) -> Answer:
+def likeliest_classes(logits: np.ndarray, class_names: Sequence[str], max_classes: int) -> Answer:
   """Return the likeliest classes of an image with their probabilities, by logits float32 ``[K]``."""
   probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-  likeliest = np.argsort(-logits, kind='stable')[:at_most]
+  likeliest = np.argsort(-logits, kind='stable')[:max_classes]
   rows = [(class_names[k], float(probabilities[k])) for k in likeliest]
   content = {'top': [{'class': name, 'probability': p} for name, p in rows]}
   return Answer(content, [f'{p:8.2%}  {name}' for name, p in rows])

@@ -14,7 +14,7 @@ def name(path: Sequence[Any]) -> str:
   return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
 
 
-def names(tree: Any) -> list[str]:
+def leaf_names(tree: Any) -> list[str]:
   """Return the names of the leaves of ``tree``, in the order of ``jax.tree.leaves``."""
   return [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
@@ -35,7 +35,7 @@ def match(tree: Any, patterns: Sequence[str], where: str) -> Any:
   Raises:
     InputError: a pattern is not a regular expression, or matches no leaf.
   """
-  known = names(tree)
+  known = leaf_names(tree)
   for pattern in patterns:
     try:
       matched = any(re.fullmatch(pattern, leaf) for leaf in known)

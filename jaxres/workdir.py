@@ -1,4 +1,4 @@
-"""The workdir of a run: what is there already, and what is written before the training begins."""
+"""The workdir of a run: what is there already, and what is written before the training starts."""
 
 import contextlib
 import json
@@ -14,11 +14,11 @@ from jaxres.checkpoint import digests, moves, reader, steps
 from jaxres.checkpoint.about import check_made_by, other_fields
 from jaxres.checkpoint.manager import Manager, check_path
 from jaxres.data.fingerprints import differences
-from jaxres.errors import InputError, say
+from jaxres.errors import InputError, print_status
 from jaxres.log import rows
 from jaxres.paths import check_utf8, user_path
 from jaxres.runtime import distributed
-from jaxres.runtime.environment import environment
+from jaxres.runtime.environment import describe_environment
 from jaxres.runtime.lock import LOCK
 
 LEFT = re.compile(r'.+\.[0-9a-f]{8}\.part')  # what a kill leaves of a file that was being written
@@ -60,29 +60,29 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   checkpoint that is damaged, which is found when it is opened, says nothing here.
   """
   if config['train']['dry_run']:
-    if distributed.leads():
+    if distributed.is_main_process():
       for path in workdir.iterdir():
         if path.name != LOCK and (reason := moves.delete(path)):
           raise InputError(f'--workdir: cannot delete {path} of the dry run before: {reason}; delete it yourself')
-    distributed.meet('the dry run before is deleted')
+    distributed.barrier('the dry run before is deleted')
   stored = read_json(workdir, 'config.json')
   changed = other_fields(stored, config) if stored else {}
   if changed:
-    found = config_lib.describe_changes(changed)
-    raise InputError(f'--workdir: {workdir} holds a run of another config: {found}; use another --workdir')
+    changes = config_lib.describe_changes(changed)
+    raise InputError(f'--workdir: {workdir} holds a run of another config: {changes}; use another --workdir')
   for path, about in _read_abouts(workdir).items():
     check_made_by(about, config, path)
     check_data_file(workdir, about, path, needed=False)
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
-  """Return whether a run would go on in ``workdir``: one checkpoint there is whole."""
-  return bool(steps.present(workdir / 'checkpoints'))
+  """Return whether a run would go on in ``workdir``: one checkpoint there is intact."""
+  return bool(steps.list_checkpoints(workdir / 'checkpoints'))
 
 
 def _read_abouts(workdir: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
   """Return what each checkpoint in ``workdir`` was made by; the newest comes first."""
-  paths = steps.present(workdir.absolute() / 'checkpoints').values()
+  paths = steps.list_checkpoints(workdir.absolute() / 'checkpoints').values()
   return {path: reader.about(path) for path in reversed(paths)}
 
 
@@ -124,13 +124,13 @@ def check_data(workdir: pathlib.Path, info: data.Info) -> None:
 def other_data(workdir: pathlib.Path, info: data.Info) -> str:
   """Return how the data of the run in ``workdir`` differs from that of ``info``; nothing where it does not."""
   stored = read_json(workdir, 'data.json')
-  found = describe(info)
+  current = describe(info)
   if stored is None:
-    return _other_digest(workdir, found)
+    return _other_digest(workdir, current)
   for name in IDENTITY:
     if name not in stored:
       continue
-    was, now = stored[name], found[name]
+    was, now = stored[name], current[name]
     if name == 'splits':
       was, now = _other_splits(was, now)
     if was != now:
@@ -141,8 +141,8 @@ def other_data(workdir: pathlib.Path, info: data.Info) -> str:
 def _other_digest(workdir: pathlib.Path, content: Mapping[str, Any]) -> str:
   """Return how ``content`` is not that of the ``data.json`` that is lost, by the checkpoints in ``workdir``."""
   expected = [about['data_sha256'] for about in _read_abouts(workdir).values() if about.get('data_sha256')]
-  found = digests.json_digest(content)
-  return next((f'its SHA-256 was {was:.12} there and is {found:.12} now' for was in expected if was != found), '')
+  digest = digests.json_digest(content)
+  return next((f'its SHA-256 was {was:.12} there and is {digest:.12} now' for was in expected if was != digest), '')
 
 
 def _other_splits(was: Mapping[str, str], now: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -165,8 +165,8 @@ def split_rule(workdir: pathlib.Path) -> int:
   elif abouts := _read_abouts(workdir):
     path = next((path for path, about in abouts.items() if 'split_rule' in about), None)
     if path is None:
-      found = f'{place}: missing, and the checkpoints do not say which examples they were trained on'
-      raise InputError(f'{found}; {files.PUT_BACK}, or train in another directory')
+      problem = f'{place}: missing, and the checkpoints do not say which examples they were trained on'
+      raise InputError(f'{problem}; {files.PUT_BACK}, or train in another directory')
     rule, place = abouts[path]['split_rule'], f'{path}/about'
   if rule not in data.SPLIT_RULES:
     expected = f'expected {" or ".join(map(str, data.SPLIT_RULES))}, found {rule!r}'
@@ -201,7 +201,7 @@ def read_json(workdir: pathlib.Path, name: str) -> Any:
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, dict[str, Any]] | None:
-  """Return the whole config of the run in ``workdir``; None where it has none.
+  """Return the complete config of the run in ``workdir``; None where it has none.
 
   A field that an older jaxres did not know is at its default.
 
@@ -246,12 +246,12 @@ def read_data(workdir: pathlib.Path, *needed: str) -> dict[str, Any] | None:
   if content is None:
     return None
   optional = DATA.keys() - {'class_names', *needed}
-  found = schema.check_fields(content, DATA, path, optional=optional)
-  channels: dict[str, int] = {name: len(found[name]) for name in ('mean', 'std') if name in found}
-  channels |= {'image_shape': found['image_shape'][2]} if 'image_shape' in found else {}
+  fields = schema.check_fields(content, DATA, path, optional=optional)
+  channels: dict[str, int] = {name: len(fields[name]) for name in ('mean', 'std') if name in fields}
+  channels |= {'image_shape': fields['image_shape'][2]} if 'image_shape' in fields else {}
   if len({*channels.values()}) > 1:
     raise files.DamagedError(f'{path}: mean, std and image_shape are of different channels; {files.PUT_BACK}')
-  return found
+  return fields
 
 
 def class_names(workdir: pathlib.Path, classes: int, channels: int, *, exact: bool = True) -> tuple[str, ...] | None:
@@ -275,8 +275,8 @@ def class_names(workdir: pathlib.Path, classes: int, channels: int, *, exact: bo
   known |= {'channels': content['image_shape'][2]} if 'image_shape' in content else {}
   for name, expected in {'class_names': classes, 'channels': channels}.items():
     if known.get(name, expected) != expected:
-      found = f'expected {expected:,} as the checkpoint has, found {known[name]:,}'
-      raise files.DamagedError(f'{workdir / "data.json"}: {name}: {found}; {files.PUT_BACK}')
+      problem = f'expected {expected:,} as the checkpoint has, found {known[name]:,}'
+      raise files.DamagedError(f'{workdir / "data.json"}: {name}: {problem}; {files.PUT_BACK}')
   return tuple(content['class_names'])
 
 
@@ -284,7 +284,7 @@ def read_environment(workdir: pathlib.Path) -> dict[str, Any]:
   """Return what the run in ``workdir`` happened in; nothing where a jaxres that wrote nothing made it.
 
   Raises:
-    DamagedError: ``environment.json`` is no such description.
+    DamagedError: ``describe_environment.json`` is no such description.
   """
   content = files.read_json(workdir / 'environment.json')
   if content is None:
@@ -297,7 +297,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
   """Return the rows of ``metrics.jsonl`` of the run in ``workdir``; say on standard error which are damaged."""
   known, damage = rows.read(workdir / 'metrics.jsonl')
   if damage:
-    say(f'warning: {damage}')
+    print_status(f'warning: {damage}')
   return known
 
 
@@ -308,17 +308,17 @@ def open(workdir: pathlib.Path, config: Mapping[str, Any], info: data.Info, **op
   Raises:
     InputError: it cannot be written.
   """
-  if distributed.leads():
+  if distributed.is_main_process():
     for path in workdir.glob('*.part'):
       if LEFT.fullmatch(path.name):
         with contextlib.suppress(OSError):  # it is in nobody's way
           path.unlink()
   described = _describe_run(workdir, info)
-  with checkpoint.open(workdir / 'checkpoints', **options) as manager:
+  with checkpoint.open_manager(workdir / 'checkpoints', **options) as manager:
     manager.data = described
-    files.write_whole(workdir / 'config.json', config_lib.to_json(config))
-    files.write_whole(workdir / 'environment.json', json.dumps(environment(), indent=2) + '\n')
-    files.write_whole(workdir / 'data.json', json.dumps(described, indent=2) + '\n')
+    files.write_atomic(workdir / 'config.json', config_lib.to_json(config))
+    files.write_atomic(workdir / 'environment.json', json.dumps(describe_environment(), indent=2) + '\n')
+    files.write_atomic(workdir / 'data.json', json.dumps(described, indent=2) + '\n')
     yield manager
 
 

@@ -23,7 +23,7 @@ FUNCTIONS = {
   'optim': optim.make,
   'train': options.Options,
   'tta': evaluate.make_views,
-  'checkpoint': checkpoint_lib.open.__wrapped__,
+  'checkpoint': checkpoint_lib.open_manager.__wrapped__,
 }
 
 

@@ -81,9 +81,9 @@ def test_training_commands_can_be_compiled(line: str, tmp_path, tiny: str, monke
   setup = make_setup(config_lib.to_dict(options) | {'train': config_lib.to_dict(options)['train'] | {'dry_run': False}})
   setup.dataset.place(setup.mesh)
   state = jax.eval_shape(setup.create, setup.key)
-  group = jax.tree.map(lambda array: array[None], next(setup.dataset.train.train_feeds(0, 1)))
-  feeds = sharding.assembled(group, sharding.over_steps(setup.mesh))
-  rest = (setup.key, setup.dataset.train.constants, feeds, Hyperparameters(), setup.extras)
+  group = jax.tree.map(lambda array: array[None], next(setup.dataset.train.step_inputs(0, 1)))
+  feeds = sharding.make_global_arrays(group, sharding.scan_sharding(setup.mesh))
+  rest = (setup.key, setup.dataset.train.device_data, feeds, Hyperparameters(), setup.extras)
   state, sums = jax.eval_shape(setup.train_steps, state, *rest)
   assert sums['count'].shape == state.step.shape == ()
 

@@ -19,7 +19,7 @@ def setup(npz):
   variables = init_variables(model, dataset.info.image_shape, jax.random.key(0))
   head = {'fc': {'kernel': np.random.default_rng(0).normal(size=(64, 4)), 'bias': np.zeros(4)}}
   variables['params'] = dict(variables['params']) | {'head': head}
-  step = evaluate.make_eval_step(model, classification(), dataset.info, dataset.test.fetch, mesh)
+  step = evaluate.make_eval_step(model, classification(), dataset.info, dataset.test.get_batch, mesh)
   return dataset, model, variables, step
 
 
@@ -78,7 +78,7 @@ def test_one_device_and_eight_agree(setup) -> None:
   dataset, model, variables, step = setup
   one = jax.sharding.Mesh(jax.devices()[:1], ('data',))
   found = evaluate.evaluate(step, variables, dataset.test, 16, 'test')
-  single = evaluate.make_eval_step(model, classification(), dataset.info, dataset.test.fetch, one)
+  single = evaluate.make_eval_step(model, classification(), dataset.info, dataset.test.get_batch, one)
   dataset.place(one)
   alone = evaluate.evaluate(single, variables, dataset.test, 16, 'test')
   assert found['test/top1'] == alone['test/top1']
@@ -109,7 +109,9 @@ def test_views_are_numpys(flip: bool, crop: int, pad: int) -> None:
 def test_a_score_over_views_is_that_of_their_mean_probability(setup, flip: bool, crop: int, pad: int) -> None:
   dataset, model, variables, plain = setup
   views = evaluate.make_views(flip=flip, crop=crop, pad=pad)
-  step = evaluate.make_eval_step(model, classification(), dataset.info, dataset.test.fetch, sharding.make_mesh(), views)
+  step = evaluate.make_eval_step(
+    model, classification(), dataset.info, dataset.test.get_batch, sharding.make_mesh(), views
+  )
   found = evaluate.evaluate(step, variables, dataset.test, 24, 'test')
   probabilities = []
   for view in views_of(make_arrays((16, 45))['test_x'], flip, crop, pad):

@@ -231,7 +231,7 @@ MODEL = models.create('resnet20')
     ),
     (lambda _: sources.read(None), 'source: expected a path, torchvision:NAME or jaxres:DIR, found None'),
     (lambda _: sources.read(''), "source: expected a path, torchvision:NAME or jaxres:DIR, found ''"),
-    (lambda _: runs.read(3), 'paths: expected a list of workdirs, found 3'),
+    (lambda _: runs.read_runs(3), 'paths: expected a list of workdirs, found 3'),
     (lambda _: compare.compare(['runs/x']), 'runs: expected a list of what jaxres.runs.read returns, found list'),
     (lambda _: compare.compare([]), 'runs: expected one or more, found none'),
     (lambda _: augment.make(mixup='x'), "augment.mixup: expected float, found 'x' (str)"),

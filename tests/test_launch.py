@@ -59,7 +59,7 @@ def test_the_sbatch_file() -> None:
   tasks = int(options['nodes']) * int(options['ntasks-per-node'])
   assert 2048 % tasks == 0
   assert flags.keys().isdisjoint({'coordinator', 'num_processes'})  # srun says it
-  assert distributed.launcher({'SLURM_STEP_NUM_TASKS': str(tasks)}) == 'slurm'
+  assert distributed.detect_launcher({'SLURM_STEP_NUM_TASKS': str(tasks)}) == 'slurm'
 
 
 def test_the_jobset() -> None:
@@ -83,7 +83,9 @@ def test_the_jobset() -> None:
     flags = flags_of(shlex.split(done.stdout)[1:])
     assert_main_knows(flags)
     host = f'{jobset["metadata"]["name"]}-{job["name"]}-0-0.{jobset["metadata"]["name"]}'
-    found = distributed.arguments(flags['coordinator'], int(flags['num_processes']), int(flags['process_id']), {})
+    found = distributed.initialize_arguments(
+      flags['coordinator'], int(flags['num_processes']), int(flags['process_id']), {}
+    )
     assert found['coordinator_address'].split(':')[0] == host
     assert (found['num_processes'], found['process_id']) == (pods, index)
 

@@ -61,11 +61,11 @@ def test_a_killed_run_continues_to_the_same_weights(finished, tmp_path) -> None:
 
 
 BAD = {
-  'misspelt field': ([*DIGITS, '--config.optim.lrr=1'], "unknown field 'lrr' of section 'optim'; did you mean 'lr'?"),
-  'misspelt section': ([*DIGITS, '--config.optm.lr=1'], "unknown config section 'optm'; did you mean 'optim'?"),
+  'misspelled field': ([*DIGITS, '--config.optim.lrr=1'], "unknown field 'lrr' of section 'optim'; did you mean 'lr'?"),
+  'misspelled section': ([*DIGITS, '--config.optm.lr=1'], "unknown config section 'optm'; did you mean 'optim'?"),
   'wrong type': ([*DIGITS, '--config.optim.lr=fast'], "--config.optim.lr: expected float, found 'fast'"),
   'unknown model': ([*DIGITS, '--config.model.name=resnet81'], "unknown model 'resnet81'; did you mean 'resnet18'?"),
-  'unknown optimiser': ([*DIGITS, '--config.optim.name=sdg'], "optim.name: unknown value 'sdg'; did you mean 'sgd'?"),
+  'unknown optimizer': ([*DIGITS, '--config.optim.name=sdg'], "optim.name: unknown value 'sdg'; did you mean 'sgd'?"),
   'unknown data set': ([*DIGITS, '--config.data.name=digit'], "unknown data set 'digit'; did you mean 'digits'?"),
   'missing config': (['--config', 'configs/digit.py'], "no such file: configs/digit.py; did you mean 'digits.py'?"),
   'no config': ([], '--config is missing'),
@@ -110,7 +110,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(name: str, tmp_path, capsys) -
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('name', ['misspelt field', 'missing npz'])  # the one before JAX is there, the other behind it
+@pytest.mark.parametrize(
+  'name', ['misspelled field', 'missing npz']
+)  # the one before JAX is there, the other behind it
 def test_the_process_ends_with_that_line_and_status_2(name: str, tmp_path) -> None:
   arguments, message = BAD[name]
   done = run_main(*arguments, '--workdir', str(tmp_path / 'run'))

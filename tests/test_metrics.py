@@ -13,7 +13,7 @@ def random_batch(size: int = 200, classes: int = 10) -> tuple[np.ndarray, np.nda
 
 def test_top1_and_top5_are_scikit_learns() -> None:
   logits, label = random_batch()
-  found = metrics.compute(metrics.sums(jnp.ones(len(label)), jnp.asarray(logits), jnp.asarray(label)), 'test')
+  found = metrics.compute_means(metrics.sums(jnp.ones(len(label)), jnp.asarray(logits), jnp.asarray(label)), 'test')
   for k in (1, 5):
     np.testing.assert_allclose(found[f'test/top{k}'], top_k_accuracy_score(label, logits, k=k, labels=range(10)))
 
@@ -47,20 +47,20 @@ def test_of_a_distribution_the_heaviest_class_counts() -> None:
   logits, label = random_batch()
   mixed = 0.6 * np.eye(10)[label] + 0.4 * np.eye(10)[np.roll(label, 1)]
   found, expected = (metrics.sums(jnp.ones(200), jnp.asarray(logits), jnp.asarray(x)) for x in (mixed, label))
-  assert metrics.compute(found, 'a') == metrics.compute(expected, 'a')
+  assert metrics.compute_means(found, 'a') == metrics.compute_means(expected, 'a')
 
 
 def test_merging_parts_is_the_whole() -> None:
   logits, label = map(jnp.asarray, random_batch())
   part = lambda s: metrics.sums(jnp.ones(200)[s], logits[s], label[s])
   merged = metrics.merge(part(slice(0, 90)), part(slice(90, 200)))
-  assert metrics.compute(merged, 'a') == metrics.compute(part(slice(0, 200)), 'a')
+  assert metrics.compute_means(merged, 'a') == metrics.compute_means(part(slice(0, 200)), 'a')
 
 
 @pytest.mark.parametrize(('classes', 'has_top5'), [(5, False), (6, True)])
 def test_top5_is_left_out_where_every_class_would_be_a_hit(classes: int, has_top5: bool) -> None:
   logits = jnp.eye(classes)
-  found = metrics.compute(metrics.sums(jnp.ones(classes), logits, jnp.arange(classes)), 'val')
+  found = metrics.compute_means(metrics.sums(jnp.ones(classes), logits, jnp.arange(classes)), 'val')
   assert found == {'val/loss': 1.0, 'val/top1': 1.0} | ({'val/top5': 1.0} if has_top5 else {})
 
 

@@ -25,28 +25,28 @@ def test_a_run_predicts_what_it_evaluates(config, tmp_path, npz, channels) -> No
   dataset = data.load(**merged(config)['data'])
   found = sources.read(run, 'latest')
   model = models.create('tiny', num_classes=4)
-  images = augment.normalize(dataset.test.constants['image'], dataset.info.mean, dataset.info.std)
+  images = augment.normalize(dataset.test.device_data['image'], dataset.info.mean, dataset.info.std)
   expected = jax.jit(lambda v, x: model.apply(v, x, train=False))(found.variables, images)
-  paths = predict.find([str(tmp_path / 'images')])
+  paths = predict.find_images([str(tmp_path / 'images')])
   assert len(paths) == 40
   for batch_size in (7, 64):
     rows = [*predict.predict(predict.load(run, 'latest'), paths, batch_size)]
     np.testing.assert_allclose(np.stack([row.logits for row in rows]), expected, rtol=1e-5, atol=1e-5)
   top1 = json.loads((tmp_path / 'run/metrics.jsonl').read_text().splitlines()[-1])['test/top1']
-  right = [row.logits.argmax() == label for row, label in zip(rows, dataset.test.constants['label'], strict=True)]
+  right = [row.logits.argmax() == label for row, label in zip(rows, dataset.test.device_data['label'], strict=True)]
   assert np.mean(right) == pytest.approx(top1)
   assert top1 > 0.4
 
 
 def test_images_of_another_size_are_seen_as_evaluation_sees_them(config, tmp_path, npz) -> None:
-  """The data set resizes arrays, predict files: both to 12 pixels, the centre of 0.75 of the short side."""
+  """The data set resizes arrays, predict files: both to 12 pixels, the center of 0.75 of the short side."""
   config = merged(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
   run = make_run(config, tmp_path, npz, shape=(20, 26, 3))
   dataset = data.load(**config['data'])
   predictor = predict.load(run)
-  paths = predict.find([str(tmp_path / 'images')])
+  paths = predict.find_images([str(tmp_path / 'images')])
   pixels = np.stack([predict.read(path, predictor) for path in paths])
-  np.testing.assert_array_equal(pixels, dataset.test.constants['image'])
+  np.testing.assert_array_equal(pixels, dataset.test.device_data['image'])
   assert (predictor.mean, predictor.std) == (dataset.info.mean, dataset.info.std)
 
 
@@ -123,7 +123,7 @@ def test_bad_input_is_one_line(tmp_path, tiny) -> None:
   good = str(tmp_path / 'tiny.pth')
   (tmp_path / 'empty').mkdir()
   with pytest.raises(InputError, match='no images there: expected files that end in .jpg'):
-    predict.find([str(tmp_path / 'empty')])
+    predict.find_images([str(tmp_path / 'empty')])
   with pytest.raises(InputError, match='--image_size: expected pixels, 1 or more, found 0'):
     predict.load(good, image_size=0)
   (tmp_path / 'names.txt').write_text('one\n')

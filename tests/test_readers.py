@@ -127,7 +127,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch) -> None:
     assert f'{kind.name}: cannot be read: Permission denied' in outcome(kind.read, tmp_path)[1]
   monkeypatch.setattr(os, 'listdir', refuse)
   with pytest.raises(InputError, match='cannot be read: Permission denied; expected a directory of checkpoints'):
-    steps_lib.numbered(tmp_path)
+    steps_lib.list_steps(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def run(tmp_path, tiny: str) -> pathlib.Path:
   model = models.create(tiny, num_classes=3)
   variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
   config = config_lib.make(model=dict(name=tiny))
-  with checkpoint.open(tmp_path / 'run/checkpoints') as manager:
+  with checkpoint.open_manager(tmp_path / 'run/checkpoints') as manager:
     state = TrainState(jnp.int32(7), variables['params'], variables['batch_stats'], ())
     checkpoint.save(manager, state, {}, {}, config)
   (tmp_path / 'run/config.json').write_text(config_lib.to_json(config))

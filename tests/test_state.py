@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxres.state import average, create
+from jaxres.state import create, update_ema
 
 VARIABLES = {'params': {'a': jnp.ones(3), 'b': jnp.zeros(2)}, 'batch_stats': {'mean': jnp.full(2, 5.0)}}
 
@@ -11,10 +11,10 @@ VARIABLES = {'params': {'a': jnp.ones(3), 'b': jnp.zeros(2)}, 'batch_stats': {'m
 def test_a_state_keeps_no_average_unless_it_is_asked_for() -> None:
   begin = create(VARIABLES, optax.sgd(0.1))
   assert begin.ema is None
-  assert set(begin.present) == {'step', 'params', 'batch_stats', 'opt_state'}
-  assert average(begin, 0.9) is begin
+  assert set(begin.saved_fields) == {'step', 'params', 'batch_stats', 'opt_state'}
+  assert update_ema(begin, 0.9) is begin
   kept = create(VARIABLES, optax.sgd(0.1), ema=True)
-  assert set(kept.present) == {'step', 'params', 'batch_stats', 'opt_state', 'ema'}
+  assert set(kept.saved_fields) == {'step', 'params', 'batch_stats', 'opt_state', 'ema'}
   np.testing.assert_array_equal(kept.ema['batch_stats']['mean'], VARIABLES['batch_stats']['mean'])
 
 
@@ -25,7 +25,7 @@ def test_the_average_is_the_definition(decay: float) -> None:
   for t in range(1, 200):
     a, mean = np.sin(t) + np.arange(3.0), np.cos(t) * np.ones(2)
     current = current.replace(step=jnp.int32(t), params={'a': jnp.asarray(a), 'b': jnp.zeros(2)})
-    current = average(current.replace(batch_stats={'mean': jnp.asarray(mean)}), decay)
+    current = update_ema(current.replace(batch_stats={'mean': jnp.asarray(mean)}), decay)
     d = min(decay, (1 + t) / (10 + t))
     expected = {'a': d * expected['a'] + (1 - d) * a, 'mean': d * expected['mean'] + (1 - d) * mean}
   np.testing.assert_allclose(current.ema['params']['a'], expected['a'], rtol=1e-5)

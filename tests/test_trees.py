@@ -8,7 +8,7 @@ TREE = {'stem': {'conv': {'kernel': np.zeros((3, 2))}, 'bn': {'scale': np.zeros(
 
 
 def test_names_and_count() -> None:
-  assert trees.names(TREE) == ['stem/bn/bias', 'stem/bn/scale', 'stem/conv/kernel']
+  assert trees.leaf_names(TREE) == ['stem/bn/bias', 'stem/bn/scale', 'stem/conv/kernel']
   assert trees.count(TREE) == 10
 
 

@@ -23,7 +23,7 @@ from jaxres.checkpoint import steps
 from jaxres.doctor import run as run_checks
 from jaxres.errors import InputError
 from jaxres.models import blocks, resnet
-from jaxres.runtime.lock import IN_USE, LOCK, NO_LOCKS, locked, trainer
+from jaxres.runtime.lock import IN_USE, LOCK, NO_LOCKS, find_trainer, lock_workdir
 from jaxres.train import loop, seeds
 from jaxres.weights import sources
 from tests.faults import inject
@@ -56,39 +56,39 @@ def everything(directory: pathlib.Path) -> dict[str, bytes]:
 
 
 def test_two_of_one_process_keep_each_other_out(tmp_path) -> None:
-  with locked(tmp_path / 'a/run'):
-    assert trainer(tmp_path / 'a/run') == f'process {os.getpid()} on host {socket.gethostname()}'
+  with lock_workdir(tmp_path / 'a/run'):
+    assert find_trainer(tmp_path / 'a/run') == f'process {os.getpid()} on host {socket.gethostname()}'
     message = f'is in use: process {os.getpid()} on host {socket.gethostname()} trains there'
-    with pytest.raises(InputError, match=message), locked(tmp_path / 'a/run'):
+    with pytest.raises(InputError, match=message), lock_workdir(tmp_path / 'a/run'):
       pytest.fail('both are in')
-  with locked(tmp_path / 'a/run'):
+  with lock_workdir(tmp_path / 'a/run'):
     (tmp_path / 'a/run/kept').touch()
   assert os.listdir(tmp_path / 'a/run') == ['kept']
 
 
 def test_what_was_made_for_the_lock_alone_goes_again(tmp_path) -> None:
-  with pytest.raises(InputError, match='bad'), locked(tmp_path / 'a/b/run'):
+  with pytest.raises(InputError, match='bad'), lock_workdir(tmp_path / 'a/b/run'):
     raise InputError('bad')
   assert not [*tmp_path.iterdir()]
 
 
 def test_the_kernel_frees_what_a_killed_process_held(tmp_path, holder) -> None:
-  with pytest.raises(InputError, match=f'process {holder.pid} on host'), locked(tmp_path / 'run'):
+  with pytest.raises(InputError, match=f'process {holder.pid} on host'), lock_workdir(tmp_path / 'run'):
     pytest.fail('both are in')
   holder.kill()
   holder.wait()
   assert (tmp_path / 'run' / LOCK).exists()
-  assert trainer(tmp_path / 'run') is None
-  with locked(tmp_path / 'run'):
-    assert f'process {os.getpid()} ' in trainer(tmp_path / 'run')
+  assert find_trainer(tmp_path / 'run') is None
+  with lock_workdir(tmp_path / 'run'):
+    assert f'process {os.getpid()} ' in find_trainer(tmp_path / 'run')
 
 
 @pytest.mark.parametrize('content', [b'', b'{"pid": 1', b'{"pid": "x", "host": 3}', b'[]', b'\xff', b'{"pid": 1e999}'])
 def test_a_stale_file_locks_nobody_out_whatever_it_says(tmp_path, content: bytes) -> None:
   (tmp_path / LOCK).write_bytes(content)
-  assert trainer(tmp_path) is None
-  with locked(tmp_path):
-    assert trainer(tmp_path)
+  assert find_trainer(tmp_path) is None
+  with lock_workdir(tmp_path):
+    assert find_trainer(tmp_path)
 
 
 def test_a_lock_that_was_deleted_as_it_was_taken_is_taken_again(tmp_path, monkeypatch) -> None:
@@ -101,9 +101,9 @@ def test_a_lock_that_was_deleted_as_it_was_taken_is_taken_again(tmp_path, monkey
     flock(file, how)
 
   monkeypatch.setattr(fcntl, 'flock', slow)
-  with locked(tmp_path):
+  with lock_workdir(tmp_path):
     assert len(times) == 2
-    with pytest.raises(InputError, match='is in use'), locked(tmp_path):
+    with pytest.raises(InputError, match='is in use'), lock_workdir(tmp_path):
       pytest.fail('both are in')
 
 
@@ -113,7 +113,7 @@ def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, capsy
     raise OSError(number, os.strerror(number))
 
   monkeypatch.setattr(fcntl, 'flock', refuse)
-  with locked(tmp_path):
+  with lock_workdir(tmp_path):
     pass
   assert 'no locks on this file system' in capsys.readouterr().err
 
@@ -123,7 +123,7 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch) -> 
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
   monkeypatch.setattr(os, 'open', refuse)
-  with pytest.raises(InputError, match=r'cannot write in .*: Read-only file system'), locked(tmp_path):
+  with pytest.raises(InputError, match=r'cannot write in .*: Read-only file system'), lock_workdir(tmp_path):
     pass
 
 
@@ -134,7 +134,7 @@ def test_a_lock_that_fails_is_not_taken_for_another_training(tmp_path, monkeypat
 
   monkeypatch.setattr(fcntl, 'flock', refuse)
   line = f'--workdir: cannot lock {tmp_path}/run/{LOCK}: {os.strerror(number)}; look at the disk, or use another'
-  with pytest.raises(InputError, match=re.escape(line)), locked(tmp_path / 'run'):
+  with pytest.raises(InputError, match=re.escape(line)), lock_workdir(tmp_path / 'run'):
     pytest.fail('it is locked')
 
 
@@ -144,7 +144,7 @@ def test_a_lock_that_another_has_is_in_use(tmp_path, monkeypatch, number: int) -
     raise OSError(number, os.strerror(number))
 
   monkeypatch.setattr(fcntl, 'flock', refuse)
-  with pytest.raises(InputError, match='run is in use: another process trains there'), locked(tmp_path / 'run'):
+  with pytest.raises(InputError, match='run is in use: another process trains there'), lock_workdir(tmp_path / 'run'):
     pytest.fail('both are in')
 
 
@@ -170,7 +170,7 @@ def test_nothing_of_a_training_is_touched_by_a_second(trained, tmp_path, dry_run
   config, source = trained
   place = tmp_path / ('run/dry_run' if dry_run else 'run')
   shutil.copytree(source, place)
-  with locked(place):
+  with lock_workdir(place):
     before = everything(place)
     with pytest.raises(InputError, match='is in use'):
       loop.train_and_evaluate(merged(config, train={'dry_run': dry_run, 'epochs': 9}), tmp_path / 'run')
@@ -179,7 +179,7 @@ def test_nothing_of_a_training_is_touched_by_a_second(trained, tmp_path, dry_run
 
 def test_a_series_is_locked_as_a_whole(trained, tmp_path) -> None:
   config, _ = trained
-  with locked(tmp_path), pytest.raises(InputError, match='is in use'):
+  with lock_workdir(tmp_path), pytest.raises(InputError, match='is in use'):
     seeds.train_and_evaluate(config, tmp_path, 2)
   assert not [*tmp_path.iterdir()]
 
@@ -220,7 +220,7 @@ def test_readers_know_a_checkpoint_of_another_run(trained, tmp_path, look: str) 
   (tmp_path / 'run/config.json').write_text(config_lib.to_json(config_lib.complete(other)))
   message = r'of another run: optim.lr was 0.1 there, and is 0.3 in this run'
   if look == 'doctor':
-    rows = [check for check in run_checks.workdir(tmp_path / 'run') if check.subject.startswith('checkpoint ')]
+    rows = [check for check in run_checks.check_workdir(tmp_path / 'run') if check.subject.startswith('checkpoint ')]
     assert [row.verdict for row in rows] == ['problem']
     assert message in rows[0].finding
   else:
@@ -278,7 +278,7 @@ def test_what_is_appended_is_whole_or_not_there(tmp_path, monkeypatch) -> None:
   with pytest.raises(InputError, match='the disk is full'):
     files.append(tmp_path / 'new', b'two\n')
   with pytest.raises(InputError, match='the disk is full'):
-    files.write_whole(tmp_path / 'other', 'text')
+    files.write_atomic(tmp_path / 'other', 'text')
   monkeypatch.undo()
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {'rows': b'one\n'}
 
@@ -293,7 +293,7 @@ def test_identities_tell_a_checkpoint_from_the_next_in_its_place(tmp_path) -> No
 
 
 def test_the_lock_says_who_holds_it(tmp_path) -> None:
-  with locked(tmp_path):
+  with lock_workdir(tmp_path):
     content = json.loads((tmp_path / LOCK).read_text())
   assert content == {'pid': os.getpid(), 'host': socket.gethostname()}
 
@@ -327,16 +327,16 @@ def test_an_edit_of_data_json_is_seen_by_all_that_count_on_it(trained, tmp_path,
   again = merged(config, train={'epochs': 2})
   for look in (
     lambda: loop.train_and_evaluate(again, run),
-    lambda: runs.read([str(run)]),
+    lambda: runs.read_runs([str(run)]),
     lambda: predict.load(str(run)),
     lambda: sources.read(str(run), 'latest'),
   ):
     with pytest.raises(files.DamagedError, match=line):
       look()
-  assert [check.subject for check in run_checks.run_files(run)] == ['data.json']
+  assert [check.subject for check in run_checks.check_run_files(run)] == ['data.json']
   assert everything(run) == before
   file.write_text(json.dumps(content))  # the same content in another form
-  assert not [*run_checks.run_files(run)]
+  assert not [*run_checks.check_run_files(run)]
   assert loop.train_and_evaluate(again, run)['test/top1'] >= 0
 
 
@@ -345,7 +345,7 @@ def test_a_lost_data_json_is_written_again_from_the_same_data_alone(trained, tmp
   run = shutil.copytree(source, tmp_path / 'run')
   written = (run / 'data.json').read_text()
   (run / 'data.json').unlink()
-  for look in (lambda: runs.read([str(run)]), lambda: predict.load(str(run))):
+  for look in (lambda: runs.read_runs([str(run)]), lambda: predict.load(str(run))):
     with pytest.raises(InputError, match='data.json: missing; put it back as jaxres wrote it, or give the command'):
       look()
   arrays = make_arrays()
@@ -357,7 +357,7 @@ def test_a_lost_data_json_is_written_again_from_the_same_data_alone(trained, tmp
   monkeypatch.setattr(data, 'SPLIT_RULE', 1)  # what a run with nothing there would take
   loop.train_and_evaluate(merged(config, train={'epochs': 2}), run)
   assert (run / 'data.json').read_text() == written
-  assert runs.read([str(run)])[0].dataset.info.split_rule == 2
+  assert runs.read_runs([str(run)])[0].dataset.info.split_rule == 2
 
 
 def test_a_run_that_never_said_its_split_is_not_trained_on_another(trained, tmp_path, monkeypatch) -> None:
@@ -372,12 +372,12 @@ def test_a_run_that_never_said_its_split_is_not_trained_on_another(trained, tmp_
   (run / 'data.json').unlink()
   before = everything(run)
   more, line = merged(config, train={'epochs': 2}), 'data.json: missing, and the checkpoints do not say which examples'
-  for look in (lambda: loop.train_and_evaluate(more, run), lambda: runs.read([str(run)])):
+  for look in (lambda: loop.train_and_evaluate(more, run), lambda: runs.read_runs([str(run)])):
     with pytest.raises(InputError, match=line):
       look()
   assert everything(run) == before
   (run / 'data.json').write_text(stored)
-  assert runs.read([str(run)])
+  assert runs.read_runs([str(run)])
   loop.train_and_evaluate(more, run)  # and goes on
   assert workdir.read_step(run, None)[1].about['split_rule'] == 2
 
@@ -421,7 +421,7 @@ def test_options_that_may_change_are_still_in_their_range(trained, tmp_path, siz
   with pytest.raises(
     files.DamagedError, match=r'config.json: train.eval_batch_size: expected more than 0, found .*put'
   ):
-    runs.read([str(run)])
+    runs.read_runs([str(run)])
 
 
 @pytest.mark.parametrize('place', ['../run', 'x/../../run', '../link/run'])
@@ -432,15 +432,15 @@ def test_a_workdir_may_be_named_by_the_directory_above(trained, tmp_path, monkey
   monkeypatch.chdir(tmp_path / 'here')
   for epochs in (1, 2):
     loop.train_and_evaluate(merged(config, train={'epochs': epochs}), place)
-  assert [*steps.present(tmp_path / 'run/checkpoints')] == [4]
+  assert [*steps.list_checkpoints(tmp_path / 'run/checkpoints')] == [4]
   assert workdir.read_step(pathlib.Path(place), None)[0] == 4
-  assert runs.read([place])[0].path == pathlib.Path(place)
+  assert runs.read_runs([place])[0].path == pathlib.Path(place)
   assert predict.load(place).class_names == ('0', '1', '2', '3')
-  assert not [check for check in run_checks.workdir(pathlib.Path(place)) if check.verdict == 'problem']
+  assert not [check for check in run_checks.check_workdir(pathlib.Path(place)) if check.verdict == 'problem']
 
 
 def test_a_batch_is_no_larger_than_the_split(trained) -> None:
   _, source = trained
-  (run,) = runs.read([str(source)])
-  plain, huge = (runs.outputs(run, 'test', size) for size in (40, 10**12))
+  (run,) = runs.read_runs([str(source)])
+  plain, huge = (runs.predict_split(run, 'test', size) for size in (40, 10**12))
   np.testing.assert_allclose(huge.logits, plain.logits, rtol=1e-5, atol=1e-5)

@@ -34,13 +34,13 @@ def main(path: pathlib.Path, process: int) -> None:
     in_evaluation(work['evaluation'], lambda: wait_for(pathlib.Path(work['gate'])))
   if process == work.get('asked'):
     ask_to_stop(work['step'])
-  with one_line(), distributed.joined(work['coordinator'], work['processes'], process), signals.exits():
+  with one_line(), distributed.join(work['coordinator'], work['processes'], process), signals.exit_on_preemption():
     loop.train_and_evaluate(work['config'], work['workdir'])
     path.with_name(f'read{process}.json').write_text(json.dumps(read))
 
 
 def record_reads(read: dict[str, list[int]]) -> None:
-  ahead = Stream._ahead
+  ahead = Stream._prefetch
 
   def recorded(self, tasks):
     def seen():
@@ -51,7 +51,7 @@ def record_reads(read: dict[str, list[int]]) -> None:
 
     return ahead(self, seen())
 
-  Stream._ahead = recorded
+  Stream._prefetch = recorded
 
 
 def wait_for(file: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""airbench94 (Jordan 2024) on this GPU and these images: its own script, timed as it times itself.
+"""airbench94 (Jordan 2024) on this GPU and these images: its script, timed as it times itself.
 
 python benchmarks/gpu/airbench.py --airbench DIR --data cifar10.npz --runs 10
 
@@ -76,14 +76,14 @@ def parse(output: str) -> list[dict[str, Any]]:
   """
   lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in output.splitlines() if line.startswith('|')]
   head, *lines = lines or [[]]
-  name, found = '', []
+  name, rows = '', []
   for line in lines:
     row = dict(zip(head, line, strict=True))
     name = row['run'] or name
     if row['epoch'] == 'eval' and name.isdigit():
       seconds = row.get('time_seconds') or row['total_time_seconds']
-      found.append({'seconds': float(seconds), 'accuracy': float(row['tta_val_acc'])})
-  return found
+      rows.append({'seconds': float(seconds), 'accuracy': float(row['tta_val_acc'])})
+  return rows
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
 python benchmarks/gpu/determinism.py --config configs/resnet18_cifar.py --mode deterministic --config.train.epochs=2
 
 ``--mode default`` trains as the config says, ``deterministic`` with ``train.deterministic``. Each training is a process
-of its own, with a workdir and an empty cache of programs: what is chosen by how fast it once was is chosen again.
+with its own workdir and an empty cache of programs: what is chosen by how fast it once was is chosen again.
 Prints one JSON line: whether the digests of all that was saved agree, and the median images/s of both.
 """
 
@@ -33,18 +33,18 @@ def main() -> None:
   args, overrides = parser.parse_known_args()
   context = {'benchmark': 'determinism', 'config': args.config, 'overrides': overrides} | harness.machine()
   words = [args.config, *overrides, f'--config.train.deterministic={args.mode == "deterministic"}']
-  rows = [trained(words) for _ in range(RUNS)]
-  harness.report([{'side': args.mode} | compared(rows) | context], args.out)
+  rows = [train(words) for _ in range(RUNS)]
+  harness.report([{'side': args.mode} | compare_runs(rows) | context], args.out)
 
 
-def trained(words: list[str]) -> dict[str, Any]:
+def train(words: list[str]) -> dict[str, Any]:
   """Return the digest of a training, its images/s and its last test score."""
   with tempfile.TemporaryDirectory() as folder:
-    own = {'PYTHONPATH': harness.python_path(), 'JAX_COMPILATION_CACHE_DIR': f'{folder}/programs'}
+    environment = {'PYTHONPATH': harness.python_path(), 'JAX_COMPILATION_CACHE_DIR': f'{folder}/programs'}
     run = f'{folder}/run'
-    call([str(harness.ROOT / 'main.py'), '--workdir', run, '--config', *words], own)
+    call([str(harness.ROOT / 'main.py'), '--workdir', run, '--config', *words], environment)
     rows = [json.loads(line) for line in pathlib.Path(run, 'metrics.jsonl').read_text().splitlines()]
-    digest = call(['-m', 'jaxres', 'digest', run], own | {'JAX_PLATFORMS': 'cpu'}).split()[0]
+    digest = call(['-m', 'jaxres', 'digest', run], environment | {'JAX_PLATFORMS': 'cpu'}).split()[0]
   speed = statistics.median(row['train/images_per_s'] for row in rows if 'train/images_per_s' in row)
   return {'digest': digest, 'images_per_s': speed, 'accuracy': rows[-1]['test/top1']}
 
@@ -64,7 +64,7 @@ def call(words: list[str], environment: Mapping[str, str]) -> str:
   return done.stdout
 
 
-def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def compare_runs(rows: list[dict[str, Any]]) -> dict[str, Any]:
   """Return the row of several trainings."""
   speeds = [row['images_per_s'] for row in rows]
   return {

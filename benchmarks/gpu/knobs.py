@@ -2,7 +2,7 @@
 
 python benchmarks/gpu/knobs.py --model resnet18 --stem cifar --batch_size 512 --dtype bfloat16 --knob scan_1 bn_frozen
 
-Each knob takes turns with the step as it is, ``--scan_steps`` of them in one call, in a process of its own; none of
+Each knob takes turns with the step as it is, ``--scan_steps`` of them in one call, in a separate process; none of
 them is set by jaxres. Prints one JSON line a side; ``gain`` is how many times as fast the step is with the knob.
 """
 
@@ -31,7 +31,7 @@ class Knob(NamedTuple):
   flags: str = ''  # of XLA
 
 
-def closed_form_norm() -> None:
+def use_closed_form_norm() -> None:
   """Give BatchNorm the gradient in closed form that it has on a CPU, and convolutions those that XLA makes."""
   from jaxres.models import cpu, layers
   from jaxres.models.ops import conv
@@ -105,7 +105,7 @@ KNOBS = {
     "BatchNorm's gradient in closed form",
     1.0,
     'XLA derives the same two sums and one pass, and fuses them as well',
-    patch=closed_form_norm,
+    patch=use_closed_form_norm,
   ),
   'augmented': Knob(
     'with crops and flips',
@@ -171,12 +171,12 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
   before = os.environ.get('XLA_FLAGS', '')
   environments = {name: {'XLA_FLAGS': f'{before} {KNOBS[name].flags}'.strip()} for name in args.knob}
   commands = {side: harness.this_command(side) for side in ('jaxres', *args.knob)}
-  with harness.opened(commands, environments) as opened:
-    found = harness.interleave(opened, args.rounds, args.seconds)
+  with harness.open_sides(commands, environments) as opened:
+    rounds = harness.interleave(opened, args.rounds, args.seconds)
     facts = {side.name: side.facts for side in opened}
-  rows = harness.summarize(found, 'jaxres')
+  rows = harness.summarize(rounds, 'jaxres')
   rows[1:] = map(with_gain, rows[1:])
-  return [row | harness.rounded(facts[row['side']]) | context for row in rows]
+  return [row | harness.round_facts(facts[row['side']]) | context for row in rows]
 
 
 def with_gain(row: dict[str, Any]) -> dict[str, Any]:

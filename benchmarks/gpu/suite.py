@@ -4,8 +4,8 @@ JAXRES_COMMIT=abc1234 python3 benchmarks/gpu/suite.py --data cifar10.npz --out D
 
 A *unit* is one command of ``benchmarks/``, the most valuable first. Its JSON lines go to ``DIR/results.jsonl`` when it
 ends, with its name, what it printed to ``DIR/suite.log``. A unit whose lines are there is not done again, one that
-would not end before ``--budget_s`` is not begun, one that fails leaves a line with its error (``--retry`` tries it
-again) and the next begins. ``--list`` shows what there is; ``--tiny`` does it all on a CPU, on little: the rehearsal.
+would not end before ``--budget_s`` is not started, one that fails leaves a line with its error (``--retry`` tries it
+again) and the next starts. ``--list`` shows what there is; ``--tiny`` does it all on a CPU, on little: the rehearsal.
 
 What it needs. Python 3.11 or later with jax for the GPU, flax, optax, orbax-checkpoint, tensorstore, numpy, scipy,
 pillow, rich and absl-py; torch for PyTorch's sides, torchvision for airbench alone. ml-collections, which needs PyYAML,
@@ -15,7 +15,7 @@ picture of its curves; TFDS, array_record, simplejpeg, OpenCV and scikit-learn a
 of airbench (github.com/KellerJordan/cifar10-airbench, 1 MB) and CIFAR-10 as an ``.npz`` of train_x, train_y, test_x and
 test_y; what needs one that is not there is left for a later call.
 
-Where a machine is lent by the call, keeps nothing for long and takes so many bytes a call: the first call, which brings
+Where a machine is lent by the call, keeps nothing for long and limits the bytes of a call: the first call, which brings
 the first half of the data, does what needs none of it (``--stages speed knobs``); the second brings the other half.
 Before each call copy the ``results.jsonl`` of the last one into ``DIR``.
 """
@@ -40,7 +40,7 @@ from benchmarks.gpu.units import Unit, make_units, shrink, write_noise
 
 STAGES = ('speed', 'accuracy', 'profile', 'determinism', 'precision', 'knobs')
 PROGRAMS = pathlib.Path(tempfile.gettempdir()) / 'jaxres_gpu_suite_programs'  # what is compiled, for later units
-AGAIN = 1.5  # times the seconds that a unit was stopped after: with so many left it is done again
+AGAIN = 1.5  # times the seconds that a unit was stopped after: with that many left it is done again
 TAIL = 600  # characters of what a unit that failed printed last
 SHOWN = ('images_per_s', 'jaxres_is_times_as_fast', 'gain', 'predicted', 'share_of_limit', 'compile_s', 'seconds')
 SHOWN += ('accuracy', 'accuracy_std', 'reached_s', 'same_digest')
@@ -60,7 +60,7 @@ class UnitError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Do what is left to do and fits; return 1 where a unit failed in this call, else 0."""
-  began = time.monotonic()
+  start = time.monotonic()
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--data', help='CIFAR-10 as an .npz file as of data.name=arrays')
   parser.add_argument('--out', required=True, help='a folder: results.jsonl, suite.log')
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = {'data': bool(args.data and os.path.isfile(args.data)), 'airbench': bool(args.airbench)}
     missing = {name for name, there in given.items() if not there}
     runner = lambda unit, seconds: run_unit(unit, seconds, out / 'suite.log')
-    return run_all(units, out / 'results.jsonl', began + args.budget_s, runner, missing, retry=args.retry)
+    return run_all(units, out / 'results.jsonl', start + args.budget_s, runner, missing, retry=args.retry)
 
 
 def run_all(
@@ -113,14 +113,14 @@ def run_all(
   """
   lines, call, failed, left_over = read(results), time.strftime('%Y-%m-%dT%H:%M:%S'), [], []
   for unit in units:
-    own, left = [row for row in lines if row['unit'] == unit.name], deadline - time.monotonic()
-    if own and not again(own, left, retry):
+    unit_rows, left = [row for row in lines if row['unit'] == unit.name], deadline - time.monotonic()
+    if unit_rows and not should_rerun(unit_rows, left, retry):
       continue
     lacks = [name for name in unit.needs if name in missing]
     if lacks or unit.estimate_s > left:
       left_over.append(unit.name)
       print(
-        f'{unit.name}: not begun: {f"no --{lacks[0]}" if lacks else f"{unit.estimate_s:.0f} s, {left:.0f} are left"}'
+        f'{unit.name}: not started: {f"no --{lacks[0]}" if lacks else f"{unit.estimate_s:.0f} s, {left:.0f} are left"}'
       )
       continue
     start = time.monotonic()
@@ -137,10 +137,10 @@ def run_all(
   return int(bool(failed))
 
 
-def again(own: Sequence[Row], left: float, retry: bool) -> bool:
-  """Return whether a unit with lines is done again: if it failed and that is asked for, or it was short of time."""
-  error = next((row for row in reversed(own) if 'error' in row), None)
-  if error is None or error is not own[-1]:
+def should_rerun(unit_rows: Sequence[Row], left: float, retry: bool) -> bool:
+  """Return whether a unit with lines is done again: if it failed and ``retry`` is set, or it was short of time."""
+  error = next((row for row in reversed(unit_rows) if 'error' in row), None)
+  if error is None or error is not unit_rows[-1]:
     return False
   return retry or left >= AGAIN * error.get('stopped_after_s', float('inf'))
 
@@ -196,7 +196,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def read(results: pathlib.Path) -> list[Row]:
-  """Return the whole lines of ``results``; a call that was killed may have left the last one unfinished."""
+  """Return the complete lines of ``results``; a call that was killed may have left the last one unfinished."""
   rows = []
   for line in results.read_text().splitlines() if results.exists() else ():
     with contextlib.suppress(json.JSONDecodeError):
@@ -205,7 +205,7 @@ def read(results: pathlib.Path) -> list[Row]:
 
 
 def append(results: pathlib.Path, rows: Sequence[Row]) -> None:
-  """Add a unit's lines to ``results``, all or none of them that ``read`` sees, behind a line of its own."""
+  """Add a unit's lines to ``results``, all or none of them that ``read`` sees, on new lines."""
   broken = results.exists() and not results.read_text().endswith('\n')
   with results.open('a') as file:
     file.write('\n' * broken + ''.join(f'{json.dumps(row)}\n' for row in rows))

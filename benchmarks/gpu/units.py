@@ -41,7 +41,7 @@ class Unit(NamedTuple):
   words: tuple[str, ...]  # a file of ``benchmarks/`` and its arguments, or -m and a module and its
   needs: tuple[str, ...] = ()  # of what the suite is given: 'data', 'airbench'
   environment: Mapping[str, str] = {}
-  prepare: Callable[[], None] | None = None  # called when it begins
+  prepare: Callable[[], None] | None = None  # called when it starts
 
   @property
   def stage(self) -> str:

@@ -142,7 +142,7 @@ def integrated_gradients(
 
 
 def _integrate_gradients(
-  model: ResNet, variables: Any, image: jax.Array, klass: jax.Array, tolerance: float, max_gradients: int
+  model: ResNet, variables: Any, image: jax.Array, class_id: jax.Array, tolerance: float, max_gradients: int
 ) -> np.ndarray:
   """Return the map of one image, float32 ``[H, W]``.
 
@@ -154,7 +154,7 @@ def _integrate_gradients(
     for start in range(0, len(place), POINTS):
       here = place[start : start + POINTS].astype(np.float32)
       outputs = jax.device_get(
-        _path_gradients(model, variables, image, klass, np.pad(here, (0, POINTS - len(here)), mode='edge'))
+        _path_gradients(model, variables, image, class_id, np.pad(here, (0, POINTS - len(here)), mode='edge'))
       )
       parts.append([np.asarray(array)[: len(here)] for array in outputs])
     scores, maps = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -203,13 +203,13 @@ def _halve(
 
 @_jit
 def _path_gradients(
-  model: ResNet, variables: Any, image: jax.Array, klass: jax.Array, place: jax.Array
+  model: ResNet, variables: Any, image: jax.Array, class_id: jax.Array, place: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Return the scores at places of the way to an image, and there the gradient times the image: ``[N], [N, H, W]``."""
   points = image * place[:, None, None, None]
 
   def total(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    scores = score(model, variables, x, jnp.full(len(place), klass))
+    scores = score(model, variables, x, jnp.full(len(place), class_id))
     return scores.sum(), scores
 
   gradients, scores = jax.grad(total, has_aux=True)(points)
@@ -261,7 +261,7 @@ def grad_cam(model: ResNet, variables: Any, images: jax.Array, classes: jax.Arra
 
 
 @functools.cache
-def guided(act: Activation) -> Activation:
+def guide_activation(act: Activation) -> Activation:
   """Return ``act`` with a gradient that lets through what is positive (Springenberg et al. 2014, arXiv 1412.6806)."""
 
   @jax.custom_vjp
@@ -277,7 +277,7 @@ def guided(act: Activation) -> Activation:
 
 @_jit
 def guided_grad_cam(model: ResNet, variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
-  """Return ``grad_cam`` times the ``saliency`` of the network with ``guided`` activations.
+  """Return ``grad_cam`` times the ``saliency`` of the network with ``guide_activation`` activations.
 
   Args:
     model: the network.
@@ -289,7 +289,7 @@ def guided_grad_cam(model: ResNet, variables: Any, images: jax.Array, classes: j
     float32 ``[B, H, W]``, not negative.
   """
   act = ACTIVATIONS[model.act] if isinstance(model.act, str) else model.act
-  maps = saliency(model.clone(act=guided(act)), variables, images, classes)
+  maps = saliency(model.clone(act=guide_activation(act)), variables, images, classes)
   return maps * grad_cam(model, variables, images, classes)
 
 

@@ -36,9 +36,9 @@ def compare(
   is fitted on the validation split, where there is one and it is not what is evaluated.
 
   Args:
-    run_list: of ``runs.read``, with equal classes and examples.
+    run_list: of ``runs.read_runs``, with equal classes and examples.
     split: ``'val'`` or ``'test'``.
-    batch_size: as of ``runs.outputs``.
+    batch_size: as of ``runs.predict_split``.
 
   Returns:
     The scores, as of ``scores.compare``, with ``split`` and the ``origin`` of each run; and the outputs by run.
@@ -48,12 +48,12 @@ def compare(
   """
   runs.check_runs(run_list)
   names = [run.name for run in run_list]
-  tests = dict(zip(names, (runs.outputs(run, split, batch_size) for run in run_list), strict=True))
+  tests = dict(zip(names, (runs.predict_split(run, split, batch_size) for run in run_list), strict=True))
   runs.check_same_examples(run_list, [test.labels for test in tests.values()], split)
   if not run_list[0].task.labels.are_classes:
     return {'split': split} | with_origins(task_scores.compare(tests, run_list[0].task), run_list), tests
   fits = lambda run: run.dataset.val is not None and split != 'val'
-  vals = {run.name: runs.outputs(run, 'val', batch_size) if fits(run) else None for run in run_list}
+  vals = {run.name: runs.predict_split(run, 'val', batch_size) if fits(run) else None for run in run_list}
   compared = scores.compare(tests, vals, run_list[0].class_names)
   return {'split': split} | with_origins(compared, run_list), tests
 

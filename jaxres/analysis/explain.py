@@ -33,7 +33,7 @@ class Explanation(NamedTuple):
 
   path: pathlib.Path
   pixels: np.ndarray  # uint8 [H, W, C], as the network sees them
-  klass: int  # which is explained
+  class_id: int  # which is explained
   probability: float
   maps: dict[str, np.ndarray]  # float32 [H, W], by method
   incompleteness: float | None  # of integrated gradients, relative
@@ -44,7 +44,7 @@ def explain(
   predictor: Predictor,
   paths: Sequence[pathlib.Path],
   methods: Sequence[str],
-  klass: int | None = None,
+  class_id: int | None = None,
   batch_size: int = 16,
   tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Explanation]:
@@ -54,7 +54,7 @@ def explain(
     predictor: of ``predict.load``.
     paths: image files.
     methods: of ``attribution.METHODS`` and ``LIBRARIES``.
-    klass: the class to explain; the likeliest of each image where it is None.
+    class_id: the class to explain; the likeliest of each image where it is None.
     batch_size: images at a time.
     tell: called with what is being done, often.
   """
@@ -63,8 +63,8 @@ def explain(
   see = jit(lambda images: normalize(images, predictor.mean, predictor.std))
   run = jit(lambda images: jax.nn.softmax(model.apply(predictor.variables, see(images), train=False)))  # type: ignore[arg-type]
   size = min(batch_size, len(paths))
-  for begin in range(0, len(paths), size):
-    here = paths[begin : begin + size]
+  for start in range(0, len(paths), size):
+    here = paths[start : start + size]
     batch, problems = predict_lib.read_batch(here, predictor, size)
     readable = [i for i in range(len(here)) if i not in problems]
     if not readable:
@@ -73,25 +73,25 @@ def explain(
     batch[np.setdiff1d(np.arange(size), readable)] = batch[readable[0]]  # black ones take integrated gradients longest
     probabilities = np.asarray(run(batch))
     problems = predict_lib.not_finite(probabilities) | problems
-    classes = probabilities.argmax(-1) if klass is None else np.full(size, klass)
+    classes = probabilities.argmax(-1) if class_id is None else np.full(size, class_id)
     given = (model, predictor.variables, see(batch), jax.numpy.asarray(classes, np.int32))
-    where = f'images {begin + 1} to {begin + len(here)} of {len(paths)}'
+    where = f'images {start + 1} to {start + len(here)} of {len(paths)}'
     maps = {name: _map(name, given, len(here), where, tell) for name in methods if name in attribution.METHODS}
-    whole = maps.get('integrated')
-    errors = None if whole is None else np.asarray(attribution.incompleteness(*given, whole))
+    integrated = maps.get('integrated')
+    errors = None if integrated is None else np.asarray(attribution.incompleteness(*given, integrated))
     for i, path in enumerate(here):
       if set(methods) & {*LIBRARIES}:
-        tell(f'image {begin + i + 1} of {len(paths)}: {", ".join(name for name in methods if name in LIBRARIES)}')
-      own = {name: found[i] for name, found in maps.items()}
+        tell(f'image {start + i + 1} of {len(paths)}: {", ".join(name for name in methods if name in LIBRARIES)}')
+      image_maps = {name: stacked[i] for name, stacked in maps.items()}
       if i not in problems:
-        own |= {
+        image_maps |= {
           name: LIBRARIES[name](lambda images: np.asarray(run(images)), batch[i], int(classes[i]))
           for name in methods
           if name in LIBRARIES
         }
       chance = float(probabilities[i, classes[i]])
       error = None if errors is None else float(errors[i])
-      yield Explanation(path, batch[i], int(classes[i]), chance, own, error, problems.get(i, ''))
+      yield Explanation(path, batch[i], int(classes[i]), chance, image_maps, error, problems.get(i, ''))
 
 
 def _map(name: str, given: Any, count: int, where: str, tell: Callable[[str], None]) -> np.ndarray:
@@ -104,18 +104,18 @@ def _map(name: str, given: Any, count: int, where: str, tell: Callable[[str], No
   return np.asarray(attribution.integrated_gradients(model, variables, images, classes, tell=done))
 
 
-def shap_map(probabilities: Probabilities, image: np.ndarray, klass: int) -> np.ndarray:
-  """Return SHAP's values of the pixels (Lundberg and Lee 2017), the mean colour standing for what is hidden."""
+def shap_map(probabilities: Probabilities, image: np.ndarray, class_id: int) -> np.ndarray:
+  """Return SHAP's values of the pixels (Lundberg and Lee 2017), the mean color standing for what is hidden."""
   import shap
 
   masker = shap.maskers.Image(np.broadcast_to(image.mean((0, 1)), image.shape).astype(image.dtype), image.shape)
   explainer = shap.Explainer(lambda images: probabilities(np.asarray(images, np.uint8)), masker, seed=0)
-  found = explainer(image[None], max_evals=EVALUATIONS, batch_size=50, outputs=[klass], silent=True)
-  return np.asarray(found.values[0, ..., 0].sum(-1), np.float32)
+  explanation = explainer(image[None], max_evals=EVALUATIONS, batch_size=50, outputs=[class_id], silent=True)
+  return np.asarray(explanation.values[0, ..., 0].sum(-1), np.float32)
 
 
-def lime_map(probabilities: Probabilities, image: np.ndarray, klass: int) -> np.ndarray:
-  """Return LIME's weights of the cells of a grid (Ribeiro et al. 2016), the mean colour standing for what is hidden."""
+def lime_map(probabilities: Probabilities, image: np.ndarray, class_id: int) -> np.ndarray:
+  """Return LIME's weights of the cells of a grid (Ribeiro et al. 2016), the mean color standing for what is hidden."""
   from lime.lime_image import LimeImageExplainer
 
   height, width, channels = image.shape
@@ -123,10 +123,10 @@ def lime_map(probabilities: Probabilities, image: np.ndarray, klass: int) -> np.
   cells = np.unique(rows[:, None] * CELLS + columns[None], return_inverse=True)[1].reshape(height, width)
   shown = images_lib.as_rgb(image)
   with contextlib.redirect_stderr(io.StringIO()):  # a bar for each image
-    found = LimeImageExplainer(random_state=0).explain_instance(
+    explanation = LimeImageExplainer(random_state=0).explain_instance(
       shown,
       lambda images: probabilities(np.asarray(images, np.uint8)[..., :channels]),
-      labels=(klass,),
+      labels=(class_id,),
       hide_color=shown.mean((0, 1)),
       top_labels=None,
       num_samples=EVALUATIONS,
@@ -134,7 +134,7 @@ def lime_map(probabilities: Probabilities, image: np.ndarray, klass: int) -> np.
       segmentation_fn=lambda _: cells,
       random_seed=0,
     )
-  weights = dict(found.local_exp[klass])
+  weights = dict(explanation.local_exp[class_id])
   return np.array([weights.get(cell, 0.0) for cell in range(cells.max() + 1)], np.float32)[cells]
 
 
@@ -147,8 +147,8 @@ def check_methods(words: str) -> list[str]:
   Raises:
     InputError: one is unknown, or its library is not installed.
   """
-  found = [word.strip() for word in words.split(',')]
-  for word in found:
+  methods = [word.strip() for word in words.split(',')]
+  for word in methods:
     if word not in (*attribution.METHODS, *LIBRARIES):
       raise InputError(f'--methods: unknown method {word!r}{nearest(word, (*attribution.METHODS, *LIBRARIES))}')
     if word in LIBRARIES:
@@ -156,4 +156,4 @@ def check_methods(words: str) -> list[str]:
         importlib.import_module(word)
       except ImportError as error:
         raise InputError(f"--methods {word}: {error}; install it with pip install 'jaxres[explain]'") from None
-  return found
+  return methods

@@ -52,7 +52,7 @@ def make_picture(grid: np.ndarray, cell: int = CELL) -> Image.Image:
   return Image.fromarray(picture if channels == 3 else picture[..., 0])
 
 
-def titled(grid: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
+def add_titles(grid: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
   """Return uint8 ``[rows, columns, H, W, 3]`` as a picture, with a line of text over it and over each row.
 
   Args:
@@ -82,7 +82,7 @@ def check_path(flag: str, path: str) -> pathlib.Path:
 
 
 def write(path: pathlib.Path, picture: Image.Image) -> None:
-  """Write ``picture`` to ``path``, of ``check_path``, as the kind that its name ends in: whole, or not at all.
+  """Write ``picture`` to ``path``, of ``check_path``, as the kind that its name ends in, atomically.
 
   Raises:
     InputError: it cannot be written, or that kind cannot hold such a picture.
@@ -92,9 +92,9 @@ def write(path: pathlib.Path, picture: Image.Image) -> None:
     picture.save(content, kind)
   except (OSError, ValueError, KeyError, struct.error) as error:  # such as of a WebP of more than 16,383 pixels a side
     size = ' x '.join(map(str, picture.size))
-    found = f'{path}: {size} pixels cannot be written as {kind}: {error}'
-    raise InputError(f'{found}; give a name that ends in .png') from None
-  files.write_whole(path, content.getvalue())
+    problem = f'{path}: {size} pixels cannot be written as {kind}: {error}'
+    raise InputError(f'{problem}; give a name that ends in .png') from None
+  files.write_atomic(path, content.getvalue())
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -155,11 +155,11 @@ def draw_augmentations(
     augment: of ``augment.make``.
     seed: ``train.seed``.
     examples: how many images, of the first batch.
-    draws: how many steps; the first is the very batch that training begins with.
+    draws: how many steps; the first is the first batch of the training.
     labels: what they are: of the task.
 
   Returns:
-    uint8 ``[examples, 1 + draws * V, H, W, C]``; the originals come first, whole: as evaluation sees them. Every column
+    uint8 ``[examples, 1 + draws * V, H, W, C]``; the originals come first, as evaluation sees them. Every column
     beside them has the random crops and the augmentation of its step; V views of a step stand side by side.
   """
   train = dataset.train
@@ -173,7 +173,7 @@ def draw_augmentations(
     return images if images.ndim == 5 else images[None]
 
   def get_crops(step: int) -> jax.Array:  # a stream's crops are drawn on the host
-    return jnp.asarray(train.crops(index, step)) if isinstance(train, Stream) else batch['image']
+    return jnp.asarray(train.get_crops(index, step)) if isinstance(train, Stream) else batch['image']
 
   views = [see(step, {**batch, 'image': get_crops(step)})[:, :examples] for step in range(draws)]
-  return np.concatenate([train.images(index[:examples])[None], *map(np.asarray, views)]).swapaxes(0, 1)
+  return np.concatenate([train.get_images(index[:examples])[None], *map(np.asarray, views)]).swapaxes(0, 1)

@@ -21,7 +21,7 @@ class Pair(NamedTuple):
   similarity: float  # cosine, of centered features
 
 
-def suspicion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def label_margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Return the margin by which the most probable other class beats the label; wrong labels have the largest.
 
   The normalized margin of Northcutt et al. 2021 (https://arxiv.org/abs/1911.00068, section 3.2), of log-probabilities.
@@ -39,7 +39,7 @@ def suspicion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   return others.max(-1) - label_logit
 
 
-def candidates(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def find_candidates(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Return which labels confident learning takes for wrong (Northcutt et al. 2021, section 3.1).
 
   A class is confident for an example where its probability is at least its mean over the examples with that label. A
@@ -61,7 +61,7 @@ def candidates(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   return (confident.max(-1) >= 0) & (confident.argmax(-1) != labels)
 
 
-def nearest(features: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_nearest(features: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Return each row's nearest row of ``others``: its index and their cosine similarity.
 
   Args:
@@ -85,29 +85,29 @@ def nearest(features: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nd
   return np.concatenate(index), np.concatenate(similarity)
 
 
-def near_duplicates(outputs: Mapping[str, evaluate.Outputs], top: int) -> list[Pair]:
+def find_near_duplicates(outputs: Mapping[str, evaluate.Outputs], top: int) -> list[Pair]:
   """Return the pairs of examples of two splits that are most alike, at most ``top``, the most similar first.
 
   Args:
-    outputs: of ``runs.outputs``, by split.
+    outputs: of ``runs.predict_split``, by split.
     top: pairs at most.
   """
   names, pairs = [*outputs], []
   for at, split in enumerate(names):
     for other in names[:at]:
-      index, similarity = nearest(outputs[split].features, outputs[other].features)
+      index, similarity = find_nearest(outputs[split].features, outputs[other].features)
       for i in np.argsort(-similarity, kind='stable')[:top]:
         pairs.append(Pair(split, int(i), other, int(index[i]), float(similarity[i])))
   return sorted(pairs, key=lambda pair: -pair.similarity)[:top]
 
 
-def find(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, Any]:
+def find_label_errors(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, Any]:
   """Return what in the data of a run deserves a look, ready to be written as JSON.
 
   Args:
-    run: of ``runs.read``.
+    run: of ``runs.read_runs``.
     top: how many examples and pairs at most.
-    batch_size: as of ``runs.outputs``.
+    batch_size: as of ``runs.predict_split``.
 
   Returns:
     ``labels``: by split its examples, the number of ``candidates``, and the most suspicious ones, the worst first, each
@@ -117,26 +117,26 @@ def find(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, An
   """
   runs.check_classes(run.task, 'jaxres errors')
   splits = [split for split in runs.SPLITS if split != 'val' or run.dataset.val is not None]
-  outputs = {split: runs.outputs(run, split, batch_size) for split in splits}
+  outputs = {split: runs.predict_split(run, split, batch_size) for split in splits}
   test, names = outputs['test'], run.class_names
-  by_class = scores.by_class(test.logits, test.labels, names, [])
+  by_class = scores.score_by_class(test.logits, test.labels, names, [])
   classes = [{'class': row['name'], 'recall': row['recall']} for row in by_class['classes'] if row['examples']]
   return {
     'origin': run.origin,
     'labels': {split: _labels(run, split, split_outputs, top) for split, split_outputs in outputs.items()},
-    'duplicates': [_describe_pair(run, outputs, pair) for pair in near_duplicates(outputs, top)],
+    'duplicates': [_describe_pair(run, outputs, pair) for pair in find_near_duplicates(outputs, top)],
     'classes': sorted(classes, key=lambda row: row['recall']),
     'pairs': [
       {'class': names[a], 'predicted': names[b], 'examples': count}
-      for a, b, count in scores.confused(by_class['confusion'])[:top]
+      for a, b, count in scores.rank_confusions(by_class['confusion'])[:top]
     ],
   }
 
 
 def _labels(run: runs.Run, split: str, split_outputs: evaluate.Outputs, top: int) -> dict[str, Any]:
   names = run.class_names
-  worst = suspicion(split_outputs.logits, split_outputs.labels)
-  likely = candidates(split_outputs.logits, split_outputs.labels)
+  worst = label_margin(split_outputs.logits, split_outputs.labels)
+  likely = find_candidates(split_outputs.logits, split_outputs.labels)
   probabilities = scores.softmax(split_outputs.logits)
   rows = [
     {
@@ -171,5 +171,5 @@ def _describe_pair(run: runs.Run, outputs: Mapping[str, evaluate.Outputs], pair:
 
 def _images(run: runs.Run, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
   places = ((pair.split, pair.example), (pair.other_split, pair.other_example))
-  first, second = (run.pipeline(split).images(np.array([index]))[0] for split, index in places)
+  first, second = (run.get_pipeline(split).get_images(np.array([index]))[0] for split, index in places)
   return first, second

@@ -13,9 +13,9 @@ import jax
 from jaxres import config as config_lib
 from jaxres.analysis import xplane
 from jaxres.runtime import sharding
-from jaxres.runtime.compiler import keep_programs
+from jaxres.runtime.compiler import enable_compilation_cache
 from jaxres.runtime.memory import keep_freed_memory
-from jaxres.train.plan import grouped
+from jaxres.train.plan import group_feeds
 from jaxres.train.setup import make_setup
 from jaxres.train.step import Hyperparameters
 
@@ -49,23 +49,23 @@ def prepare(config: Mapping[str, Any], *, one_batch: bool = False) -> Step:
     one_batch: feed every step with the first batch, so that no step waits for data.
   """
   keep_freed_memory()
-  keep_programs()
+  enable_compilation_cache()
   setup = make_setup(config_lib.to_dict(config_lib.complete(config)))
   train, total = setup.dataset.train, setup.plan.total_steps
   setup.dataset.place(setup.mesh)
-  state, split = setup.create(setup.key), sharding.over_steps(setup.mesh)
-  groups: Iterator[Any] = (group for _, group in grouped(train.train_feeds(0, total), 0, total, 1, total))
+  state, split = setup.create(setup.key), sharding.scan_sharding(setup.mesh)
+  groups: Iterator[Any] = (group for _, group in group_feeds(train.step_inputs(0, total), 0, total, 1, total))
   feeds = next(groups)
   if one_batch:
     groups = itertools.repeat(feeds)
-  rest = (setup.key, train.constants), (Hyperparameters(), setup.extras)
-  lowered = setup.train_steps.lower(state, *rest[0], sharding.assembled(feeds, split), *rest[1])  # type: ignore[attr-defined]
+  rest = (setup.key, train.device_data), (Hyperparameters(), setup.extras)
+  lowered = setup.train_steps.lower(state, *rest[0], sharding.make_global_arrays(feeds, split), *rest[1])  # type: ignore[attr-defined]
   compiled = lowered.compile()
 
   def run(steps: int) -> None:
     nonlocal state, feeds
     for _ in range(steps):
-      state, sums = compiled(state, *rest[0], sharding.assembled(feeds, split), *rest[1])
+      state, sums = compiled(state, *rest[0], sharding.make_global_arrays(feeds, split), *rest[1])
       feeds = next(groups, feeds)
     jax.block_until_ready(sums)
 

@@ -1,4 +1,4 @@
-"""Runs with their data: what the tools that look at a trained network begin with."""
+"""Trained runs with their data, as the analysis tools read them."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from jax.sharding import Mesh
 
 from jaxres import data, evaluate, models, tasks, workdir
 from jaxres.data.fingerprints import same_names
-from jaxres.errors import InputError, make_teller
+from jaxres.errors import InputError, make_progress_printer
 from jaxres.files import PUT_BACK, DamagedError
 from jaxres.paths import user_path
 from jaxres.runtime import sharding
-from jaxres.runtime.compiler import keep_programs
-from jaxres.runtime.memory import keep_freed_memory, memory_explained
+from jaxres.runtime.compiler import enable_compilation_cache
+from jaxres.runtime.memory import explain_oom, keep_freed_memory
 from jaxres.train import options
 from jaxres.weights import sources
 
@@ -44,29 +44,29 @@ class Run(NamedTuple):
     """Return the names of the classes, in the order of the logits."""
     return self.dataset.info.class_names
 
-  def pipeline(self, split: str) -> data.Pipeline:
+  def get_pipeline(self, split: str) -> data.Pipeline:
     """Return the split called ``'train'``, ``'val'`` or ``'test'``.
 
     Raises:
       InputError: the run has no validation split.
     """
-    found: data.Pipeline | None = getattr(self.dataset, split)
-    if found is None:
+    pipeline: data.Pipeline | None = getattr(self.dataset, split)
+    if pipeline is None:
       raise InputError(f'{self.path}: no validation split: data.val is 0 there; use --split test')
-    return found
+    return pipeline
 
   def file_of(self, split: str, index: int) -> str | None:
     """Return the path of the file of an example of a split; None where the examples are no files."""
-    name_of = self.pipeline(split).name_of
+    name_of = self.get_pipeline(split).name_of
     return name_of(int(index)) if name_of else None
 
-  def shown(self, split: str, index: int) -> str:
+  def describe_example(self, split: str, index: int) -> str:
     """Return how a page calls an example: the end of its file's path, or its number in the split."""
     file = self.file_of(split, index)
     return '/'.join(pathlib.PurePath(file).parts[-SHOWN_PARTS:]) if file else f'#{index}'
 
 
-def read(
+def read_runs(
   paths: Sequence[str], step: str = sources.DEFAULT_STEP, data_dir: str | None = None, data_path: str | None = None
 ) -> list[Run]:
   """Return the runs at ``paths``, with their data on the devices; data that several share is read once.
@@ -81,7 +81,7 @@ def read(
     InputError: a run has no checkpoint or is damaged, or its data is not there or another.
   """
   keep_freed_memory()
-  keep_programs()
+  enable_compilation_cache()
   paths = [paths] if isinstance(paths, str | os.PathLike) else paths
   if not isinstance(paths, Sequence) or not all(isinstance(path, str | os.PathLike) for path in paths):
     raise InputError(f'paths: expected a list of workdirs, found {paths!r:.80}')
@@ -92,7 +92,7 @@ def read(
     raise InputError(f'a run is named twice: {" ".join(map(str, paths))}')
   mesh = sharding.make_mesh()
   datasets: dict[str, data.Dataset] = {}
-  found = []
+  runs = []
   for path, name in zip(directories, names, strict=True):
     config = workdir.read_config(path) if sources.parse(f'{path}')[0] == 'jaxres' else None  # not of the hub
     if config is None:
@@ -109,10 +109,10 @@ def read(
     if was := workdir.other_data(path, datasets[key].info):
       raise InputError(f'{path}: the data is not that of the run: {was}')
     model = models.create(**weights.options, dtype=config['model']['dtype'])
-    variables = jax.device_put(weights.variables, sharding.replicated(mesh))
+    variables = jax.device_put(weights.variables, sharding.replicated_sharding(mesh))
     name = name if names.count(name) == 1 else str(path)
-    found.append(Run(name, path, config, model, variables, datasets[key], mesh, weights.origin, task))
-  return found
+    runs.append(Run(name, path, config, model, variables, datasets[key], mesh, weights.origin, task))
+  return runs
 
 
 def check_options(path: pathlib.Path, config: dict[str, dict[str, Any]]) -> None:
@@ -123,37 +123,37 @@ def check_options(path: pathlib.Path, config: dict[str, dict[str, Any]]) -> None
     raise DamagedError(f'{path}/config.json: {error}; {PUT_BACK}') from None
 
 
-def outputs(run: Run, split: str, batch_size: int | None = None) -> evaluate.Outputs:
+def predict_split(run: Run, split: str, batch_size: int | None = None) -> evaluate.Outputs:
   """Return what the network makes of every example of a split.
 
   Args:
-    run: of ``read``.
+    run: of ``read_runs``.
     split: one of ``SPLITS``.
     batch_size: examples at a time; the run's own of evaluation where it is None.
 
   Raises:
     InputError: the run has no such split, a batch does not fit into the memory, or a logit is not a number.
   """
-  pipeline = run.pipeline(split)
+  pipeline = run.get_pipeline(split)
   batch_size = batch_size or run.config['train']['eval_batch_size']
   most = max(pipeline.size, options.Options().eval_batch_size)  # a larger batch would hold nothing more
   batch_size = sharding.round_up(min(batch_size, most), run.mesh)
-  step = evaluate.make_predict_step(run.model, run.dataset.info, pipeline.fetch, run.mesh)
-  with memory_explained(f'{run.path}: {batch_size} examples at a time', f'use --batch_size={batch_size // 2}'):
-    tell = make_teller(f'{run.name}, {split}:', TELL_SECONDS)
-    found = evaluate.predict(step, run.variables, pipeline, batch_size, tell)
-  broken = np.flatnonzero(~np.isfinite(found.logits.reshape(len(found.labels), -1)).all(axis=1))
+  step = evaluate.make_predict_step(run.model, run.dataset.info, pipeline.get_batch, run.mesh)
+  with explain_oom(f'{run.path}: {batch_size} examples at a time', f'use --batch_size={batch_size // 2}'):
+    tell = make_progress_printer(f'{run.name}, {split}:', TELL_SECONDS)
+    predictions = evaluate.predict(step, run.variables, pipeline, batch_size, tell)
+  broken = np.flatnonzero(~np.isfinite(predictions.logits.reshape(len(predictions.labels), -1)).all(axis=1))
   if len(broken):
-    count = f'{len(broken):,} of {len(found.labels):,} {split} examples, the first {broken[0]}'
+    count = f'{len(broken):,} of {len(predictions.labels):,} {split} examples, the first {broken[0]}'
     raise InputError(f'{run.origin}: logits that are not numbers for {count}: the weights are no good')
-  return found
+  return predictions
 
 
-def check_runs(found: Any) -> None:
-  """Raise InputError where ``found``, given from Python, is not what ``read`` returns."""
-  if isinstance(found, Run) or not isinstance(found, Sequence) or not all(isinstance(run, Run) for run in found):
-    raise InputError(f'runs: expected a list of what jaxres.runs.read returns, found {type(found).__name__}')
-  if not found:
+def check_runs(runs: Any) -> None:
+  """Raise InputError where ``runs``, given from Python, is not what ``read_runs`` returns."""
+  if isinstance(runs, Run) or not isinstance(runs, Sequence) or not all(isinstance(run, Run) for run in runs):
+    raise InputError(f'runs: expected a list of what jaxres.runs.read returns, found {type(runs).__name__}')
+  if not runs:
     raise InputError('runs: expected one or more, found none')
 
 
@@ -163,16 +163,18 @@ def check_classes(task: tasks.Task, tool: str) -> None:
     raise InputError(f'{tool}: the task of the run learns {task.labels.kind}, and {tool} is about classes')
 
 
-def check_same_examples(found: Sequence[Run], labels: Sequence[np.ndarray], split: str) -> None:
+def check_same_examples(runs: Sequence[Run], labels: Sequence[np.ndarray], split: str) -> None:
   """Raise InputError where runs cannot be compared: other classes, or other examples in the split."""
-  first = found[0]
-  for run, own in zip(found[1:], labels[1:], strict=True):
+  first = runs[0]
+  for run, run_labels in zip(runs[1:], labels[1:], strict=True):
     if run.task.labels.kind != first.task.labels.kind or run.task.metrics.keys() != first.task.metrics.keys():
       raise InputError(f'{run.path} and {first.path} learn different tasks; look at each alone')
     if run.class_names != first.class_names:
       shown = f'{", ".join(run.class_names):.100} and {", ".join(first.class_names):.100}'
       raise InputError(f'{run.path} and {first.path} have other classes: {shown}; compare runs on the same data')
     names = [each.dataset.info.splits.get(split, '') for each in (run, first)]
-    if not np.array_equal(own, labels[0]) or not same_names(*names):  # files held out by another seed may share labels
+    if not np.array_equal(run_labels, labels[0]) or not same_names(
+      *names
+    ):  # files held out by another seed may share labels
       fix = f'compare runs on the same data, or look at each alone: jaxres evaluate {run.path}'
       raise InputError(f'{run.path} and {first.path} have other {split} examples; {fix}')

@@ -16,9 +16,9 @@ CONFIDENCE = 0.95
 MAX_TEMPERATURE = 20.0  # of the search for one, whose other end is 1/20
 AT_BOUND = (
   f'the temperature is at the bound of the search, {1 / MAX_TEMPERATURE:g} to {MAX_TEMPERATURE:g}: none between them '
-  'is the best, and what is said at that temperature is no calibration'
+  'is the best, and the values at that temperature are no calibration'
 )
-MOST_CLASSES = 100  # of the one-vs-one AUC, which takes the square of them
+MAX_CLASSES = 100  # of the one-vs-one AUC, which takes the square of them
 Scores = dict[str, Any]
 
 
@@ -57,7 +57,7 @@ def assess(test: Outputs, class_names: Sequence[str], val: Outputs | None = None
   logits, labels, _ = test
   notes: list[str] = []
   temperature = None if val is None else fit_temperature(val.logits, val.labels)
-  bounded = temperature is not None and at_bound(temperature)
+  bounded = temperature is not None and is_at_bound(temperature)
   if bounded:
     notes.append(AT_BOUND)
   rank = rank_of_label(logits, labels)
@@ -68,19 +68,19 @@ def assess(test: Outputs, class_names: Sequence[str], val: Outputs | None = None
       'top1': float((rank < 1).mean()),
       'top5': float((rank < 5).mean()) if _has_top5(logits) else None,
     }
-    | by_class(logits, labels, class_names, notes)
+    | score_by_class(logits, labels, class_names, notes)
     | {
-      'calibration': calibration(logits, labels),
+      'calibration': measure_calibration(logits, labels),
       'temperature': temperature,
       'temperature_at_bound': bounded,
-      'calibrated': None if temperature is None else calibration(logits / temperature, labels),
-      'intervals': intervals(logits, labels),
+      'calibrated': None if temperature is None else measure_calibration(logits / temperature, labels),
+      'intervals': bootstrap_intervals(logits, labels),
       'notes': notes,
     }
   )
 
 
-def by_class(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str], notes: list[str]) -> Scores:
+def score_by_class(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str], notes: list[str]) -> Scores:
   """Return scikit-learn's scores of each class, their means, and the confusion matrix; ``assess`` says which.
 
   The one-vs-one AUC is that of Hand and Till 2001.
@@ -110,7 +110,7 @@ def by_class(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str],
     )
     for average in ('macro', 'weighted')
   }
-  pairs = [] if len(present) > MOST_CLASSES else [*itertools.permutations(present, 2)]
+  pairs = [] if len(present) > MAX_CLASSES else [*itertools.permutations(present, 2)]
   one_vs_one = [_pair_auc(sk, labels, probabilities, a, b) for a, b in pairs]
   return {
     **means,
@@ -135,8 +135,8 @@ def notes_on_classes(class_names: Sequence[str], present: np.ndarray) -> list[st
     notes.append(f'no example of {shown}: recall, F1 and AUC are undefined there, and left out of the means')
   if len(present) == 1:
     notes.append(f'every example is {class_names[present[0]]!r}: ROC-AUC is undefined')
-  if len(present) > MOST_CLASSES:
-    notes.append(f'{len(present)} classes: the one-vs-one AUC is left out beyond {MOST_CLASSES}')
+  if len(present) > MAX_CLASSES:
+    notes.append(f'{len(present)} classes: the one-vs-one AUC is left out beyond {MAX_CLASSES}')
   return notes
 
 
@@ -170,7 +170,7 @@ def _mean(values: Sequence[float]) -> float | None:
   return float(np.mean(values)) if values else None
 
 
-def calibration(logits: np.ndarray, labels: np.ndarray) -> Scores:
+def measure_calibration(logits: np.ndarray, labels: np.ndarray) -> Scores:
   """Return how far confidence is from accuracy (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
   Returns:
@@ -183,9 +183,9 @@ def calibration(logits: np.ndarray, labels: np.ndarray) -> Scores:
   at = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
   bins: list[Scores] = []
   for k in range(BINS):
-    own = at == k
-    means = (float(confidence[own].mean()), float(right[own].mean())) if own.any() else (None, None)
-    row = {'low': k / BINS, 'high': (k + 1) / BINS, 'examples': int(own.sum())}
+    in_bin = at == k
+    means = (float(confidence[in_bin].mean()), float(right[in_bin].mean())) if in_bin.any() else (None, None)
+    row = {'low': k / BINS, 'high': (k + 1) / BINS, 'examples': int(in_bin.sum())}
     bins.append(row | {'confidence': means[0], 'accuracy': means[1]})
   gaps = {k: abs(row['confidence'] - row['accuracy']) for k, row in enumerate(bins) if row['examples']}
   return {
@@ -200,18 +200,18 @@ def calibration(logits: np.ndarray, labels: np.ndarray) -> Scores:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
   """Return what to divide logits by for the least cross-entropy, in 1/20 to 20 (Guo et al. 2017, section 4.2).
 
-  Where there is no least one between them, such as of logits that are all right, it is ``at_bound``.
+  Where there is no least one between them, such as of logits that are all right, it is ``is_at_bound``.
   """
   from scipy import optimize  # slow
 
   loss = lambda log_t: cross_entropy(logits / np.exp(log_t), labels).mean()
   end = np.log(MAX_TEMPERATURE)
-  found = optimize.minimize_scalar(loss, bounds=(-end, end), method='bounded')
+  result = optimize.minimize_scalar(loss, bounds=(-end, end), method='bounded')
   bound = min((-end, end), key=loss)
-  return float(np.exp(bound if loss(bound) <= found.fun + 1e-9 else found.x))  # flat towards it is as good as at it
+  return float(np.exp(bound if loss(bound) <= result.fun + 1e-9 else result.x))  # flat towards it is as good as at it
 
 
-def at_bound(temperature: float) -> bool:
+def is_at_bound(temperature: float) -> bool:
   """Return whether a temperature of ``fit_temperature`` is where its search ends, not a least cross-entropy."""
   return bool(abs(np.log(temperature)) > 0.99 * np.log(MAX_TEMPERATURE))
 
@@ -220,7 +220,7 @@ def _has_top5(logits: np.ndarray) -> bool:
   return logits.shape[-1] >= metrics.MIN_TOP5_CLASSES
 
 
-def intervals(logits: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float]]:
+def bootstrap_intervals(logits: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float]]:
   """Return the 95 % percentile bootstrap intervals over the examples: top-1, top-5 where it counts, loss, macro F1."""
   classes = logits.shape[-1]
   predicted, loss = logits.argmax(-1), cross_entropy(logits, labels)
@@ -229,12 +229,12 @@ def intervals(logits: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str
   rng, rows = np.random.default_rng(seed), []
   for _ in range(RESAMPLES):
     index = rng.integers(0, len(labels), len(labels))
-    own, found, right = labels[index], predicted[index], hit[index]
-    counts = np.bincount(own, minlength=classes) + np.bincount(found, minlength=classes)
-    f1 = 2 * np.bincount(own[right], minlength=classes) / np.maximum(counts, 1)
+    label, prediction, right = labels[index], predicted[index], hit[index]
+    counts = np.bincount(label, minlength=classes) + np.bincount(prediction, minlength=classes)
+    f1 = 2 * np.bincount(label[right], minlength=classes) / np.maximum(counts, 1)
     rows.append((right.mean(), top5[index].mean(), loss[index].mean(), f1[present].mean()))
-  found = dict(zip(('top1', 'top5', 'loss', 'macro_f1'), _percentiles(np.array(rows)), strict=True))
-  return {name: interval for name, interval in found.items() if name != 'top5' or _has_top5(logits)}
+  prediction = dict(zip(('top1', 'top5', 'loss', 'macro_f1'), _percentiles(np.array(rows)), strict=True))
+  return {name: interval for name, interval in prediction.items() if name != 'top5' or _has_top5(logits)}
 
 
 def _percentiles(draws: np.ndarray) -> list[tuple[float, float]]:
@@ -243,7 +243,7 @@ def _percentiles(draws: np.ndarray) -> list[tuple[float, float]]:
   return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def paired(first: np.ndarray, second: np.ndarray, labels: np.ndarray, seed: int = 0) -> Scores:
+def compare_paired(first: np.ndarray, second: np.ndarray, labels: np.ndarray, seed: int = 0) -> Scores:
   """Return how two networks differ on the same examples: McNemar's exact test, and the interval of the difference.
 
   Args:
@@ -293,14 +293,14 @@ def compare(
     same = len(held_out) == len(tests) and all(np.array_equal(v.labels, held_out[0].labels) for v in held_out)
     together = assess(ensemble([*tests.values()]), class_names, ensemble(held_out) if same else None)
   pairs = [
-    {'runs': [a, b]} | paired(tests[a].logits, tests[b].logits, tests[a].labels)
+    {'runs': [a, b]} | compare_paired(tests[a].logits, tests[b].logits, tests[a].labels)
     for a, b in itertools.combinations(tests, 2)
   ]
   runs = {name: assess(test, class_names, vals[name]) for name, test in tests.items()}
   return {'runs': runs, 'ensemble': together, 'pairs': pairs}
 
 
-def confused(confusion: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+def rank_confusions(confusion: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
   """Return ``(label, prediction, examples)`` of every confusion that there is, the commonest first."""
   matrix = np.array(confusion)
   np.fill_diagonal(matrix, 0)

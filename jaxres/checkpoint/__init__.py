@@ -17,22 +17,22 @@ from jaxres.checkpoint import digests as digests_lib
 from jaxres.checkpoint import moves, reader
 from jaxres.checkpoint import steps as steps_lib
 from jaxres.checkpoint.about import describe
-from jaxres.checkpoint.disk import check_space, disk_errors_explained, quiet_threads
+from jaxres.checkpoint.disk import check_space, explain_disk_errors, silence_threads
 from jaxres.checkpoint.manager import Manager, check_path
-from jaxres.errors import InputError, printable, say
+from jaxres.errors import InputError, print_status, printable
 from jaxres.runtime import distributed
-from jaxres.runtime.environment import devices
+from jaxres.runtime.environment import describe_devices
 from jaxres.state import TrainState
 
 DELETED = 'deleted'  # where a checkpoint goes before it is deleted: a half deleted one would look like a damaged one
 
 
 @contextlib.contextmanager
-def open(directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: int = 1) -> Iterator[Manager]:
+def open_manager(directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: int = 1) -> Iterator[Manager]:
   """Open the checkpoints in ``directory``; leaving the context waits until every save is committed and read again.
 
   Each checkpoint is read and compared with its digests first. A damaged one is renamed to ``<step>.bad``, with a line
-  that says what is wrong with it, and never deleted: the run goes on from the newest that is whole.
+  that says what is wrong with it, and never deleted: the run goes on from the newest intact one.
 
   Args:
     directory: made where it is missing.
@@ -40,7 +40,7 @@ def open(directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: i
     keep_best: keep also this many with the best of what the task monitors, where there is a validation split.
 
   Raises:
-    InputError: a number or the path cannot be used, no checkpoint of several is whole, or the disk is full.
+    InputError: a number or the path cannot be used, none of several checkpoints is intact, or the disk is full.
   """
   check(keep_latest=keep_latest, keep_best=keep_best)
   directory = pathlib.Path(directory).absolute()
@@ -55,15 +55,15 @@ def open(directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep_best: i
     cleanup_tmp_directories=True,
     todelete_subdir=DELETED,
   )
-  with quiet_threads(), contextlib.ExitStack() as stack:
-    with disk_errors_explained(directory):
+  with silence_threads(), contextlib.ExitStack() as stack:
+    with explain_disk_errors(directory):
       manager = stack.enter_context(Manager(directory, options))
     yield manager
     finish(manager)
 
 
 def check(*, keep_latest: int, keep_best: int) -> None:
-  """Raise InputError where ``open`` would."""
+  """Raise InputError where ``open_manager`` would."""
   config_lib.check_types('checkpoint', locals())
   if keep_latest < 1 or keep_best < 0:
     raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
@@ -73,36 +73,36 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
   """Rename the checkpoints in ``directory`` that are not what was saved, and say why.
 
   Raises:
-    InputError: there are checkpoints, and none is whole; nothing is renamed then.
+    InputError: there are checkpoints, and none is intact; nothing is renamed then.
   """
   _put_odd_aside(directory)
-  steps = steps_lib.numbered(directory)
+  steps = steps_lib.list_steps(directory)
   damaged = {step: reason for step in steps if (reason := _damage(directory / str(step)))}
   if steps and len(damaged) == len(steps):
     reason = f'step {steps[-1]}: {damaged[steps[-1]]}'
-    raise InputError(f'{directory}: none of {len(steps)} checkpoints is whole: {reason}; move them away to begin anew')
+    raise InputError(f'{directory}: none of {len(steps)} checkpoints is intact: {reason}; move them away to start over')
   for step, reason in damaged.items():
-    if distributed.leads():
+    if distributed.is_main_process():
       aside = steps_lib.put_aside(directory / str(step))
-      say(f'checkpoint {step} is damaged: {reason}; it is now {aside}')
+      print_status(f'checkpoint {step} is damaged: {reason}; it is now {aside}')
   if damaged:
-    distributed.meet('damaged checkpoints are put aside')
+    distributed.barrier('damaged checkpoints are put aside')
 
 
 def _put_odd_aside(directory: pathlib.Path) -> None:
   """Rename what reads like a step and is no checkpoint, such as a file: it would be in the way of a save."""
-  odd = steps_lib.odd(directory)
-  for name in odd if distributed.leads() else ():
+  odd = steps_lib.list_unknown(directory)
+  for name in odd if distributed.is_main_process() else ():
     aside = steps_lib.put_aside(directory / name)
-    say(f'{directory / name} is no checkpoint; it is now {aside}')
+    print_status(f'{directory / name} is no checkpoint; it is now {aside}')
   if odd:
-    distributed.meet('what is no checkpoint is put aside')
+    distributed.barrier('what is no checkpoint is put aside')
 
 
 def _damage(path: pathlib.Path) -> str | None:
   """Return what is wrong with a checkpoint; where one of several processes finds anything, so do all."""
-  found = reader.damage(path)
-  return found or ('another process cannot read it' if distributed.any_says(found is not None) else None)
+  damage = reader.find_damage(path)
+  return damage or ('another process cannot read it' if distributed.any_process(damage is not None) else None)
 
 
 def save(
@@ -117,7 +117,7 @@ def save(
   """Save ``state`` under its step, in the background, when the save before it is committed and was read again.
 
   Args:
-    manager: of ``open``.
+    manager: of ``open_manager``.
     state: may be donated as soon as this returns.
     progress: JSON; what else a resumed run must know.
     scores: one number by its name, such as ``val/top1``; larger is better, and it is negated where less of it is; empty
@@ -130,7 +130,7 @@ def save(
       was saved before stays.
   """
   step, digests, size = int(state.step), {}, 0
-  for name, array in digests_lib.leaves(state.present):
+  for name, array in digests_lib.leaves(state.saved_fields):
     if not digests_lib.is_finite(array):
       raise InputError(f'the state at step {step} is not saved: {name} is not finite; lower optim.lr')
     digests[name], size = digests_lib.leaf_digest(array), size + array.nbytes
@@ -140,15 +140,15 @@ def save(
   content = {'progress': dict(progress), 'metrics': metrics, 'about': describe(config or {}, step, manager.data)}
   known = {'state': digests} | {name: digests_lib.json_digest(value) for name, value in content.items()}
   items = ocp.args.Composite(
-    state=ocp.args.StandardSave(state.present),
+    state=ocp.args.StandardSave(state.saved_fields),
     progress=ocp.args.JsonSave(content['progress']),
     about=ocp.args.JsonSave(content['about']),
     digests=ocp.args.JsonSave(known),
   )
-  with disk_errors_explained(manager.place):
-    _make_way(manager, step)
+  with explain_disk_errors(manager.place):
+    _move_replaced(manager, step)
     manager.save(step, args=items, metrics=metrics)
-  if distributed.leads():
+  if distributed.is_main_process():
     manager.read_back(step, known)
   if commit:
     finish(manager)
@@ -162,7 +162,7 @@ def finish(manager: Manager) -> None:
   """
   saving, manager.saving = manager.saving, None
   try:
-    with disk_errors_explained(manager.place):
+    with explain_disk_errors(manager.place):
       manager.wait_until_finished()
   finally:
     if saving:
@@ -170,61 +170,63 @@ def finish(manager: Manager) -> None:
   reason = saving and saving.difference.result()
   if saving and reason:
     aside = steps_lib.put_aside(saving.path)
-    _take_back(manager.place)
-    kept = ', '.join(map(str, steps_lib.numbered(manager.place))) or 'none'
-    found = f'it was written, and is not what was to be saved: {reason}; it is now {aside}'
-    raise InputError(f'{saving.path}: {found}; saved are the steps: {kept}; look at the disk, or use another --workdir')
-  if distributed.leads():
+    _restore_replaced(manager.place)
+    kept = ', '.join(map(str, steps_lib.list_steps(manager.place))) or 'none'
+    problem = f'it was written, and is not what was to be saved: {reason}; it is now {aside}'
+    raise InputError(
+      f'{saving.path}: {problem}; saved are the steps: {kept}; look at the disk, or use another --workdir'
+    )
+  if distributed.is_main_process():
     _clear(manager)
 
 
 def _clear(manager: Manager) -> None:
-  """Delete what made way for a save, and what Orbax put away; what cannot be is said once, and left."""
+  """Delete what made way for a save, and what Orbax put away; what cannot be is reported once, and left."""
   trash = manager.place / DELETED
-  put_away = [trash / str(step) for step in steps_lib.numbered(trash)]
+  put_away = [trash / str(step) for step in steps_lib.list_steps(trash)]
   for old in (*manager.place.glob(f'*{steps_lib.REPLACED}'), *put_away):
     moves.throw(old, trash)  # half deleted it must not look like a checkpoint
   for old in trash.glob('*'):
     reason = None if old in manager.undeleted else moves.delete(old)
     if reason:
       manager.undeleted.add(old)
-      say(f'{old}: cannot be deleted: {reason}; nothing needs it, and the next run tries again')
+      print_status(f'{old}: cannot be deleted: {reason}; nothing needs it, and the next run tries again')
   with contextlib.suppress(OSError):  # it is not empty, or not there
     trash.rmdir()
 
 
-def _make_way(manager: Manager, step: int) -> None:
+def _move_replaced(manager: Manager, step: int) -> None:
   """Rename the checkpoint of ``step``, where there is one, until the new one of that step is committed."""
   if step in manager.all_steps():
-    if distributed.leads():
+    if distributed.is_main_process():
       old = manager.place / str(step)
       moves.rename(old, old.with_name(f'{step}{steps_lib.REPLACED}'))
-    distributed.meet('a checkpoint makes way')
+    distributed.barrier('a checkpoint makes way')
     manager.reload()
 
 
 def _restore_order(directory: pathlib.Path) -> None:
   """Take back what a save that was cut short, or cannot be read, had moved away, and delete what it made useless."""
-  if distributed.leads():
-    _take_back(directory)
+  if distributed.is_main_process():
+    _restore_replaced(directory)
     moves.delete(directory / DELETED)  # or a part of it: the rest is tried again behind the next save
-  distributed.meet('checkpoints are taken back')
+  distributed.barrier('checkpoints are taken back')
 
 
-def _take_back(directory: pathlib.Path) -> None:
+def _restore_replaced(directory: pathlib.Path) -> None:
   """Take checkpoints back that made way for one that was never committed, or is damaged."""
   for old in directory.glob(f'*{steps_lib.REPLACED}'):
     new = old.with_name(old.name.removesuffix(steps_lib.REPLACED))
-    if new.exists() and not reader.damage(new):
+    if new.exists() and not reader.find_damage(new):
       moves.throw(old, directory / DELETED)
       continue
     if new.exists():
       steps_lib.put_aside(new)
     moves.rename(old, new)
-  steps, deleted = steps_lib.numbered(directory), steps_lib.numbered(directory / DELETED)
-  if deleted and (not steps or reader.damage(directory / str(steps[-1]))):
+  steps, deleted = steps_lib.list_steps(directory), steps_lib.list_steps(directory / DELETED)
+  if deleted and (not steps or reader.find_damage(directory / str(steps[-1]))):
     for step in set(deleted) - set(steps):
-      if not reader.damage(directory / DELETED / str(step)):  # a kill may have left one half deleted
+      if not reader.find_damage(directory / DELETED / str(step)):  # a kill may have left one half deleted
         moves.rename(directory / DELETED / str(step), directory / str(step))
 
 
@@ -243,7 +245,7 @@ def restore(
   """Return the state and the progress saved at ``step``, the latest where it is None; None where nothing is saved.
 
   Args:
-    manager: of ``open``.
+    manager: of ``open_manager``.
     template: a ``TrainState`` of the shapes and dtypes to restore.
     shardings: where the arrays go: one for all, or a ``TrainState`` of them; they may lie on other devices, and as
       many, as those that saved.
@@ -260,17 +262,17 @@ def restore(
     saved = reader.read(path)
   except reader.DamagedError as error:
     raise InputError(f'{path}: damaged: {error}') from None
-  if not saved.verified and distributed.leads():
-    say(f'checkpoint {step}: an older jaxres saved it, without digests: it cannot be verified')
-  if saved.about.get('devices') not in (None, devices()) and distributed.leads():
-    before, now = (', '.join(found) for found in (saved.about['devices'], devices()))
+  if not saved.verified and distributed.is_main_process():
+    print_status(f'checkpoint {step}: an older jaxres saved it, without digests: it cannot be verified')
+  if saved.about.get('devices') not in (None, describe_devices()) and distributed.is_main_process():
+    before, now = (', '.join(each) for each in (saved.about['devices'], describe_devices()))
     line = f'checkpoint {step} is of {before}: on {now} the same batches follow, but sums differ in the last bits'
     print(printable(line))
-  wanted = template.present
+  wanted = template.saved_fields
   digests_lib.check_like(saved.digests, digests_lib.kinds(wanted), str(path))
   everywhere = jax.tree.broadcast(shardings, template)
   put = lambda key, like, place: jax.make_array_from_callback(
     like.shape, place, saved.state[trees.name(key)].__getitem__
   )
-  state = TrainState(**jax.tree_util.tree_map_with_path(put, wanted, everywhere.present))
+  state = TrainState(**jax.tree_util.tree_map_with_path(put, wanted, everywhere.saved_fields))
   return dataclasses.replace(state, halted=jax.device_put(state.halted, everywhere.halted)), saved.progress

@@ -11,7 +11,7 @@ import jaxres
 from jaxres import config as config_lib
 from jaxres.checkpoint import digests
 from jaxres.errors import InputError
-from jaxres.runtime.environment import PACKAGES, devices
+from jaxres.runtime.environment import PACKAGES, describe_devices
 
 # What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
 MAY_CHANGE = {
@@ -38,7 +38,7 @@ def describe(config: Mapping[str, Any], step: int, data: Mapping[str, Any] | Non
     'config': options,
     'config_sha256': digests.json_digest(options),
     'versions': {'jaxres': jaxres.__version__, 'python': platform.python_version()} | versions,
-    'devices': devices(),
+    'devices': describe_devices(),
   } | ({} if data is None else {'data_sha256': digests.json_digest(data), 'split_rule': data['split_rule']})
 
 
@@ -54,8 +54,8 @@ def check_made_by(about: Mapping[str, Any], config: Mapping[str, Any] | None, pa
     return
   if changed := other_fields(about['config'], config):
     name, (old, new) = next(iter(changed.items()))
-    found = f'{name} was {json.dumps(old)} there, and is {json.dumps(new)} in this run'
-    raise InputError(f'{path}: of another run: {found}; move it away, or use the workdir that it is of')
+    change = f'{name} was {json.dumps(old)} there, and is {json.dumps(new)} in this run'
+    raise InputError(f'{path}: of another run: {change}; move it away, or use the workdir that it is of')
 
 
 def other_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -15,10 +15,10 @@ from jaxres.runtime import sharding
 
 
 def leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
-  """Yield the name and the whole content of each leaf, one at a time; every process must ask for all of them."""
+  """Yield the name and the content of each leaf, one at a time; every process must ask for all of them."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    whole = sharding.gathered(leaf) if isinstance(leaf, jax.Array) else leaf
-    yield trees.name(path), np.asarray(whole)
+    gathered = sharding.gather(leaf) if isinstance(leaf, jax.Array) else leaf
+    yield trees.name(path), np.asarray(gathered)
 
 
 def leaf_digest(array: np.ndarray) -> str:
@@ -43,10 +43,10 @@ def is_finite(array: np.ndarray) -> bool:
   return not jnp.issubdtype(array.dtype, jnp.inexact) or bool(np.isfinite(array).all())
 
 
-def check_like(found: Mapping[str, str], wanted: Mapping[str, str], where: str) -> None:
-  """Raise InputError where names or ``dtype[shape]`` of leaves differ; both map names to texts that begin with it."""
-  for name in sorted(found.keys() | wanted.keys()):
-    one, other = (tree[name].split()[0] if name in tree else 'nothing' for tree in (found, wanted))
+def check_like(actual: Mapping[str, str], wanted: Mapping[str, str], where: str) -> None:
+  """Raise InputError where names or ``dtype[shape]`` of leaves differ; both map names to texts that start with it."""
+  for name in sorted(actual.keys() | wanted.keys()):
+    one, other = (tree[name].split()[0] if name in tree else 'nothing' for tree in (actual, wanted))
     if one != other:
       raise InputError(f'{where}: it holds {one} as {name}, expected {other}')
 

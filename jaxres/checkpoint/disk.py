@@ -24,7 +24,7 @@ AS_BEFORE = 'make it writable, and the same command continues'
 
 def check_room(directory: pathlib.Path, template: TrainState) -> None:
   """Raise InputError where the disk of ``directory`` has no room for one checkpoint of a state like ``template``."""
-  leaves = jax.tree.leaves(template.present)
+  leaves = jax.tree.leaves(template.saved_fields)
   check_space(directory, sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves), None)
 
 
@@ -33,12 +33,12 @@ def check_space(directory: str | pathlib.Path, size: int, step: int | None) -> N
   free, needed = shutil.disk_usage(directory).free, size + MARGIN_BYTES
   if free < needed:
     what = 'a checkpoint of this run' if step is None else f'step {step}'
-    found = f'{free / 1e6:,.1f} MB are free, and {what} needs {needed / 1e6:,.1f} MB'
-    raise InputError(f'the disk is full: {directory}: {found}; what was saved before is untouched; {AGAIN}')
+    problem = f'{free / 1e6:,.1f} MB are free, and {what} needs {needed / 1e6:,.1f} MB'
+    raise InputError(f'the disk is full: {directory}: {problem}; what was saved before is untouched; {AGAIN}')
 
 
 @contextlib.contextmanager
-def disk_errors_explained(directory: pathlib.Path) -> Iterator[None]:
+def explain_disk_errors(directory: pathlib.Path) -> Iterator[None]:
   """Turn the errors of a disk that is full, or cannot be written, into an InputError, without what is half written."""
   try:
     yield
@@ -46,22 +46,22 @@ def disk_errors_explained(directory: pathlib.Path) -> Iterator[None]:
     full, reason = _is_full_disk(error), _file_error(error)
     if isinstance(error, InputError) or not (full or reason):
       raise
-    if distributed.leads():
+    if distributed.is_main_process():
       for partial in directory.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(partial, ignore_errors=True)
-    kept = ', '.join(map(str, steps.numbered(directory))) or 'none'
-    found = f'the disk is full: {directory}' if full else f'cannot write {directory}: {reason}'
-    raise InputError(f'{found}: saved are the steps: {kept}; {AGAIN if full else AS_BEFORE}') from error
+    kept = ', '.join(map(str, steps.list_steps(directory))) or 'none'
+    problem = f'the disk is full: {directory}' if full else f'cannot write {directory}: {reason}'
+    raise InputError(f'{problem}: saved are the steps: {kept}; {AGAIN if full else AS_BEFORE}') from error
 
 
 @contextlib.contextmanager
-def quiet_threads() -> Iterator[None]:
+def silence_threads() -> Iterator[None]:
   """Keep TensorStore's threads from printing, of each write that failed, that Orbax does not wait for it any more."""
   before = sys.unraisablehook
 
-  def hook(found: Any) -> None:
-    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == 'Event loop is closed'):
-      before(found)
+  def hook(unraisable: Any) -> None:
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == 'Event loop is closed'):
+      before(unraisable)
 
   sys.unraisablehook = hook
   try:

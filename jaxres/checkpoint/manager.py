@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxres.checkpoint import reader
-from jaxres.checkpoint.disk import disk_errors_explained
+from jaxres.checkpoint.disk import explain_disk_errors
 from jaxres.errors import InputError
 
 COMMIT_SECONDS = 0.05  # between looks at whether a save is committed, which is then read
@@ -19,10 +19,10 @@ COMMIT_SECONDS = 0.05  # between looks at whether a save is committed, which is 
 
 @epath.register_path_cls
 class Directory(type(epath.Path('/'))):  # type: ignore[misc]  # etils does not export it
-  """A path that Orbax takes for what it is: without patterns (``[``), and local even where it begins with ``/gs/``."""
+  """A path that Orbax takes for what it is: without patterns (``[``), and local even where it starts with ``/gs/``."""
 
   def glob(self, pattern: str) -> Iterator['Directory']:
-    """Yield what matches ``pattern`` in this directory, whose own name is none; Orbax looks for its parts so."""
+    """Yield what matches ``pattern`` in this directory, whose name is not a pattern; Orbax searches it so."""
     yield from map(type(self), pathlib.Path(os.fspath(self)).glob(pattern))
 
   @property
@@ -39,7 +39,7 @@ class Saving(NamedTuple):
 
 
 class Manager(ocp.CheckpointManager):
-  """Orbax's manager; what it has saved counts when it was read again, in a thread of its own, and compared."""
+  """Orbax's manager; what it has saved counts when it was read again, in another thread, and compared."""
 
   saving: Saving | None = None  # of the process that leads
   data: Mapping[str, Any] | None = None  # the content of the run's data.json, whose digest each checkpoint has
@@ -59,7 +59,7 @@ class Manager(ocp.CheckpointManager):
   def close(self) -> None:
     """Wait for what is being saved."""
     try:
-      with disk_errors_explained(self.place):
+      with explain_disk_errors(self.place):
         super().close()
     finally:
       if self.saving:

@@ -1,4 +1,4 @@
-"""What a saved checkpoint must be: a SHA-256 of every leaf, kept beside it, and whole again when it is read."""
+"""Read checkpoints, and compare every leaf with the SHA-256 that is kept beside it."""
 
 import collections
 import contextlib
@@ -22,7 +22,7 @@ from jaxres.errors import InputError
 from jaxres.files import DamagedError
 
 JSON_ITEMS = {'progress': 'metadata', 'about': 'metadata', 'metrics': 'metrics'}  # and the files of their content
-MOST_LOOKS = 30  # at checkpoints that a training replaces meanwhile
+MAX_LOOKS = 30  # at checkpoints that a training replaces meanwhile
 READ_AHEAD = 8  # arrays: more at a time are no faster, and take memory beside a training
 LEAF = re.compile(r'[a-z0-9_]+\[(\d+(,\d+)*)?\] [0-9a-f]{64}')  # as ``leaf_digest`` makes it
 _DIGEST = schema.Check('a dtype, a shape and a SHA-256', lambda x: isinstance(x, str) and bool(LEAF.fullmatch(x)))
@@ -60,8 +60,8 @@ def read(path: pathlib.Path) -> Saved:
   else:
     schema.check_fields(expected, DIGESTS, 'digests', optional=JSON_ITEMS, fix='')
   for item, content in parts.items():
-    found = None if content is None else digests_lib.json_digest(content)
-    if expected is not None and found != expected.get(item):
+    digest = None if content is None else digests_lib.json_digest(content)
+    if expected is not None and digest != expected.get(item):
       raise DamagedError(f'{item}: {"missing" if content is None else "not what was saved"}')
   scores = parts['metrics'] or {}
   if parts['metrics'] is not None and scores.get('step') != steps.step_of(path):
@@ -101,7 +101,7 @@ def difference(path: pathlib.Path, known: Mapping[str, Any]) -> str | None:
         return f'{item}: {"missing" if content is None else "not what was saved"}'
     if _read_item(path, 'digests') != known:
       return 'digests: not what was saved'
-    for _ in _compared(path / 'state', known['state']):
+    for _ in _compare_arrays(path / 'state', known['state']):
       pass
   except DamagedError as error:
     return str(error)
@@ -120,8 +120,8 @@ def read_scores(path: pathlib.Path) -> dict[str, float]:
   return {'step': steps.step_of(path)} | scores
 
 
-def damage(path: pathlib.Path) -> str | None:
-  """Return what is wrong with the checkpoint in ``path``; None where it is whole."""
+def find_damage(path: pathlib.Path) -> str | None:
+  """Return what is wrong with the checkpoint in ``path``; None where it is intact."""
   try:
     read(path)
   except DamagedError as error:
@@ -143,14 +143,14 @@ def follow(
   Raises:
     InputError: the checkpoint is not what was saved, or it is an error of ``choose``.
   """
-  for look in range(MOST_LOOKS):
-    paths, step = steps.present(directory), None
+  for look in range(MAX_LOOKS):
+    paths, step = steps.list_checkpoints(directory), None
     before = steps.identities(paths)
     try:
       step = choose(paths)
       return step, paths[step], read(paths[step])
     except DamagedError as error:
-      if look == MOST_LOOKS - 1 or steps.identities(steps.present(directory)) == before:
+      if look == MAX_LOOKS - 1 or steps.identities(steps.list_checkpoints(directory)) == before:
         raise InputError(f'{directory if step is None else paths[step]}: damaged: {error}') from None
   raise AssertionError
 
@@ -160,16 +160,16 @@ def _read_state(path: pathlib.Path, expected: Mapping[str, str] | None) -> tuple
   if expected is None:
     state = _read_unknown(path)
     return state, {name: digests_lib.leaf_digest(array) for name, array in state.items()}
-  state = dict(_compared(path, expected))
+  state = dict(_compare_arrays(path, expected))
   return state, {name: expected[name] for name in state}
 
 
-def _compared(path: pathlib.Path, expected: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+def _compare_arrays(path: pathlib.Path, expected: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
   """Yield the name and the content of each leaf of a state, which is what is expected."""
   for name, array in _read_arrays(path, expected):
-    found = digests_lib.leaf_digest(array)
-    if found != expected[name]:
-      kinds = '' if found.split()[0] == expected[name].split()[0] else f' ({found.split()[0]})'
+    digest = digests_lib.leaf_digest(array)
+    if digest != expected[name]:
+      kinds = '' if digest.split()[0] == expected[name].split()[0] else f' ({digest.split()[0]})'
       raise DamagedError(f'leaf {name}: it is not what was saved{kinds}')
     yield name, array
 
@@ -180,7 +180,7 @@ def _read_arrays(path: pathlib.Path, expected: Mapping[str, str]) -> Iterator[tu
   Orbax lays them down as zarr in one OCDBT database.
 
   TensorStore reads them without Orbax, which does not say which array is bad, leaves tracebacks of its threads, and
-  needs files that can be damaged too while all arrays are whole. The dtype and the shape are compared before memory is
+  needs files that can be damaged too while all arrays are intact. The dtype and the shape are compared before memory is
   taken for them.
   """
   # A path, not a URL, in which ``%`` and ``#`` mean something else; without ``..``, which TensorStore refuses.
@@ -218,7 +218,7 @@ def _check_names(store: Any, expected: Mapping[str, str]) -> None:
 def _result(name: str, future: Any) -> Any:
   try:
     return future.result()
-  except Exception as error:  # TensorStore has no error of its own
+  except Exception as error:  # TensorStore has no error class
     raise DamagedError(f'leaf {name}: cannot be read: {str(error).split(":")[0]:.60}') from None  # such as DATA_LOSS
 
 
@@ -226,7 +226,7 @@ def _read_unknown(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Return all arrays of a state whose names are not known: an older jaxres saved it."""
   path = pathlib.Path(os.path.realpath(path))
   try:
-    with _quiet(), ocp.PyTreeCheckpointer() as reader:
+    with _silence_orbax(), ocp.PyTreeCheckpointer() as reader:
       metadata = reader.metadata(path).item_metadata.tree
       as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
       return dict(digests_lib.leaves(reader.restore(path, restore_args=as_numpy)))
@@ -256,7 +256,7 @@ def _check_older(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_orbax() -> Iterator[None]:
   """Keep Orbax from warning that an item, read alone, has no file that describes all items."""
   logger = logging.getLogger('absl')
   before = logger.level

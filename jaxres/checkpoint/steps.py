@@ -10,7 +10,7 @@ from jaxres.errors import InputError
 REPLACED = '.replaced'  # ends the name of a checkpoint that makes way for another of its step
 
 
-def numbered(directory: pathlib.Path) -> list[int]:
+def list_steps(directory: pathlib.Path) -> list[int]:
   """Return the steps of the checkpoints in ``directory``, damaged ones too, in ascending order.
 
   Only a directory is one, and only by the name that a step has: not ``007``, a file or a link to nothing.
@@ -18,7 +18,7 @@ def numbered(directory: pathlib.Path) -> list[int]:
   return sorted(int(name) for name in _entries(directory) if _is_step(name) and os.path.isdir(directory / name))
 
 
-def odd(directory: pathlib.Path) -> list[str]:
+def list_unknown(directory: pathlib.Path) -> list[str]:
   """Return the names in ``directory`` that read like a step and are no checkpoint."""
   numbers = (name for name in _entries(directory) if name.isdecimal())
   return sorted(name for name in numbers if not (_is_step(name) and os.path.isdir(directory / name)))
@@ -43,12 +43,14 @@ def _entries(directory: pathlib.Path) -> list[str]:
     raise InputError(f'{directory}: cannot be read: {error.strerror}; expected a directory of checkpoints') from None
 
 
-def present(directory: pathlib.Path) -> dict[int, pathlib.Path]:
+def list_checkpoints(directory: pathlib.Path) -> dict[int, pathlib.Path]:
   """Return the paths of the checkpoints in ``directory`` by their steps, in ascending order.
 
   One that makes way for another of its step counts until that one is there.
   """
-  steps = numbered(directory) or numbered(directory)  # one may come, and the other go, while the first look is taken
+  steps = list_steps(directory) or list_steps(
+    directory
+  )  # one may come, and the other go, while the first look is taken
   paths = {step_of(path): path for path in directory.glob(f'*{REPLACED}') if path.name.split('.')[0].isdecimal()}
   paths |= {step: directory / str(step) for step in steps}
   return dict(sorted(paths.items()))
@@ -56,14 +58,14 @@ def present(directory: pathlib.Path) -> dict[int, pathlib.Path]:
 
 def identities(paths: Mapping[int, pathlib.Path]) -> dict[int, tuple[int, int] | None]:
   """Return what tells each of the directories from another that takes its place; None where it is gone."""
-  found: dict[int, tuple[int, int] | None] = {}
+  inodes: dict[int, tuple[int, int] | None] = {}
   for step, path in paths.items():
     try:
       status = path.stat()
-      found[step] = (status.st_ino, status.st_ctime_ns)
+      inodes[step] = (status.st_ino, status.st_ctime_ns)
     except OSError:
-      found[step] = None
-  return found
+      inodes[step] = None
+  return inodes
 
 
 def step_of(path: pathlib.Path) -> int:

@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 from jaxres import config as config_lib
 from jaxres.data import decode
 from jaxres.data.fingerprints import fingerprint
-from jaxres.data.images import Images, decode_all, without_bad
+from jaxres.data.images import Images, decode_all, drop_bad
 from jaxres.data.prepare import cifar as prepare_cifar
 from jaxres.data.resident import Batch, Resident
 from jaxres.data.sources import arrays, csv_file, folder, tfds
 from jaxres.data.sources.cifar import PUBLISHED
-from jaxres.data.splits import check_labels, check_source, draw, hold_out, keep_classes, say_untrained
+from jaxres.data.splits import check_labels, check_source, draw, hold_out, keep_classes, report_untrained
 from jaxres.data.statistics import IMAGENET, STATISTICS, channel_statistics
 from jaxres.data.stream import Examples, Stream
 from jaxres.data.types import CLASSES, Arrays, Labels, Source, Split
@@ -22,7 +22,7 @@ from jaxres.errors import InputError, nearest
 
 __all__ = ['Batch', 'Dataset', 'Info', 'Pipeline', 'first_batch', 'load', 'loader']
 Pipeline = Resident | Stream
-Held = Arrays | Images  # a split read, or ready to be
+LoadedSplit = Arrays | Images  # a split read, or ready to be
 SPLIT_RULE = 2  # by which data is split now
 SPLIT_RULES = (1, SPLIT_RULE)
 PIPELINES = ('resident', 'stream')
@@ -98,19 +98,19 @@ def load(
     fold: ``(k, n)`` holds out for validation part k, counted from 0, of n equal stratified ones, in place of ``val``:
       `jaxres crossval` trains once for each k. () does not.
     limit: train on no more than this many examples, stratified by class; drawn after ``val`` was held out.
-    classes: keep these classes alone, by name or number; they are numbered anew in the order given.
-    image_size: pixels a side that images are resized and centre-cropped to; None keeps their size, which must then be
+    classes: keep these classes alone, by name or number; they are numbered again in the order given.
+    image_size: pixels a side that images are resized and center-cropped to; None keeps their size, which must then be
       one for all, and which ``'stream'`` does not know of encoded images.
     eval_image_size: the same for validation and test images; None takes ``image_size``.
-    center_crop: the share of the resized short side that the centre crop keeps; 0.875 is ImageNet's 224 of 256.
+    center_crop: the share of the resized short side that the center crop keeps; 0.875 is ImageNet's 224 of 256.
     crop_scale: the least and the largest share of an image's area in the random crop that ``'stream'`` trains on;
-      ``()`` trains on the centre crop, as ``'resident'`` does.
-    mean: of each channel, on the scale 0..1, that images are normalised with: those that pretrained weights were
+      ``()`` trains on the center crop, as ``'resident'`` does.
+    mean: of each channel, on the scale 0..1, that images are normalized with: those that pretrained weights were
       trained with. None takes the published one of CIFAR, ImageNet's of encoded images, or that of the training images.
     std: the same, of the standard deviation.
     workers: threads that read images.
     max_bad: go on with as many encoded images in each split that cannot be decoded: of training each is replaced by
-      the next that can, of evaluation they are left out, which is found before the training begins.
+      the next that can, of evaluation they are left out, which is checked before the training starts.
     seed: of the validation split, of a test split that is held out, of ``limit``, of the sample order and of the crops.
     split_rule: by which the run that goes on splits; it is no field of the config. 2: files are drawn by their names.
       1, of runs that do not say theirs: by their place in the list, and a folder's classes are by the alphabet even
@@ -137,38 +137,45 @@ def load(
   if limit is not None and limit < len(train.labels):
     train = train.take(draw(train, limit, seed, 'limit', labels))
   if labels.are_classes:
-    say_untrained(train.labels, source.class_names)
+    report_untrained(train.labels, source.class_names)
 
   files: dict[str, Callable[[int], str]] = {}  # by split
 
-  def hold(data: Split, size: int | None, part: str = 'train') -> Held:
+  def load_split(data: Split, size: int | None, part: str = 'train') -> LoadedSplit:
     if isinstance(data, Arrays):
       return data if size is None else resize(data, size, center_crop, labels)
     if pipeline == 'stream' and size is None:
       raise InputError('data.image_size: data.pipeline=stream needs it for encoded images, such as 224')
     if part != 'train':
-      data = without_bad(data, part, max_bad, workers)
+      data = drop_bad(data, part, max_bad, workers)
     if name in FILES:
       files[part] = data.name_of
     images = Images(data, size, center_crop=center_crop, crop_scale=crop_scale, max_bad=max_bad)
     return decode_all(images, workers) if pipeline == 'resident' else images
 
-  pipe = lambda held, part: make_pipeline(held, pipeline, batch_size, seed, workers, files.get(part))
+  build_pipeline = lambda train_split, part: make_pipeline(
+    train_split, pipeline, batch_size, seed, workers, files.get(part)
+  )
   eval_size = eval_image_size or image_size
-  held, held_test = hold(train, image_size), hold(source.test, eval_size, 'test')
-  held_val = hold(held_out, eval_size, 'val') if held_out else None
-  _check_shapes(held_test if eval_image_size else held, held_val, held_test)
+  train_split, test_split = load_split(train, image_size), load_split(source.test, eval_size, 'test')
+  val_split = load_split(held_out, eval_size, 'val') if held_out else None
+  _check_shapes(test_split if eval_image_size else train_split, val_split, test_split)
   if not (mean and std):
     mean, std = STATISTICS.get(name) or (channel_statistics(train.images) if isinstance(train, Arrays) else IMAGENET)
-  _check_statistics(mean, std, _shape(held))
+  _check_statistics(mean, std, _shape(train_split))
   splits = {'train': train, 'val': held_out, 'test': source.test}
   fingerprints = {part: fingerprint(split) for part, split in splits.items() if split}
-  info = Info(source.class_names, _shape(held), mean, std, fingerprints, split_rule)
-  return Dataset(pipe(held, 'train'), pipe(held_val, 'val') if held_val else None, pipe(held_test, 'test'), info)
+  info = Info(source.class_names, _shape(train_split), mean, std, fingerprints, split_rule)
+  return Dataset(
+    build_pipeline(train_split, 'train'),
+    build_pipeline(val_split, 'val') if val_split else None,
+    build_pipeline(test_split, 'test'),
+    info,
+  )
 
 
 def make_pipeline(
-  split: Held, kind: str, batch_size: int, seed: int, workers: int, name_of: Callable[[int], str] | None
+  split: LoadedSplit, kind: str, batch_size: int, seed: int, workers: int, name_of: Callable[[int], str] | None
 ) -> Pipeline:
   """Return the batches of a split.
 
@@ -190,13 +197,13 @@ def make_pipeline(
 
 
 def first_batch(pipeline: Pipeline) -> Batch:
-  """Return the batch that training begins with."""
-  fetch: Callable[..., Batch] = pipeline.fetch
-  return fetch(pipeline.constants, next(pipeline.train_feeds(0, 1)))
+  """Return the first batch of the training."""
+  get_batch: Callable[..., Batch] = pipeline.get_batch
+  return get_batch(pipeline.device_data, next(pipeline.step_inputs(0, 1)))
 
 
 def resize(data: Arrays, size: int, center_crop: float, labels: Labels = CLASSES) -> Arrays:
-  """Return ``data`` with every image resized and centre-cropped to ``size`` pixels a side, if it is not so already.
+  """Return ``data`` with every image resized and center-cropped to ``size`` pixels a side, if it is not so already.
 
   Raises:
     InputError: ``labels`` are maps of the pixels, which would have to be resized too.
@@ -205,7 +212,7 @@ def resize(data: Arrays, size: int, center_crop: float, labels: Labels = CLASSES
     return data
   if labels.rank == 2:
     raise InputError(f'data.image_size: labels are {labels.kind}, which are not resized; leave it out')
-  return Arrays(np.stack([decode.resized(image, size, center_crop) for image in data.images]), data.labels)
+  return Arrays(np.stack([decode.resize_image(image, size, center_crop) for image in data.images]), data.labels)
 
 
 def _read(
@@ -222,9 +229,9 @@ def _read(
   if name in readers:
     return readers[name]()
   tfds.check_access(name, data_dir)
-  known = tfds.known(data_dir)
+  known = tfds.list_known(data_dir)
   if name not in known:
-    fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_anew(name, data_dir)}'
+    fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_again(name, data_dir)}'
     raise InputError(f'data.name: unknown data set {name!r}{nearest(name, {*readers, *known})}; {fix}')
   if download and name in PUBLISHED and not tfds.is_prepared(name, data_dir):
     prepare_cifar.prepare(name, data_dir)
@@ -270,7 +277,7 @@ def _check_image_fields(
     raise InputError(f'data.max_bad: expected 0 or more, found {max_bad}')
 
 
-def _check_shapes(first: Held, *others: Held | None) -> None:
+def _check_shapes(first: LoadedSplit, *others: LoadedSplit | None) -> None:
   for other in others:
     if other is not None and _shape(other) != _shape(first):
       raise InputError(f'data.image_size: the splits differ: images of {_shape(first)} and of {_shape(other)}; set it')
@@ -282,14 +289,16 @@ def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], shape: tu
     raise InputError(f'data.mean: {expected}; found mean {mean} and std {std}')
 
 
-def _shape(held: Held) -> tuple[int, int, int]:
-  return held.images.shape[1:] if isinstance(held, Arrays) else held.image_shape
+def _shape(loaded: LoadedSplit) -> tuple[int, int, int]:
+  return loaded.images.shape[1:] if isinstance(loaded, Arrays) else loaded.image_shape
 
 
-def _examples(held: Held) -> Examples:
+def _examples(loaded: LoadedSplit) -> Examples:
   """Return what a ``Stream`` reads."""
-  if not isinstance(held, Arrays):
-    return Examples(held.size, held.image_shape, held.get, held.split.labels.shape[1:], held.split.labels.dtype)
-  images, labels = held
+  if not isinstance(loaded, Arrays):
+    return Examples(
+      loaded.size, loaded.image_shape, loaded.get, loaded.split.labels.shape[1:], loaded.split.labels.dtype
+    )
+  images, labels = loaded
   get = lambda index, draws: (images[index], labels[index])
   return Examples(len(labels), images.shape[1:], get, labels.shape[1:], labels.dtype)

@@ -1,4 +1,4 @@
-"""Image files to pixels: the whole image for evaluation, a random crop for training.
+"""Image files to pixels: the full image for evaluation, a random crop for training.
 
 Any image becomes uint8 RGB as torchvision's loader has it: alpha is dropped and the EXIF orientation is not applied.
 Of unsigned 16 bits the upper 8 are taken, and of 12 bits; pixels that are signed, wider or floating-point numbers have
@@ -26,12 +26,12 @@ MAX_PIXELS = 89_478_485  # of an image: a quarter of a GiB at three bytes each, 
 MAX_FILE_BYTES = 1 << 30  # of an image
 _PROGRAMS = ('EPS', 'WMF')  # which Pillow has others run, whatever the file is called
 _JPEG = ('JPEG', 'MPO')  # MPO: a photograph and its preview
-_STORED = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')  # the modes that ``storable`` leaves as they are
+_STORED = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')  # the modes that ``to_storable`` leaves as they are
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 _PNG_DEPTH = 24  # the byte of a PNG with its bits a channel
-_REDUCTIONS = (8, 4, 2)  # what a JPEG decoder offers for less work than the whole
+_REDUCTIONS = (8, 4, 2)  # what a JPEG decoder offers for less work than the full image
 _local = threading.local()
-# An image beyond the limit is refused in one line, by ``_check_size``; Pillow would print two of its own before.
+# An image beyond the limit is refused in one line, by ``_check_size``; Pillow would print two more before.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 # Nor is anybody helped by what it says of EXIF, palettes and tags, twice a file: the pixels are read, or refused.
 warnings.filterwarnings('ignore', module=r'PIL\.')
@@ -48,8 +48,8 @@ def check_size(width: int, height: int) -> None:
     raise BadImageError(f'it has {width:,} x {height:,} pixels; expected at most {MAX_PIXELS:,}: make it smaller')
 
 
-def whole(data: bytes, size: int | None, keep: float = 1.0) -> np.ndarray:
-  """Return the centre of an image, uint8 ``[size, size, 3]``.
+def decode_image(data: bytes, size: int | None, keep: float = 1.0) -> np.ndarray:
+  """Return the center of an image, uint8 ``[size, size, 3]``.
 
   It is torchvision's ``Resize(size / keep)`` with antialiasing, then ``CenterCrop(size)``, in one resampling. A JPEG
   with more than twice the pixels that it takes a side is decoded at a reduced size.
@@ -66,7 +66,7 @@ def whole(data: bytes, size: int | None, keep: float = 1.0) -> np.ndarray:
     image = _open(data)
     if size is None:
       return np.asarray(_rgb(image))
-    box = _centre(image.width, image.height, size, keep)
+    box = _center_box(image.width, image.height, size, keep)
     n = _reduction(box[2] - box[0], box[3] - box[1], 2 * size) if image.format in _JPEG else 1
     image.draft(None, (max(1, image.width // n), max(1, image.height // n)))
     return np.asarray(_sample(_rgb(image), size, [edge / n for edge in box]))
@@ -81,14 +81,14 @@ def check(data: bytes) -> None:
     image.load()
 
 
-def resized(pixels: np.ndarray, size: int, keep: float = 1.0) -> np.ndarray:
-  """Return ``whole`` of decoded pixels, uint8 ``[H, W, C]`` with any number of channels."""
-  box = _centre(pixels.shape[1], pixels.shape[0], size, keep)
+def resize_image(pixels: np.ndarray, size: int, keep: float = 1.0) -> np.ndarray:
+  """Return ``decode_image`` of decoded pixels, uint8 ``[H, W, C]`` with any number of channels."""
+  box = _center_box(pixels.shape[1], pixels.shape[0], size, keep)
   planes = [np.asarray(_sample(Image.fromarray(plane), size, box)) for plane in np.moveaxis(pixels, 2, 0)]
   return np.stack(planes, axis=2)
 
 
-def cropped(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> np.ndarray:
+def decode_crops(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> np.ndarray:
   """Return a random crop of an image, resized to uint8 ``[size, size, 3]``.
 
   Args:
@@ -100,16 +100,16 @@ def cropped(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequ
   Raises:
     BadImageError: the image cannot be decoded.
   """
-  if data.startswith(b'\xff\xd8') and fast() is not None:
+  if data.startswith(b'\xff\xd8') and fast_modules() is not None:
     try:
-      return _cropped_fast(data, size, scale, draws)
+      return _decode_crops_fast(data, size, scale, draws)
     except ValueError:  # what simplejpeg does not read, such as CMYK, and what is damaged: Pillow has the last word
       pass
-  return _cropped_pillow(data, size, scale, draws)
+  return _decode_crops_pillow(data, size, scale, draws)
 
 
-def storable(data: bytes) -> bytes:
-  """Return an image in a form that TFDS's Image feature holds: as it is, or as an RGB PNG of ``whole``'s pixels.
+def to_storable(data: bytes) -> bytes:
+  """Return an image in a form that TFDS's Image feature holds: as it is, or as an RGB PNG of ``decode_image``'s pixels.
 
   TensorFlow decodes JPEG and PNG, but neither CMYK nor what else there is; of 16 bits it makes other pixels.
 
@@ -130,7 +130,7 @@ def crop_box(width: int, height: int, scale: Sequence[float], draws: Iterable[Se
   """Return the box of a random-resized crop.
 
   Area and logarithm of the aspect are uniform. A draw that does not fit the image gives way to the next; after the
-  last comes the largest centred box with an aspect in ``ASPECT``. Source: Szegedy et al. 2014, section 6, as
+  last comes the largest centered box with an aspect in ``ASPECT``. Source: Szegedy et al. 2014, section 6, as
   torchvision's ``RandomResizedCrop`` has it.
 
   Args:
@@ -153,19 +153,19 @@ def crop_box(width: int, height: int, scale: Sequence[float], draws: Iterable[Se
 
 
 @functools.cache
-def fast() -> tuple[Any, Any] | None:
+def fast_modules() -> tuple[Any, Any] | None:
   """Return the modules simplejpeg and cv2, or None where one of them is not installed."""
   try:
     import cv2
     import simplejpeg
   except ImportError:
     return None
-  cv2.setNumThreads(1)  # the pipeline has threads of its own
+  cv2.setNumThreads(1)  # the pipeline has its own threads
   return simplejpeg, cv2
 
 
-def _cropped_fast(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> np.ndarray:
-  simplejpeg, cv2 = fast()  # type: ignore[misc]
+def _decode_crops_fast(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> np.ndarray:
+  simplejpeg, cv2 = fast_modules()  # type: ignore[misc]
   height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
   if colorspace in ('CMYK', 'YCCK'):
     raise ValueError(colorspace)
@@ -173,9 +173,9 @@ def _cropped_fast(data: bytes, size: int, scale: Sequence[float], draws: Iterabl
   box = crop_box(width, height, scale, draws)
   n = _reduction(box[2] - box[0], box[3] - box[1], size)
   high, wide = -(-height // n), -(-width // n)
-  least = {'min_height': high, 'min_width': wide} if n > 1 else {}
-  pixels = simplejpeg.decode_jpeg(data, 'RGB', **least, buffer=_scratch(high * wide * 3))
-  left, top, right, bottom = _reduced(box, n)
+  min_size = {'min_height': high, 'min_width': wide} if n > 1 else {}
+  pixels = simplejpeg.decode_jpeg(data, 'RGB', **min_size, buffer=_scratch(high * wide * 3))
+  left, top, right, bottom = _reduce_box(box, n)
   return cv2.resize(pixels[top:bottom, left:right], (size, size), interpolation=cv2.INTER_LINEAR)
 
 
@@ -186,7 +186,9 @@ def _scratch(size: int) -> np.ndarray:
   return _local.scratch[:size]
 
 
-def _cropped_pillow(data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequence[float]]) -> np.ndarray:
+def _decode_crops_pillow(
+  data: bytes, size: int, scale: Sequence[float], draws: Iterable[Sequence[float]]
+) -> np.ndarray:
   with _reasons():
     image = _open(data)
     box = crop_box(image.width, image.height, scale, draws)
@@ -196,7 +198,7 @@ def _cropped_pillow(data: bytes, size: int, scale: Sequence[float], draws: Itera
       image = _rgb(image)
     else:
       image = _rgb(image).reduce(n)
-    image = image.crop(_reduced(box, n))
+    image = image.crop(_reduce_box(box, n))
     extent = (0, 0, image.width, image.height)
     return np.asarray(image.transform((size, size), Image.Transform.EXTENT, extent, Image.Resampling.BILINEAR))
 
@@ -206,13 +208,13 @@ def _reduction(width: int | float, height: int | float, size: int) -> int:
   return next((n for n in _REDUCTIONS if min(width, height) >= n * size), 1)
 
 
-def _reduced(box: Box, n: int) -> Box:
+def _reduce_box(box: Box, n: int) -> Box:
   left, top, right, bottom = (round(edge / n) for edge in box)
   return left, top, right, bottom
 
 
-def _centre(width: int, height: int, size: int, keep: float) -> tuple[float, float, float, float]:
-  """Return what of the image the centre crop shows: torchvision's rounding of the resized size and of the offset."""
+def _center_box(width: int, height: int, size: int, keep: float) -> tuple[float, float, float, float]:
+  """Return what of the image the center crop shows: torchvision's rounding of the resized size and of the offset."""
   short = max(size, round(size / keep))
   wide, high = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
   left, top = round((wide - size) / 2), round((high - size) / 2)

@@ -48,8 +48,8 @@ def differences(old: str, new: str) -> tuple[str, str]:
 
 def same_names(one: str, other: str) -> bool:
   """Return whether two fingerprints have the same names of examples, as far as both have names."""
-  found = [_parts(text).get('names') for text in (one, other)]
-  return None in found or found[0] == found[1]
+  names = [_parts(text).get('names') for text in (one, other)]
+  return None in names or names[0] == names[1]
 
 
 def _parts(text: str) -> dict[str, str]:
@@ -60,21 +60,21 @@ def _parts(text: str) -> dict[str, str]:
 
 def _contents(split: Encoded) -> str:
   """Return the digest of the encoded images; of a sample of them it says how many."""
-  total, count, whole = 0, 0, hashlib.sha256()
+  total, count, total_hash = 0, 0, hashlib.sha256()
   for digest, size in _read(split):
-    whole.update(digest)
+    total_hash.update(digest)
     total, count = total + size, count + 1
     if total >= MAX_BYTES:
       break
   sample = f' of {count:,}' if count < len(split.labels) else ''
-  return whole.hexdigest()[:_LENGTH] + sample
+  return total_hash.hexdigest()[:_LENGTH] + sample
 
 
 def _read(split: Encoded) -> Iterator[tuple[bytes, int]]:
   """Yield digest and size of the images in an order drawn once and for all; an image that cannot be read has none."""
   names = split.order_names
   size = len(split.labels)
-  places = sampler.permutation(0, 0, size) if names is None else sampler.by_name(names, 0, 'contents')
+  places = sampler.permutation(0, 0, size) if names is None else sampler.order_by_name(names, 0, 'contents')
 
   def read(at: int) -> tuple[bytes, int]:
     try:

@@ -1,4 +1,4 @@
-"""Encoded images to pixels: one at a time as they are asked for, or a whole split."""
+"""Encoded images to pixels: one at a time when they are needed, or all of a split."""
 
 import concurrent.futures
 import threading
@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxres.data import decode
 from jaxres.data.types import Arrays, Encoded
-from jaxres.errors import InputError, say
+from jaxres.errors import InputError, print_status
 
 _CHUNK = 64  # images that a thread takes at a time
 
@@ -47,7 +47,7 @@ class Images:
 
     Args:
       index: in ``[0, N)``.
-      draws: of ``decode.crop_box``, for a random crop where ``crop_scale`` asks for one; None for the centre.
+      draws: of ``decode.crop_box``, for a random crop where ``crop_scale`` asks for one; None for the center.
 
     Raises:
       InputError: more than ``max_bad`` images cannot be decoded; names the last of them.
@@ -67,8 +67,8 @@ class Images:
     except OSError as error:
       raise decode.BadImageError(f'cannot read it: {error.strerror or error}') from error
     if draws is None or not self.crop_scale or self.image_size is None:
-      return decode.whole(data, self.image_size, self.center_crop)
-    return decode.cropped(data, self.image_size, self.crop_scale, draws)
+      return decode.decode_image(data, self.image_size, self.center_crop)
+    return decode.decode_crops(data, self.image_size, self.crop_scale, draws)
 
   def _count(self, at: int, reason: str) -> None:
     """Note a bad example."""
@@ -78,7 +78,9 @@ class Images:
       if len(self._bad) >= self.max_bad:
         raise InputError(f'{self.split.name_of(at)}: {reason}; repair or remove it; data.max_bad is {self.max_bad}')
       self._bad[at] = reason
-      say(f'bad training example {len(self._bad)} of at most {self.max_bad}: {self.split.name_of(at)}: {reason}')
+      print_status(
+        f'bad training example {len(self._bad)} of at most {self.max_bad}: {self.split.name_of(at)}: {reason}'
+      )
 
 
 def find_bad(split: Encoded, workers: int | None) -> Iterator[tuple[int, str]]:
@@ -102,8 +104,8 @@ def find_bad(split: Encoded, workers: int | None) -> Iterator[tuple[int, str]]:
     pool.shutdown(cancel_futures=True)
 
 
-def without_bad(split: Encoded, part: str, max_bad: int, workers: int) -> Encoded:
-  """Return the examples of an evaluation split that can be decoded: a bad one is found before the training begins.
+def drop_bad(split: Encoded, part: str, max_bad: int, workers: int) -> Encoded:
+  """Return the examples of an evaluation split that can be decoded: a bad one is reported before the training starts.
 
   Args:
     split: to be checked.
@@ -120,7 +122,7 @@ def without_bad(split: Encoded, part: str, max_bad: int, workers: int) -> Encode
       limit = f'data.max_bad is {max_bad} a split'
       raise InputError(f'{split.name_of(at)}, in the {part} split: {reason}; repair or remove it; {limit}')
     good[at] = False
-    say(f'bad {part} example {number} of at most {max_bad}, left out: {split.name_of(at)}: {reason}')
+    print_status(f'bad {part} example {number} of at most {max_bad}, left out: {split.name_of(at)}: {reason}')
   return split.take(good) if not good.all() else split
 
 
@@ -143,8 +145,8 @@ def decode_all(images: Images, workers: int) -> Arrays:
     for at in range(start, min(start + _CHUNK, images.size)):
       image, labels[at] = images.get(at)
       if image.shape != shape:
-        found = f'{image.shape[1]}x{image.shape[0]} pixels, and the first has {shape[1]}x{shape[0]}'
-        raise InputError(f'{images.split.name_of(at)}: it has {found}; set data.image_size')
+        problem = f'{image.shape[1]}x{image.shape[0]} pixels, and the first has {shape[1]}x{shape[0]}'
+        raise InputError(f'{images.split.name_of(at)}: it has {problem}; set data.image_size')
       pixels[at] = image
 
   pool = concurrent.futures.ThreadPoolExecutor(workers, 'decode')

@@ -20,7 +20,7 @@ class Listing(NamedTuple):
   folders: list[str]
 
 
-def look(folder: str | os.PathLike[str]) -> Listing:
+def list_folder(folder: str | os.PathLike[str]) -> Listing:
   """Return what is directly in ``folder``; links are followed.
 
   Raises:
@@ -46,7 +46,7 @@ def walk(root: str | os.PathLike[str]) -> Iterator[Listing]:
     if os.path.realpath(folder) in visited:
       continue
     visited.add(os.path.realpath(folder))
-    listing = look(folder)
+    listing = list_folder(folder)
     yield listing
     waiting += reversed(listing.folders)
 

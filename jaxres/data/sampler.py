@@ -43,7 +43,7 @@ def eval_indices(batch_size: int, size: int) -> Iterator[tuple[np.ndarray, np.nd
     yield np.minimum(index, size - 1), index < size
 
 
-def by_name(names: Sequence[str], seed: int, use: str) -> np.ndarray:
+def order_by_name(names: Sequence[str], seed: int, use: str) -> np.ndarray:
   """Return the permutation of ``range(N)`` that sorts examples by a hash of their names, int64 ``[N]``.
 
   Which of two examples comes first depends on their own names alone, so that adding or removing another moves neither
@@ -52,14 +52,14 @@ def by_name(names: Sequence[str], seed: int, use: str) -> np.ndarray:
   Args:
     names: of the N examples, each its own.
     seed: of the draw.
-    use: what is drawn, such as ``'test'``: each has an order of its own.
+    use: what is drawn, such as ``'test'``: each has its own order.
   """
   salt = f'{seed}\0{use}\0'.encode()
   digests = [hashlib.sha256(salt + name.encode('utf-8', 'surrogateescape')).digest() for name in names]
   return np.array(sorted(range(len(names)), key=lambda at: (digests[at], names[at])), np.int64)
 
 
-def folds(labels: np.ndarray, count: int, seed: int, shuffled: np.ndarray | None = None) -> np.ndarray:
+def assign_folds(labels: np.ndarray, count: int, seed: int, shuffled: np.ndarray | None = None) -> np.ndarray:
   """Return which of ``count`` random folds each example is in, int ``[N]``.
 
   Folds differ by at most one example, and so do their examples of each class.
@@ -72,12 +72,12 @@ def folds(labels: np.ndarray, count: int, seed: int, shuffled: np.ndarray | None
   """
   order = permutation(seed, 0, len(labels)) if shuffled is None else shuffled
   by_class = order[np.argsort(labels[order], kind='stable')]
-  found = np.empty(len(labels), int)
-  found[by_class] = np.arange(len(labels)) % count
-  return found
+  fold_of = np.empty(len(labels), int)
+  fold_of[by_class] = np.arange(len(labels)) % count
+  return fold_of
 
 
-def stratified(labels: np.ndarray, size: int, seed: int, shuffled: np.ndarray | None = None) -> np.ndarray:
+def draw_stratified(labels: np.ndarray, size: int, seed: int, shuffled: np.ndarray | None = None) -> np.ndarray:
   """Return the sorted indices of ``size`` random examples with the classes in the proportions of ``labels``.
 
   Each class gets its share rounded down; what is left goes to the classes with the largest remainders.

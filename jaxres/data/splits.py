@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxres.data import sampler
 from jaxres.data.types import CLASSES, Encoded, Labels, Source, Split
-from jaxres.errors import InputError, nearest, say
-from jaxres.paths import shortened
+from jaxres.errors import InputError, nearest, print_status
+from jaxres.paths import shorten
 
 
 def with_test(splits: Mapping[str, Split], names: tuple[str, ...], where: str, seed: int) -> Source:
@@ -33,12 +33,14 @@ def with_test(splits: Mapping[str, Split], names: tuple[str, ...], where: str, s
       raise InputError(f'{where}: {len(train.labels)} images are too few to hold a fifth out for a test split')
     held_out = draw(train, size, seed, 'test')
     train, test = train.take(~held_out), train.take(held_out)
-    say(f'{where} has no test split: {size:,} of its training images, a stratified fifth, are held out (seed {seed})')
+    print_status(
+      f'{where} has no test split: {size:,} of its training images, a stratified fifth, are held out (seed {seed})'
+    )
   return Source(train, test, names, splits.get('val'))
 
 
 def keep_classes(source: Source, classes: Sequence[int | str]) -> Source:
-  """Return ``source`` with ``classes`` alone, given by name or number and numbered anew in the order given.
+  """Return ``source`` with ``classes`` alone, given by name or number and numbered again in the order given.
 
   Raises:
     InputError: a class is unknown or named twice, or fewer than two are kept.
@@ -72,8 +74,8 @@ def hold_out(
   if source.val is None:
     return _fold(source.train, fold, seed, labels) if fold else split(source.train, val, seed, labels)
   if val or fold:
-    asked = f'data.fold: {fold}, but the data has a val split of its own; leave it at ()'
-    raise InputError(asked if fold else f'data.val: {val}, but the data has a val split of its own; leave it at 0')
+    asked = f'data.fold: {fold}, but the data has its own val split; leave it at ()'
+    raise InputError(asked if fold else f'data.val: {val}, but the data has its own val split; leave it at 0')
   return source.train, source.val
 
 
@@ -81,7 +83,7 @@ def _fold(data: Split, fold: tuple[int, ...], seed: int, labels: Labels) -> tupl
   number, count = fold
   if len(data.labels) < count:
     raise InputError(f'data.fold: {count} folds of {len(data.labels)} training examples; use fewer')
-  held_out = sampler.folds(labels.strata(data.labels), count, seed, shuffle(data, seed, 'fold')) == number
+  held_out = sampler.assign_folds(labels.strata(data.labels), count, seed, shuffle(data, seed, 'fold')) == number
   return data.take(~held_out), data.take(held_out)
 
 
@@ -111,23 +113,25 @@ def draw(data: Split, size: int, seed: int, use: str, labels: Labels = CLASSES) 
     labels: what they are: what is not of classes is not stratified.
   """
   drawn = np.zeros(len(data.labels), bool)
-  drawn[sampler.stratified(labels.strata(data.labels), size, seed, shuffle(data, seed, use))] = True
+  drawn[sampler.draw_stratified(labels.strata(data.labels), size, seed, shuffle(data, seed, use))] = True
   return drawn
 
 
 def shuffle(data: Split, seed: int, use: str) -> np.ndarray | None:
   """Return the order that examples are drawn in by their names; None where they are drawn by their place."""
   names = data.order_names if isinstance(data, Encoded) else None
-  return None if names is None else sampler.by_name(names, seed, use)
+  return None if names is None else sampler.order_by_name(names, seed, use)
 
 
-def say_untrained(labels: np.ndarray, class_names: Sequence[str]) -> None:
+def report_untrained(labels: np.ndarray, class_names: Sequence[str]) -> None:
   """Say which classes have no training example: the network cannot learn them."""
   missing = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
   if len(missing):
     others = f' and {len(missing) - 1:,} other classes' if len(missing) > 1 else ''
-    name = shortened(class_names[missing[0]])
-    say(f'no training example is of the class {name!r}{others}: of {len(class_names):,} classes these are not learned')
+    name = shorten(class_names[missing[0]])
+    print_status(
+      f'no training example is of the class {name!r}{others}: of {len(class_names):,} classes these are not learned'
+    )
 
 
 def say_lookalikes(where: str, names: Sequence[str]) -> None:
@@ -142,8 +146,8 @@ def say_lookalikes(where: str, names: Sequence[str]) -> None:
     key = ' '.join(unicodedata.normalize('NFKC', name).casefold().split())
     alike.setdefault(key, []).append(name)
   for group in (group for group in alike.values() if len(group) > 1):
-    listed = shortened(' and '.join(map(repr, group)))
-    say(f'{where}: {listed} are {len(group)} classes; write them alike if they are one')
+    listed = shorten(' and '.join(map(repr, group)))
+    print_status(f'{where}: {listed} are {len(group)} classes; write them alike if they are one')
 
 
 def check_source(name: str, labels: Labels, sources: Collection[str], classes: Sequence[int | str] | None) -> None:

@@ -49,7 +49,7 @@ class Stream:
   name_of: Callable[[int], str] | None = None  # the file of an example, where it is one
 
   def __init__(self, examples: Examples, *, batch_size: int, seed: int, workers: int):
-    self.constants: dict[str, jax.Array] = {}
+    self.device_data: dict[str, jax.Array] = {}
     self.examples = examples
     self.size = examples.size
     self.image_shape = examples.image_shape
@@ -61,14 +61,14 @@ class Stream:
     """Read from now on only what the devices of this process need; no data stays on them."""
     self.mesh = mesh
 
-  def train_feeds(self, start: int, stop: int) -> Iterator[Feed]:
+  def step_inputs(self, start: int, stop: int) -> Iterator[Feed]:
     """Yield the batches of steps ``start`` to ``stop - 1``.
 
     Yields:
       ``image`` uint8 ``[B, H, W, C]`` and ``label`` ``[B, ...]``.
     """
-    rows = sharding_lib.own_rows(self.batch_size, self.mesh)
-    return self._ahead(
+    rows = sharding_lib.local_rows(self.batch_size, self.mesh)
+    return self._prefetch(
       (
         sampler.train_indices(self.seed, step, self.batch_size, self.size)[rows],
         crop_draws(self.seed, step, self.batch_size)[rows],
@@ -77,27 +77,27 @@ class Stream:
       for step in range(start, stop)
     )
 
-  def eval_feeds(self, batch_size: int) -> Iterator[Feed]:
+  def eval_inputs(self, batch_size: int) -> Iterator[Feed]:
     """Yield batches of every example once, with ``mask`` bool ``[B]``; the last is filled up with the last example."""
-    rows = sharding_lib.own_rows(batch_size, self.mesh)
+    rows = sharding_lib.local_rows(batch_size, self.mesh)
     tasks = sampler.eval_indices(batch_size, self.size)
-    return self._ahead((index[rows], None, {'mask': mask[rows]}) for index, mask in tasks)
+    return self._prefetch((index[rows], None, {'mask': mask[rows]}) for index, mask in tasks)
 
-  def images(self, index: np.ndarray) -> np.ndarray:
+  def get_images(self, index: np.ndarray) -> np.ndarray:
     """Return the images at ``index``, int ``[M]``, as evaluation sees them: uint8 ``[M, H, W, C]``."""
     images = [self.examples.get(int(i), None)[0] for i in index]
     return np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8)
 
-  def crops(self, index: np.ndarray, step: int) -> np.ndarray:
+  def get_crops(self, index: np.ndarray, step: int) -> np.ndarray:
     """Return the images at ``index``, int ``[B]``, with the random crops of ``step``: uint8 ``[B, H, W, C]``."""
-    return next(self._ahead(iter([(index, crop_draws(self.seed, step, len(index)), {})])))['image']
+    return next(self._prefetch(iter([(index, crop_draws(self.seed, step, len(index)), {})])))['image']
 
   @staticmethod
-  def fetch(constants: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:
+  def get_batch(device_data: Mapping[str, jax.Array], feed: Mapping[str, jax.Array]) -> Batch:
     """Return the batch, which is the feed."""
     return dict(feed)
 
-  def _ahead(self, tasks: Iterator[tuple[np.ndarray, np.ndarray | None, Feed]]) -> Iterator[Feed]:
+  def _prefetch(self, tasks: Iterator[tuple[np.ndarray, np.ndarray | None, Feed]]) -> Iterator[Feed]:
     """Yield the batch of each task, in order, with the next ``AHEAD`` in the making."""
     pool = concurrent.futures.ThreadPoolExecutor(self.workers, 'stream')
     pending: collections.deque[tuple[Feed, list[concurrent.futures.Future[None]]]] = collections.deque()
@@ -110,9 +110,9 @@ class Stream:
         chunks = range(0, _count(feed), _CHUNK)
         pending.append((feed, [pool.submit(self._fill, feed, index, draws, at) for at in chunks]))
         if len(pending) > AHEAD:
-          yield _finished(*pending.popleft())
+          yield _wait_and_pad(*pending.popleft())
       while pending:
-        yield _finished(*pending.popleft())
+        yield _wait_and_pad(*pending.popleft())
     finally:
       pool.shutdown(cancel_futures=True)
 
@@ -138,7 +138,7 @@ def _count(feed: Feed) -> int:
   return int(feed['mask'].sum()) if 'mask' in feed else len(feed['label'])
 
 
-def _finished(feed: Feed, futures: list['concurrent.futures.Future[None]']) -> Feed:
+def _wait_and_pad(feed: Feed, futures: list['concurrent.futures.Future[None]']) -> Feed:
   """Wait for a batch, raise what its threads raised, and fill it up with its last example, or with zeros."""
   for future in futures:
     future.result()

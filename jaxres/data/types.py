@@ -23,7 +23,7 @@ class Arrays(NamedTuple):
 
 
 class Encoded(NamedTuple):
-  """One split of encoded images, each read and decoded when it is asked for; threads may read at once."""
+  """One split of encoded images, each read and decoded on demand; threads may read at once."""
 
   labels: np.ndarray  # int32 [N], or as the task's ``Labels`` says
   keys: np.ndarray  # int64 [N]: what ``name`` and ``read`` take for each example

@@ -17,7 +17,7 @@ class Check(NamedTuple):
 Checks = Iterator[Check]
 
 
-def guarded(subject: str, checks: Callable[[], Checks]) -> list[Check]:
+def collect_checks(subject: str, checks: Callable[[], Checks]) -> list[Check]:
   """Return ``checks``, with the error that ends them as a problem."""
   results: list[Check] = []
   try:

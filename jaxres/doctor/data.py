@@ -14,28 +14,30 @@ import numpy as np
 from jaxres import command_line, data, tasks
 from jaxres import config as config_lib
 from jaxres.data.types import Labels
-from jaxres.doctor.check import Check, Checks, guarded
+from jaxres.doctor.check import Check, Checks, collect_checks
 from jaxres.train.setup import make_setup
 
 
-def configured(path: str, overrides: list[str]) -> Checks:
+def check_config(path: str, overrides: list[str]) -> Checks:
   """Look at a config and at its data; what is wrong with the one does not hide what is wrong with the other."""
   options = config_lib.to_dict(command_line.load(path, overrides))
   yield Check('config', 'ok', f'{path}: every field is known and of its type')
-  yield from odd(options)
+  yield from check_fields(options)
   task = tasks.make_from(options['train'])
   dataset, bad = load(options, task.labels)
-  yield from guarded('config', lambda: set_up(options, dataset))
+  yield from collect_checks('config', lambda: set_up(options, dataset))
   info = dataset.info
   if bad:
     finding = f'{len(bad)} cannot be decoded, data.max_bad is {options["data"]["max_bad"]}: {"; ".join(bad):.2000}'
     yield Check('images', 'problem' if len(bad) > options['data']['max_bad'] else 'warning', finding)
   yield Check('data', 'ok', f'images of {info.image_shape}; {"; ".join(f"{k}: {v}" for k, v in info.splits.items())}')
   splits = {'train': dataset.train, 'val': dataset.val, 'test': dataset.test}
-  found = {name: look(pipeline) for name, pipeline in splits.items() if pipeline is not None}
-  for name, (labels, _) in found.items():
-    yield classes(name, labels, info.class_names) if task.labels.are_classes else targets(name, labels, task.labels)
-  yield duplicates({name: digests for name, (_, digests) in found.items()})
+  contents = {name: read_examples(pipeline) for name, pipeline in splits.items() if pipeline is not None}
+  for name, (labels, _) in contents.items():
+    yield (
+      check_classes(name, labels, info.class_names) if task.labels.are_classes else targets(name, labels, task.labels)
+    )
+  yield check_duplicates({name: digests for name, (_, digests) in contents.items()})
 
 
 def set_up(options: Mapping[str, Mapping[str, Any]], dataset: data.Dataset) -> Checks:
@@ -50,13 +52,13 @@ def load(options: Mapping[str, Mapping[str, Any]], labels: Labels) -> tuple[data
   with contextlib.redirect_stderr(io.StringIO()) as stderr:
     dataset = data.load(**patient, labels=labels)
     for pipeline in (dataset.train, dataset.val, dataset.test):
-      for _ in pipeline.eval_feeds(256) if pipeline is not None else ():  # which reads every image
+      for _ in pipeline.eval_inputs(256) if pipeline is not None else ():  # which reads every image
         pass
   bad = [line for line in stderr.getvalue().splitlines() if line.startswith('bad ')]
   return dataset, [re.sub(r' \d+ of at most \d+(, left out)?', '', line) for line in bad]
 
 
-def odd(options: Mapping[str, Mapping[str, Any]]) -> Checks:
+def check_fields(options: Mapping[str, Mapping[str, Any]]) -> Checks:
   """Yield fields that are not used, or that hardly anybody means."""
   model, train, optim, source = (options[name] for name in ('model', 'train', 'optim', 'data'))
   finds = {
@@ -74,19 +76,19 @@ def odd(options: Mapping[str, Mapping[str, Any]]) -> Checks:
       yield Check(field, 'warning', str(finding))
 
 
-def look(pipeline: data.Pipeline) -> tuple[np.ndarray, list[bytes]]:
+def read_examples(pipeline: data.Pipeline) -> tuple[np.ndarray, list[bytes]]:
   """Return the label and a digest of the pixels of every example; each is read and decoded."""
   labels, digests = [], []
-  for feed in pipeline.eval_feeds(256):
-    fetch: Callable[..., data.Batch] = pipeline.fetch
-    batch = jax.device_get(fetch(pipeline.constants, feed))
+  for feed in pipeline.eval_inputs(256):
+    get_batch: Callable[..., data.Batch] = pipeline.get_batch
+    batch = jax.device_get(get_batch(pipeline.device_data, feed))
     keep = batch['mask']
     labels.append(batch['label'][keep])
     digests += [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in batch['image'][keep]]
   return np.concatenate(labels), digests
 
 
-def classes(name: str, labels: np.ndarray, class_names: tuple[str, ...]) -> Check:
+def check_classes(name: str, labels: np.ndarray, class_names: tuple[str, ...]) -> Check:
   """Look at the labels of a split."""
   if labels.min() < 0 or labels.max() >= len(class_names):
     finding = f'labels from {labels.min()} to {labels.max()}, expected 0 to {len(class_names) - 1}'
@@ -107,7 +109,7 @@ def targets(name: str, labels: np.ndarray, of: Labels) -> Check:
   return Check(f'{name} labels', 'ok', finding)
 
 
-def duplicates(digests: Mapping[str, list[bytes]]) -> Check:
+def check_duplicates(digests: Mapping[str, list[bytes]]) -> Check:
   """Look for the same image in two splits."""
   findings = []
   names = list(digests)

@@ -59,7 +59,7 @@ def main(with_options: bool) -> None:
 
 
 @functools.cache
-def wrong(with_options: bool) -> list[str]:
+def find_wrong(with_options: bool) -> list[str]:
   """Return the programs whose sums are wrong, or that end the process; they run in a separate one.
 
   Args:

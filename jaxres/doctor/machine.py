@@ -16,10 +16,10 @@ from jaxres.doctor import known_sums
 from jaxres.doctor.check import Check, Checks
 from jaxres.runtime import xla_flags
 
-LEAST_FREE_BYTES = 1 << 30  # of a disk; a warning below it
+MIN_FREE_BYTES = 1 << 30  # of a disk; a warning below it
 
 
-def machine() -> Checks:
+def check_machine() -> Checks:
   """Check devices, versions, memory, the compile cache and the disk."""
   try:
     devices = jax.devices()
@@ -31,14 +31,14 @@ def machine() -> Checks:
   yield Check(
     'devices', *(('problem', f'{kind}, but there is an NVIDIA GPU: install jax[cuda12]') if gpu else ('ok', kind))
   )
-  yield from versions()
-  yield from memory(devices[0])
-  yield sums()
-  yield cache()
-  yield disk(pathlib.Path.cwd())
+  yield from check_versions()
+  yield from check_memory(devices[0])
+  yield check_sums()
+  yield check_cache()
+  yield check_disk(pathlib.Path.cwd())
 
 
-def versions() -> Checks:
+def check_versions() -> Checks:
   """Check the versions that must fit together."""
   ours, lib = jax.__version__, jaxlib.version.__version__
   fits = ours.split('.')[:2] == lib.split('.')[:2]
@@ -70,7 +70,7 @@ def _satisfies(version: str, bounds: str) -> bool:
   return True
 
 
-def memory(device: jax.Device) -> Checks:
+def check_memory(device: jax.Device) -> Checks:
   """Check the memory of the host and of a device."""
   with contextlib.suppress(OSError, ValueError, KeyError):
     lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
@@ -84,20 +84,20 @@ def memory(device: jax.Device) -> Checks:
     yield Check('device memory', 'ok', f'{limit - used:.1f} of {limit:.1f} GB are free for JAX')
 
 
-def sums() -> Check:
+def check_sums() -> Check:
   """Check whether XLA:CPU sums correctly, by default and as jaxres compiles, by programs known to be wrong."""
   lib, total = f'jaxlib {jaxlib.version.__version__} on a CPU', len(known_sums.PROGRAMS)
-  if wrong := known_sums.wrong(with_options=True):
-    user = ' (XLA_FLAGS ask for YNNPACK: leave that out)' if xla_flags.chosen() else ''
+  if wrong := known_sums.find_wrong(with_options=True):
+    user = ' (XLA_FLAGS ask for YNNPACK: leave that out)' if xla_flags.read_ynnpack_flag() else ''
     return Check('sums', 'problem', f'{lib}: wrong, or ends the process, as jaxres compiles{user}: {"; ".join(wrong)}')
-  wrong = known_sums.wrong(with_options=False)
+  wrong = known_sums.find_wrong(with_options=False)
   if not wrong:
     return Check('sums', 'ok', f'{lib}: {total} of {total} known programs are right')
   finding = f'{lib}: {len(wrong)} of {total} known programs are wrong or end the process by default'
   return Check('sums', 'ok', f'{finding}; jaxres compiles without YNNPACK, and all are right')
 
 
-def cache() -> Check:
+def check_cache() -> Check:
   """Check the cache of compiled programs."""
   directory = jax.config.values['jax_compilation_cache_dir']
   if directory is None:
@@ -107,10 +107,10 @@ def cache() -> Check:
   return Check('compile cache', 'ok', f'{directory}: {len(files)} programs, {_megabytes(files)}')
 
 
-def disk(directory: pathlib.Path) -> Check:
+def check_disk(directory: pathlib.Path) -> Check:
   """Check the free space on the disk of ``directory``."""
   free = shutil.disk_usage(directory).free
-  verdict: Literal['ok', 'warning'] = 'ok' if free > LEAST_FREE_BYTES else 'warning'
+  verdict: Literal['ok', 'warning'] = 'ok' if free > MIN_FREE_BYTES else 'warning'
   return Check('disk', verdict, f'{free / 1e9:,.1f} GB are free in {directory}')
 
 

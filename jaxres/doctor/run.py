@@ -14,7 +14,7 @@ from jaxres.errors import InputError
 from jaxres.files import DamagedError
 from jaxres.log import rows
 from jaxres.paths import check_utf8
-from jaxres.runtime.lock import trainer
+from jaxres.runtime.lock import find_trainer
 from jaxres.train import nonfinite
 from jaxres.weights import sources
 
@@ -26,7 +26,7 @@ RUN_FILES: dict[str, Callable[[pathlib.Path], Any]] = {
 }
 
 
-def workdir(directory: pathlib.Path) -> Checks:
+def check_workdir(directory: pathlib.Path) -> Checks:
   """Check a run: its files, and every checkpoint."""
   checkpoints = check_utf8(directory, '--workdir').absolute() / 'checkpoints'
   if not checkpoints.is_dir():
@@ -36,9 +36,9 @@ def workdir(directory: pathlib.Path) -> Checks:
         f'--workdir: {directory}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}'
       )
     raise InputError(f'--workdir: {directory}: no checkpoints there; expected the workdir of a run')
-  if holder := trainer(directory):
+  if holder := find_trainer(directory):
     yield Check('training', 'ok', f'{holder} says that it trains here')
-  steps = looked_at(checkpoints, workdir_lib.read_json(directory, 'config.json'))
+  steps = check_checkpoints(checkpoints, workdir_lib.read_json(directory, 'config.json'))
   intact = sum(check.verdict != 'problem' for check in steps)
   yield from steps
   if not steps:
@@ -51,15 +51,15 @@ def workdir(directory: pathlib.Path) -> Checks:
     yield Check(path.name, 'warning', f'{path}: damaged, was put aside')
   for path in () if holder else sorted(checkpoints.glob('*tmp*')):  # a training that goes on has some
     yield Check(path.name, 'warning', f'{path}: left by a save that was cut short; the next run deletes it')
-  for name in steps_lib.odd(checkpoints):
+  for name in steps_lib.list_unknown(checkpoints):
     yield Check(f'checkpoints/{name}', 'warning', f'{checkpoints / name}: no checkpoint, though it is called as one')
-  yield from run_files(directory)
+  yield from check_run_files(directory)
   for path in sorted(directory.glob('bad_step_*.npz')):
     yield Check(path.name, 'warning', f'a step was not finite: jaxres doctor --replay {path}')
-  yield machine_checks.disk(directory)
+  yield machine_checks.check_disk(directory)
 
 
-def run_files(directory: pathlib.Path) -> Checks:
+def check_run_files(directory: pathlib.Path) -> Checks:
   """Check what a run has written beside its checkpoints; yield what is damaged."""
   for name, read in RUN_FILES.items():
     try:
@@ -71,20 +71,20 @@ def run_files(directory: pathlib.Path) -> Checks:
     yield Check('metrics.jsonl', 'warning', damage)
 
 
-def looked_at(directory: pathlib.Path, config: Mapping[str, Any] | None) -> list[Check]:
+def check_checkpoints(directory: pathlib.Path, config: Mapping[str, Any] | None) -> list[Check]:
   """Check every checkpoint; again where a training has meanwhile replaced one that cannot be read."""
   checks: list[Check] = []
-  for _ in range(reader.MOST_LOOKS):
-    paths = steps_lib.present(directory)
+  for _ in range(reader.MAX_LOOKS):
+    paths = steps_lib.list_checkpoints(directory)
     before = steps_lib.identities(paths)
-    checks = [verified(path, config) for path in paths.values()]
+    checks = [verify_checkpoint(path, config) for path in paths.values()]
     damaged = any(check.verdict == 'problem' for check in checks)
-    if not damaged or steps_lib.identities(steps_lib.present(directory)) == before:
+    if not damaged or steps_lib.identities(steps_lib.list_checkpoints(directory)) == before:
       break
   return checks
 
 
-def verified(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Check:
+def verify_checkpoint(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Check:
   """Read all of a checkpoint and compare it with its digests, and what it was made by with ``config``.
 
   Args:
@@ -111,7 +111,7 @@ def verified(path: pathlib.Path, config: Mapping[str, Any] | None = None) -> Che
   return Check(subject, 'ok', f'{finding}; digest {digests.state_digest(saved.digests, saved.progress)[:16]}')
 
 
-def replayed(path: pathlib.Path) -> Checks:
+def replay_bad_step(path: pathlib.Path) -> Checks:
   """Run a bad step again."""
   then, now, ids = nonfinite.replay(path)
   yield Check('then', 'problem', then.describe())

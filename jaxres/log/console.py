@@ -61,7 +61,7 @@ def print_start(
   """Print what runs where, and how many parameters each part has; write all of them to ``parameters.txt``."""
   overview = optional('clu.parameter_overview', 'parameters.txt')
   if overview:
-    files.write_whole(workdir / 'parameters.txt', overview.get_parameter_overview(params) + '\n')
+    files.write_atomic(workdir / 'parameters.txt', overview.get_parameter_overview(params) + '\n')
   table = Table('part', 'arrays', 'parameters')
   for part, tree in sorted(params.items(), key=lambda item: {'stem': 0, 'head': 2}.get(item[0], 1)):
     table.add_row(part, f'{len(jax.tree.leaves(tree))}', f'{trees.count(tree):,}')
@@ -86,7 +86,7 @@ def print_end(
     known: the metrics of the task, by their names without the split.
     monitor: the one that is drawn beside the loss.
   """
-  if not distributed.leads():
+  if not distributed.is_main_process():
     return
   table = Table('metric', 'value')
   for name, value in values.items():

@@ -33,5 +33,5 @@ def draw_curves(workdir: pathlib.Path, known: Mapping[str, metrics.Metric], moni
       axes.legend()
   path, picture = workdir / 'curves.png', io.BytesIO()
   figure.savefig(picture, dpi=120)
-  files.write_whole(path, picture.getvalue())
+  files.write_atomic(path, picture.getvalue())
   return path

@@ -51,11 +51,11 @@ def cut(path: pathlib.Path, last_step: int) -> tuple[list[dict[str, float]], str
   except FileNotFoundError:
     lines = []
   except OSError as error:
-    return [], f'{path}: cannot be read: {error.strerror or error}; the log begins again; {_kept(path)}'
+    return [], f'{path}: cannot be read: {error.strerror or error}; the log starts over; {_put_aside(path)}'
   damage = describe_damage(path, lines)
   kept = [line for line in lines if line.row and line.row['step'] <= last_step]
-  damage = damage and f'{damage}; {_kept(path)}'
-  files.write_whole(path, ''.join(line.text.decode() + '\n' for line in kept))
+  damage = damage and f'{damage}; {_put_aside(path)}'
+  files.write_atomic(path, ''.join(line.text.decode() + '\n' for line in kept))
   return [line.row for line in kept], damage
 
 
@@ -71,7 +71,7 @@ def describe_damage(path: pathlib.Path, lines: list[Line]) -> str:
 
 
 def _lines(path: pathlib.Path, needed: Collection[str]) -> Iterator[Line]:
-  """Yield the lines that are not blank, without their ends; a last one that was never finished only where it is whole.
+  """Yield the lines that are not blank, without their ends; a last one without an end only where it is complete.
 
   A row has all that is ``needed`` of it.
 
@@ -108,7 +108,7 @@ def _is_metric(value: Any) -> bool:
   return type(value) in (int, float) and math.isfinite(value) and abs(value) <= MAX_VALUE
 
 
-def _kept(path: pathlib.Path) -> str:
+def _put_aside(path: pathlib.Path) -> str:
   """Put ``path`` aside; return where it is."""
   names = (path.with_name(f'{path.name}.bad{number or ""}') for number in range(10_000))
   aside = next(name for name in names if not os.path.lexists(name))

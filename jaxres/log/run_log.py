@@ -16,7 +16,7 @@ from jaxres.log.console import console, one_line, optional
 from jaxres.log.tensorboard import EventFile
 from jaxres.runtime import distributed
 
-MEDIAN_ROWS, LEAST_ROWS = 21, 5  # of the log, that a loss is compared with
+MEDIAN_ROWS, MIN_ROWS = 21, 5  # of the log, that a loss is compared with
 
 
 class RunLog:
@@ -42,7 +42,7 @@ class RunLog:
     """
     self.steps_per_epoch = steps_per_epoch
     self._known, self._monitor = known, monitor
-    leads = distributed.leads()
+    leads = distributed.is_main_process()
     earlier = cut_rows(workdir / 'metrics.jsonl', start) if leads else []
     self._rows = workdir / 'metrics.jsonl' if leads else None
     self._events = EventFile(workdir, start) if leads and optional('tensorboardX', 'event files') else None
@@ -96,7 +96,7 @@ class RunLog:
   def _warn_of_spike(self, step: int, loss: float | None) -> None:
     if loss is None:
       return
-    if self._spike_factor and len(self._losses) >= LEAST_ROWS:
+    if self._spike_factor and len(self._losses) >= MIN_ROWS:
       median = statistics.median(self._losses)
       if loss > self._spike_factor * median:
         console.print(f'warning: the training loss is {loss:.4g} at step {step}, {loss / median:.1f} times its median')

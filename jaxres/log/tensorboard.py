@@ -12,7 +12,7 @@ from jaxres import files
 class EventFile:
   """A file of TensorBoard's, made at the first row and written in the thread of the caller, who hears of a full disk.
 
-  tensorboardX has a thread for it, which then ends with a traceback, and whoever writes more waits for it for ever.
+  tensorboardX has a thread for it, which then ends with a traceback, and whoever writes more waits for it forever.
   """
 
   def __init__(self, workdir: pathlib.Path, start: int):
@@ -24,8 +24,8 @@ class EventFile:
     self._path = workdir / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
     self._first = [self._event(wall_time=time.time(), file_version='brain.Event:2')]
     if start:
-      began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._first.append(self._event(step=start + 1, session_log=began))
+      start_event = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._first.append(self._event(step=start + 1, session_log=start_event))
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Write scalars by their names."""

@@ -1,4 +1,4 @@
-"""Models by name: ``create`` one, or ``list`` the names.
+"""Models by name: ``create`` one, or ``list_models``.
 
 from jaxres import models
 
@@ -18,7 +18,7 @@ from jaxres.errors import InputError, nearest
 from jaxres.models.dtypes import resolve_dtype
 from jaxres.models.resnet import ACTIVATIONS, BN_MODES, MODELS, SHORTCUTS, ResNet
 
-__all__ = ['ResNet', 'create', 'list']
+__all__ = ['ResNet', 'create', 'list_models']
 
 
 def create(
@@ -38,7 +38,7 @@ def create(
   """Return the model called ``name``, without variables.
 
   Args:
-    name: one of ``list()``; spelled as in torchvision, the thin CIFAR networks as in the paper.
+    name: one of ``list_models()``; spelled as in torchvision, the thin CIFAR networks as in the paper.
     num_classes: width of the logits; 1000 by default.
     stem: ``'imagenet'`` (7x7 stride 2, max-pool), ``'deep'`` (three 3x3, max-pool), ``'cifar'`` (3x3) or
       ``'cifar_pool'`` (3x3, max-pool); the published one by default.
@@ -84,7 +84,7 @@ def create(
   )
 
 
-def list() -> builtins.list[str]:
+def list_models() -> builtins.list[str]:
   """Return the names of all models."""
   return builtins.list(MODELS)
 

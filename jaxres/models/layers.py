@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxres.models import cpu
 from jaxres.models.cpu import materialize, wants_cpu_forms
-from jaxres.models.ops import batch_norm, conv, moved, normalize
+from jaxres.models.ops import batch_norm, conv, normalize, update_running
 
 conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # He et al. 2015; torchvision
 
@@ -95,6 +95,6 @@ class BatchNorm(nn.Module):
     form = cpu.batch_norm_cpu if wants_cpu_forms() else batch_norm
     y, batch_mean, batch_var = form(x, scale, bias, self.epsilon)
     if not self.is_initializing():
-      mean.value = moved(mean.value, batch_mean, self.momentum)
-      var.value = moved(var.value, batch_var, self.momentum)
+      mean.value = update_running(mean.value, batch_mean, self.momentum)
+      var.value = update_running(var.value, batch_var, self.momentum)
     return y.astype(self.dtype)

@@ -62,7 +62,7 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return mean, jnp.maximum(0.0, jnp.square(x).mean(axes) - jnp.square(mean))
 
 
-def moved(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
+def update_running(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
   """Return ``momentum * old + (1 - momentum) * new``: ``new`` itself, whatever ``old`` is, where the momentum is 0."""
   return momentum * old + (1 - momentum) * new if momentum else new
 

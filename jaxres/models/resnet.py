@@ -158,12 +158,12 @@ class ResNet(nn.Module):
   @nn.compact_name_scope
   def head(self, stages: Mapping[str, jax.Array], *, train: bool = False) -> jax.Array:
     """Return the logits, float32 ``[B, num_classes]``, of what ``features`` returned; ``train`` drops."""
-    x = self.pooled(stages)
+    x = self.pool_features(stages)
     rate = self.dropout if self.dropout_at == 'head' else 0.0
     x = nn.Dropout(rate, deterministic=not train, name='dropout')(x)
     return self.logit_scale * nn.Dense(self.num_classes, kernel_init=dense_init, dtype=jnp.float32, name='fc')(x)
 
-  def pooled(self, stages: Mapping[str, jax.Array]) -> jax.Array:
+  def pool_features(self, stages: Mapping[str, jax.Array]) -> jax.Array:
     """Return what the classifier is given of what ``features`` returned, float32 ``[B, c]``."""
     return POOLS[self.pool](stages[f'stage{len(self.stage_sizes)}'].astype(jnp.float32))
 
@@ -206,12 +206,12 @@ def linear_decay(rate: float, stage_sizes: tuple[int, ...]) -> list[tuple[float,
   return [tuple(rate * next(numbers) / total for _ in range(size)) for size in stage_sizes]
 
 
-def imagenet(block: type[blocks.Block], *stage_sizes: int, **options: Any) -> functools.partial[ResNet]:
+def make_imagenet(block: type[blocks.Block], *stage_sizes: int, **options: Any) -> functools.partial[ResNet]:
   """Return the constructor of a network of table 1 of the paper: four stages, 64 to 512 channels."""
   return functools.partial(ResNet, stage_sizes, (64, 128, 256, 512), block, **options)
 
 
-def thin(depth: int, block: type[blocks.Block] = blocks.BasicBlock, **options: Any) -> functools.partial[ResNet]:
+def make_thin(depth: int, block: type[blocks.Block] = blocks.BasicBlock, **options: Any) -> functools.partial[ResNet]:
   """Return the constructor of a network of section 4.2 of the paper: three stages, 16 to 64 channels.
 
   Args:
@@ -225,7 +225,7 @@ def thin(depth: int, block: type[blocks.Block] = blocks.BasicBlock, **options: A
   )
 
 
-def wide(depth: int, factor: int) -> functools.partial[ResNet]:
+def make_wide(depth: int, factor: int) -> functools.partial[ResNet]:
   """Return the constructor of a network of Zagoruyko and Komodakis 2016 (https://arxiv.org/abs/1605.07146).
 
   Args:
@@ -239,31 +239,31 @@ def wide(depth: int, factor: int) -> functools.partial[ResNet]:
 
 
 MODELS: dict[str, functools.partial[ResNet]] = {
-  'resnet18': imagenet(blocks.BasicBlock, 2, 2, 2, 2),
-  'resnet34': imagenet(blocks.BasicBlock, 3, 4, 6, 3),
-  'resnet50': imagenet(blocks.BottleneckBlock, 3, 4, 6, 3),
-  'resnet101': imagenet(blocks.BottleneckBlock, 3, 4, 23, 3),
-  'resnet152': imagenet(blocks.BottleneckBlock, 3, 8, 36, 3),
-  'resnet50d': imagenet(blocks.BottleneckBlock, 3, 4, 6, 3, stem_type='deep', shortcut='average'),
-  'resnext50_32x4d': imagenet(blocks.BottleneckBlock, 3, 4, 6, 3, groups=32, width_per_group=4),
-  'resnext101_32x8d': imagenet(blocks.BottleneckBlock, 3, 4, 23, 3, groups=32, width_per_group=8),
-  'wide_resnet50_2': imagenet(blocks.BottleneckBlock, 3, 4, 6, 3, width_per_group=128),
-  'wide_resnet101_2': imagenet(blocks.BottleneckBlock, 3, 4, 23, 3, width_per_group=128),
-  'seresnet18': imagenet(blocks.BasicBlock, 2, 2, 2, 2, se=True),
-  'seresnet50': imagenet(blocks.BottleneckBlock, 3, 4, 6, 3, se=True),
-  'preact_resnet18': imagenet(blocks.PreactBasicBlock, 2, 2, 2, 2),
-  'preact_resnet50': imagenet(blocks.PreactBottleneckBlock, 3, 4, 6, 3),
-  'resnet20': thin(20),
-  'resnet32': thin(32),
-  'resnet44': thin(44),
-  'resnet56': thin(56),
-  'resnet110': thin(110),
-  'preact_resnet20': thin(20, blocks.PreactBasicBlock),
-  'preact_resnet32': thin(32, blocks.PreactBasicBlock),
-  'preact_resnet44': thin(44, blocks.PreactBasicBlock),
-  'preact_resnet56': thin(56, blocks.PreactBasicBlock),
-  'preact_resnet110': thin(110, blocks.PreactBasicBlock),
-  'preact_resnet164': thin(164, blocks.PreactBottleneckBlock, shortcut='projection'),
+  'resnet18': make_imagenet(blocks.BasicBlock, 2, 2, 2, 2),
+  'resnet34': make_imagenet(blocks.BasicBlock, 3, 4, 6, 3),
+  'resnet50': make_imagenet(blocks.BottleneckBlock, 3, 4, 6, 3),
+  'resnet101': make_imagenet(blocks.BottleneckBlock, 3, 4, 23, 3),
+  'resnet152': make_imagenet(blocks.BottleneckBlock, 3, 8, 36, 3),
+  'resnet50d': make_imagenet(blocks.BottleneckBlock, 3, 4, 6, 3, stem_type='deep', shortcut='average'),
+  'resnext50_32x4d': make_imagenet(blocks.BottleneckBlock, 3, 4, 6, 3, groups=32, width_per_group=4),
+  'resnext101_32x8d': make_imagenet(blocks.BottleneckBlock, 3, 4, 23, 3, groups=32, width_per_group=8),
+  'wide_resnet50_2': make_imagenet(blocks.BottleneckBlock, 3, 4, 6, 3, width_per_group=128),
+  'wide_resnet101_2': make_imagenet(blocks.BottleneckBlock, 3, 4, 23, 3, width_per_group=128),
+  'seresnet18': make_imagenet(blocks.BasicBlock, 2, 2, 2, 2, se=True),
+  'seresnet50': make_imagenet(blocks.BottleneckBlock, 3, 4, 6, 3, se=True),
+  'preact_resnet18': make_imagenet(blocks.PreactBasicBlock, 2, 2, 2, 2),
+  'preact_resnet50': make_imagenet(blocks.PreactBottleneckBlock, 3, 4, 6, 3),
+  'resnet20': make_thin(20),
+  'resnet32': make_thin(32),
+  'resnet44': make_thin(44),
+  'resnet56': make_thin(56),
+  'resnet110': make_thin(110),
+  'preact_resnet20': make_thin(20, blocks.PreactBasicBlock),
+  'preact_resnet32': make_thin(32, blocks.PreactBasicBlock),
+  'preact_resnet44': make_thin(44, blocks.PreactBasicBlock),
+  'preact_resnet56': make_thin(56, blocks.PreactBasicBlock),
+  'preact_resnet110': make_thin(110, blocks.PreactBasicBlock),
+  'preact_resnet164': make_thin(164, blocks.PreactBottleneckBlock, shortcut='projection'),
   'resnet8_speedrun': functools.partial(
     ResNet,
     (1, 1, 1),
@@ -277,6 +277,6 @@ MODELS: dict[str, functools.partial[ResNet]] = {
     pool='max',
     logit_scale=1 / 9,
   ),
-  'wrn16_8': wide(16, 8),
-  'wrn28_10': wide(28, 10),
+  'wrn16_8': make_wide(16, 8),
+  'wrn28_10': make_wide(28, 10),
 }

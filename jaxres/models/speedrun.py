@@ -16,7 +16,7 @@ from jaxres.models.ops import DIMENSIONS
 EPSILON = 5e-4  # added to the eigenvalues: directions with no variance are not blown up
 
 
-def kernel(images: np.ndarray) -> np.ndarray:
+def whitening_kernel(images: np.ndarray) -> np.ndarray:
   """Return the 2x2 filters that whiten, and their negatives.
 
   Args:
@@ -42,14 +42,14 @@ def whiten(variables: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
     variables: of a network with a ``WhiteningStem``.
     images: normalized, float ``[N, H, W, C]``.
   """
-  conv = variables['params']['stem']['conv'] | {'kernel': kernel(images)}
+  conv = variables['params']['stem']['conv'] | {'kernel': whitening_kernel(images)}
   return variables | {'params': variables['params'] | {'stem': {'conv': conv}}}
 
 
 class WhiteningStem(stems.Stem):
   """``FixedConv`` whose kernel decorrelates its inputs, and the activation (Page 2019; Jordan 2024, airbench).
 
-  Maps ``[B, H, W, C]`` to ``[B, H - 1, W - 1, 8 * C]``: the filters that ``kernel`` computes from images; ``width`` is
+  Maps ``[B, H, W, C]`` to ``[B, H - 1, W - 1, 8 * C]``: the filters of ``whitening_kernel``; ``width`` is
   not used. There is no norm.
   """
 

@@ -1,4 +1,4 @@
-"""The optimiser: one optax ``tx`` and its learning-rate schedule."""
+"""The optimizer: one optax ``tx`` and its learning-rate schedule."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -40,11 +40,11 @@ def make(
   power: float = 1.0,
   lr_scale: Any = 1.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """Return the optimiser and its learning rate as a function of the step.
+  """Return the optimizer and its learning rate as a function of the step.
 
   Args:
     params: the parameters, or their shapes; only names are read.
-    total_steps: of the whole training.
+    total_steps: of the training.
     steps_per_epoch: may be fractional.
     name: ``'sgd'`` (with momentum), ``'nesterov'``, ``'adam'``, ``'adamw'``, ``'lamb'`` (You et al. 2019) or
       ``'rmsprop'`` (torch's: ``eps`` outside the square root).
@@ -60,15 +60,15 @@ def make(
     no_decay: regular expressions of the parameters that do not decay: BatchNorm and biases unless told otherwise.
     clip_norm: the gradient is scaled down to this global norm where it is longer, before the weight decay, as by
       torch's ``clip_grad_norm_``; 0 does not clip.
-    lr_mult: pairs of a regular expression and a factor of the learning rate; the first that matches the whole name
+    lr_mult: pairs of a regular expression and a factor of the learning rate; the first that matches the full name
       of a parameter counts, such as ``(('stem/.*', 0.0), ('stage.*', 0.1))``.
     layer_decay: the learning rate is multiplied by this once for every block between a parameter and the head: 1
       time in the last block, most often in the stem.
-    frozen: regular expressions of the parameters that stay as they are, whole names again, such as ``'stem/.*'``: no
-      gradient, decay or momentum; a BatchNorm whose parameters are all frozen normalises by its running statistics,
+    frozen: regular expressions of the parameters that stay as they are, full names again, such as ``'stem/.*'``: no
+      gradient, decay or momentum; a BatchNorm whose parameters are all frozen normalizes by its running statistics,
       which stay as they are too. ``'(?!head/).*'`` is all but the head.
     unfreeze: pairs of a regular expression and the epoch from which on what it matches of ``frozen`` is trained; the
-      first match counts, such as ``(('stage4/.*', 1.0), ('stage3/.*', 2.0))``. Its momentum begins there.
+      first match counts, such as ``(('stage4/.*', 1.0), ('stage3/.*', 2.0))``. Its momentum starts there.
     schedule: ``'cosine'`` to zero, ``'onecycle'``, ``'exponential'`` (times ``gamma`` each epoch), ``'polynomial'``
       to zero, ``'step'`` (times ``gamma`` at each milestone) or ``'constant'``; ``make_schedule`` has the formulas.
     warmup_epochs: the rate rises linearly from 0 over this many epochs; the schedule starts behind it. Of
@@ -86,26 +86,26 @@ def make(
   check_not_negative(l1=l1, clip_norm=clip_norm, layer_decay=layer_decay, power=power)
   check_below_one(momentum=momentum, b1=b1, b2=b2)
   warmup_steps, steps = to_steps(warmup_epochs, milestones, total_steps, steps_per_epoch)
-  rate = schedules.make_schedule(schedule, lr, total_steps, warmup_steps, steps, gamma, steps_per_epoch, power)
+  lr_schedule = schedules.make_schedule(schedule, lr, total_steps, warmup_steps, steps, gamma, steps_per_epoch, power)
   decays = _negate(trees.match(params, no_decay, 'optim.no_decay'))
-  begins = freezing.until(params, frozen, unfreeze, total_steps, steps_per_epoch)
+  starts = freezing.unfreeze_steps(params, frozen, unfreeze, total_steps, steps_per_epoch)
 
-  def build(begin: int) -> optax.GradientTransformation:
-    scaled = lambda count: lr_scale * rate(count + begin)
+  def build(start: int) -> optax.GradientTransformation:
+    scaled = lambda count: lr_scale * lr_schedule(count + start)
     optimizers = make_optimizers(scaled, decays, momentum=momentum, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     if name not in optimizers:
-      raise InputError(f'optim.name: unknown optimiser {name!r}{nearest(name, optimizers)}')
+      raise InputError(f'optim.name: unknown optimizer {name!r}{nearest(name, optimizers)}')
     return optimizers[name]()
 
-  before = [freezing.held(begins, lambda _: transforms.add_l1(l1, decays))] if l1 else []
+  before = [freezing.partition_by_thaw(starts, lambda _: transforms.add_l1(l1, decays))] if l1 else []
   before += [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   after = (
-    [transforms.scale_each(transforms.rate_factors(params, lr_mult, layer_decay))]
+    [transforms.scale_by_factors(transforms.lr_factors(params, lr_mult, layer_decay))]
     if lr_mult or layer_decay != 1.0
     else []
   )
-  tx = freezing.held(begins, build)  # alone where it can be: its state is what older checkpoints hold
-  return optax.chain(*before, tx, *after) if before or after else tx, rate
+  tx = freezing.partition_by_thaw(starts, build)  # alone where it can be: its state is what older checkpoints hold
+  return optax.chain(*before, tx, *after) if before or after else tx, lr_schedule
 
 
 def to_steps(
@@ -125,7 +125,7 @@ def to_steps(
   warmup_steps = round(warmup_epochs * steps_per_epoch)
   if warmup_steps and warmup_steps >= total_steps:
     epochs = total_steps / steps_per_epoch
-    length = f'the whole training, {total_steps} steps, which are {epochs:.4g} epochs'
+    length = f'the training, {total_steps} steps, which are {epochs:.4g} epochs'
     raise InputError(
       f'optim.warmup_epochs: {warmup_epochs} is not less than {length}; shorten it, or lengthen train.epochs'
     )

@@ -32,7 +32,7 @@ def make_schedule(
   - step: ``lr * gamma ** k`` with ``k`` milestones at or before ``s``;
   - constant: ``lr``.
 
-  One-cycle has a warm-up of its own, see ``onecycle``.
+  One-cycle has its own warm-up, see ``onecycle``.
 
   Raises:
     InputError: ``name`` is unknown; milestones are missing, not rising or not given for ``'step'`` alone; or
@@ -44,8 +44,8 @@ def make_schedule(
     raise InputError(f'optim.milestones: expected rising epochs, found those of steps {tuple(milestones)}')
   left = max(1, total_steps - warmup_steps)
   epochs_left = left / steps_per_epoch
-  if name == 'exponential' and gamma < (least := 1e-9 ** (1 / epochs_left)):
-    fix = f'expected at least {least:.2g} for {epochs_left:.4g} epochs, such as 0.95'
+  if name == 'exponential' and gamma < (min_gamma := 1e-9 ** (1 / epochs_left)):
+    fix = f'expected at least {min_gamma:.2g} for {epochs_left:.4g} epochs, such as 0.95'
     raise InputError(f'optim.gamma: {gamma} each epoch leaves less than 1e-9 of optim.lr; {fix}')
   schedules = {
     'cosine': lambda: optax.cosine_decay_schedule(lr, left),
@@ -72,9 +72,9 @@ def onecycle(lr: float, total_steps: int, rise: float) -> optax.Schedule:
   peak, last = max(rise - 1, 0.0), total_steps - 1
   between = lambda a, b, x: b + (a - b) * (1 + jnp.cos(jnp.pi * jnp.clip(x, 0.0, 1.0))) / 2
 
-  def rate(step: Any) -> Any:
+  def schedule(step: Any) -> Any:
     up = between(lr * ONECYCLE_START, lr, step / max(peak, 1e-6))
     down = between(lr, lr * ONECYCLE_END, (step - peak) / max(last - peak, 1e-6))
     return jnp.where(step < peak, up, down)
 
-  return rate
+  return schedule

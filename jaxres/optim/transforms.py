@@ -19,18 +19,18 @@ def add_l1(strength: float, mask: Any) -> optax.GradientTransformation:
   return optax.masked(optax.stateless(lambda updates, params: jax.tree.map(add, updates, params)), mask)
 
 
-def scale_each(factors: Any) -> optax.GradientTransformation:
+def scale_by_factors(factors: Any) -> optax.GradientTransformation:
   """Return the transform that multiplies each update by its own of ``factors``, a tree of floats."""
   return optax.stateless(lambda updates, _: jax.tree.map(lambda update, factor: factor * update, updates, factors))
 
 
-def rate_factors(params: Any, lr_mult: Sequence[tuple[str, float]], layer_decay: float) -> Any:
+def lr_factors(params: Any, lr_mult: Sequence[tuple[str, float]], layer_decay: float) -> Any:
   """Return the factor of each parameter's learning rate: a tree of floats.
 
   Raises:
     InputError: a pattern of ``lr_mult`` matches nothing, or a factor is out of range.
   """
-  depths = layer_depths(trees.names(params))
+  depths = layer_depths(trees.leaf_names(params))
   factors = jax.tree.unflatten(jax.tree.structure(params), [layer_decay**depth for depth in depths])
   chosen = jax.tree.map(lambda _: 1.0, params)
   for pattern, factor in reversed(lr_mult):  # the first match wins: it is set last

@@ -10,8 +10,8 @@ from jaxres.report.text import escape
 
 WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 36
-MOST_POINTS = 300  # of a line
-COLOURS = 8  # in style.css
+MAX_POINTS = 300  # of a line
+COLORS = 8  # in style.css
 LOGARITHMIC = 50  # times the smallest value: larger ranges of positive ones have a logarithmic axis
 Points = Sequence[tuple[float, float]]
 
@@ -39,7 +39,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
   lines, readings = [], []
   for number, (name, points) in enumerate(kept.items()):
     places = [(round(x_at(x), 1), round(y_at(y), 1)) for x, y in points]
-    style = f'c{number % COLOURS}'
+    style = f'c{number % COLORS}'
     path = ' '.join(f'{x:g},{y:g}' for x, y in places)
     lines.append(f'<polyline class="line {style}" points="{path}"/>')
     if len(points) < 40:
@@ -51,7 +51,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
   cursor = f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}" visibility="hidden"/>'
   content = _axes(x_ticks, y_ticks, x_at, y_at, x_label, show) + ''.join(lines) + cursor
   legend = ''.join(
-    f'<li><svg class="key" viewBox="0 0 24 8" aria-hidden="true"><line class="line c{k % COLOURS}" x1="0" x2="24" '
+    f'<li><svg class="key" viewBox="0 0 24 8" aria-hidden="true"><line class="line c{k % COLORS}" x1="0" x2="24" '
     f'y1="4" y2="4"/></svg>{escape(name)}</li>'
     for k, name in enumerate(kept)
   )
@@ -82,11 +82,11 @@ def reliability_chart(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
     left, right, top = x_at(row['low']) + 1, x_at(row['high']) - 1, y_at(row['accuracy'])
     place = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{y_at(0) - top:.1f}"'
     opacity = 0.2 + 0.8 * math.sqrt(row['examples'] / max_examples)
-    return f'<rect class="fill" fill-opacity="{opacity:.2f}" {place}><title>{escape(_say(row))}</title></rect>'
+    return f'<rect class="fill" fill-opacity="{opacity:.2f}" {place}><title>{escape(_describe_bar(row))}</title></rect>'
 
   equal = f'<line class="equal" x1="{x_at(0):g}" y1="{y_at(0):g}" x2="{x_at(1):g}" y2="{y_at(1):g}"/>'
   content = _axes(x_ticks, y_ticks, x_at, y_at, 'confidence', lambda y: f'{y:.0%}') + ''.join(map(bar, filled)) + equal
-  readings = ''.join(f'<li>{escape(_say(row))}</li>' for row in filled)
+  readings = ''.join(f'<li>{escape(_describe_bar(row))}</li>' for row in filled)
   return (
     f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
     f'{_svg(f"{title}: accuracy for each bin of confidence; the numbers follow", content)}'
@@ -94,7 +94,7 @@ def reliability_chart(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
-def _say(row: Mapping[str, Any]) -> str:
+def _describe_bar(row: Mapping[str, Any]) -> str:
   return f'confidence {row["confidence"]:.1%}: accuracy {row["accuracy"]:.1%} of {row["examples"]:,} examples'
 
 
@@ -157,8 +157,8 @@ def _numbers(x_label: str, readings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _thin(points: Points) -> Points:
-  """Return at most about ``MOST_POINTS`` of ``points``, the first and the last among them."""
-  every = -(-len(points) // MOST_POINTS)
+  """Return at most about ``MAX_POINTS`` of ``points``, the first and the last among them."""
+  every = -(-len(points) // MAX_POINTS)
   return [*points[:-1:every], points[-1]] if points else points
 
 

@@ -14,8 +14,8 @@ def make_page(run: runs.Run, findings: Mapping[str, Any]) -> str:
   """Return the page: one HTML file with everything in it.
 
   Args:
-    run: of ``runs.read``.
-    findings: of ``label_errors.find`` for that run.
+    run: of ``runs.read_runs``.
+    findings: of ``label_errors.find_label_errors`` for that run.
   """
   sections = [_label_section(run, split, labels) for split, labels in findings['labels'].items()]
   equal = sum(row['difference'] == 0 for row in findings['duplicates'])
@@ -35,11 +35,11 @@ def make_page(run: runs.Run, findings: Mapping[str, Any]) -> str:
 
 
 def _label_section(run: runs.Run, split: str, labels: Mapping[str, Any]) -> html.Section:
-  images = run.pipeline(split).images(np.array([row['index'] for row in labels['worst']], int))
+  images = run.get_pipeline(split).get_images(np.array([row['index'] for row in labels['worst']], int))
   cells = []
   for image, row in zip(images, labels['worst'], strict=True):
     label, index = row['label'], row['index']
-    shown = run.shown(split, index)
+    shown = run.describe_example(split, index)
     marked = ['candidate'] if row['candidate'] else []
     more = ', '.join([f'labeled {label} ({row["probability_of_label"]:.1%})', shown, *marked])
     caption = f'{row["predicted"]}?\n{more}'
@@ -56,7 +56,7 @@ def _label_section(run: runs.Run, split: str, labels: Mapping[str, Any]) -> html
 def _pair_figure(run: runs.Run, row: Mapping[str, Any]) -> str:
   pair = label_errors.Pair(*(row[name] for name in label_errors.Pair._fields))
   difference = 'other sizes' if row['difference'] is None else f'{row["difference"]:.1f} levels apart'
-  shown = run.shown(pair.split, pair.example), run.shown(pair.other_split, pair.other_example)
+  shown = run.describe_example(pair.split, pair.example), run.describe_example(pair.other_split, pair.other_example)
   where = f'{pair.split} {shown[0]}, {pair.other_split} {shown[1]}'
   names = row['file'] or pair.example, row['other_file'] or pair.other_example
   alt = f'{pair.split} example {names[0]} beside {pair.other_split} example {names[1]}'

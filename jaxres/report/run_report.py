@@ -32,15 +32,15 @@ WORST = 'The examples with the largest loss, with what the network says of them.
 WRONG = 'The wrong predictions that it is surest of, with their probability.'
 RIGHT = 'The right predictions that it is least sure of.'
 FILTERS = 'The kernels of the first convolution, each from its smallest weight to its largest.'
-MOST_CLASSES = 100  # of a confusion matrix that is drawn
+MAX_CLASSES = 100  # of a confusion matrix that is drawn
 
 
 def make_report(run_list: Sequence[runs.Run], batch_size: int | None = None) -> str:
   """Return the page on runs: HTML with everything in it.
 
   Args:
-    run_list: of ``runs.read``.
-    batch_size: as of ``runs.outputs``.
+    run_list: of ``runs.read_runs``.
+    batch_size: as of ``runs.predict_split``.
 
   Raises:
     InputError: as ``evaluate_runs.compare``.
@@ -55,7 +55,7 @@ def make_report(run_list: Sequence[runs.Run], batch_size: int | None = None) -> 
     run_scores, test = compared['runs'][run.name], tests[run.name]
     looks = [*_quality(run_scores, run), *_examples(run, test)] if run.task.labels.are_classes else _worst(run, test)
     parts = [*looks, *_weights(run), *_making(run, timing)]
-    sections += _named(parts, run.name, number, len(run_list))
+    sections += _name_sections(parts, run.name, number, len(run_list))
   intro = ''.join(html.paragraph(f'{run.config["model"]["name"]}, {_data_name(run)}: {run.origin}') for run in run_list)
   return html.document(_title(run_list), intro + _headline(compared), sections)
 
@@ -86,7 +86,7 @@ def _headline(compared: Mapping[str, Any]) -> str:
   return html.tiles(cells)
 
 
-def _named(parts: Sequence[Section], name: str, number: int, count: int) -> list[Section]:
+def _name_sections(parts: Sequence[Section], name: str, number: int, count: int) -> list[Section]:
   """Return the sections of one run, their ids and titles told apart where there are several runs."""
   if count == 1:
     return [*parts]
@@ -128,8 +128,8 @@ def curve_titles(networks: Sequence[runs.Run]) -> dict[str, str]:
 def _quality(run_scores: Mapping[str, Any], run: runs.Run) -> list[Section]:
   """Return what the scores of one run say, class by class."""
   names, matrix = run.class_names, run_scores['confusion']
-  worst = [[names[a], names[b], f'{count:,}'] for a, b, count in scores.confused(matrix)[:10]]
-  drawn = html.heatmap(matrix, names) if len(names) <= MOST_CLASSES else ''
+  worst = [[names[a], names[b], f'{count:,}'] for a, b, count in scores.rank_confusions(matrix)[:10]]
+  drawn = html.heatmap(matrix, names) if len(names) <= MAX_CLASSES else ''
   commonest = html.table(['class', 'taken for', 'examples'], worst) if worst else html.paragraph('None.')
   columns = ('precision', 'recall', 'f1', 'roc_auc', 'average_precision')
   bars = [
@@ -182,34 +182,34 @@ def _worst(run: runs.Run, test: evaluate.Outputs) -> list[Section]:
   loss = np.asarray(run.task.eval_loss(jnp.asarray(test.logits), {'label': jnp.asarray(test.labels)}))
   index = np.argsort(-loss, kind='stable')[:PICTURES]
   cells = []
-  for image, i in zip(run.dataset.test.images(index), index, strict=True):
+  for image, i in zip(run.dataset.test.get_images(index), index, strict=True):
     answer = run.task.describe(test.logits[i], run.class_names, 1)
-    shown = '\n'.join([*answer.lines, f'loss {loss[i]:.4g}', run.shown('test', int(i))])
-    cells.append(html.figure([images_lib.data_uri(image)], f'Test image {run.shown("test", int(i))}', shown))
+    shown = '\n'.join([*answer.lines, f'loss {loss[i]:.4g}', run.describe_example('test', int(i))])
+    cells.append(html.figure([images_lib.data_uri(image)], f'Test image {run.describe_example("test", int(i))}', shown))
   return [html.section('worst', 'Largest losses', html.paragraph(WORST), html.gallery(cells))]
 
 
 def _gallery(run: runs.Run, test: evaluate.Outputs, confidence: np.ndarray, index: np.ndarray) -> str:
-  images = run.dataset.test.images(index)
+  images = run.dataset.test.get_images(index)
   return html.gallery(
     [
-      html.figure([images_lib.data_uri(image)], *_say(run, test, int(i), f'{confidence[i]:.1%}'))
+      html.figure([images_lib.data_uri(image)], *_describe_image(run, test, int(i), f'{confidence[i]:.1%}'))
       for image, i in zip(images, index, strict=True)
     ]
   )
 
 
-def _say(run: runs.Run, test: evaluate.Outputs, i: int, confidence: str = '') -> tuple[str, str]:
+def _describe_image(run: runs.Run, test: evaluate.Outputs, i: int, confidence: str = '') -> tuple[str, str]:
   """Return the text in place of a test image, and its caption."""
   label, predicted = run.class_names[test.labels[i]], run.class_names[test.logits[i].argmax()]
   more = '' if label == predicted else f'\nlabeled {label}'
   file = run.file_of('test', i)
-  named = f'\n{run.shown("test", i)}' if file else ''
+  named = f'\n{run.describe_example("test", i)}' if file else ''
   return f'Test image {file or i}, {label}', f'{predicted} {confidence}'.rstrip() + more + named
 
 
 def _overlays(run: runs.Run, test: evaluate.Outputs, index: np.ndarray) -> str:
-  images = run.dataset.test.images(index)
+  images = run.dataset.test.get_images(index)
   info, model = run.dataset.info, run.model.clone(dtype=jnp.float32)
   if not len(index):
     return html.gallery([])
@@ -220,7 +220,7 @@ def _overlays(run: runs.Run, test: evaluate.Outputs, index: np.ndarray) -> str:
   for row, i in enumerate(index):
     shown = maps[:1] if predicted[row] == labels[row] else maps
     overlays = [images_lib.overlay(images[row], heat[row]) for heat in shown]
-    alt, caption = _say(run, test, int(i))
+    alt, caption = _describe_image(run, test, int(i))
     uris = [images_lib.data_uri(image) for image in (images[row], *overlays)]
     cells.append(html.figure(uris, f'{alt}, and beside it its Grad-CAM', caption))
   return html.gallery(cells, 3)
@@ -244,7 +244,7 @@ def _weights(run: runs.Run) -> list[Section]:
   largest = [max(column) or 1.0 for column in zip(*norms, strict=True)]
   rows: list[list[Cell]] = [
     [name, ' x '.join(map(str, leaf.shape)), *(Bar(v / m, f'{v:.3g}') for v, m in zip(pair, largest, strict=True))]
-    for name, leaf, pair in zip(trees.names(params), jax.tree.leaves(params), norms, strict=True)
+    for name, leaf, pair in zip(trees.leaf_names(params), jax.tree.leaves(params), norms, strict=True)
   ]
   text = 'Gradients are those of the loss of the first training batch, not augmented, as evaluation sees it.'
   weight, gradient = (math.hypot(*column) for column in zip(*norms, strict=True))

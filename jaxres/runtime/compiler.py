@@ -17,7 +17,7 @@ from jaxres.runtime.environment import cache_dir
 _deterministic = False  # of the process, as the cache directory is
 
 
-def be_deterministic(wanted: bool) -> None:
+def set_deterministic(wanted: bool) -> None:
   """Compile from now on for bitwise reproducible results, at the cost of speed on a GPU."""
   global _deterministic
   _deterministic = wanted
@@ -27,7 +27,7 @@ def compiler_options() -> dict[str, str | bool]:
   """Return the options for ``jax.jit(..., compiler_options=...)`` of this backend: correct sums, determinism.
 
   On a GPU sums by atomic additions, and the choice of an algorithm by how fast it was once, change the last bits from
-  run to run; ``be_deterministic`` leaves out both. Programs for CPUs have neither, and are compiled without YNNPACK.
+  run to run; ``set_deterministic`` leaves out both. Programs for CPUs have neither, and are compiled without YNNPACK.
   """
   if jax.default_backend() in ('gpu', 'cuda', 'rocm') and _deterministic:
     return {'xla_gpu_deterministic_ops': True}
@@ -41,7 +41,7 @@ def _cpu_options() -> dict[str, str | bool]:
   Where XLA:CPU fuses a product or a convolution with a constant into a sum, YNNPACK returns wrong values, and it is
   slower than Eigen on convolutions. Empty on other backends, and on a jaxlib that does not know the option.
   """
-  if jax.default_backend() != 'cpu' or xla_flags.chosen():
+  if jax.default_backend() != 'cpu' or xla_flags.read_ynnpack_flag():
     return {}
   options: dict[str, str | bool] = {xla_flags.YNNPACK: ''}
   try:
@@ -72,7 +72,7 @@ def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
   return run
 
 
-def keep_programs() -> None:
+def enable_compilation_cache() -> None:
   """Make JAX keep what it compiles in the user's cache directory, for this run and later ones.
 
   Nothing changes where JAX was told already where to keep it (``JAX_COMPILATION_CACHE_DIR``), or where the directory

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxres.errors import InputError, one_line, say
+from jaxres.errors import InputError, one_line, print_status
 
 JOIN_SECONDS = 300  # that processes wait for each other at the start, and then end
 HEARTBEAT_SECONDS = 60  # without a sign of life of one, and all end
@@ -26,7 +26,7 @@ FLAGS = '--coordinator HOST:PORT --num_processes N --process_id I'
 
 
 @contextlib.contextmanager
-def joined(
+def join(
   coordinator: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
@@ -49,7 +49,7 @@ def joined(
   Raises:
     InputError: the arguments cannot be used, or the others do not come.
   """
-  options = arguments(coordinator, num_processes, process_id, os.environ)
+  options = initialize_arguments(coordinator, num_processes, process_id, os.environ)
   if options is None:
     yield
     return
@@ -68,14 +68,14 @@ def joined(
     with one_line(debug=debug, interrupted=interrupted):
       yield
   except SystemExit as error:
-    leave(error.code if isinstance(error.code, int) else 1)
+    exit_now(error.code if isinstance(error.code, int) else 1)
   except BaseException:
     traceback.print_exc()
-    leave(1)
+    exit_now(1)
   jax.distributed.shutdown()
 
 
-def arguments(
+def initialize_arguments(
   coordinator: str | None, num_processes: int | None, process_id: int | None, environ: Mapping[str, str]
 ) -> dict[str, Any] | None:
   """Return the arguments of ``jax.distributed.initialize``; None where the process is alone.
@@ -93,7 +93,7 @@ def arguments(
   if num_processes == 1:
     return None
   if all(value is None for value in given.values()):
-    method = launcher(environ)
+    method = detect_launcher(environ)
     return {'cluster_detection_method': method} if method else None
   missing = [name for name, value in given.items() if value is None]
   if coordinator is None or num_processes is None or process_id is None:
@@ -107,7 +107,7 @@ def arguments(
   return place | {'cluster_detection_method': 'deactivate'}  # which would give each process one GPU under Slurm
 
 
-def launcher(environ: Mapping[str, str]) -> str | None:
+def detect_launcher(environ: Mapping[str, str]) -> str | None:
   """Return what started this process beside others, by JAX's name of it; None where nothing did.
 
   Raises:
@@ -134,8 +134,8 @@ def _exit_on_timeout(seconds: float) -> Iterator[None]:
 
   def give_up() -> None:
     fix = 'start every process with the same address, and each with its own number'
-    say(f'error: --coordinator: not all processes have come within {seconds:g} s; {fix}')
-    leave(2)
+    print_status(f'error: --coordinator: not all processes have come within {seconds:g} s; {fix}')
+    exit_now(2)
 
   timer = threading.Timer(seconds, give_up)
   timer.start()
@@ -145,24 +145,24 @@ def _exit_on_timeout(seconds: float) -> Iterator[None]:
     timer.cancel()
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
   """Return whether this is process 0, which alone writes and prints."""
   return jax.process_index() == 0
 
 
-def meet(reason: str) -> None:
+def barrier(reason: str) -> None:
   """Wait until every process of the run is here; each gives the same ``reason``."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'jaxres: {reason}')
 
 
-def any_says(yes: bool) -> bool:
+def any_process(yes: bool) -> bool:
   """Return whether any process of the run says ``yes``; each must ask."""
   return yes if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(yes)).any())
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def exit_on_peer_failure() -> Iterator[None]:
   """End this process at once, with a line that says so, where it loses another one of the run."""
   try:
     yield
@@ -171,11 +171,11 @@ def together() -> Iterator[None]:
       raise
     place = f'process {jax.process_index()} of {jax.process_count()}'
     reason = ' '.join(str(error).split())
-    say(f'error: {place} has lost another, or failed: {reason:.300}; start all again: they continue')
-    leave(1)
+    print_status(f'error: {place} has lost another, or failed: {reason:.300}; start all again: they continue')
+    exit_now(1)
 
 
-def leave(status: int) -> NoReturn:
+def exit_now(status: int) -> NoReturn:
   """End this process now: an ordinary exit waits for the others."""
   sys.stdout.flush()
   sys.stderr.flush()

@@ -33,12 +33,12 @@ def _cache_of_process() -> tempfile.TemporaryDirectory[str]:
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-def devices() -> list[str]:
+def describe_devices() -> list[str]:
   """Return how many devices of which kind a run uses, and how many processes."""
   return [f'{jax.device_count()} x {jax.devices()[0].device_kind}', f'{jax.process_count()} processes']
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
   """Return versions, devices and platform, by name."""
   packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   versions = {name: importlib.metadata.version(name) for name in packages}

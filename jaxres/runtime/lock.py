@@ -9,7 +9,7 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
-from jaxres.errors import InputError, say
+from jaxres.errors import InputError, print_status
 from jaxres.paths import read_regular
 from jaxres.runtime import distributed
 
@@ -19,7 +19,7 @@ IN_USE = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)  # the last where flock
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
   """Keep every other training out of ``workdir``, which is made where it is missing; readers look at no lock.
 
   The lock is of the kernel, which frees it with the process however that ends: a file that is left locks nobody out. Of
@@ -30,18 +30,18 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   """
   with contextlib.ExitStack() as stack:
     refusal = ''
-    if distributed.leads():
+    if distributed.is_main_process():
       try:
-        stack.enter_context(_locked(workdir))
+        stack.enter_context(_lock_workdir(workdir))
       except InputError as error:
         refusal = str(error)
-    if distributed.any_says(bool(refusal)):
+    if distributed.any_process(bool(refusal)):
       raise InputError(refusal or f'--workdir: {workdir}: process 0 cannot train there, and says why')
     yield
 
 
 @contextlib.contextmanager
-def _locked(workdir: pathlib.Path) -> Iterator[None]:
+def _lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
   missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f'--workdir: {workdir} is a file; expected a directory')
@@ -77,7 +77,7 @@ def _take_lock(workdir: pathlib.Path) -> int:
       if error.errno not in NO_LOCKS:
         os.close(file)
         raise InputError(_refusal(workdir, error)) from None
-      say(f'{workdir}: no locks on this file system ({error.strerror}): see that nothing else trains there')
+      print_status(f'{workdir}: no locks on this file system ({error.strerror}): see that nothing else trains there')
       break
     if _is_at(file, path):  # or the one before deleted it as it ended
       break
@@ -92,7 +92,7 @@ def _refusal(workdir: pathlib.Path, error: OSError) -> str:
   """Return the line on a lock that is not to be had."""
   if error.errno not in IN_USE:
     return f'--workdir: cannot lock {workdir / LOCK}: {error.strerror}; look at the disk, or use another --workdir'
-  holder = trainer(workdir) or 'another process'
+  holder = find_trainer(workdir) or 'another process'
   return f'--workdir: {workdir} is in use: {holder} trains there; wait for its end, or use another --workdir'
 
 
@@ -103,7 +103,7 @@ def _is_at(file: int, path: pathlib.Path) -> bool:
     return False
 
 
-def trainer(workdir: pathlib.Path) -> str | None:
+def find_trainer(workdir: pathlib.Path) -> str | None:
   """Return who says that it trains in ``workdir``, such as ``'process 7 on host a'``; None where nobody does."""
   try:
     content = json.loads(read_regular(workdir / LOCK, 4096))

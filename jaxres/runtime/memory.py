@@ -31,7 +31,7 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def memory_explained(what: str, fix: str) -> Iterator[None]:
+def explain_oom(what: str, fix: str) -> Iterator[None]:
   """Turn a device's out-of-memory error into an InputError.
 
   JAX dispatches asynchronously: the context must enclose the first read of a result.

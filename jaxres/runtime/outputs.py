@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from jaxres.errors import exit_with, say
+from jaxres.errors import exit_with, print_status
 
 CLOSED_STATUS = 141  # of what wrote to a pipe that nobody reads, as a shell shows SIGPIPE
 
@@ -60,7 +60,7 @@ def _stream(old: TextIO | None, number: int, tell: Callable[[OSError], None]) ->
 
 
 def _warn(error: OSError) -> None:
-  say(f'the output cannot be written any more: {error.strerror}; the training goes on without it')
+  print_status(f'the output cannot be written any more: {error.strerror}; the training goes on without it')
 
 
 def _end(error: OSError) -> None:

@@ -20,22 +20,22 @@ def make_mesh() -> Mesh:
   return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
   """Return the sharding that puts a full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def over_batch(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Return the sharding of arrays whose first axis is the batch."""
   return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def over_steps(mesh: Mesh) -> NamedSharding:
+def scan_sharding(mesh: Mesh) -> NamedSharding:
   """Return the sharding of arrays whose first axis counts steps and whose second is the batch."""
   return NamedSharding(mesh, PartitionSpec(None, AXIS))
 
 
-def over_largest(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def largest_axis_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
   """Return the sharding that splits the longest axis divisible by the number of devices.
 
   Where there is none, every device has a full copy.
@@ -46,12 +46,12 @@ def over_largest(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
   """
   lengths = [length if length % mesh.size == 0 else 0 for length in shape]
   if not any(lengths):
-    return replicated(mesh)
+    return replicated_sharding(mesh)
   axis = lengths.index(max(lengths))
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
 
-def own_rows(batch_size: int, mesh: Mesh | None) -> slice:
+def local_rows(batch_size: int, mesh: Mesh | None) -> slice:
   """Return the rows of a batch on the devices of this process; all rows where the mesh is None.
 
   Args:
@@ -60,12 +60,12 @@ def own_rows(batch_size: int, mesh: Mesh | None) -> slice:
   """
   if mesh is None:
     return slice(0, batch_size)
-  slices = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+  slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
   spans = [rows[0].indices(batch_size)[:2] for rows in slices if rows]
   return slice(min(start for start, _ in spans), max(stop for _, stop in spans))
 
 
-def assembled(local: Any, sharding: NamedSharding) -> Any:
+def make_global_arrays(local: Any, sharding: NamedSharding) -> Any:
   """Return global arrays from the rows that each process has. Nothing is sent between processes.
 
   Args:
@@ -75,10 +75,10 @@ def assembled(local: Any, sharding: NamedSharding) -> Any:
   return jax.make_array_from_process_local_data(sharding, local)
 
 
-def gathered(tree: Any) -> Any:
+def gather(tree: Any) -> Any:
   """Return ``tree`` with a full copy of each array on every device that has a part of it."""
   split = lambda x: isinstance(x, jax.Array) and not x.is_fully_replicated
-  return jax.tree.map(lambda x: jax.device_put(x, replicated(x.sharding.mesh)) if split(x) else x, tree)
+  return jax.tree.map(lambda x: jax.device_put(x, replicated_sharding(x.sharding.mesh)) if split(x) else x, tree)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

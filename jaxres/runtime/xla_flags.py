@@ -16,7 +16,7 @@ YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'  # the parts of a program that 
 ACCELERATORS = ('jax_plugins', 'libtpu')  # packages whose XLA reads XLA_FLAGS too, and may know other flags
 
 
-def sum_rightly(environment: MutableMapping[str, str] = os.environ) -> None:
+def disable_ynnpack(environment: MutableMapping[str, str] = os.environ) -> None:
   """Keep YNNPACK out of the process, where jaxlib has that flag: an unknown one would end the process.
 
   A value that the user sets in ``XLA_FLAGS``, or in the file that it names, is kept.
@@ -26,11 +26,11 @@ def sum_rightly(environment: MutableMapping[str, str] = os.environ) -> None:
   """
   flags = environment.get('XLA_FLAGS', '').strip()
   is_file = bool(flags) and not flags.startswith('-')
-  if not is_file and chosen(environment) is None and not _has_accelerator() and is_known(YNNPACK):
+  if not is_file and read_ynnpack_flag(environment) is None and not _has_accelerator() and is_known(YNNPACK):
     environment['XLA_FLAGS'] = f'{flags} --{YNNPACK}='.strip()
 
 
-def chosen(environment: MutableMapping[str, str] = os.environ) -> str | None:
+def read_ynnpack_flag(environment: MutableMapping[str, str] = os.environ) -> str | None:
   """Return the value of the YNNPACK flag in ``XLA_FLAGS``, or in the file that it names; None where it is not set."""
   flags = environment.get('XLA_FLAGS', '').strip()
   if flags and not flags.startswith('-'):

@@ -14,13 +14,13 @@ from jaxres.weights.network import Pretrained
 from jaxres.weights.writer import SUFFIXES
 
 
-def report(found: Pretrained) -> bool:
+def report(pretrained: Pretrained) -> bool:
   """Print the parity report and return whether all is well.
 
   With torch, it is the differences of activations; without, the names, the shapes and a checksum of the state dict.
   """
   if importlib.util.find_spec('torch'):
-    errors = parity.check(found)
+    errors = parity.check(pretrained)
     print(
       f'jaxres and torch on 2 random images of {parity.SIZE}x{parity.SIZE}: largest difference, of the largest value'
     )
@@ -31,7 +31,7 @@ def report(found: Pretrained) -> bool:
     well = bool(worst < parity.TOLERANCE)  # not where it is no number
     print(f'{"equal" if well else "NOT equal"} within {parity.TOLERANCE:.0e}')
     return well
-  state_dict = found.state_dict()
+  state_dict = pretrained.state_dict()
   print('torch is not installed: names, shapes and a checksum only')
   for name, value in state_dict.items():
     print(printable(f'  {name} {list(value.shape)}'))
@@ -69,21 +69,21 @@ def run(args: argparse.Namespace) -> int:
   source = user_path(sources.parse(args.source)[1])
   if to_file and source.exists() and target.exists() and target.samefile(source):
     raise InputError(f'{target}: it is the source, and would be replaced; give another name')
-  found = sources.read(args.source, args.step, args.skip, args.prefix, args.stem)
+  network = sources.read(args.source, args.step, args.skip, args.prefix, args.stem)
   if args.class_names:
-    found = found._replace(class_names=sources.read_class_names(args.class_names, found))
-  leaves = jax.tree.leaves(found.variables['params'])
-  options = ', '.join(f'{key}={value!r}' for key, value in found.options.items() if key != 'name')
+    network = network._replace(class_names=sources.read_class_names(args.class_names, network))
+  leaves = jax.tree.leaves(network.variables['params'])
+  options = ', '.join(f'{key}={value!r}' for key, value in network.options.items() if key != 'name')
   size = sum(x.size for x in leaves)
-  print(printable(f'{found.options["name"]} ({options}), {found.channels} channels, {size:,} parameters'))
-  for note in found.notes:
+  print(printable(f'{network.options["name"]} ({options}), {network.channels} channels, {size:,} parameters'))
+  for note in network.notes:
     print(printable(note))
-  well = report(found) if args.check else True
+  well = report(network) if args.check else True
   if to_file:
-    weights.write(target, found.state_dict())
+    weights.write(target, network.state_dict())
   else:
-    directories.write(target, found)
-  print(printable(f'{target}: from {found.origin}'))
+    directories.write(target, network)
+  print(printable(f'{target}: from {network.origin}'))
   return 0 if well else 1
 
 
@@ -95,5 +95,5 @@ def _check_target(target: pathlib.Path, to_file: bool) -> None:
   if to_file:
     output_path(target, 'TARGET')
   if not to_file and (target.is_file() or (target / 'config.json').exists()):
-    found = 'a file' if target.is_file() else 'the workdir of a run'
-    raise InputError(f'{target}: {found}; expected a directory to write to, or a file ending in {", ".join(SUFFIXES)}')
+    kind = 'a file' if target.is_file() else 'the workdir of a run'
+    raise InputError(f'{target}: {kind}; expected a directory to write to, or a file ending in {", ".join(SUFFIXES)}')

@@ -1,4 +1,4 @@
-"""`jaxres digest`: one SHA-256 of all that a checkpoint holds, by which two runs are told to be the same."""
+"""`jaxres digest`: one SHA-256 of all that a checkpoint holds, to compare two runs by."""
 
 import argparse
 import pathlib

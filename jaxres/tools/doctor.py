@@ -9,10 +9,10 @@ from rich.text import Text
 from jaxres.doctor import data as data_checks
 from jaxres.doctor import machine as machine_checks
 from jaxres.doctor import run as run_checks
-from jaxres.doctor.check import guarded
+from jaxres.doctor.check import collect_checks
 from jaxres.log.console import console
 from jaxres.paths import user_path
-from jaxres.runtime.compiler import keep_programs
+from jaxres.runtime.compiler import enable_compilation_cache
 
 COLORS = {'ok': 'green', 'warning': 'yellow', 'problem': 'red'}
 
@@ -26,15 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Print a table of checks; return 1 where there is a problem, else 0."""
-  keep_programs()
-  checks = list(machine_checks.machine())
+  enable_compilation_cache()
+  checks = list(machine_checks.check_machine())
   if args.config:
-    checks += guarded('config', lambda: data_checks.configured(args.config, args.overrides))
+    checks += collect_checks('config', lambda: data_checks.check_config(args.config, args.overrides))
   if args.workdir:
-    checks += guarded('run', lambda: run_checks.workdir(user_path(args.workdir, '--workdir')))
+    checks += collect_checks('run', lambda: run_checks.check_workdir(user_path(args.workdir, '--workdir')))
   if args.replay:
-    checks += guarded('replay', lambda: run_checks.replayed(user_path(args.replay, '--replay')))
-  table = Table('what', 'verdict', Column('found', overflow='fold'))  # whole paths
+    checks += collect_checks('replay', lambda: run_checks.replay_bad_step(user_path(args.replay, '--replay')))
+  table = Table('what', 'verdict', Column('found', overflow='fold'))  # full paths
   for subject, verdict, finding in checks:
     table.add_row(subject, Text(verdict, COLORS[verdict]), finding)
   console.print(table)

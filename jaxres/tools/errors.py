@@ -28,18 +28,20 @@ def run(args: argparse.Namespace) -> None:
     output_path(given, flag) if given else None for given, flag in ((args.out, '--out'), (args.json, '--json'))
   )
   (trained,) = read_runs(args, several=False)
-  found = label_errors.find(trained, args.top, args.batch_size)
+  findings = label_errors.find_label_errors(trained, args.top, args.batch_size)
   if as_json:
     with file_errors(as_json):
-      files.write_whole(as_json, json.dumps(found, indent=2, allow_nan=False) + '\n')
+      files.write_atomic(as_json, json.dumps(findings, indent=2, allow_nan=False) + '\n')
   out = out or trained.path / 'errors.html'
   with file_errors(out):
-    files.write_whole(out, error_report.make_page(trained, found))
+    files.write_atomic(out, error_report.make_page(trained, findings))
   print(printable(trained.origin))
-  for split, own in found['labels'].items():
-    print(printable(f'{split}: {own["candidates"]:,} of {own["examples"]:,} labels are candidates for wrong ones'))
-  hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in found['classes'][:3])
+  for split, labels in findings['labels'].items():
+    print(
+      printable(f'{split}: {labels["candidates"]:,} of {labels["examples"]:,} labels are candidates for wrong ones')
+    )
+  hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in findings['classes'][:3])
   print(printable(f'hardest classes, by recall on the test split: {hardest}'))
-  for row in found['pairs'][:3]:
+  for row in findings['pairs'][:3]:
     print(printable(f'{row["class"]} taken for {row["predicted"]}: {row["examples"]:,}'))
-  print(f'{len(found["duplicates"])} pairs across splits that look most alike, and all thumbnails: {printable(out)}')
+  print(f'{len(findings["duplicates"])} pairs across splits that look most alike, and all thumbnails: {printable(out)}')

@@ -11,17 +11,19 @@ from PIL import Image
 
 from jaxres import predict as predict_lib
 from jaxres.analysis import attribution, explain, images, runs
-from jaxres.errors import InputError, make_teller, nearest, printable
+from jaxres.errors import InputError, make_progress_printer, nearest, printable
 from jaxres.files import complete, file_errors
 from jaxres.paths import output_path
 from jaxres.tools.arguments import add_source_arguments, read_predictor
 
 
-def draw(found: Sequence[explain.Explanation], methods: Sequence[str], class_names: Sequence[str]) -> Image.Image:
+def draw(
+  explanations: Sequence[explain.Explanation], methods: Sequence[str], class_names: Sequence[str]
+) -> Image.Image:
   """Return a picture with a row for each image: itself, and each of its maps laid over it."""
   cells = lambda one: [images.as_rgb(one.pixels), *(images.overlay(one.pixels, one.maps[m]) for m in methods)]
-  titles = [f'{one.path.name}: {class_names[one.klass]} {one.probability:.1%}' for one in found]
-  return images.titled(np.stack([np.stack(cells(one)) for one in found]), titles, ['image', *methods])
+  titles = [f'{one.path.name}: {class_names[one.class_id]} {one.probability:.1%}' for one in explanations]
+  return images.add_titles(np.stack([np.stack(cells(one)) for one in explanations]), titles, ['image', *methods])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
   methods = explain.check_methods(args.methods)
   out = images.check_path('--out', args.out)
   maps = output_path(args.maps, '--maps') if args.maps else None
-  paths = predict_lib.find(args.images)
+  paths = predict_lib.find_images(args.images)
   for flag, file in {'--out': out, '--maps': maps}.items():
     if file and file.exists() and any(path.exists() and path.samefile(file) for path in paths):
       raise InputError(f'{flag}: {file} is one of the images, and would be replaced; give another name')
@@ -53,37 +55,42 @@ def run(args: argparse.Namespace) -> int:
   names = predictor.class_names
   if args.of is not None and args.of not in names:
     raise InputError(f'--of: unknown class {args.of!r}{nearest(args.of, names)}')
-  klass = None if args.of is None else names.index(args.of)
+  class_id = None if args.of is None else names.index(args.of)
   print(printable(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler'))
   print(printable(f'by {predictor.origin}'), flush=True)
-  found, tell = [], make_teller('explaining', explain.TELL_SECONDS, at_once=True)
-  for one in explain.explain(predictor, paths, methods, klass, args.batch_size, tell):
+  explanations, tell = [], make_progress_printer('explaining', explain.TELL_SECONDS, at_once=True)
+  for one in explain.explain(predictor, paths, methods, class_id, args.batch_size, tell):
     if one.problem:
       print(printable(f'error: {one.path}: {one.problem}'), file=sys.stderr)
       continue
     is_complete = one.incompleteness is not None and one.incompleteness <= attribution.TOLERANCE
     error = f', integrated gradients complete to {one.incompleteness:.2%}' if is_complete else ''
-    print(printable(f'{one.path}: {names[one.klass]} {one.probability:.2%}{error}'))
+    print(printable(f'{one.path}: {names[one.class_id]} {one.probability:.2%}{error}'))
     if one.incompleteness is not None and not is_complete:
       print(printable(f'warning: {one.path}: {explain.MISSED.format(one.incompleteness)}'), file=sys.stderr)
-    found.append(one)
-  if found:
-    write(found, methods, names, out, maps)
-    print(f'{printable(out)}: {len(found)} of {len(paths)} images, beside each its maps')
-  return 0 if len(found) == len(paths) else 2
+    explanations.append(one)
+  if explanations:
+    write(explanations, methods, names, out, maps)
+    print(f'{printable(out)}: {len(explanations)} of {len(paths)} images, beside each its maps')
+  return 0 if len(explanations) == len(paths) else 2
 
 
 def write(
-  found: Sequence[explain.Explanation],
+  explanations: Sequence[explain.Explanation],
   methods: Sequence[str],
   names: Sequence[str],
   out: pathlib.Path,
   maps: pathlib.Path | None,
 ) -> None:
   """Write the picture and, where ``maps`` names a file, the maps ``[images, H, W]`` by method."""
-  images.write(out, draw(found, methods, names))
+  images.write(out, draw(explanations, methods, names))
   if maps:
     maps = maps if maps.suffix == '.npz' else maps.with_name(f'{maps.name}.npz')  # as NumPy calls it
-    arrays: dict[str, Any] = {method: np.stack([one.maps[method] for one in found]) for method in methods}
+    arrays: dict[str, Any] = {method: np.stack([one.maps[method] for one in explanations]) for method in methods}
     with file_errors(maps), complete(maps) as file:
-      np.savez(file, path=np.array([str(one.path) for one in found]), klass=[one.klass for one in found], **arrays)
+      np.savez(
+        file,
+        path=np.array([str(one.path) for one in explanations]),
+        klass=[one.class_id for one in explanations],
+        **arrays,
+      )

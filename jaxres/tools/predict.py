@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
   for name in ('top', 'batch_size'):
     if getattr(args, name) < 1:
       raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
-  paths = predict.find(args.images)
+  paths = predict.find_images(args.images)
   predictor = read_predictor(args)
   print(printable(f'by {predictor.origin}'), file=sys.stderr)
   status = 0

@@ -88,8 +88,8 @@ def _check_options(args: argparse.Namespace) -> None:
     raise InputError(f'cannot prepare {args.what!r}{nearest(args.what, _OPTIONS)}')
   for option in ('dir', 'name', 'data_dir', 'max_bad', 'archive', 'npz', 'image_size'):
     if getattr(args, option) is not None and option not in _OPTIONS[args.what]:
-      found = args.dir if option == 'dir' else f'--{option}'
-      raise InputError(f'`jaxres prepare {args.what}` takes no {found}')
+      place = args.dir if option == 'dir' else f'--{option}'
+      raise InputError(f'`jaxres prepare {args.what}` takes no {place}')
   if args.npz and args.data_dir:
     raise InputError('--npz FILE and --data_dir DIR are two places to write to; give one of them')
   if args.what in ('folder', 'tfrecord') and args.dir is None:

@@ -33,21 +33,21 @@ def run(args: argparse.Namespace) -> None:
   step = profile.prepare(config)
   seconds = profile.step_seconds(step, args.steps)
   path = profile.trace(step, args.steps, out)
-  found = profile.operations(path, profile.instruction_sources(step.compiled.as_text()))
-  print_operations(found, args.top, args.steps)
+  operations = profile.operations(path, profile.instruction_sources(step.compiled.as_text()))
+  print_operations(operations, args.top, args.steps)
   print_summary(step, seconds, config.model.dtype)
   console.print(f'trace: {path} (tensorboard --logdir {args.out}, or https://ui.perfetto.dev)')
 
 
-def print_operations(found: Iterable[profile.Operation], top: int, steps: int) -> None:
+def print_operations(operations: Iterable[profile.Operation], top: int, steps: int) -> None:
   """Print the costliest operations."""
-  found = list(found)
-  total = sum(operation.seconds for operation in found) or 1.0
+  operations = list(operations)
+  total = sum(operation.seconds for operation in operations) or 1.0
   table = Table('operation', 'comes from', 'ms a step', 'share', 'calls a step')
   table.columns[0].no_wrap = True
-  for name, source, seconds, calls in found[:top]:
+  for name, source, seconds, calls in operations[:top]:
     table.add_row(name, source, f'{1e3 * seconds / steps:.3g}', f'{seconds / total:.1%}', f'{calls / steps:.3g}')
-  rest = found[top:]
+  rest = operations[top:]
   if rest:
     seconds = sum(operation.seconds for operation in rest)
     table.add_row(f'{len(rest)} others', '', f'{1e3 * seconds / steps:.3g}', f'{seconds / total:.1%}', '')
@@ -59,15 +59,15 @@ def print_summary(step: profile.Step, seconds: float, dtype: str) -> None:
   device, cost = jax.devices()[0], step.compiled.cost_analysis()
   flops, size = cost.get('flops', 0.0), cost.get('bytes accessed', 0.0)
   bf16 = dtype == 'bfloat16' or (dtype == 'auto' and device.platform != 'cpu')
-  most_flops, most_bytes = limits.measure(device.platform, jnp.bfloat16 if bf16 else jnp.float32)
-  least = max(flops / most_flops, size / most_bytes)
+  max_flops, max_bytes = limits.measure(device.platform, jnp.bfloat16 if bf16 else jnp.float32)
+  min_seconds = max(flops / max_flops, size / max_bytes)
   table = Table('one step', 'value')
   table.add_row('images/s', f'{step.images / seconds:,.1f}')
   table.add_row('ms', f'{1e3 * seconds:.4g}')
   table.add_row('FLOPs, as XLA counts them', f'{flops / 1e9:,.4g} G')
   table.add_row('bytes that operations read and write, as XLA counts them', f'{size / 1e9:,.4g} GB')
-  table.add_row('the device: matrix product, copy', f'{most_flops / 1e12:.3g} TFLOP/s, {most_bytes / 1e9:.4g} GB/s')
-  table.add_row('least ms, were it bound by these alone', f'{1e3 * least:.4g}')
-  table.add_row('share of that limit', f'{least / seconds:.1%}')
+  table.add_row('the device: matrix product, copy', f'{max_flops / 1e12:.3g} TFLOP/s, {max_bytes / 1e9:.4g} GB/s')
+  table.add_row('least ms, were it bound by these alone', f'{1e3 * min_seconds:.4g}')
+  table.add_row('share of that limit', f'{min_seconds / seconds:.1%}')
   table.add_row('peak memory', f'{profile.peak_memory(step.compiled) / 1e9:.3g} GB')
   console.print(table)

@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Write the page, and say where it is."""
   out = output_path(args.out, '--out') if args.out else None
-  found = read_runs(args)
-  out = out or found[0].path / 'report.html'
-  text = run_report.make_report(found, args.batch_size)
+  run_list = read_runs(args)
+  out = out or run_list[0].path / 'report.html'
+  text = run_report.make_report(run_list, args.batch_size)
   with file_errors(out):
     out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(out, text)
+    files.write_atomic(out, text)
   print(f'{printable(out)}: {len(text.encode()) / 1e6:.2f} MB')

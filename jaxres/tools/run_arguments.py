@@ -24,7 +24,7 @@ def read_runs(args: argparse.Namespace, *, several: bool = True) -> list[runs.Ru
   """Return the runs that the arguments of ``add_runs`` name.
 
   Raises:
-    InputError: as ``runs.read``; or the batch size is out of range.
+    InputError: as ``runs.read_runs``; or the batch size is out of range.
   """
   if args.batch_size is not None and args.batch_size < 1:
     raise InputError(f'--batch_size: expected 1 or more, found {args.batch_size}')
@@ -34,4 +34,4 @@ def read_runs(args: argparse.Namespace, *, several: bool = True) -> list[runs.Ru
   inside = sources.runs_in(user_path(args.runs[0])) if not several else []
   if inside:
     raise InputError(f'{args.runs[0]}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
-  return runs.read(args.runs, args.step, args.data_dir, args.data_path)
+  return runs.read_runs(args.runs, args.step, args.data_dir, args.data_path)

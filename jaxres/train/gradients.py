@@ -46,7 +46,7 @@ def make_loss(model: ResNet, task: Task, augment: augment_lib.Augment, info: dat
     batch = augment.batch(context.rng, batch, task.labels, len(info.class_names))
     images = augment_lib.normalize(batch['image'], info.mean, info.std)
     views = images.shape[:-3]  # [B], or [V, B]
-    params = params if frozen is None else freezing.pinned(params, frozen)
+    params = params if frozen is None else freezing.stop_frozen_gradients(params, frozen)
     variables = {'params': params, 'batch_stats': batch_stats}
     images = images if len(views) == 1 else images.reshape(-1, *images.shape[-3:])
     outputs, updates = model.apply(
@@ -61,7 +61,7 @@ def make_loss(model: ResNet, task: Task, augment: augment_lib.Augment, info: dat
 
 def make_gradient(
   loss_fn: LossFn,
-  fetch: Callable[..., data.Batch],
+  get_batch: Callable[..., data.Batch],
   mesh: Mesh,
   accumulate: int,
   later: Sequence[tuple[int, LossFn]],
@@ -71,46 +71,52 @@ def make_gradient(
 
   The arguments are those of ``step.make_train_steps``.
   """
-  make = per_device if per_device_bn else accumulated
+  make = per_device_gradients if per_device_bn else accumulate_gradients
   losses_of = [loss_fn, *(loss_fn for _, loss_fn in later)]
-  return by_step([make(f, fetch, accumulate, mesh) for f in losses_of], [begin for begin, _ in later])
+  return select_by_step([make(f, get_batch, accumulate, mesh) for f in losses_of], [start for start, _ in later])
 
 
-def by_step(functions: Sequence[Gradient], begins: Sequence[int]) -> Gradient:
+def select_by_step(functions: Sequence[Gradient], starts: Sequence[int]) -> Gradient:
   """Return the function that calls the first of ``functions``, or the last that starts at or before the step.
 
   Args:
     functions: with results alike.
-    begins: rising steps, at which the second and those after it start.
+    starts: rising steps, at which the second and those after it start.
   """
-  if not begins:
+  if not starts:
     return functions[0]
-  return lambda *args: jax.lax.switch((args[-1].step >= jnp.array(begins)).sum(), functions, *args)
+  return lambda *args: jax.lax.switch((args[-1].step >= jnp.array(starts)).sum(), functions, *args)
 
 
-def per_device(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Gradient:
-  """Return ``accumulated`` done by each device alone, on its part of the batch: with BatchNorm statistics of its own.
+def per_device_gradients(loss_fn: LossFn, get_batch: Callable[..., data.Batch], parts: int, mesh: Mesh) -> Gradient:
+  """Return ``accumulate_gradients`` done by each device alone, with the BatchNorm statistics of its part.
 
   The gradients and the running statistics are averaged, and the sums of metrics added up, in one all-reduce; there is
   no other communication. The augmentation and the dropout of device ``d`` have the key ``fold_in(rng, d)``, and mixing
   stays within a device.
   """
-  gradient = accumulated(loss_fn, fetch, parts)
+  gradient = accumulate_gradients(loss_fn, get_batch, parts)
 
-  def on_device(params: Any, batch_stats: Any, constants: Any, feed: Any, context: Context) -> tuple[Any, Any]:
+  def on_device(params: Any, batch_stats: Any, device_data: Any, feed: Any, context: Context) -> tuple[Any, Any]:
     context = context._replace(rng=jax.random.fold_in(context.rng, jax.lax.axis_index(sharding.AXIS)))
-    grads, (stats, sums) = gradient(params, batch_stats, constants, feed, context)
+    grads, (stats, sums) = gradient(params, batch_stats, device_data, feed, context)
     means = jax.tree.map(lambda x: x / mesh.size, (grads, stats))
     (grads, stats), sums = jax.lax.psum((means, sums), sharding.AXIS)
     return grads, (stats, sums)
 
-  whole, split = PartitionSpec(), PartitionSpec(sharding.AXIS)
+  replicated, split = PartitionSpec(), PartitionSpec(sharding.AXIS)
   return jax.shard_map(  # nothing varies that leaves it, which the check cannot see through hand-written gradients
-    on_device, mesh=mesh, in_specs=(whole, whole, whole, split, whole), out_specs=whole, check_vma=False
+    on_device,
+    mesh=mesh,
+    in_specs=(replicated, replicated, replicated, split, replicated),
+    out_specs=replicated,
+    check_vma=False,
   )
 
 
-def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, mesh: Mesh | None = None) -> Gradient:
+def accumulate_gradients(
+  loss_fn: LossFn, get_batch: Callable[..., data.Batch], parts: int, mesh: Mesh | None = None
+) -> Gradient:
   """Return the gradient over a batch that goes through the model in ``parts``.
 
   The gradient is the mean of those of the parts. The batch statistics pass from part to part, and part ``i``, which
@@ -118,24 +124,24 @@ def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, m
 
   Args:
     loss_fn: of ``make_loss``.
-    fetch: ``(constants, feed)`` to the batch: of a pipeline.
+    get_batch: ``(constants, feed)`` to the batch: of a pipeline.
     parts: how many.
     mesh: what the batch is split over; None where it is of one device.
   """
   gradient = jax.grad(loss_fn, has_aux=True)
 
-  def at_once(params: Any, batch_stats: Any, constants: Any, feed: Any, context: Context) -> tuple[Any, Any]:
-    return gradient(params, batch_stats, fetch(constants, feed), context)
+  def compute_at_once(params: Any, batch_stats: Any, device_data: Any, feed: Any, context: Context) -> tuple[Any, Any]:
+    return gradient(params, batch_stats, get_batch(device_data, feed), context)
 
-  def in_parts(params: Any, batch_stats: Any, constants: Any, feed: Any, context: Context) -> tuple[Any, Any]:
+  def compute_in_parts(params: Any, batch_stats: Any, device_data: Any, feed: Any, context: Context) -> tuple[Any, Any]:
     feeds = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), feed)
     if mesh:
-      feeds = jax.lax.with_sharding_constraint(feeds, sharding.over_steps(mesh))
+      feeds = jax.lax.with_sharding_constraint(feeds, sharding.scan_sharding(mesh))
 
     def add(carry: Any, part: Any) -> tuple[Any, metrics.Sums]:
       (stats, total), (i, feed) = carry, part
       part = context._replace(rng=jax.random.fold_in(context.rng, i))
-      grads, (stats, sums) = at_once(params, stats, constants, feed, part)
+      grads, (stats, sums) = compute_at_once(params, stats, device_data, feed, part)
       return (stats, jax.tree.map(jnp.add, total, grads)), sums
 
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -143,4 +149,4 @@ def accumulated(loss_fn: LossFn, fetch: Callable[..., data.Batch], parts: int, m
     grads = jax.tree.map(lambda x: x / parts, total)
     return grads, (batch_stats, jax.tree.map(lambda x: x.sum(0), sums))
 
-  return at_once if parts == 1 else in_parts
+  return compute_at_once if parts == 1 else compute_in_parts

@@ -17,18 +17,18 @@ from jaxres.errors import InputError
 from jaxres.log.console import console, print_end, print_start
 from jaxres.log.run_log import RunLog
 from jaxres.runtime import distributed, signals
-from jaxres.runtime.compiler import be_deterministic, keep_programs
-from jaxres.runtime.lock import locked
-from jaxres.runtime.memory import keep_freed_memory, memory_explained
+from jaxres.runtime.compiler import enable_compilation_cache, set_deterministic
+from jaxres.runtime.lock import lock_workdir
+from jaxres.runtime.memory import explain_oom, keep_freed_memory
 from jaxres.state import TrainState, start_from
 from jaxres.train import nonfinite
 from jaxres.train.meter import Meter
-from jaxres.train.plan import DRY_RUN_STEPS, Progress, grouped, read_progress
-from jaxres.train.recalibrate import recalibrated
-from jaxres.train.setup import Setup, less_memory, make_setup
+from jaxres.train.plan import DRY_RUN_STEPS, Progress, group_feeds, read_progress
+from jaxres.train.recalibrate import recalibrate_state
+from jaxres.train.setup import Setup, make_setup, suggest_less_memory
 from jaxres.train.step import Hyperparameters
 
-SLOWER = 0.5  # times the learning rate, after a rollback
+ROLLBACK_SCALE = 0.5  # times the learning rate, after a rollback
 
 
 class Ending(NamedTuple):
@@ -53,27 +53,27 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   Raises:
     InputError: the config, the data or the workdir cannot be used, which is found before anything is compiled; or
       a step is not finite, or the device has too little memory.
-    StoppedError: a KeyboardInterrupt: SIGTERM or SIGINT came, and the run has saved.
+    RunPreemptedError: a KeyboardInterrupt: SIGTERM or SIGINT came, and the run has saved.
   """
   check_workdir(workdir)
   keep_freed_memory()
-  keep_programs()
-  console.quiet = not distributed.leads()
+  enable_compilation_cache()
+  console.quiet = not distributed.is_main_process()
   config = config_lib.to_dict(config_lib.complete(config))
-  be_deterministic(config['train']['deterministic'])
+  set_deterministic(config['train']['deterministic'])
   checkpoint.check(**config['checkpoint'])
   place = workdir_lib.choose(workdir, config)
-  with locked(place):
+  with lock_workdir(place):
     workdir_lib.check_config(place, config)
     setup = make_setup(config, workdir_lib.split_rule(place))
     workdir_lib.check_data(place, setup.dataset.info)
     initial = None if workdir_lib.has_checkpoint(place) else read_initial(setup)
-    with memory_explained('the training examples', 'set data.pipeline=stream, which holds a few batches of them'):
+    with explain_oom('the training examples', 'set data.pipeline=stream, which holds a few batches of them'):
       setup.dataset.place(setup.mesh)
     with (
       workdir_lib.open(place, config, setup.dataset.info, **config['checkpoint']) as manager,
-      distributed.together(),
-      signals.watched() as watch,
+      distributed.exit_on_peer_failure(),
+      signals.guard_preemption() as watch,
     ):
       progress = train(setup, place, manager, initial, watch)
     print_end(progress.metrics(), place, setup.task.metrics, setup.task.monitor)
@@ -92,7 +92,7 @@ def read_initial(setup: Setup) -> Any:
 
 
 def train(
-  setup: Setup, workdir: pathlib.Path, manager: checkpoint.Manager, initial: Any, watch: signals.Watch
+  setup: Setup, workdir: pathlib.Path, manager: checkpoint.Manager, initial: Any, watch: signals.PreemptionGuard
 ) -> Progress:
   """Train from the newest checkpoint to the end of the plan; go back and on, slower, where a step is not finite.
 
@@ -101,11 +101,11 @@ def train(
     workdir: where the logs go.
     manager: of the checkpoints.
     initial: of ``read_initial``.
-    watch: of ``signals.watched``.
+    watch: of ``signals.guard_preemption``.
 
   Raises:
     NotFiniteError: a step is not finite, and there were ``max_rollbacks``.
-    StoppedError: a signal came, and the run has saved.
+    RunPreemptedError: a signal came, and the run has saved.
   """
   train_state, progress = restore_or_init(manager, setup, initial)
   ending = train_to_end(setup, workdir, manager, train_state, progress, watch)
@@ -121,7 +121,7 @@ def train(
     progress = progress._replace(rollbacks=rollbacks)
     ending = train_to_end(setup, workdir, manager, train_state, progress, watch)
   if ending.why == 'asked':
-    raise watch.stopped(int(ending.train_state.step))
+    raise watch.make_error(int(ending.train_state.step))
   return ending.progress
 
 
@@ -131,11 +131,11 @@ def train_to_end(
   manager: checkpoint.Manager,
   train_state: TrainState,
   progress: Progress,
-  watch: signals.Watch,
+  watch: signals.PreemptionGuard,
 ) -> Ending:
   """Train, evaluate, log and save until the plan ends, a signal has come or a step is not finite."""
   plan, start = setup.plan, int(train_state.step)
-  hyperparameters = Hyperparameters(np.float32(SLOWER**progress.rollbacks))
+  hyperparameters = Hyperparameters(np.float32(ROLLBACK_SCALE**progress.rollbacks))
   rate = lambda step: (
     float(hyperparameters.lr_scale) * float(setup.lr_schedule(step))
   )  # exact: the scale is a power of two
@@ -151,15 +151,15 @@ def train_to_end(
     setup.task.metrics,
     setup.task.monitor,
   ) as run_log:
-    for begin, end in plan.segments(start, pending=bool(progress.partial)):
+    for segment_start, end in plan.segments(start, pending=bool(progress.partial)):
       if progress.stale >= setup.options.patience > 0:
         console.print(f'stopped early: validation {setup.task.monitor} is no better since {progress.stale} evaluations')
         break
       meter = Meter(run_log, rate, setup.options.log_every_steps, progress.partial, setup.task.means)
-      train_state = train_segment(setup, train_state, hyperparameters, begin, end, meter, watch)
+      train_state = train_segment(setup, train_state, hyperparameters, segment_start, end, meter, watch)
       if not meter.finite:
         return Ending(train_state, progress, 'not finite')
-      evaluation = None if watch.asked() else evaluate_segment(setup, train_state, watch)
+      evaluation = None if watch.is_requested() else evaluate_segment(setup, train_state, watch)
       if evaluation is None:
         progress = progress._replace(partial=meter.totals())
         checkpoint.save(manager, train_state, progress._asdict(), {}, setup.config, commit=True)
@@ -167,8 +167,8 @@ def train_to_end(
       train_state, scores = evaluation[0], meter.row(end) | evaluation[1]
       run_log.write(end, scores)
       progress = progress.advance(end, scores, setup.task.score)
-      asked = watch.asked()  # behind the last batch: what is evaluated is kept
-      checkpoint.save(manager, train_state, progress._asdict(), ranked(setup, scores), setup.config, commit=asked)
+      asked = watch.is_requested()  # behind the last batch: what is evaluated is kept
+      checkpoint.save(manager, train_state, progress._asdict(), rank_scores(setup, scores), setup.config, commit=asked)
       if asked:
         return Ending(train_state, progress, 'asked')
   if start >= plan.eval_steps[-1]:
@@ -180,31 +180,31 @@ def train_segment(
   setup: Setup,
   train_state: TrainState,
   hyperparameters: Hyperparameters,
-  begin: int,
+  start: int,
   end: int,
   meter: Meter,
-  watch: signals.Watch,
+  watch: signals.PreemptionGuard,
 ) -> TrainState:
-  """Take the steps from ``begin`` to ``end``, or fewer where a signal comes or ``meter`` is no longer finite.
+  """Take the steps from ``start`` to ``end``, or fewer where a signal comes or ``meter`` is no longer finite.
 
   Returns:
     The state behind the last step; ``meter`` has the sums of all of them.
   """
   batch_size = setup.dataset.train.batch_size
-  fix = less_memory(batch_size, setup.options.accumulate, setup.mesh)
-  with memory_explained(f'a step of {batch_size} examples', fix):
-    feeds = grouped(setup.feeds(begin, end), begin, end, setup.scan_steps, setup.options.log_every_steps)
+  fix = suggest_less_memory(batch_size, setup.options.accumulate, setup.mesh)
+  with explain_oom(f'a step of {batch_size} examples', fix):
+    feeds = group_feeds(setup.feeds(start, end), start, end, setup.scan_steps, setup.options.log_every_steps)
     for step, group in feeds:
       train_state, sums = setup.take_steps(train_state, group, hyperparameters)
       meter.add(step, sums, last=step == end)
-      if not meter.finite or watch.reached():
+      if not meter.finite or watch.should_stop():
         break
     meter.drain()
   return train_state
 
 
 def evaluate_segment(
-  setup: Setup, train_state: TrainState, watch: signals.Watch
+  setup: Setup, train_state: TrainState, watch: signals.PreemptionGuard
 ) -> tuple[TrainState, dict[str, float]] | None:
   """Return the state, with BatchNorm recalibrated where the config asks for it, and its metrics.
 
@@ -213,9 +213,9 @@ def evaluate_segment(
   options, dataset = setup.options, setup.dataset
   if options.recalibrate_bn:
     recalibrate = setup.recalibrate(int(train_state.step))
-    train_state = recalibrated(train_state, recalibrate, dataset.train, options.recalibrate_bn)
+    train_state = recalibrate_state(train_state, recalibrate, dataset.train, options.recalibrate_bn)
   limit = DRY_RUN_STEPS if options.dry_run else None
-  stop = lambda: watch.asked() and jax.process_count() == 1  # the others would wait for this one
+  stop = lambda: watch.is_requested() and jax.process_count() == 1  # the others would wait for this one
   size, means = setup.eval_batch_size, setup.task.means
   scores = evaluate.evaluate_state(setup.eval_steps, train_state, dataset, size, limit, stop, means)
   return None if scores is None else (train_state, scores)
@@ -235,7 +235,7 @@ def restore_or_init(manager: checkpoint.Manager, setup: Setup, initial: Any) -> 
   return train_state, Progress({}, {}, 0)
 
 
-def ranked(setup: Setup, scores: Mapping[str, float]) -> dict[str, float]:
+def rank_scores(setup: Setup, scores: Mapping[str, float]) -> dict[str, float]:
   """Return what ``checkpoint.save`` ranks ``scores`` by: the monitored metric of validation, larger is better.
 
   What is no finite number ranks as if nothing was validated: behind all that was.
@@ -246,6 +246,8 @@ def ranked(setup: Setup, scores: Mapping[str, float]) -> dict[str, float]:
 
 def print_rollback(error: Exception, rollbacks: int) -> None:
   """Print why and how the training goes on after a step that was not finite."""
-  again = f'again from the last checkpoint, or the beginning where there is none, with {SLOWER**rollbacks:g} times'
+  again = (
+    f'again from the last checkpoint, or from the start where there is none, with {ROLLBACK_SCALE**rollbacks:g} times'
+  )
   console.print(str(error))
   console.print(f'{again} the learning rate')

@@ -21,16 +21,16 @@ class Meter:
   def __init__(
     self,
     run_log: run_log_lib.RunLog,
-    rate: Callable[[int], Any],
+    lr_schedule: Callable[[int], Any],
     every: int,
     partial: Mapping[str, float] | None = None,
     means: metrics.Means = metrics.divide_by_count,
   ):
-    """Log to ``run_log`` every ``every`` steps, with the learning rate that ``rate`` gives for a step.
+    """Log to ``run_log`` every ``every`` steps, with the learning rate that ``lr_schedule`` gives for a step.
 
     ``partial`` are the ``totals`` of a run that stopped between two rows; ``means`` are the task's.
     """
-    self._log, self._rate, self._every, self._to_means = run_log, rate, every, means
+    self._log, self._rate, self._every, self._to_means = run_log, lr_schedule, every, means
     self._pending: list[metrics.Sums] = []
     self._total = dict(partial or {})
     self._clock: float | None = None
@@ -74,7 +74,7 @@ class Meter:
     ready = len(self._pending) - leave
     fetched, self._pending = jax.device_get(self._pending[:ready]), self._pending[ready:]
     for part in fetched:
-      self.finite &= not part.pop('bad', 0)  # see ``step.halt_unless``
+      self.finite &= not part.pop('bad', 0)  # see ``step.keep_if_finite``
       for name, value in part.items() if self.finite else ():
         self._total[name] = self._total.get(name, 0.0) + float(value)
     self._shown = time.monotonic()
@@ -82,7 +82,7 @@ class Meter:
   def _means(self) -> dict[str, float]:
     if not self._total:
       return {}
-    means = metrics.compute(self._total, 'train', self._to_means)
+    means = metrics.compute_means(self._total, 'train', self._to_means)
     images = self._total['count'] - self._uncounted
     if images and self._clock is not None:
       means['train/images_per_s'] = images / (time.monotonic() - self._clock)

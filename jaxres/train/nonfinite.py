@@ -27,7 +27,7 @@ AGAIN = 'the run that stops at that step again writes it again'
 _NAME = schema.Check('a name', lambda x: type(x) is str and len(x) < 300 and x.isprintable())
 _OBJECT = schema.Check('an object', lambda x: isinstance(x, dict))
 ABOUT = {'config': _OBJECT, 'found': _OBJECT, 'split_rule': schema.integer(1, 2)}
-FOUND = {  # the fields of ``Found``
+DIAGNOSIS = {  # the fields of ``Diagnosis``
   'step': schema.integer(0, 2**31 - 1),
   'loss': schema.Check('a number', lambda x: type(x) in (int, float)),
   'bad': schema.array_of(_NAME),
@@ -39,12 +39,12 @@ class NotFiniteError(InputError):
   """A step of the training was not taken, as it was not finite."""
 
 
-class Found(NamedTuple):
+class Diagnosis(NamedTuple):
   """What a step gives whose state is known."""
 
   step: int
   loss: float  # mean over the batch, nats
-  bad: tuple[str, ...]  # what is not finite, the stem first and the head last; where it begins, then where it leads
+  bad: tuple[str, ...]  # what is not finite, the stem first and the head last; where it starts, then where it leads
   counts: Mapping[str, str]  # of parameters, gradients, ...: how many arrays are not finite, as '3 of 62'
 
   def describe(self) -> str:
@@ -55,40 +55,40 @@ class Found(NamedTuple):
     return f'step {self.step} is not finite: loss {self.loss:.4g}, first {self.bad[0]}; not finite are {counts}'
 
 
-def probe(setup: Setup, train_state: TrainState) -> Found:
+def probe(setup: Setup, train_state: TrainState) -> Diagnosis:
   """Return what the step behind ``train_state`` gives on its batch."""
   feeds = feeds_of(setup, int(train_state.step))
-  constants = setup.dataset.train.constants
-  loss, finite = jax.device_get(setup.probe(train_state, setup.key, constants, feeds, setup.extras))
+  device_data = setup.dataset.train.device_data
+  loss, finite = jax.device_get(setup.probe(train_state, setup.key, device_data, feeds, setup.extras))
   bad, counts = [], {}
   for part in ('params', 'batch_stats', 'loss', 'gradients'):
     tree = finite.get(part, {'': np.isfinite(loss)})
-    found = {trees.name(path): bool(good) for path, good in jax.tree_util.tree_leaves_with_path(tree)}
-    names = sorted((name for name, good in found.items() if not good), key=_depth)
+    is_finite = {trees.name(path): bool(good) for path, good in jax.tree_util.tree_leaves_with_path(tree)}
+    names = sorted((name for name, good in is_finite.items() if not good), key=_depth)
     bad += [f'{part}/{name}'.removesuffix('/') for name in names]
     if part in finite:
-      counts[part] = f'{len(names)} of {len(found)}'
-  return Found(int(train_state.step), float(loss), tuple(bad), counts)
+      counts[part] = f'{len(names)} of {len(is_finite)}'
+  return Diagnosis(int(train_state.step), float(loss), tuple(bad), counts)
 
 
 def explain(setup: Setup, train_state: TrainState, workdir: pathlib.Path) -> NotFiniteError:
   """Return the error that names the step at which ``train_state`` halted, and write the file that repeats it."""
   before = dataclasses.replace(train_state, halted=jnp.zeros_like(train_state.halted))
-  found, ids = probe(setup, before), ids_of(setup, int(before.step))
+  diagnosis, ids = probe(setup, before), ids_of(setup, int(before.step))
   try:
-    path = write(workdir, before, found, ids, setup.config, setup.dataset.info.split_rule)
+    path = write(workdir, before, diagnosis, ids, setup.config, setup.dataset.info.split_rule)
     again = f'jaxres doctor --replay {path} runs it again'
   except (OSError, InputError) as error:
     again = f'no file of it could be written: {getattr(error, "strerror", None) or error}'
   examples = ', '.join([*map(str, ids[:SHOWN_IDS]), *['...'] * (len(ids) > SHOWN_IDS)])
   fix = f'lower optim.lr or lengthen optim.warmup_epochs; {again}'
-  return NotFiniteError(f'{found.describe()}; the batch is of training examples {examples}; {fix}')
+  return NotFiniteError(f'{diagnosis.describe()}; the batch is of training examples {examples}; {fix}')
 
 
 def write(
   workdir: pathlib.Path,
   train_state: TrainState,
-  found: Found,
+  diagnosis: Diagnosis,
   ids: np.ndarray,
   config: Mapping[str, Any],
   split_rule: int,
@@ -98,21 +98,21 @@ def write(
   Args:
     workdir: of the run.
     train_state: from before the step.
-    found: what is the matter with it.
+    diagnosis: what is the matter with it.
     ids: int ``[B]``: the examples of its batch, by their place in the training split.
     config: of the run.
     split_rule: of ``data.load``.
   """
-  path = workdir / f'bad_step_{found.step}.npz'
-  arrays: dict[str, Any] = {f'state/{name}': array for name, array in digests.leaves(train_state.present)}
-  if distributed.leads():
-    about = json.dumps({'config': config_lib.to_dict(config), 'found': found._asdict(), 'split_rule': split_rule})
+  path = workdir / f'bad_step_{diagnosis.step}.npz'
+  arrays: dict[str, Any] = {f'state/{name}': array for name, array in digests.leaves(train_state.saved_fields)}
+  if distributed.is_main_process():
+    about = json.dumps({'config': config_lib.to_dict(config), 'found': diagnosis._asdict(), 'split_rule': split_rule})
     with files.file_errors(path), files.complete(path) as file:
       np.savez(file, **arrays, ids=ids, about=np.array(about))
   return path
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Found, dict[str, dict[str, Any]], int]:
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Diagnosis, dict[str, dict[str, Any]], int]:
   """Return the arrays in a file of ``write``, what was found when it was written, the run's config and split rule.
 
   Raises:
@@ -127,16 +127,16 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Found, dict[str, di
   except ValueError as error:
     raise InputError(f'{where}: not a file of a bad step: {error}; {AGAIN}') from None
   about = schema.check_fields(about, ABOUT, f'{where}: about', optional=('split_rule',), fix=AGAIN)
-  found = schema.check_fields(about['found'], FOUND, f'{where}: about.found', closed=True, fix=AGAIN)
+  diagnosis = schema.check_fields(about['found'], DIAGNOSIS, f'{where}: about.found', closed=True, fix=AGAIN)
   ids = content.get('ids', np.empty(0))
   if ids.dtype.kind not in 'iu' or ids.ndim != 1 or not ids.size:
     raise InputError(f'{where}: ids: expected whole numbers [B], found {ids.dtype.name} {list(ids.shape)}; {AGAIN}')
-  then = Found(**found | {'bad': tuple(found['bad'])})
+  then = Diagnosis(**diagnosis | {'bad': tuple(diagnosis['bad'])})
   config = workdir_lib.as_config(about['config'], f'{where}: config')
   return content, then, config, about.get('split_rule', 1)  # a jaxres that knew one rule wrote none
 
 
-def replay(path: pathlib.Path) -> tuple[Found, Found, np.ndarray]:
+def replay(path: pathlib.Path) -> tuple[Diagnosis, Diagnosis, np.ndarray]:
   """Return what was found when a file of ``write`` was written, what its step gives now, and the examples' ids.
 
   Raises:
@@ -147,7 +147,7 @@ def replay(path: pathlib.Path) -> tuple[Found, Found, np.ndarray]:
   content, then, config, split_rule = read(path)
   setup = make_setup(config, split_rule)
   setup.dataset.place(setup.mesh)
-  template = jax.eval_shape(setup.create, setup.key).present
+  template = jax.eval_shape(setup.create, setup.key).saved_fields
   saved = {name.removeprefix('state/'): array for name, array in content.items() if name.startswith('state/')}
   digests.check_like(
     {name: digests.leaf_digest(array) for name, array in saved.items()}, digests.kinds(template), str(path)
@@ -165,7 +165,7 @@ def ids_of(setup: Setup, step: int) -> np.ndarray:
 def feeds_of(setup: Setup, step: int) -> Any:
   """Return the feeds of ``step`` alone."""
   feeds = jax.tree.map(lambda x: x[None], next(iter(setup.feeds(step, step + 1))))
-  return sharding.assembled(feeds, sharding.over_steps(setup.mesh))
+  return sharding.make_global_arrays(feeds, sharding.scan_sharding(setup.mesh))
 
 
 def _depth(name: str) -> tuple[int, str]:

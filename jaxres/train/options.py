@@ -10,11 +10,11 @@ class Options(NamedTuple):
 
   Attributes:
     epochs: passes over the training examples; may be fractional.
-    task: what is learned: a name of ``tasks.TASKS``, or one of your own, ``package.module:name``.
+    task: what is learned: a name of ``tasks.TASKS``, or your own, ``package.module:name``.
     loss: ``'softmax_xent'``, or ``'sigmoid_xent'``: binary cross-entropy, the mean over the classes.
     label_smoothing: the share of the target that is spread over all classes.
     target_threshold: of ``'sigmoid_xent'``: targets above it become 1 and the others 0, so that both classes of a mixed
-      image are asked for; 0 leaves them as they are.
+      image are targets; 0 leaves them as they are.
     seed: of the initial parameters and of the augmentation.
     eval_every_epochs: evaluate, and save, this often and at the end.
     eval_batch_size: examples an evaluation step; rounded up to a multiple of the devices.
@@ -25,7 +25,7 @@ class Options(NamedTuple):
       takes less memory. Each part has its own BatchNorm statistics.
     scan_steps: steps of one call of the program, a ``lax.scan``; 0 is 1 on a CPU or with ``data.pipeline=stream``, else
       10. The result is the same for every value.
-    ema: decay per step of a moving average of the weights, evaluated beside them; ``state.average`` says how it
+    ema: decay per step of a moving average of the weights, evaluated beside them; ``state.update_ema`` says how it
       starts. 0 keeps none.
     shard_optimizer: each device holds a part of the optimizer's state and of the moving average, not all of it: less
       memory, the same result.

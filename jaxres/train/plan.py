@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from jaxres import data, schema
-from jaxres.errors import InputError, say
+from jaxres.errors import InputError, print_status
 from jaxres.train.options import Options
 
 DRY_RUN_STEPS = 2
 OVERFIT_STEPS = 200
-MOST_STEPS, MOST_EVALUATIONS = 2**31 - 1, 1_000_000  # the step is an int32
+MAX_STEPS, MAX_EVALUATIONS = 2**31 - 1, 1_000_000  # the step is an int32
 _METRICS = schema.object_of(schema.Check('a number', lambda x: type(x) in (int, float)))  # which may be NaN
 _COUNT = schema.integer(0, 2**31 - 1)
 PROGRESS = {  # the fields of ``Progress``
@@ -44,13 +44,13 @@ class Plan(NamedTuple):
     return itertools.pairwise([start, *(step for step in self.eval_steps if step >= start + first)])
 
 
-def grouped(feeds: Iterable[Any], begin: int, end: int, size: int, every: int) -> Iterator[tuple[int, Any]]:
-  """Yield the feeds of steps ``begin`` to ``end - 1`` stacked, ``size`` at a time, each with the step that it leads to.
+def group_feeds(feeds: Iterable[Any], start: int, end: int, size: int, every: int) -> Iterator[tuple[int, Any]]:
+  """Yield the feeds of steps ``start`` to ``end - 1`` stacked, ``size`` at a time, each with the step that it leads to.
 
-  Where so many would pass ``end`` or a multiple of ``every`` they come one at a time, so that what is done there is
+  Where that many would pass ``end`` or a multiple of ``every`` they come one at a time, so that what is done there is
   on time, and no more than two shapes, and programs, are needed.
   """
-  feeds, step = iter(feeds), begin
+  feeds, step = iter(feeds), start
   while step < end:
     due = min(end, (step // every + 1) * every)
     count = size if step + size <= due else 1
@@ -99,10 +99,10 @@ def make_plan(train: data.Pipeline, options: Options) -> Plan:
   """Return when to evaluate and save a training on ``train``.
 
   Raises:
-    InputError: it would never end, or one step has more examples than the whole training.
+    InputError: it would never end, or one step has more examples than all of the training.
   """
   epochs = options.epochs
-  if options.overfit_one_batch:  # the whole schedule in a few steps
+  if options.overfit_one_batch:  # the full schedule in a few steps
     return Plan(OVERFIT_STEPS, OVERFIT_STEPS / epochs, (OVERFIT_STEPS,))
   check_batch(train.batch_size, train.size, epochs)
   steps_per_epoch = train.size / train.batch_size
@@ -110,9 +110,9 @@ def make_plan(train: data.Pipeline, options: Options) -> Plan:
   if options.dry_run:
     return Plan(total, steps_per_epoch, (DRY_RUN_STEPS,))
   interval = options.eval_every_epochs * steps_per_epoch
-  if total > MOST_STEPS or total / interval > MOST_EVALUATIONS:
-    found = f'{epochs:g} epochs are {total:,} steps and {total / interval:,.0f} evaluations'
-    raise InputError(f'train.epochs: {found}; expected at most {MOST_STEPS:,} and {MOST_EVALUATIONS:,}')
+  if total > MAX_STEPS or total / interval > MAX_EVALUATIONS:
+    problem = f'{epochs:g} epochs are {total:,} steps and {total / interval:,.0f} evaluations'
+    raise InputError(f'train.epochs: {problem}; expected at most {MAX_STEPS:,} and {MAX_EVALUATIONS:,}')
   between = {round(k * interval) for k in range(1, int(total / interval) + 1)}
   return Plan(total, steps_per_epoch, tuple(sorted(step for step in between | {total} if 0 < step <= total)))
 
@@ -125,7 +125,7 @@ def check_batch(batch_size: int, size: int, epochs: float) -> None:
   """
   if batch_size <= size:
     return
-  found = f'data.batch_size: a batch of {batch_size:,} has more than the {size:,} training examples'
+  problem = f'data.batch_size: a batch of {batch_size:,} has more than the {size:,} training examples'
   if epochs * size < batch_size:
-    raise InputError(f'{found} in {epochs:g} epochs: less than one step; set data.batch_size to at most {size:,}')
-  say(f'{found}: it holds examples twice; set data.batch_size to at most {size:,}')
+    raise InputError(f'{problem} in {epochs:g} epochs: less than one step; set data.batch_size to at most {size:,}')
+  print_status(f'{problem}: it holds examples twice; set data.batch_size to at most {size:,}')

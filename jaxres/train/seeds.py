@@ -15,7 +15,7 @@ from jaxres import files, metrics, tasks
 from jaxres.errors import InputError
 from jaxres.log.console import console, format_value
 from jaxres.paths import user_path
-from jaxres.runtime.lock import locked
+from jaxres.runtime.lock import lock_workdir
 from jaxres.train import loop
 
 CONFIDENCE = 0.95
@@ -67,7 +67,7 @@ def series(
   """Train ``configs`` one after the other, each in a directory of its name, and print what they give together.
 
   Args:
-    configs: whole ones, two or more, by name.
+    configs: complete ones, two or more, by name.
     workdir: gets the directories and ``<what>.json``, the summaries by metric.
     what: they are, in the plural.
 
@@ -78,7 +78,7 @@ def series(
     InputError: as ``train.train_and_evaluate``.
   """
   directory = user_path(workdir, '--workdir')
-  with locked(directory):  # and each run locks its own
+  with lock_workdir(directory):  # and each run locks its own
     return _series(configs, directory, what)
 
 
@@ -91,7 +91,7 @@ def _series(
   summaries = {name: summarize([values[name] for values in results], name, known) for name in names}
   content = {name: summary._asdict() for name, summary in summaries.items()}
   if not any(options['train']['dry_run'] for options in configs.values()):
-    files.write_whole(workdir / f'{what}.json', json.dumps(content, indent=2) + '\n')
+    files.write_atomic(workdir / f'{what}.json', json.dumps(content, indent=2) + '\n')
   print_summaries(summaries, workdir, what, known)
   return summaries
 

@@ -60,7 +60,7 @@ class Setup(NamedTuple):
     A CPU gains nothing by more than one: its steps are long. Nor does a stream: the program would wait for more
     batches.
     """
-    alone = jax.default_backend() == 'cpu' or not self.dataset.train.constants
+    alone = jax.default_backend() == 'cpu' or not self.dataset.train.device_data
     return self.options.scan_steps or (1 if alone else SCAN_STEPS)
 
   @property
@@ -70,16 +70,16 @@ class Setup(NamedTuple):
 
   def feeds(self, start: int, stop: int) -> Iterator[Any]:
     """Yield the feeds of steps ``start`` to ``stop - 1``; for ``overfit_one_batch`` all are the first."""
-    feeds = self.dataset.train.train_feeds
+    feeds = self.dataset.train.step_inputs
     return itertools.repeat(next(feeds(0, 1)), stop - start) if self.options.overfit_one_batch else feeds(start, stop)
 
   def take_steps(
     self, train_state: TrainState, feeds: Any, hyperparameters: Hyperparameters
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take the steps of ``feeds``, this process's rows of them stacked; return the next state and the sums."""
-    feeds = sharding.assembled(feeds, sharding.over_steps(self.mesh))
-    constants = self.dataset.train.constants
-    return self.train_steps(train_state, self.key, constants, feeds, hyperparameters, self.extras)
+    feeds = sharding.make_global_arrays(feeds, sharding.scan_sharding(self.mesh))
+    device_data = self.dataset.train.device_data
+    return self.train_steps(train_state, self.key, device_data, feeds, hyperparameters, self.extras)
 
 
 def make_setup(
@@ -115,7 +115,7 @@ def make_setup(
   init = pretrained.make_init(model, dataset.info.class_names, **config['init'])
   augment = augment_lib.with_views(augment_lib.make() if options.overfit_one_batch else augment, task.views)
   steps = make_steps(config['optim'], options, mesh, dataset, augment, model, task, plan)
-  make_eval_step = functools.partial(evaluate.make_eval_step, model, task, dataset.info, dataset.test.fetch, mesh)
+  make_eval_step = functools.partial(evaluate.make_eval_step, model, task, dataset.info, dataset.test.get_batch, mesh)
   eval_steps = {'': make_eval_step()} | ({'tta/': make_eval_step(views)} if views else {})
   parts = (config, options, jax.random.key(options.seed), mesh, dataset, augment, model, task, extras, plan)
   return Setup(*parts, init=init, eval_steps=eval_steps, **steps)
@@ -156,8 +156,8 @@ def make_steps(
     return state.create(fresh(key), tx, ema=options.ema > 0.0)
 
   shardings = state.shardings(jax.eval_shape(create, jax.random.key(0)), mesh, shard_optimizer=options.shard_optimizer)
-  until = freezing.until(shapes['params'], optimizer['frozen'], optimizer['unfreeze'], *length[1:])
-  stages = freezing.stages(until, shapes['batch_stats'])
+  until = freezing.unfreeze_steps(shapes['params'], optimizer['frozen'], optimizer['unfreeze'], *length[1:])
+  stages = freezing.unfreeze_phases(until, shapes['batch_stats'])
   networks = freeze_stages(model, stages, dataset, mesh, options.accumulate)
   losses = [
     make_loss(network, task, augment, dataset.info, stage.frozen)
@@ -165,25 +165,25 @@ def make_steps(
   ]
   shared: dict[str, Any] = {
     'accumulate': options.accumulate,
-    'later': list(zip([stage.begin for stage in stages], losses, strict=True))[1:],
+    'later': list(zip([stage.start for stage in stages], losses, strict=True))[1:],
     'per_device_bn': model.bn == 'per_device',
     'shardings': shardings,
   }
   make_tx = lambda hyperparameters: optim.make(*length, **optimizer, lr_scale=hyperparameters.lr_scale)[0]
-  fetch = dataset.train.fetch
-  recalibrates = [make_recalibrate(network, dataset.info, fetch, mesh) for network in networks]
+  get_batch = dataset.train.get_batch
+  recalibrates = [make_recalibrate(network, dataset.info, get_batch, mesh) for network in networks]
   return {
     'lr_schedule': lr_schedule,
     'create': jit(create, out_shardings=shardings),
     'shardings': shardings,
-    'train_steps': make_train_steps(losses[0], make_tx, fetch, mesh, ema=options.ema, **shared),
-    'probe': make_probe(losses[0], fetch, mesh, **shared),
-    'recalibrate': lambda step: recalibrates[freezing.stage_before(stages, step)],
+    'train_steps': make_train_steps(losses[0], make_tx, get_batch, mesh, ema=options.ema, **shared),
+    'probe': make_probe(losses[0], get_batch, mesh, **shared),
+    'recalibrate': lambda step: recalibrates[freezing.phase_index(stages, step)],
   }
 
 
 def freeze_stages(
-  model: ResNet, stages: Sequence[freezing.Stage], dataset: data.Dataset, mesh: Mesh, accumulate: int
+  model: ResNet, stages: Sequence[freezing.UnfreezePhase], dataset: data.Dataset, mesh: Mesh, accumulate: int
 ) -> list[ResNet]:
   """Return the network of each stage of unfreezing.
 
@@ -210,7 +210,7 @@ def fit_outputs(model: ResNet, num_classes: int | None, num_outputs: int) -> Res
 
 def place_extras(task: tasks.Task, dataset: data.Dataset, mesh: Mesh) -> Any:
   """Return the task's arrays on every device of ``mesh``, where they stay: no step sends them there again."""
-  place = lambda x: sharding.assembled(np.asarray(x), sharding.replicated(mesh))
+  place = lambda x: sharding.make_global_arrays(np.asarray(x), sharding.replicated_sharding(mesh))
   return jax.tree.map(place, task.make_extras(dataset))
 
 
@@ -229,8 +229,8 @@ def check_accumulate(accumulate: int, batch_size: int, mesh: Mesh) -> None:
     raise InputError(f'train.accumulate: expected 1 or more, found {accumulate}')
   if batch_size % (accumulate * mesh.size):
     fix = f'use a data.batch_size that is a multiple of {accumulate * mesh.size}'
-    found = f'{accumulate} parts of a batch of {batch_size} are not equal on {mesh.size} devices'
-    raise InputError(f'train.accumulate: {found}; {fix}')
+    problem = f'{accumulate} parts of a batch of {batch_size} are not equal on {mesh.size} devices'
+    raise InputError(f'train.accumulate: {problem}; {fix}')
 
 
 def check_norms(model: ResNet, image_shape: tuple[int, int, int], examples: int) -> None:
@@ -255,12 +255,12 @@ def check_norms(model: ResNet, image_shape: tuple[int, int, int], examples: int)
   for name, (output,) in outputs.items():
     norm = name.removesuffix('/__call__')
     if math.prod(output.shape[:-1]) == 1 and norm not in model.frozen_norms:
-      found = f'one example at a time, of which {norm} sees one pixel: BatchNorm of a single value learns nothing'
+      problem = f'one example at a time, of which {norm} sees one pixel: BatchNorm of a single value learns nothing'
       fix = 'use a larger data.batch_size, a smaller train.accumulate, larger images, or model.bn=frozen'
-      raise InputError(f'data.batch_size: {found}; {fix}')
+      raise InputError(f'data.batch_size: {problem}; {fix}')
 
 
-def less_memory(batch_size: int, accumulate: int, mesh: Mesh) -> str:
+def suggest_less_memory(batch_size: int, accumulate: int, mesh: Mesh) -> str:
   """Return how a batch that does not fit into the memory can be made to fit."""
   parts = f'train.accumulate={2 * accumulate} (the same batch, in parts)'
   half = f'data.batch_size={batch_size // 2} with half the learning rate'

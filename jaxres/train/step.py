@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxres import data, metrics
 from jaxres.runtime import sharding
 from jaxres.runtime.compiler import compiler_options
-from jaxres.state import TrainState, average
+from jaxres.state import TrainState, update_ema
 from jaxres.train.gradients import Context, LossFn, make_gradient
 
 
@@ -35,7 +35,7 @@ Probe = Callable[..., tuple[jax.Array, dict[str, Any]]]
 def make_train_steps(
   loss_fn: LossFn,
   make_tx: MakeTx,
-  fetch: Callable[..., data.Batch],
+  get_batch: Callable[..., data.Batch],
   mesh: Mesh,
   *,
   accumulate: int = 1,
@@ -47,10 +47,10 @@ def make_train_steps(
   """Return the jitted ``(state, key, constants, feeds, hyperparameters, extras) -> (state, sums)``.
 
   The first axis of ``feeds`` is that of the steps, K; more than one are a ``lax.scan``. The sums of metrics are those
-  over all of them. Each K is a program of its own; the key is an argument, so that every seed has the same program, and
+  over all of them. Each K is a separate program; the key is an argument, so that every seed has the same program, and
   so are the hyperparameters.
 
-  A step whose loss, gradient or batch statistics are not finite is not taken, nor is any after it: ``halt_unless``.
+  A step whose loss, gradient or batch statistics are not finite is not taken, nor is any after it: ``keep_if_finite``.
 
   The state is donated; each feed is split over the devices. Under ``jit`` the BatchNorm statistics and the gradient are
   those of the batch over all devices, whatever their number.
@@ -58,40 +58,40 @@ def make_train_steps(
   Args:
     loss_fn: of ``gradients.make_loss``.
     make_tx: hyperparameters, whose numbers may be traced, to the optimizer.
-    fetch: ``(constants, feed)`` to the batch: of a pipeline.
+    get_batch: ``(constants, feed)`` to the batch: of a pipeline.
     mesh: of ``sharding.make_mesh``.
-    accumulate: parts that a batch is split into, see ``gradients.accumulated``.
+    accumulate: parts that a batch is split into, see ``gradients.accumulate_gradients``.
     ema: decay of the moving average, where the state has one.
     later: other losses that take over, each with the step from which on it does.
-    per_device_bn: see ``gradients.per_device``.
-    shardings: of the state, of ``state.shardings``; None holds it whole on every device.
+    per_device_bn: see ``gradients.per_device_gradients``.
+    shardings: of the state, of ``state.shardings``; None puts a copy on every device.
   """
-  gradient = make_gradient(loss_fn, fetch, mesh, accumulate, later, per_device_bn)
+  gradient = make_gradient(loss_fn, get_batch, mesh, accumulate, later, per_device_bn)
 
   def train_steps(
-    train_state: TrainState, key: jax.Array, constants: Any, feeds: Any, hyperparameters: Hyperparameters, extras: Any
+    train_state: TrainState, key: jax.Array, device_data: Any, feeds: Any, hyperparameters: Hyperparameters, extras: Any
   ) -> tuple[TrainState, metrics.Sums]:
     tx = make_tx(hyperparameters)
 
     def train_step(before: TrainState, feed: Any) -> tuple[TrainState, metrics.Sums]:
       context = Context(step_key(key, before.step), before.step, extras)
-      grads, (batch_stats, sums) = gradient(before.params, before.batch_stats, constants, feed, context)
+      grads, (batch_stats, sums) = gradient(before.params, before.batch_stats, device_data, feed, context)
       updates, opt_state = tx.update(grads, before.opt_state, before.params)
       params = optax.apply_updates(before.params, updates)
       after = TrainState(before.step + 1, params, batch_stats, opt_state, before.ema, before.halted)
-      return halt_unless(all_finite((sums['loss'], grads, batch_stats)), before, average(after, ema), sums)
+      return keep_if_finite(all_finite((sums['loss'], grads, batch_stats)), before, update_ema(after, ema), sums)
 
     if len(jax.tree.leaves(feeds)[0]) == 1:
       return train_step(train_state, jax.tree.map(lambda x: x[0], feeds))
     train_state, sums = jax.lax.scan(train_step, train_state, feeds)
     return train_state, jax.tree.map(lambda x: x.sum(0), sums)
 
-  whole = sharding.replicated(mesh)
-  shardings = shardings or whole
+  replicated = sharding.replicated_sharding(mesh)
+  shardings = shardings or replicated
   return jax.jit(
     train_steps,
-    in_shardings=(shardings, whole, whole, sharding.over_steps(mesh), whole, whole),
-    out_shardings=(shardings, whole),
+    in_shardings=(shardings, replicated, replicated, sharding.scan_sharding(mesh), replicated, replicated),
+    out_shardings=(shardings, replicated),
     donate_argnums=0,
     compiler_options=compiler_options(),
   )
@@ -99,7 +99,7 @@ def make_train_steps(
 
 def make_probe(
   loss_fn: LossFn,
-  fetch: Callable[..., data.Batch],
+  get_batch: Callable[..., data.Batch],
   mesh: Mesh,
   *,
   accumulate: int = 1,
@@ -113,23 +113,23 @@ def make_probe(
   bools, which arrays are: those of the state before the step, ``params``, then what the step makes, ``batch_stats`` and
   ``gradients``. The arguments are those of ``make_train_steps``.
   """
-  gradient = make_gradient(loss_fn, fetch, mesh, accumulate, later, per_device_bn)
+  gradient = make_gradient(loss_fn, get_batch, mesh, accumulate, later, per_device_bn)
 
-  def probe(train_state: TrainState, key: jax.Array, constants: Any, feeds: Any, extras: Any) -> Any:
+  def probe(train_state: TrainState, key: jax.Array, device_data: Any, feeds: Any, extras: Any) -> Any:
     context = Context(step_key(key, train_state.step), train_state.step, extras)
     params, batch_stats = train_state.params, train_state.batch_stats
     feed = jax.tree.map(lambda x: x[0], feeds)
-    grads, (stats, sums) = gradient(params, batch_stats, constants, feed, context)
+    grads, (stats, sums) = gradient(params, batch_stats, device_data, feed, context)
     finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
     return sums['loss'] / sums['count'], {
       name: finite(tree) for name, tree in (('params', params), ('batch_stats', stats), ('gradients', grads))
     }
 
-  whole = sharding.replicated(mesh)
+  replicated = sharding.replicated_sharding(mesh)
   return jax.jit(
     probe,
-    in_shardings=(shardings or whole, whole, whole, sharding.over_steps(mesh), whole),
-    out_shardings=whole,
+    in_shardings=(shardings or replicated, replicated, replicated, sharding.scan_sharding(mesh), replicated),
+    out_shardings=replicated,
     compiler_options=compiler_options(),
   )
 
@@ -139,7 +139,7 @@ def all_finite(tree: Any) -> jax.Array:
   return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
-def halt_unless(
+def keep_if_finite(
   good: jax.Array, before: TrainState, after: TrainState, sums: metrics.Sums
 ) -> tuple[TrainState, metrics.Sums]:
   """Return ``after`` and ``sums``, with ``bad`` of 0, where ``good``; else the state ``before``, halted, and no sums.

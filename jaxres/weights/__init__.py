@@ -3,7 +3,7 @@
 from jaxres import models, weights
 
 state_dict = weights.read('resnet50.pth')
-found = weights.recognise(state_dict)
+found = weights.recognize(state_dict)
 model = models.create(found.name, **found.options)
 variables = weights.to_variables(state_dict, model)
 weights.write('again.pth', weights.from_variables(variables, model, batches=weights.batches(state_dict)))
@@ -21,16 +21,28 @@ import numpy as np
 from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.weights import dtypes, names
-from jaxres.weights.architecture import Recognised, name_of, recognise
+from jaxres.weights.architecture import Architecture, name_of, recognize
 from jaxres.weights.dtypes import COUNTER
-from jaxres.weights.names import Dialect, shown
+from jaxres.weights.names import Dialect, describe_value
 from jaxres.weights.reader import File, read, read_file
 from jaxres.weights.selection import compile_patterns
 from jaxres.weights.writer import write
 
 __all__ = [
-  'Dialect', 'File', 'Recognised', 'abstract', 'batches', 'dialect_of', 'digest', 'from_variables', 'name_of', 'read',
-  'read_file', 'recognise', 'to_variables', 'write',
+  'Architecture',
+  'Dialect',
+  'File',
+  'abstract',
+  'batches',
+  'dialect_of',
+  'digest',
+  'from_variables',
+  'name_of',
+  'read',
+  'read_file',
+  'recognize',
+  'to_variables',
+  'write',
 ]  # fmt: skip
 SHOWN = 5  # names of each kind in an error
 StateDict = Mapping[str, np.ndarray]
@@ -51,25 +63,25 @@ def to_variables(
     state_dict: float32 arrays by torch's names, as ``read`` returns them.
     model: the network.
     variables: what the skipped leaves keep; needed only where ``skip`` matches leaves.
-    skip: regular expressions. Leaves whose path, such as ``head/fc/kernel``, matches one whole are not loaded, and
+    skip: regular expressions. Leaves whose path, such as ``head/fc/kernel``, matches one in full are not loaded, and
       tensors of ``state_dict`` whose name matches are not missed.
     skipped: names that ``skip`` has matched in the file and that may have been left out there, see ``read_file``.
     where: the file, for the error.
 
   Returns:
-    ``{'params': ..., 'batch_stats': ...}`` of float32 NumPy arrays, contiguous and of their own.
+    ``{'params': ..., 'batch_stats': ...}`` of float32 NumPy arrays, contiguous, that share no memory.
 
   Raises:
     InputError: names are missing, unexpected or of another shape; or a pattern of ``skip`` is no regular expression
       or matches nothing.
   """
-  whole = variables or abstract(model, recognise(state_dict, where).channels)
-  leaves = flax.traverse_util.flatten_dict({key: whole[key] for key in ('params', 'batch_stats')}, sep='/')
+  template = variables or abstract(model, recognize(state_dict, where).channels)
+  leaves = flax.traverse_util.flatten_dict({key: template[key] for key in ('params', 'batch_stats')}, sep='/')
   dialect = dialect_of(state_dict)._replace(average=model.shortcut == 'average')
   known = names.torch_names([*leaves, *names.counters(leaves)], dialect)
-  left_out = _skipped(skip, known, [*state_dict, *skipped], where)
+  left_out = _match_skipped(skip, known, [*state_dict, *skipped], where)
   if variables is None and (bare := [path for path in leaves if path in left_out]):
-    raise InputError(f'{where}: skip: nothing would give {_listed(bare)} their values')
+    raise InputError(f'{where}: skip: nothing would give {_join_names(bare)} their values')
   wanted = {path: name for path, name in known.items() if path in leaves and path not in left_out}
   allowed = {known.get(name, name) for name in left_out} | set(known.values())
   missing = [name for name in wanted.values() if name not in state_dict]
@@ -81,7 +93,7 @@ def to_variables(
     'missing': missing,
     'unexpected': unexpected,
     'of another shape': [
-      f'{shown(name, 50)} {names.shown_shape(value.shape)} instead of {list(shapes[name])}'
+      f'{describe_value(name, 50)} {names.describe_shape(value.shape)} instead of {list(shapes[name])}'
       for name, value in given.items()
       if value.shape != shapes[name]
     ],
@@ -90,9 +102,9 @@ def to_variables(
   }
   if any(complaints.values()):
     kinds = {kind: listed for kind, listed in complaints.items() if listed}
-    most = -(-SHOWN // len(kinds))  # of several kinds fewer each: it is one short line
-    found = '; '.join(f'{kind}: {_listed(listed, most)}' for kind, listed in kinds.items())
-    raise InputError(f'{where}{_described(state_dict)} does not fit the model: {found}')
+    max_shown = -(-SHOWN // len(kinds))  # of several kinds fewer each: it is one short line
+    problems = '; '.join(f'{kind}: {_join_names(listed, max_shown)}' for kind, listed in kinds.items())
+    raise InputError(f'{where}{_describe(state_dict)} does not fit the model: {problems}')
   loaded = {path: names.to_jaxres(state_dict[name]) for path, name in wanted.items()}
   return flax.traverse_util.unflatten_dict(leaves | loaded, sep='/')
 
@@ -133,26 +145,26 @@ def batches(state_dict: StateDict) -> dict[str, int]:
 
 
 def dialect_of(state_dict: StateDict) -> Dialect:
-  """Return how the names of ``state_dict`` are spelt."""
+  """Return how the names of ``state_dict`` are spelled."""
   return Dialect.of_names({name: value.shape for name, value in state_dict.items()})
 
 
 def abstract(model: ResNet, channels: int) -> dict[str, Any]:
-  """Return the shapes and dtypes of the variables of ``model`` for images of so many ``channels``."""
+  """Return the shapes and dtypes of the variables of ``model`` for images with ``channels`` channels."""
   images = jnp.zeros((1, 32, 32, channels))
   return dict(jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0)))
 
 
 def digest(state_dict: StateDict) -> str:
   """Return the SHA-256 of names, shapes, dtypes and values, whatever the order and the file format."""
-  found = hashlib.sha256()
+  sha256 = hashlib.sha256()
   for name, value in sorted(state_dict.items()):
-    found.update(f'{name} {value.dtype.name} {list(value.shape)}\n'.encode())
-    found.update(value.tobytes())
-  return found.hexdigest()
+    sha256.update(f'{name} {value.dtype.name} {list(value.shape)}\n'.encode())
+    sha256.update(value.tobytes())
+  return sha256.hexdigest()
 
 
-def _skipped(skip: Sequence[str], known: Mapping[str, str], given: Iterable[str], where: str) -> set[str]:
+def _match_skipped(skip: Sequence[str], known: Mapping[str, str], given: Iterable[str], where: str) -> set[str]:
   """Return the paths, and the names in the file, that a pattern of ``skip`` matches."""
   candidates = {path: path.partition('/')[2] for path in known} | {name: name for name in (*known.values(), *given)}
   result = set()
@@ -165,15 +177,15 @@ def _skipped(skip: Sequence[str], known: Mapping[str, str], given: Iterable[str]
   return result | {path for path, name in known.items() if name in result}
 
 
-def _described(state_dict: StateDict) -> str:
+def _describe(state_dict: StateDict) -> str:
   try:
-    name, options, channels = recognise(state_dict)
+    name, options, channels = recognize(state_dict)
   except InputError:
     return ''
   return f' ({", ".join([name, *(f"{key}={value}" for key, value in options.items())])}, {channels} channels)'
 
 
-def _listed(found: Sequence[str], most: int = SHOWN) -> str:
-  rest = len(found) - most
-  size = max(40, 240 // most)
-  return ', '.join(shown(name, size) for name in found[:most]) + (f' and {rest} more' if rest > 0 else '')
+def _join_names(words: Sequence[str], max_shown: int = SHOWN) -> str:
+  rest = len(words) - max_shown
+  size = max(40, 240 // max_shown)
+  return ', '.join(describe_value(name, size) for name in words[:max_shown]) + (f' and {rest} more' if rest > 0 else '')

@@ -11,13 +11,13 @@ from jaxres import models
 from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.models.resnet import MODELS
-from jaxres.weights.names import Dialect, shown
+from jaxres.weights.names import Dialect, describe_value
 
 Shapes = Mapping[str, tuple[int, ...]]
 STEM_OF_SIZE = {2: 'whitening', 3: 'cifar', 7: 'imagenet'}
 
 
-class Recognised(NamedTuple):
+class Architecture(NamedTuple):
   """A network of ``jaxres.models``."""
 
   name: str
@@ -38,8 +38,8 @@ class _Seen(NamedTuple):
   se: bool
 
 
-def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict', stem: str | None = None) -> Recognised:
-  """Return which network of ``models.list()`` has these tensors.
+def recognize(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict', stem: str | None = None) -> Architecture:
+  """Return which network of ``models.list_models()`` has these tensors.
 
   What has no tensor cannot be seen: the activation is taken for ReLU, the stride of a 3x3 stem for 1, that of a
   bottleneck to be on its 3x3. Nor is a max-pool after a 3x3 stem: ``stem`` says that it is there.
@@ -61,20 +61,20 @@ def recognise(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict', s
   except InputError:
     raise
   except (LookupError, ValueError, ZeroDivisionError):
-    found = ', '.join(shown(name, 40) for name in [*shapes][:4]) or 'nothing'
+    names = ', '.join(describe_value(name, 40) for name in [*shapes][:4]) or 'nothing'
     raise InputError(
-      f'{where}: no ResNet that jaxres knows; expected conv1.weight, layer1.0.conv1.weight ..., found {found} ...'
+      f'{where}: no ResNet that jaxres knows; expected conv1.weight, layer1.0.conv1.weight ..., found {names} ...'
     ) from None
-  alike = {name: _differing(name, options) for name in models.list() if _of_model(MODELS[name]()) == seen}
+  alike = {name: _differing(name, options) for name in models.list_models() if _of_model(MODELS[name]()) == seen}
   if alike:  # resnet50 and resnet50d differ in options alone
     name = min(alike, key=lambda name: len(alike[name]))
-    return Recognised(name, alike[name], channels)
+    return Architecture(name, alike[name], channels)
   kind = 'bottlenecks' if seen.expansion == 4 else 'basic blocks'
   more = ', SE' * seen.se + ', pre-activation' * seen.preact
   raise InputError(
     f'{where}: a ResNet of {list(seen.stage_sizes)!s:.60} {kind} of {list(seen.widths)!s:.60} channels, '
     f'stem {seen.stem_width}, groups {seen.groups}, width per group {seen.width_per_group}{more}; '
-    'no network of jaxres.models.list() is like it'
+    'no network of jaxres.models.list_models() is like it'
   )
 
 
@@ -112,8 +112,10 @@ def _options(shapes: Shapes, dialect: Dialect, seen: _Seen, where: str, given_st
 
 
 def name_of(model: ResNet) -> str:
-  """Return the name of the first network of ``models.list()`` that differs from ``model`` in options alone."""
-  return next((name for name in models.list() if _of_model(MODELS[name]()) == _of_model(model)), 'another network')
+  """Return the name of the first network of ``models.list_models()`` that differs from ``model`` in options alone."""
+  return next(
+    (name for name in models.list_models() if _of_model(MODELS[name]()) == _of_model(model)), 'another network'
+  )
 
 
 def _of_model(model: ResNet) -> _Seen:

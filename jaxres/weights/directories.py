@@ -39,7 +39,7 @@ MODEL = {  # the fields of model.json; those of "model" are the section of that 
 }
 
 
-def write(directory: str | pathlib.Path, found: Pretrained) -> None:
+def write(directory: str | pathlib.Path, pretrained: Pretrained) -> None:
   """Write ``weights.safetensors`` and ``model.json`` to ``directory``, the latter last.
 
   Raises:
@@ -47,7 +47,7 @@ def write(directory: str | pathlib.Path, found: Pretrained) -> None:
   """
   directory = user_path(directory)
   tensors = {
-    path: np.asarray(value) for path, value in flax.traverse_util.flatten_dict(found.variables, sep='/').items()
+    path: np.asarray(value) for path, value in flax.traverse_util.flatten_dict(pretrained.variables, sep='/').items()
   }
   with file_errors(directory):
     with complete(directory / 'weights.safetensors') as part:
@@ -55,13 +55,13 @@ def write(directory: str | pathlib.Path, found: Pretrained) -> None:
       digest = hashlib.sha256(pathlib.Path(part.name).read_bytes()).hexdigest()
     description = {
       'format': FORMAT,
-      'model': found.options,
-      'channels': found.channels,
-      'names': found.dialect._asdict(),
-      'num_batches_tracked': found.batches,
-      'class_names': found.class_names,
-      'origin': found.origin,
-      'preprocessing': found.preprocessing and found.preprocessing._asdict(),
+      'model': pretrained.options,
+      'channels': pretrained.channels,
+      'names': pretrained.dialect._asdict(),
+      'num_batches_tracked': pretrained.batches,
+      'class_names': pretrained.class_names,
+      'origin': pretrained.origin,
+      'preprocessing': pretrained.preprocessing and pretrained.preprocessing._asdict(),
       'sha256': digest,
     }
     description['description_sha256'] = digests.json_digest(description)
@@ -88,11 +88,11 @@ def read(directory: pathlib.Path) -> Pretrained:
   options, classes = given['model'], given['class_names']
   check_network(variables, options, described)
   if given['channels'] != count_channels(variables):
-    found = f'channels: expected {count_channels(variables)} as the weights have, found {given["channels"]}'
-    raise InputError(f'{described}: {found}; {PUT_BACK}')
+    problem = f'channels: expected {count_channels(variables)} as the weights have, found {given["channels"]}'
+    raise InputError(f'{described}: {problem}; {PUT_BACK}')
   if classes and len(classes) != options['num_classes']:
-    found = f'class_names: expected {options["num_classes"]:,} as the weights have, found {len(classes):,}'
-    raise InputError(f'{described}: {found}; {PUT_BACK}')
+    problem = f'class_names: expected {options["num_classes"]:,} as the weights have, found {len(classes):,}'
+    raise InputError(f'{described}: {problem}; {PUT_BACK}')
   dialect, origin = Dialect(**given['names']), given['origin']
   batches = given['num_batches_tracked']
   names, seen = classes and tuple(classes), given.get('preprocessing')

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxres.errors import InputError
-from jaxres.weights.names import shown
+from jaxres.weights.names import describe_value
 
 ITEMSIZE = {
   'float32': 4, 'float16': 2, 'bfloat16': 2, 'float64': 8,
@@ -29,7 +29,7 @@ def problem(name: str, dtype: str) -> str:
   if dtype in FLOATS or (dtype in CODES and name.endswith(COUNTER)):
     return ''
   fix = 'save the float network, not a quantized one, or leave the tensor out: --skip (init.skip)'
-  return f'{shown(name)} is {shown(dtype)}; expected float32, float16, bfloat16 or float64; {fix}'
+  return f'{describe_value(name)} is {describe_value(dtype)}; expected float32, float16, bfloat16 or float64; {fix}'
 
 
 def view(data: Any, dtype: str, size: int, offset: int, order: str = '<') -> np.ndarray:
@@ -66,7 +66,7 @@ def convert(raw: np.ndarray, dtype: str, name: str, where: str) -> np.ndarray:
   with np.errstate(over='ignore'):
     result = raw.astype(np.float32, copy=False)
   if dtype == 'float64' and (np.isinf(result) & np.isfinite(raw)).any():
-    raise InputError(f'{where}: {shown(name)} is float64 and has numbers too large for float32')
+    raise InputError(f'{where}: {describe_value(name)} is float64 and has numbers too large for float32')
   return result
 
 

@@ -1,4 +1,4 @@
-"""How whole repositories name a ResNet otherwise, and the way from there to torchvision's names.
+"""Layouts of other repositories, and their translation to torchvision's names.
 
 Each layout has an anchor, a tensor that every network named so has; what stands before it is the prefix.
 """

@@ -50,7 +50,7 @@ class Dialect(NamedTuple):
   Attributes:
     shortcut: ``'downsample'`` (torchvision, timm, chenyaofo) or ``'shortcut'`` (akamaster, kuangliu).
     head: ``'fc'`` (torchvision), ``'linear'`` (akamaster, kuangliu) or another of ``HEADS``.
-    average: the shortcut begins with a pool, which takes the number 0 (ResNet-D in timm).
+    average: the shortcut starts with a pool, which takes the number 0 (ResNet-D in timm).
   """
 
   shortcut: str = 'downsample'
@@ -72,11 +72,11 @@ class Dialect(NamedTuple):
     return cls(shortcut, head, average)
 
 
-def shown(value: object, size: int = 60) -> str:
+def describe_value(value: object, size: int = 60) -> str:
   """Return ``value``, of a file that may be hostile, for a message: short, printable, and never walked into.
 
   Args:
-    value: a string, or anything, of which only the type is said.
+    value: a string, or anything, of which only the type is shown.
     size: of the result, in characters.
   """
   text = value[: size + 1] if type(value) is str else f'a {type(value).__name__}'
@@ -84,7 +84,7 @@ def shown(value: object, size: int = 60) -> str:
   return ''.join(c if c.isprintable() else '?' for c in text)
 
 
-def shown_shape(shape: Sequence[int]) -> str:
+def describe_shape(shape: Sequence[int]) -> str:
   """Return the text of a shape for a message, cut where it has more or longer numbers than any tensor of a network."""
   numbers = [f'{n}' if abs(n) < 1 << 40 else f'{n:.2e}' for n in shape[:MAX_SHOWN]]
   return f'[{", ".join(numbers)}{", ..." * (len(shape) > MAX_SHOWN)}]'
@@ -97,8 +97,8 @@ def torch_names(paths: Iterable[str], dialect: Dialect) -> dict[str, str]:
     paths: of the leaves of variables, such as ``params/stage1/block0/conv1/kernel``.
     dialect: of the torch names.
   """
-  found = {path: _translate(path, dialect) for path in paths}
-  return {path: name for path, (_, name) in sorted(found.items(), key=lambda item: item[1][0])}
+  torch_name_of = {path: _translate(path, dialect) for path in paths}
+  return {path: name for path, (_, name) in sorted(torch_name_of.items(), key=lambda item: item[1][0])}
 
 
 def counters(paths: Iterable[str]) -> list[str]:
@@ -129,8 +129,8 @@ def _translate(path: str, dialect: Dialect) -> tuple[tuple[int, ...], str]:
   collection, _, rest = path.partition('/')
   module, _, leaf = rest.rpartition('/')
   for rank, (pattern, name) in enumerate(_patterns()):
-    if found := pattern.fullmatch(module):
-      numbers = [int(number) for number in found.groups()]
+    if match := pattern.fullmatch(module):
+      numbers = [int(number) for number in match.groups()]
       for number in numbers:
         name = name.replace('*', str(number), 1)
       words = {'first': int(dialect.average), 'second': 1 + dialect.average}

@@ -33,10 +33,10 @@ def torch_activations(
 
   with torch.inference_mode():
     network = _Network(state_dict, model, dialect)
-    found = network.run(torch.tensor(images.transpose(0, 3, 1, 2).copy()))
+    activations = network.run(torch.tensor(images.transpose(0, 3, 1, 2).copy()))
   return {
     name: (value.permute(0, 2, 3, 1) if value.ndim == 4 else value).contiguous().numpy()
-    for name, value in found.items()
+    for name, value in activations.items()
   }
 
 
@@ -74,19 +74,19 @@ class _Network:
     x = x if self.preact else self.act(self.norm(x, 'bn1'))
     if self.model.stem_type != 'cifar':  # 'cifar_pool' too
       x = self.functional.max_pool2d(x, 3, 2, 1)
-    found = {'stem': x}
+    stages = {'stem': x}
     stage = 0
     while f'layer{stage + 1}.0.conv1.weight' in self.tensors:
       stage, block = stage + 1, 0
       while f'layer{stage}.{block}.conv1.weight' in self.tensors:
         x = self.block(x, f'layer{stage}.{block}', 2 if stage > 1 and block == 0 else 1)
         block += 1
-      found[f'stage{stage}'] = x
+      stages[f'stage{stage}'] = x
     if self.preact:
-      x = found[f'stage{stage}'] = self.act(self.norm(x, 'norm'))
+      x = stages[f'stage{stage}'] = self.act(self.norm(x, 'norm'))
     head = self.dialect.head
     weight, bias = self.tensors[f'{head}.weight'], self.tensors[f'{head}.bias']
-    return found | {'logits': self.functional.linear(x.mean((2, 3)), weight, bias)}
+    return stages | {'logits': self.functional.linear(x.mean((2, 3)), weight, bias)}
 
   def block(self, x: Any, name: str, stride: int) -> Any:
     """Return what one residual block makes of ``x``."""
@@ -128,26 +128,26 @@ TOLERANCE = 1e-4  # of the largest value of a stage, in float32
 SIZE = 64  # of the images that --check compares on
 
 
-def check(found: Pretrained, seed: int = 0) -> dict[str, float]:
+def check(pretrained: Pretrained, seed: int = 0) -> dict[str, float]:
   """Return how far jaxres is from torch at the stem, after each stage and in the logits.
 
   Args:
-    found: a network; ``torch`` must be installed.
+    pretrained: a network; ``torch`` must be installed.
     seed: of two random images.
 
   Returns:
     The largest difference as a fraction of the largest value of torch, by stage.
   """
-  images = np.random.default_rng(seed).standard_normal((2, SIZE, SIZE, found.channels), np.float32)
-  expected = torch_activations(found.state_dict(), found.model(), found.dialect, images)
-  model = found.model()
+  images = np.random.default_rng(seed).standard_normal((2, SIZE, SIZE, pretrained.channels), np.float32)
+  expected = torch_activations(pretrained.state_dict(), pretrained.model(), pretrained.dialect, images)
+  model = pretrained.model()
 
   def run(variables: Any) -> dict[str, jax.Array]:
     stages: Any = model.apply(variables, images, train=False, method='features')
     return {**stages, 'logits': model.apply(variables, stages, method='head')}
 
   with jax.default_matmul_precision('highest'):
-    ours = jit(run)(found.variables)
+    ours = jit(run)(pretrained.variables)
   return {
     name: float(np.abs(np.asarray(ours[name]) - value).max() / max(np.abs(value).max(), 1e-30))
     for name, value in expected.items()

@@ -32,7 +32,7 @@ class Global(NamedTuple):
   make: Callable[..., Any] | None = None
 
 
-def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+def _make_ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
   if type(pairs) not in (list, tuple):
     raise ValueError('an OrderedDict of no pairs')
   result: dict[Any, Any] = {}
@@ -86,7 +86,7 @@ STORAGES = {
   'BoolStorage': 'bool',
 }
 MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
-  ('collections', 'OrderedDict'): _ordered_dict,
+  ('collections', 'OrderedDict'): _make_ordered_dict,
   ('torch._utils', '_rebuild_tensor'): _tensor,
   ('torch._utils', '_rebuild_tensor_v2'): _tensor,
   ('torch._utils', '_rebuild_parameter'): _parameter,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxres.errors import InputError
-from jaxres.weights.names import shown
+from jaxres.weights.names import describe_value
 from jaxres.weights.pickled_globals import KNOWN, NAMESPACE, Global, Storage, Tensor, check_key
 
 MAX_BYTES = 16 << 20  # of one pickle; that of a ResNet-50 has 40 kB
@@ -133,9 +133,9 @@ class _Machine:
   def items(self) -> list[Any]:
     """Pop and return what lies above the last mark."""
     mark = self.marks.pop()
-    found = self.stack[mark:]
+    items = self.stack[mark:]
     del self.stack[mark:]
-    return found
+    return items
 
   def build(self, code: int) -> None:
     """Run an opcode that moves or combines what is on the stack."""
@@ -180,10 +180,10 @@ class _Machine:
     """Run an opcode that names a global, calls it, or is refused."""
     match opcode:
       case 'c':
-        self.stack.append(self.named(self.line(), self.line()))
+        self.stack.append(self.find_global(self.line(), self.line()))
       case '\x93':  # STACK_GLOBAL
         name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(self.named(module, name))
+        self.stack.append(self.find_global(module, name))
       case 'R':
         arguments, function = self.stack.pop(), self.stack.pop()
         self.stack.append(self.call(function, arguments))
@@ -195,13 +195,13 @@ class _Machine:
         self.stack.pop()
         self.top(dict)
       case 'i':  # INST
-        self.named(self.line(), self.line())
-        raise self.refused('opcode INST')
+        self.find_global(self.line(), self.line())
+        raise self.make_error('opcode INST')
       case other:
         known = NAMES.get(other)
         if known is None:
           raise ValueError('no pickle')
-        raise self.refused(f'opcode {known}')
+        raise self.make_error(f'opcode {known}')
 
   def top(self, kind: type) -> Any:
     """Return the top of the stack, which must be of ``kind``."""
@@ -209,12 +209,12 @@ class _Machine:
       raise ValueError(f'expected a {kind.__name__}, found a {type(self.stack[-1]).__name__}')
     return self.stack[-1]
 
-  def named(self, module: Any, name: Any) -> Global:
+  def find_global(self, module: Any, name: Any) -> Global:
     """Return the global of this name where it is one of the few that are known."""
-    found = KNOWN.get((module, name)) if type(module) is type(name) is str else None
-    if found is None:
-      raise self.refused('.'.join(shown(word) for word in (module, name)))
-    return found
+    known = KNOWN.get((module, name)) if type(module) is type(name) is str else None
+    if known is None:
+      raise self.make_error('.'.join(describe_value(word) for word in (module, name)))
+    return known
 
   def call(self, function: Any, arguments: Any) -> Any:
     if not isinstance(function, Global) or function.make is None or type(arguments) is not tuple:
@@ -243,7 +243,7 @@ class _Machine:
       raise ValueError('a view of a storage, which torch has not written since 0.3')
     return Storage(kind.dtype, key, size)
 
-  def refused(self, what: str) -> InputError:
+  def make_error(self, what: str) -> InputError:
     return InputError(
       f'{self.where}: refused: its pickle asks for {what}, and only tensors and plain containers are read; nothing of '
       'it was run. Where you trust the file, save its state dict alone'

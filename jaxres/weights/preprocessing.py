@@ -1,4 +1,4 @@
-"""What is done to an image before a network: kept beside its weights, so that a converted network sees the same."""
+"""What is done to an image before a network: kept beside its weights, so that a converted network gets equal inputs."""
 
 import math
 from collections.abc import Mapping

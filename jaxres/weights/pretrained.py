@@ -89,14 +89,14 @@ def load(
     file = weights.read_file(where, skip, prefix)
     state_dict: weights.StateDict = file.tensors
     skipped = file.skipped
-    for note in file.notes if distributed.leads() else ():
+    for note in file.notes if distributed.is_main_process() else ():
       print(printable(f'{where}: {note}'))
   elif prefix:
     raise InputError(f'{place}: prefix is for tensors of torch files; leave it out')
   else:
-    found = sources.read(source, step)
-    state_dict, where, theirs, skipped = found.state_dict(), place, found.class_names, frozenset()
-  name, _, _ = weights.recognise(state_dict, where)
+    pretrained = sources.read(source, step)
+    state_dict, where, theirs, skipped = pretrained.state_dict(), place, pretrained.class_names, frozenset()
+  name, _, _ = weights.recognize(state_dict, where)
   if weights.name_of(models.create(name)) != weights.name_of(model):
     raise InputError(f'{where}: it holds a {name}, and the model is a {weights.name_of(model)}; set model.name={name}')
   skip = (*skip, 'head/.*') if new_head else skip
@@ -114,7 +114,7 @@ def load(
 
 
 def adapt_channels(state_dict: weights.StateDict, channels: int) -> weights.StateDict:
-  """Return ``state_dict`` for images of so many ``channels``, as timm's ``adapt_input_conv`` does.
+  """Return ``state_dict`` for images with ``channels`` channels, as timm's ``adapt_input_conv`` does.
 
   For one channel the kernels of the first convolution are summed over the channels; for others they are repeated in
   turn, and scaled by how many fewer there were.

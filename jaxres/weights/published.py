@@ -1,6 +1,6 @@
 """torchvision's published weights by name: downloaded once, checked each time.
 
-URLs: torchvision/models/resnet.py. The eight digits in a file's name begin its SHA-256.
+URLs: torchvision/models/resnet.py. The eight digits in a file's name are the first of its SHA-256.
 """
 
 import pathlib

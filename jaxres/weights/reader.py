@@ -16,7 +16,7 @@ import numpy as np
 from jaxres.errors import InputError
 from jaxres.paths import open_regular, user_path
 from jaxres.weights import dtypes, pickles, safetensors, zipped
-from jaxres.weights.names import shown, shown_shape
+from jaxres.weights.names import describe_shape, describe_value
 from jaxres.weights.selection import Selection, select
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
@@ -112,11 +112,11 @@ def _judge(selection: Selection, where: str) -> dict[str, Any]:
   result = {}
   for name, value in selection.tensors.items():
     is_tensor = isinstance(value, (pickles.Tensor, safetensors.Entry))
-    found = dtypes.problem(name, _dtype(value)) if is_tensor else 'no tensor'
-    if not found:
+    problem = dtypes.problem(name, _dtype(value)) if is_tensor else 'no tensor'
+    if not problem:
       result[name] = value
     elif name not in selection.skipped:
-      raise InputError(f'{where}: {found}')
+      raise InputError(f'{where}: {problem}')
   return result
 
 
@@ -168,8 +168,8 @@ def _read_zip(data: Any, where: str) -> tuple[Any, ArraysOf]:
   if len(names) != 1:
     raise InputError(f'{where}: a zip archive, but not of torch.save: it has no data.pkl, or several')
   root = names[0].removesuffix('data.pkl')
-  begin, size = entries[names[0]]
-  content, _ = pickles.load(data[begin : begin + min(size, pickles.MAX_BYTES + 1)], where)
+  start, size = entries[names[0]]
+  content, _ = pickles.load(data[start : start + min(size, pickles.MAX_BYTES + 1)], where)
   place, length = entries.get(f'{root}byteorder', (0, 0))
   order = '>' if data[place : place + min(length, 8)] == b'big' else '<'
   places = {name.removeprefix(f'{root}data/'): at for name, at in entries.items() if name.startswith(f'{root}data/')}
@@ -185,8 +185,8 @@ def _read_legacy(data: Any, where: str) -> tuple[Any, ArraysOf]:
   protocol, at = pickles.load(data, where, at, MAX_PREAMBLE)
   system, at = pickles.load(data, where, at, MAX_PREAMBLE)
   if type(protocol) is not int or protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
-    found = str(protocol) if type(protocol) is int else shown(protocol)
-    raise InputError(f'{where}: torch.save of protocol {found:.20}, which is not known')
+    version = str(protocol) if type(protocol) is int else describe_value(protocol)
+    raise InputError(f'{where}: torch.save of protocol {version:.20}, which is not known')
   order = '<' if system.get('little_endian', True) else '>'
   content, at = pickles.load(data, where, at)
   keys, at = pickles.load(data, where, at)
@@ -196,10 +196,12 @@ def _read_legacy(data: Any, where: str) -> tuple[Any, ArraysOf]:
   places: dict[str, tuple[int, int]] = {}
   for key in keys:
     if key not in sizes or at + 8 + sizes[key][1] > len(data):
-      raise InputError(f'{where}: cut off or damaged: storage {shown(key, 40)!r} does not lie in the file')
+      raise InputError(f'{where}: cut off or damaged: storage {describe_value(key, 40)!r} does not lie in the file')
     elements = int.from_bytes(data[at : at + 8], 'little' if order == '<' else 'big')
     if elements != sizes[key][0]:
-      raise InputError(f'{where}: damaged: storage {shown(key, 40)!r} has {elements} numbers, not {sizes[key][0]}')
+      raise InputError(
+        f'{where}: damaged: storage {describe_value(key, 40)!r} has {elements} numbers, not {sizes[key][0]}'
+      )
     places[key] = at + 8, sizes[key][1]
     at += 8 + sizes[key][1]
   storages = _Storages(data, places, order)
@@ -208,17 +210,17 @@ def _read_legacy(data: Any, where: str) -> tuple[Any, ArraysOf]:
 
 def _storage_sizes(content: Any) -> dict[str, tuple[int, int]]:
   """Return the elements and the bytes of every storage that ``content`` refers to, at any depth."""
-  found: dict[str, tuple[int, int]] = {}
+  sizes: dict[str, tuple[int, int]] = {}
   seen, left = set(), [content]
   while left:
     value = left.pop()
     if isinstance(value, pickles.Tensor):
       size = value.storage.size
-      found[value.storage.key] = size, size * dtypes.ITEMSIZE[value.storage.dtype]
+      sizes[value.storage.key] = size, size * dtypes.ITEMSIZE[value.storage.dtype]
     elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
       seen.add(id(value))
       left.extend(value.values() if isinstance(value, dict) else value)
-  return found
+  return sizes
 
 
 def _arrays(
@@ -231,7 +233,7 @@ def _arrays(
     if problem := _extent_problem(tensor, storages):
       if name in skipped:
         continue
-      raise InputError(f'{where}: damaged: {shown(name)} {problem}')
+      raise InputError(f'{where}: damaged: {describe_value(name)} {problem}')
     total += math.prod(tensor.shape) * dtypes.ITEMSIZE[tensor.storage.dtype]
     if total > MAX_SHARING * len(storages.data):
       raise InputError(f'{where}: refused: its tensors have many times the bytes of the file')
@@ -257,7 +259,7 @@ def _extent_problem(tensor: pickles.Tensor, storages: _Storages) -> str:
     or (size and last >= storage.size)
     or math.prod(max(n, 1) for n in shape) > len(storages.data)  # [0, 2**62] has no numbers
   ):
-    return f'of shape {shown_shape(shape)} reaches beyond its {storage.size} numbers'
+    return f'of shape {describe_shape(shape)} reaches beyond its {storage.size} numbers'
   return ''
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxres.errors import InputError
 from jaxres.weights import dtypes
-from jaxres.weights.names import shown
+from jaxres.weights.names import describe_value
 
 MAX_HEADER = 4 << 20  # bytes; that of a ResNet-152 has 100 kB
 MAX_DIMENSIONS = 8
@@ -32,12 +32,12 @@ class Entry(NamedTuple):
   name: str  # in the file
   dtype: str  # as torch calls it, or as the header does where jaxres does not know it
   shape: tuple[int, ...]
-  begin: int
+  start: int
   stop: int
 
 
 def looks_like(data: Any) -> bool:
-  """Return whether ``data`` begins as the format does."""
+  """Return whether ``data`` starts as the format does."""
   return len(data) > 8 and data[8:9] == b'{'
 
 
@@ -78,7 +78,7 @@ def entries(data: Any, where: str) -> dict[str, Entry]:
     header.pop('__metadata__', None)
     result = {name: _entry(name, entry) for name, entry in header.items()}
   except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-    reason = shown(str(error), 100)
+    reason = describe_value(str(error), 100)
     raise InputError(f'{where}: damaged: the safetensors header cannot be read: {reason}') from None
   _check_extents(result, len(data) - 8 - length, where)
   return result
@@ -100,7 +100,7 @@ def arrays(data: bytes, header: Mapping[str, Entry], where: str) -> dict[str, np
   try:
     content = dict(deserialize(data))
   except SafetensorError as error:
-    raise InputError(f'{where}: damaged or cut off: {shown(str(error), 100)}') from None
+    raise InputError(f'{where}: damaged or cut off: {describe_value(str(error), 100)}') from None
   result = {}
   for name, (given, dtype, shape, *_) in header.items():
     raw = dtypes.view(content[given]['data'], dtype, math.prod(shape), 0)
@@ -127,28 +127,28 @@ def _check_extents(header: Mapping[str, Entry], size: int, where: str) -> None:
   end = 0
   for name, entry in sorted(header.items(), key=lambda item: item[1][3:]):
     bits = dtypes.ITEMSIZE.get(entry.dtype)
-    fits = bits is None or entry.stop - entry.begin == math.prod(entry.shape) * bits
-    if entry.begin != end or entry.stop < end or entry.stop > size or not fits:
-      found = f'the bytes of {shown(name)} are {entry.begin:.4g} to {entry.stop:.4g} of {size}'
-      raise InputError(f'{where}: damaged or cut off: {found}')
+    fits = bits is None or entry.stop - entry.start == math.prod(entry.shape) * bits
+    if entry.start != end or entry.stop < end or entry.stop > size or not fits:
+      problem = f'the bytes of {describe_value(name)} are {entry.start:.4g} to {entry.stop:.4g} of {size}'
+      raise InputError(f'{where}: damaged or cut off: {problem}')
     if math.prod(max(n, 1) for n in entry.shape) > max(size, 1):
-      raise InputError(f'{where}: damaged: {shown(name)} has no numbers and a shape beyond the file')
+      raise InputError(f'{where}: damaged: {describe_value(name)} has no numbers and a shape beyond the file')
     end = entry.stop
   if end != size:
     raise InputError(f'{where}: damaged: {size - end} bytes belong to no tensor')
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) != len(pairs):
+  fields = dict(pairs)
+  if len(fields) != len(pairs):
     raise ValueError('a name occurs twice')
-  return found
+  return fields
 
 
 def _entry(name: str, entry: Mapping[str, Any]) -> Entry:
-  dtype, shape, (begin, stop) = entry['dtype'], entry['shape'], entry['data_offsets']
+  dtype, shape, (start, stop) = entry['dtype'], entry['shape'], entry['data_offsets']
   if type(dtype) is not str or type(shape) is not list or len(shape) > MAX_DIMENSIONS:
     raise ValueError('expected a dtype, and a shape of at most 8 numbers')
-  if any(type(number) is not int or not 0 <= number < 1 << 63 for number in (*shape, begin, stop)):
+  if any(type(number) is not int or not 0 <= number < 1 << 63 for number in (*shape, start, stop)):
     raise ValueError('sizes and offsets must be whole numbers, 0 or more')
-  return Entry(name, DTYPES.get(dtype, dtype), tuple(shape), begin, stop)
+  return Entry(name, DTYPES.get(dtype, dtype), tuple(shape), start, stop)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxres.errors import InputError
 from jaxres.weights import layouts, pickles, safetensors
 from jaxres.weights.layouts import Network
-from jaxres.weights.names import HEADS, shown
+from jaxres.weights.names import HEADS, describe_value
 
 WRAPPERS = (
   'state_dict', 'model_state_dict', 'model_state', 'model', 'net', 'network', 'weights', 'params',
@@ -28,7 +28,7 @@ class Selection(NamedTuple):
   Attributes:
     tensors: what the file says of each, by torchvision's name; whatever ``skipped`` has may be no tensor at all.
     skipped: names, as in the file and as in ``tensors``, that a pattern matches.
-    left_out: how many tensors belong to something else than the network that was asked for.
+    left_out: how many tensors belong to something else than the network that was chosen.
   """
 
   tensors: dict[str, Any]
@@ -69,10 +69,10 @@ def select(content: Any, where: str, skip: Sequence[str] = (), prefix: str | Non
     if any(matches) and (is_outside or not any(matches[1:])):
       continue
     if name in result:
-      raise InputError(f'{where}: two tensors are called {shown(name)}; {_how_to_choose()}')
+      raise InputError(f'{where}: two tensors are called {describe_value(name)}; {_how_to_choose()}')
     if not any(matches) and not isinstance(value, KINDS):
-      found = f'{shown(raw)} is no tensor but a {type(value).__name__}'
-      raise InputError(f'{where}: {found}; expected a state dict; --skip (init.skip) leaves it out')
+      problem = f'{describe_value(raw)} is no tensor but a {type(value).__name__}'
+      raise InputError(f'{where}: {problem}; expected a state dict; --skip (init.skip) leaves it out')
     result[name] = value
   return Selection(result, frozenset(skipped), left_out)
 
@@ -110,19 +110,21 @@ def _choose(
   else:
     candidates = [(at, tensors, network) for at, tensors in dicts for network in _networks(tensors, patterns)]
   if not candidates:
-    found = f'a {type(content).__name__}'
+    kind = f'a {type(content).__name__}'
     if isinstance(content, dict):
-      found = 'keys ' + (', '.join(shown(key, 30) for key in itertools.islice(content, LISTED)) or 'none')
+      kind = 'keys ' + (', '.join(describe_value(key, 30) for key in itertools.islice(content, LISTED)) or 'none')
     expected = 'expected one, or one under "state_dict", "model" or another key'
-    raise InputError(f'{where}: it holds no state dict of a ResNet; found {found}; {expected}')
+    raise InputError(f'{where}: it holds no state dict of a ResNet; found {kind}; {expected}')
   chosen = candidates if prefix is None else _match_prefix(candidates, prefix.strip('.'), keys)
   if len(chosen) == 1:
     return chosen[0][1:]
   inner = all(at == keys for at, _, _ in candidates)
   labels = [network.prefix if inner else _label(at, network) for at, _, network in chosen or candidates]
-  listed = ', '.join(repr(shown(label, 45)) for label in labels[:LISTED]) + (' ...' if len(labels) > LISTED else '')
+  listed = ', '.join(repr(describe_value(label, 45)) for label in labels[:LISTED]) + (
+    ' ...' if len(labels) > LISTED else ''
+  )
   if prefix is not None and not chosen:
-    raise InputError(f'{where}: no network of prefix {shown(prefix)!r} there; expected one of {listed}')
+    raise InputError(f'{where}: no network of prefix {describe_value(prefix)!r} there; expected one of {listed}')
   raise InputError(f'{where}: it holds {len(labels)} networks, with prefixes {listed}; {_how_to_choose()}')
 
 
@@ -196,7 +198,7 @@ def _check_names(tensors: Mapping[Any, Any], where: str) -> None:
     if type(name) is not str:
       raise InputError(f'{where}: a tensor is called by a {type(name).__name__}; expected a state dict')
     if len(name) > MAX_NAME:
-      raise InputError(f'{where}: refused: {shown(name)} is the name of a tensor, of {len(name):,} characters')
+      raise InputError(f'{where}: refused: {describe_value(name)} is the name of a tensor, of {len(name):,} characters')
 
 
 def _strip(
@@ -232,11 +234,13 @@ def _strip(
       if _matches(patterns, name):
         continue
       if not _matches(patterns, result[short][0]):
-        raise InputError(f'{where}: two tensors are called {shown(short)} without their prefix; {_how_to_choose()}')
+        raise InputError(
+          f'{where}: two tensors are called {describe_value(short)} without their prefix; {_how_to_choose()}'
+        )
     result[short] = name, value
   return result, left_out
 
 
 def _is_in(name: str, prefixes: Set[str]) -> bool:
-  """Return whether ``name`` begins with one of ``prefixes``, each of which ends with a dot: looked up, not tried."""
+  """Return whether ``name`` starts with one of ``prefixes``, each of which ends with a dot: looked up, not tried."""
   return any(name[: dot.end()] in prefixes for dot in _DOT.finditer(name)) if prefixes else False

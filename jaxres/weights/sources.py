@@ -74,17 +74,17 @@ def runs_in(directory: pathlib.Path) -> list[pathlib.Path]:
   """Return the runs of a series in ``directory``, such as ``seed0`` and ``seed1``; none where it is a run itself."""
   if (directory / 'config.json').exists():
     return []
-  found = [
+  run_directories = [
     (re.fullmatch(r'(seed|fold)([0-9]+)', path.parent.name), path.parent) for path in directory.glob('*/config.json')
   ]
-  return [path for _, _, path in sorted((match[1], int(match[2]), path) for match, path in found if match)]
+  return [path for _, _, path in sorted((match[1], int(match[2]), path) for match, path in run_directories if match)]
 
 
-def read_class_names(path: str, found: Pretrained) -> tuple[str, ...]:
+def read_class_names(path: str, pretrained: Pretrained) -> tuple[str, ...]:
   """Return the class names in a text file, one a line.
 
   Raises:
-    InputError: it cannot be read, or has not as many as ``found`` has classes.
+    InputError: it cannot be read, or has not as many as ``pretrained`` has classes.
   """
   try:
     names = tuple(read_regular(user_path(path, '--class_names'), MAX_TEXT_BYTES).decode('utf-8-sig').split('\n'))
@@ -92,9 +92,9 @@ def read_class_names(path: str, found: Pretrained) -> tuple[str, ...]:
     reason = getattr(error, 'strerror', None) or error
     raise InputError(f'--class_names {path}: cannot be read: {reason}') from None
   names = names[:-1] if names[-1] == '' else names
-  if len(names) != found.options['num_classes']:
+  if len(names) != pretrained.options['num_classes']:
     raise InputError(
-      f'--class_names {path}: {len(names)} names, but the network has {found.options["num_classes"]} classes'
+      f'--class_names {path}: {len(names)} names, but the network has {pretrained.options["num_classes"]} classes'
     )
   return names
 
@@ -136,17 +136,17 @@ def _file(place: str) -> pathlib.Path:
 
 
 def _of_torch(file: weights.File, path: pathlib.Path, skip: Sequence[str], stem: str | None) -> Pretrained:
-  found = weights.recognise(file.tensors, str(path), stem)
-  options = {'name': found.name, **found.options}
+  architecture = weights.recognize(file.tensors, str(path), stem)
+  options = {'name': architecture.name, **architecture.options}
   dialect = weights.dialect_of(file.tensors)
   if f'{dialect.head}.weight' not in file.tensors:
     fix = f'a training gives it one: --config.init.source={path} --config.init.new_head=True'
-    raise InputError(f'{path}: a {found.name} without a classifier; {fix}')
+    raise InputError(f'{path}: a {architecture.name} without a classifier; {fix}')
   model = models.create(**options, dtype='float32')
   variables = weights.to_variables(file.tensors, model, skip=skip, skipped=file.skipped, where=str(path))
   notes = (*file.notes, *_guesses(model, stem))
   counters = weights.batches(file.tensors)
-  return Pretrained(variables, options, found.channels, dialect, counters, None, str(path), notes=notes)
+  return Pretrained(variables, options, architecture.channels, dialect, counters, None, str(path), notes=notes)
 
 
 def _guesses(model: ResNet, stem: str | None) -> tuple[str, ...]:
@@ -207,7 +207,7 @@ def _restore(directory: pathlib.Path, step: str, config: Mapping[str, Any]) -> t
 
 
 def _choose(where: pathlib.Path, paths: Mapping[int, pathlib.Path], step: str) -> int:
-  """Return the step that is asked for, of those that are whole."""
+  """Return the requested step, of the intact ones."""
   known = [number for number, path in paths.items() if os.path.isfile(path / 'state/_METADATA')]
   if not known:
     if paths:

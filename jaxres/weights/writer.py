@@ -20,7 +20,7 @@ STORAGES = {'float32': 'FloatStorage', 'int64': 'LongStorage'}
 
 
 def write(path: str | pathlib.Path, state_dict: Mapping[str, np.ndarray]) -> None:
-  """Write ``state_dict`` to a file, which appears only when it is whole.
+  """Write ``state_dict`` to a file, which appears only when it is complete.
 
   Args:
     path: its suffix says the format: ``.pth``, ``.pt``, ``.th`` (the zip format, which
@@ -55,16 +55,16 @@ def _write_zip(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-  """Add an entry whose content begins at a multiple of ``ALIGNMENT``, by a padding field as torch writes it."""
+  """Add an entry whose content starts at a multiple of ``ALIGNMENT``, by a padding field as torch writes it."""
   info = zipfile.ZipInfo(name)  # its date is 1980: equal contents are equal files
   assert archive.fp is not None
-  begin = archive.fp.tell() + 30 + len(name) + 4
-  info.extra = struct.pack('<2sH', b'FB', padding := -begin % ALIGNMENT) + b'Z' * padding
+  start = archive.fp.tell() + 30 + len(name) + 4
+  info.extra = struct.pack('<2sH', b'FB', padding := -start % ALIGNMENT) + b'Z' * padding
   archive.writestr(info, content)
 
 
 def _pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
-  """Return the pickle, protocol 2, of an OrderedDict of tensors, each with a storage of its own."""
+  """Return the pickle, protocol 2, of an OrderedDict of tensors, each with its own storage."""
   ordered_dict = b'ccollections\nOrderedDict\n)R'
   out = [b'\x80\x02', ordered_dict, b'(']
   for i, (name, value) in enumerate(arrays.items()):

@@ -6,11 +6,11 @@ import zlib
 from typing import Any
 
 from jaxres.errors import InputError
-from jaxres.weights.names import shown
+from jaxres.weights.names import describe_value
 
 MAX_ENTRIES = 20_000
 MAX_NAME = 500  # characters
-DIRECTORY, LOCAL = b'PK\x01\x02', b'PK\x03\x04'  # how an entry begins in the directory, and where its bytes are
+DIRECTORY, LOCAL = b'PK\x01\x02', b'PK\x03\x04'  # how an entry starts in the directory, and where its bytes are
 LOCAL_SIZE = 30  # bytes, and then the name and an extra field
 
 
@@ -30,26 +30,26 @@ def entries(data: Any, where: str) -> dict[str, tuple[int, int]]:
     with zipfile.ZipFile(data) as archive:  # a mapped file reads and seeks like any other
       infos = archive.infolist()
   except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, struct.error) as error:
-    raise InputError(f'{where}: cut off or damaged: {shown(str(error), 100)}') from None
+    raise InputError(f'{where}: cut off or damaged: {describe_value(str(error), 100)}') from None
   if any(info.filename.endswith('/constants.pkl') for info in infos):  # its code is compressed
     raise InputError(f'{where}: a TorchScript archive, which holds code; save the state dict of the module instead')
-  found: dict[str, tuple[int, int]] = {}
+  extents: dict[str, tuple[int, int]] = {}
   end = 0
   for info in sorted(infos, key=lambda info: info.header_offset):
-    _check(info, found, where)
-    begin = _begin(data, info)
-    if begin is None or begin + info.file_size > len(data):
-      raise InputError(f'{where}: cut off or damaged: {shown(info.filename)!r} does not lie in the file')
+    _check(info, extents, where)
+    start = _data_start(data, info)
+    if start is None or start + info.file_size > len(data):
+      raise InputError(f'{where}: cut off or damaged: {describe_value(info.filename)!r} does not lie in the file')
     if info.header_offset < end:
       raise InputError(f'{where}: refused: its entries overlap')
-    end = begin + info.file_size
-    found[info.filename] = begin, info.file_size
+    end = start + info.file_size
+    extents[info.filename] = start, info.file_size
   with memoryview(data) as view:
     for info in infos:
-      begin, size = found[info.filename]
-      if info.CRC and zlib.crc32(view[begin : begin + size]) != info.CRC:  # torch can be told to write 0
-        raise InputError(f'{where}: damaged: the checksum of {shown(info.filename)!r} is wrong')
-  return found
+      start, size = extents[info.filename]
+      if info.CRC and zlib.crc32(view[start : start + size]) != info.CRC:  # torch can be told to write 0
+        raise InputError(f'{where}: damaged: the checksum of {describe_value(info.filename)!r} is wrong')
+  return extents
 
 
 def _count(data: Any, where: str) -> None:
@@ -61,16 +61,18 @@ def _count(data: Any, where: str) -> None:
   raise InputError(f'{where}: refused: a zip archive of more than {MAX_ENTRIES:,} entries')
 
 
-def _check(info: zipfile.ZipInfo, found: dict[str, tuple[int, int]], where: str) -> None:
+def _check(info: zipfile.ZipInfo, extents: dict[str, tuple[int, int]], where: str) -> None:
   name = info.filename
-  if '..' in name.split('/') or name.startswith('/') or name in found or len(name) > MAX_NAME:
-    raise InputError(f'{where}: refused: an entry is called {shown(name)!r}, which torch.save never writes')
+  if '..' in name.split('/') or name.startswith('/') or name in extents or len(name) > MAX_NAME:
+    raise InputError(f'{where}: refused: an entry is called {describe_value(name)!r}, which torch.save never writes')
   if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-    raise InputError(f'{where}: refused: {shown(name)!r} is compressed or encrypted; torch.save never does that')
+    raise InputError(
+      f'{where}: refused: {describe_value(name)!r} is compressed or encrypted; torch.save never does that'
+    )
 
 
-def _begin(data: Any, info: zipfile.ZipInfo) -> int | None:
-  """Return where the bytes of an entry begin; None where its own header is not there or has another name."""
+def _data_start(data: Any, info: zipfile.ZipInfo) -> int | None:
+  """Return where the bytes of an entry start; None where its header is not there or has another name."""
   at = info.header_offset
   header = data[at : at + LOCAL_SIZE] if 0 <= at < len(data) else b''
   if len(header) < LOCAL_SIZE or not header.startswith(LOCAL):

@@ -108,10 +108,10 @@ def test_grad_cam_by_hand() -> None:
 
 def test_guided_activations_let_through_what_is_positive() -> None:
   x, g = jnp.array([-1.0, -1.0, 2.0, 2.0]), jnp.array([-3.0, 3.0, -3.0, 3.0])
-  value, backward = jax.vjp(attribution.guided(jax.nn.relu), x)
+  value, backward = jax.vjp(attribution.guide_activation(jax.nn.relu), x)
   np.testing.assert_array_equal(value, [0, 0, 2, 2])
   np.testing.assert_array_equal(backward(g)[0], [0, 0, 0, 3])
-  value, backward = jax.vjp(attribution.guided(jax.nn.gelu), x)
+  value, backward = jax.vjp(attribution.guide_activation(jax.nn.gelu), x)
   np.testing.assert_array_equal(value, jax.nn.gelu(x))
   np.testing.assert_allclose(backward(g)[0], jax.nn.relu(g) * jax.vmap(jax.grad(jax.nn.gelu))(x), rtol=1e-5)
 
@@ -120,7 +120,7 @@ def test_guided_grad_cam_is_the_product() -> None:
   model, variables = make_model()
   given = (variables, *make_images())
   found = attribution.guided_grad_cam(model, *given)
-  guided = attribution.saliency(model.clone(act=attribution.guided(jax.nn.relu)), *given)
+  guided = attribution.saliency(model.clone(act=attribution.guide_activation(jax.nn.relu)), *given)
   np.testing.assert_allclose(found, guided * attribution.grad_cam(model, *given), rtol=1e-5)
   assert np.abs(guided - attribution.saliency(model, *given)).max() > 1e-3
 
@@ -154,7 +154,7 @@ def decided(tmp_path_factory) -> tuple[runs.Run, np.ndarray]:
   with pytest.MonkeyPatch.context() as patch:
     small = functools.partial(resnet.ResNet, (1, 1), (16, 32), blocks.BasicBlock, stem_type='cifar')
     patch.setitem(resnet.MODELS, 'small', small)
-    return planted_patch.trained(str(tmp_path_factory.mktemp('planted')), 'small', 768, 32, SIZE, 4, 8)
+    return planted_patch.train(str(tmp_path_factory.mktemp('planted')), 'small', 768, 32, SIZE, 4, 8)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def decided(tmp_path_factory) -> tuple[runs.Run, np.ndarray]:
 def test_a_planted_patch_is_found(method: str, decided) -> None:
   """Measured: hits 91 to 100 %; shares 37 and 47 % of absolute gradients, which noise has too, and 86 to 96 %."""
   run, where = decided
-  assert (runs.outputs(run, 'test').logits.argmax(1) == run.dataset.test.constants['label']).mean() > 0.95
-  found = planted_patch.found(run, where, method)
+  assert (runs.predict_split(run, 'test').logits.argmax(1) == run.dataset.test.device_data['label']).mean() > 0.95
+  found = planted_patch.score_maps(run, where, method)
   assert found['chance'] < 0.25
   assert found['hit_rate'] > 0.8
   assert found['share'] > (0.3 if method in ('saliency', 'smoothgrad') else 0.7)

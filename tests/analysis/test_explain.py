@@ -13,7 +13,7 @@ from PIL import Image
 from jaxres import cli, predict
 from jaxres.analysis import attribution, explain
 from jaxres.analysis import images as images_lib
-from jaxres.errors import InputError, make_teller, time
+from jaxres.errors import InputError, make_progress_printer, time
 from jaxres.tools import explain as explain_tool
 from tests.helpers import CLASS_NAMES, merged
 from tests.train.runs import make_run
@@ -73,7 +73,7 @@ def test_progress_is_told_now_and_then(capsys, monkeypatch) -> None:
   for at_once, expected in ((True, 'doing a\ndoing c\n'), (False, 'doing c\n')):
     clock = iter([10.0, 10.0, *([10.0] if at_once else []), 11.0, 12.5, 12.5])
     monkeypatch.setattr(time, 'monotonic', lambda clock=clock: next(clock))
-    tell = make_teller('doing', 2.0, at_once=at_once)
+    tell = make_progress_printer('doing', 2.0, at_once=at_once)
     for word in 'abc':
       tell(word)
     assert capsys.readouterr().err == expected
@@ -83,8 +83,8 @@ def test_another_class_and_one_channel(config, tmp_path, npz, capsys) -> None:
   run = make_run(config, tmp_path, npz, shape=(8, 8, 1))
   predictor = predict.load(run)
   paths = [tmp_path / 'images/00.png']
-  first, second = (next(explain.explain(predictor, paths, ['saliency'], klass)) for klass in (0, 1))
-  assert (first.klass, second.klass) == (0, 1)
+  first, second = (next(explain.explain(predictor, paths, ['saliency'], class_id)) for class_id in (0, 1))
+  assert (first.class_id, second.class_id) == (0, 1)
   assert np.abs(first.maps['saliency'] - second.maps['saliency']).max() > 0
   drawn = np.asarray(explain_tool.draw([first], ['saliency'], ['a', 'b', 'c', 'd']))
   assert np.array_equal(drawn[38:150:14, 2:114:14], images_lib.as_rgb(first.pixels))

@@ -18,7 +18,7 @@ from tests.helpers import make_arrays, merged
 def test_the_margin_by_hand() -> None:
   logits = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 5.0], [1.0, 1.0, 0.5]], np.float32)
   labels = np.array([0, 1, 2])
-  np.testing.assert_allclose(label_errors.suspicion(logits, labels), [-2, 3, 0.5])
+  np.testing.assert_allclose(label_errors.label_margin(logits, labels), [-2, 3, 0.5])
   assert logits[0, 0] == 3.0
 
 
@@ -27,7 +27,7 @@ def test_confident_learning_by_hand() -> None:
   first = np.array([0.9, 0.9, 0.3, 0.6, 0.1])
   logits = np.log(np.stack([first, 1 - first], 1)).astype(np.float32)
   labels = np.array([0, 0, 0, 1, 1])
-  np.testing.assert_array_equal(label_errors.candidates(logits, labels), [False, False, True, False, False])
+  np.testing.assert_array_equal(label_errors.find_candidates(logits, labels), [False, False, True, False, False])
 
 
 def test_flipped_labels_are_found() -> None:
@@ -36,8 +36,8 @@ def test_flipped_labels_are_found() -> None:
   logits = (rng.normal(size=(2000, 10)) + 8 * np.eye(10)[truth]).astype(np.float32)
   flipped = rng.random(2000) < 0.02
   labels = np.where(flipped, (truth + rng.integers(1, 10, 2000)) % 10, truth)
-  assert sk.average_precision_score(flipped, label_errors.suspicion(logits, labels)) > 5 * flipped.mean()
-  found = label_errors.candidates(logits, labels)
+  assert sk.average_precision_score(flipped, label_errors.label_margin(logits, labels)) > 5 * flipped.mean()
+  found = label_errors.find_candidates(logits, labels)
   assert (found & flipped).sum() > 0.8 * flipped.sum()
 
 
@@ -49,7 +49,7 @@ def test_near_duplicates_are_found_first() -> None:
     name: Outputs(np.zeros((len(x), 2)), np.zeros(len(x), int), x.astype(np.float32))
     for name, x in (('train', train_x), ('test', test_x))
   }
-  found = label_errors.near_duplicates(outputs, 5)
+  found = label_errors.find_near_duplicates(outputs, 5)
   assert len(found) == 5
   assert {(p.split, p.example, p.other_split, p.other_example) for p in found[:2]} == {
     ('test', 4, 'train', 11),
@@ -69,7 +69,7 @@ def test_neighbours_are_scikit_learns(monkeypatch) -> None:
   distance, index = (
     NearestNeighbors(n_neighbors=1, metric='cosine').fit(scaler.transform(b)).kneighbors(scaler.transform(a))
   )
-  found, similarity = label_errors.nearest(a, b)
+  found, similarity = label_errors.find_nearest(a, b)
   np.testing.assert_array_equal(found, index[:, 0])
   np.testing.assert_allclose(similarity, 1 - distance[:, 0], atol=1e-5)
 

@@ -28,10 +28,10 @@ def last_row(path: str) -> dict:
 
 @pytest.mark.parametrize('batch_size', [None, 7, 64])
 def test_outputs_are_what_training_evaluated(trained, batch_size) -> None:
-  (run,) = runs.read([trained], step='latest')
+  (run,) = runs.read_runs([trained], step='latest')
   assert run.name == 'run'
   for split, size in (('val', 24), ('test', 40)):
-    found = runs.outputs(run, split, batch_size)
+    found = runs.predict_split(run, split, batch_size)
     assert found.logits.shape == (size, 4)
     assert (found.logits.argmax(1) == found.labels).mean() == pytest.approx(last_row(trained)[f'{split}/top1'])
   np.testing.assert_array_equal(found.labels, make_arrays()['test_y'])
@@ -44,8 +44,8 @@ def test_images_are_those_that_evaluation_sees(config, npz) -> None:
   expected = make_arrays()['test_x'][index]
   for pipeline in ('resident', 'stream'):
     dataset = data.load('arrays', path=npz(), batch_size=16, pipeline=pipeline)
-    np.testing.assert_array_equal(dataset.test.images(index), expected)
-    assert dataset.test.images(index[:0]).shape == (0, 8, 8, 3)
+    np.testing.assert_array_equal(dataset.test.get_images(index), expected)
+    assert dataset.test.get_images(index[:0]).shape == (0, 8, 8, 3)
 
 
 def test_data_that_runs_share_is_read_once(trained, config, tmp_path, monkeypatch) -> None:
@@ -54,7 +54,7 @@ def test_data_that_runs_share_is_read_once(trained, config, tmp_path, monkeypatc
   loads = []
   load = data.load
   monkeypatch.setattr(data, 'load', lambda **fields: loads.append(fields) or load(**fields))
-  first, second = runs.read([trained, str(tmp_path / 'other')])
+  first, second = runs.read_runs([trained, str(tmp_path / 'other')])
   assert len(loads) == 1
   assert first.dataset is second.dataset
   assert (first.name, second.name) == ('run', 'other')
@@ -64,29 +64,29 @@ def test_data_that_has_moved(trained, config, tmp_path) -> None:
   moved = tmp_path / 'moved.npz'
   pathlib.Path(config['data']['path']).rename(moved)
   with pytest.raises(InputError, match='no such file'):
-    runs.read([trained])
-  (run,) = runs.read([trained], data_path=str(moved))
-  assert runs.outputs(run, 'test').logits.shape == (40, 4)
+    runs.read_runs([trained])
+  (run,) = runs.read_runs([trained], data_path=str(moved))
+  assert runs.predict_split(run, 'test').logits.shape == (40, 4)
 
 
 def test_bad_input_is_one_line(trained, config, npz, tmp_path, capsys) -> None:
   with pytest.raises(InputError, match='nowhere: no run there: expected a workdir'):
-    runs.read([str(tmp_path / 'nowhere')])
+    runs.read_runs([str(tmp_path / 'nowhere')])
   (tmp_path / 'begun').mkdir()
   (tmp_path / 'begun/config.json').write_text((pathlib.Path(trained) / 'config.json').read_text())
   with pytest.raises(InputError, match='no checkpoint there'):
-    runs.read([str(tmp_path / 'begun')])
+    runs.read_runs([str(tmp_path / 'begun')])
   with pytest.raises(InputError, match='a run is named twice'):
-    runs.read([trained, trained])
-  (run,) = runs.read([trained])
+    runs.read_runs([trained, trained])
+  (run,) = runs.read_runs([trained])
   with pytest.raises(InputError, match='no validation split'):
-    runs.outputs(run._replace(dataset=run.dataset._replace(val=None)), 'val')
+    runs.predict_split(run._replace(dataset=run.dataset._replace(val=None)), 'val')
   broken = jax.tree.map(lambda leaf: leaf * np.nan, run.variables)
   with pytest.raises(InputError, match='logits that are not numbers for 40 of 40 test examples, the first 0'):
-    runs.outputs(run._replace(variables=broken), 'test')
+    runs.predict_split(run._replace(variables=broken), 'test')
   npz(**make_arrays(classes=3))
   with pytest.raises(InputError, match='the data is not that of the run: class_names was .* there and is'):
-    runs.read([trained])
+    runs.read_runs([trained])
   with pytest.raises(SystemExit) as caught:
     cli.main(['evaluate', trained, '--batch_size', '0'])
   assert caught.value.code == 2
@@ -128,7 +128,7 @@ def test_a_split_of_one_class_and_classes_without_examples(config, npz, tmp_path
 
 
 def test_runs_on_other_examples_are_not_compared(trained) -> None:
-  (run,) = runs.read([trained])
+  (run,) = runs.read_runs([trained])
   labels = np.arange(4)
   runs.check_same_examples([run, run], [labels, labels], 'test')
   with pytest.raises(InputError, match='have other test examples'):

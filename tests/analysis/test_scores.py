@@ -59,7 +59,7 @@ def test_calibration_by_hand() -> None:
   confidence = np.array([0.9] * 4 + [0.6] * 2)
   logits = np.log(np.stack([confidence, 1 - confidence], 1)).astype(np.float32)
   labels = np.array([0, 0, 0, 1, 0, 1], np.int32)
-  found = scores.calibration(logits, labels)
+  found = scores.measure_calibration(logits, labels)
   assert found['ece'] == pytest.approx((4 * 0.15 + 2 * 0.1) / 6, abs=1e-6)
   assert found['mce'] == pytest.approx(0.15, abs=1e-6)
   assert found['brier'] == pytest.approx((3 * 0.02 + 1.62 + 0.32 + 0.72) / 6, abs=1e-6)
@@ -93,7 +93,7 @@ def test_a_temperature_at_the_bound_of_the_search_says_so(right: bool) -> None:
 
 def test_intervals_are_those_of_the_normal_approximation() -> None:
   test = outputs(2000)
-  found = scores.intervals(test.logits, test.labels)
+  found = scores.bootstrap_intervals(test.logits, test.labels)
   hit = test.logits.argmax(1) == test.labels
   half = 1.96 * hit.std() / 2000**0.5
   np.testing.assert_allclose(found['top1'], [hit.mean() - half, hit.mean() + half], atol=0.1 * half)
@@ -110,12 +110,12 @@ def test_mcnemar_is_the_binomial_test() -> None:
   right, wrong = [1.0, 0.0], [0.0, 1.0]
   first = np.array([right] * 30 + [wrong] * 20, np.float32)
   second = np.array([right] * 26 + [wrong] * 4 + [right] * 12 + [wrong] * 8, np.float32)
-  found = scores.paired(first, second, labels)
+  found = scores.compare_paired(first, second, labels)
   assert (found['only_first'], found['only_second']) == (4, 12)
   assert found['p'] == pytest.approx(2 * stats.binom.cdf(4, 16, 0.5))
   assert found['difference'] == pytest.approx(8 / 50)
   assert found['interval'][0] < 8 / 50 < found['interval'][1]
-  assert scores.paired(first, first, labels)['p'] == 1.0
+  assert scores.compare_paired(first, first, labels)['p'] == 1.0
 
 
 def test_the_ensemble_is_the_mean_of_probabilities() -> None:
@@ -155,4 +155,4 @@ def test_a_single_class_says_that_there_is_no_auc() -> None:
 
 
 def test_confusions_come_commonest_first() -> None:
-  assert scores.confused([[5, 1, 0], [3, 9, 0], [0, 2, 1]]) == [(1, 0, 3), (2, 1, 2), (0, 1, 1)]
+  assert scores.rank_confusions([[5, 1, 0], [3, 9, 0], [0, 2, 1]]) == [(1, 0, 3), (2, 1, 2), (0, 1, 1)]

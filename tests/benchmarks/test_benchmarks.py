@@ -43,7 +43,7 @@ for line in sys.stdin:
 
 def test_sides_take_turns_and_ratios_are_of_one_round() -> None:
   commands = {name: [sys.executable, '-c', ECHO % wall] for name, wall in (('ours', 0.5), ('theirs', 2.0))}
-  with harness.opened(commands) as opened:
+  with harness.open_sides(commands) as opened:
     assert [side.facts for side in opened] == [{'images': 10, 'compile_s': 1.5}] * 2
     found = harness.interleave(opened, rounds=3, seconds=4.0)
   assert [row['images_per_s'] for row in found['ours']] == [20.0] * 3
@@ -124,7 +124,7 @@ def test_the_limit_is_that_of_the_published_work(
   model = models.create(name, stem=stem, num_classes=classes)
   found = limit.layers(model, 256, size)
   assert found.macs / 256 / 1e9 == pytest.approx(gmac, rel=0.02)
-  assert 256 / limit.least_seconds(found, 2, 800e12, 3.0e12) == pytest.approx(speed, rel=0.05)
+  assert 256 / limit.min_seconds(found, 2, 800e12, 3.0e12) == pytest.approx(speed, rel=0.05)
 
 
 def test_layers_are_counted(tiny: str) -> None:
@@ -137,7 +137,7 @@ def test_layers_are_counted(tiny: str) -> None:
 
 def test_a_layer_is_bound_by_arithmetic_or_by_memory() -> None:
   layers = limit.Layers(kernels=[(1000, 1), (1, 1000)], norms=[100, 50])
-  seconds = limit.least_seconds(layers, itemsize=4, flops=100.0, bandwidth=400.0)
+  seconds = limit.min_seconds(layers, itemsize=4, flops=100.0, bandwidth=400.0)
   assert seconds == pytest.approx(3 * (2000 / 100 + 4000 / 400) + 8 * 4 * 150 / 400)
 
 
@@ -330,16 +330,16 @@ def test_the_labels_that_are_flipped() -> None:
 def test_labels_that_are_found_by_hand() -> None:
   logits = 5 * np.eye(4, dtype=np.float32)[np.arange(40) % 4]
   labels, flipped = flipped_labels.flip(np.arange(40) % 4, 0.1, 4)
-  margin, confident = flipped_labels.found(logits, labels, flipped)
+  margin, confident = flipped_labels.score_rows(logits, labels, flipped)
   assert (margin['average_precision'], margin['precision'], margin['chance'], margin['flipped']) == (1, 1, 0.1, 4)
   assert (confident['candidates'], confident['precision'], confident['recall']) == (4, 1, 1)
 
 
 def test_what_is_planted() -> None:
-  images, labels, where = planted_patch.planted(5, 12, 3, seed=0)
+  images, labels, where = planted_patch.plant_patches(5, 12, 3, seed=0)
   assert (where.sum((1, 2)) == 9).all()
   for image, label, own in zip(images, labels, where, strict=True):
-    assert (image[own] == planted_patch.COLOURS[label]).all()
+    assert (image[own] == planted_patch.COLORS[label]).all()
     assert ((image[~own] >= 90) & (image[~own] < 160)).all()
 
 
@@ -394,7 +394,7 @@ def test_the_step_that_is_measured_is_the_one_that_trains() -> None:
     made = sides.jaxres_step(args)
     before = jax.device_get(made.state.params)
     state, _ = made.call(
-      made.state, made.key, made.constants, next(made.groups), Hyperparameters(np.float32(scale)), made.rest[1]
+      made.state, made.key, made.device_data, next(made.groups), Hyperparameters(np.float32(scale)), made.rest[1]
     )
     pairs = zip(*map(jax.tree.leaves, (before, jax.device_get(state.params))), strict=True)
     moved.append(any((a != b).any() for a, b in pairs))

@@ -57,7 +57,7 @@ def test_a_state_has_the_digest_of_its_sorted_leaves_and_its_progress() -> None:
 
 def test_leaves_are_named_and_gathered() -> None:
   mesh = sharding.make_mesh()
-  split = jax.device_put(np.arange(16.0), sharding.over_batch(mesh))
+  split = jax.device_put(np.arange(16.0), sharding.batch_sharding(mesh))
   found = dict(digests_lib.leaves({'a': {'b': split}, 'c': np.float32(3)}))
   assert [*found] == ['a/b', 'c']
   assert all(isinstance(array, np.ndarray) for array in found.values())

@@ -29,7 +29,7 @@ def make_state(step: int) -> TrainState:
 def saved(tmp_path_factory) -> pathlib.Path:
   """A directory with the checkpoints 1 and 2."""
   directory = tmp_path_factory.mktemp('saved') / 'c'
-  with checkpoint.open(directory, keep_latest=3) as manager:
+  with checkpoint.open_manager(directory, keep_latest=3) as manager:
     for step in (1, 2):
       progress = {'last': {'test/loss': math.nan}, 'best': {}, 'stale': step}
       checkpoint.save(manager, make_state(step), progress, {'val/top1': 0.5}, {'train': {'seed': 3}}, commit=True)
@@ -70,7 +70,7 @@ def test_a_digest_of_another_shape_takes_no_memory(copy: pathlib.Path) -> None:
 @pytest.mark.parametrize('item', ['digests', 'progress', 'about', 'metrics'])
 def test_a_run_falls_back_behind_a_damaged_item(copy: pathlib.Path, item: str, text: str, capfd) -> None:
   (copy / '2' / item / reader.JSON_ITEMS.get(item, 'metadata')).write_text(text)
-  with checkpoint.open(copy, keep_latest=3) as manager:
+  with checkpoint.open_manager(copy, keep_latest=3) as manager:
     assert manager.all_steps() == [1]
   assert 'checkpoint 2 is damaged: ' in capfd.readouterr().err
   assert (copy / '2.bad').is_dir()
@@ -110,14 +110,14 @@ ODD_ENTRIES = {
 @pytest.mark.parametrize('name', ODD_ENTRIES)
 def test_odd_entries_are_no_step(copy: pathlib.Path, name: str, capfd) -> None:
   ODD_ENTRIES[name](copy / name)
-  assert steps_lib.numbered(copy) == [1, 2]
-  with checkpoint.open(copy, keep_latest=3) as manager:
+  assert steps_lib.list_steps(copy) == [1, 2]
+  with checkpoint.open_manager(copy, keep_latest=3) as manager:
     places = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state, _ = checkpoint.restore(manager, jax.eval_shape(lambda: make_state(0)), places)
     assert int(state.step) == 2
     step = int(name) if name.isascii() and len(name) == 1 else 10
     checkpoint.save(manager, make_state(step), {}, {}, commit=True)
-  assert max(steps_lib.numbered(copy)) == step
+  assert max(steps_lib.list_steps(copy)) == step
   assert f'{copy / name} is no checkpoint; it is now ' in capfd.readouterr().err
 
 
@@ -125,7 +125,7 @@ def test_odd_entries_are_no_step(copy: pathlib.Path, name: str, capfd) -> None:
 def test_checkpoints_that_are_no_directory(tmp_path, put: Callable[[pathlib.Path], None]) -> None:
   put(tmp_path / 'c')
   with pytest.raises(InputError, match='c: cannot be read: .*; expected a directory of checkpoints'):
-    checkpoint.open(tmp_path / 'c').__enter__()
+    checkpoint.open_manager(tmp_path / 'c').__enter__()
 
 
 # a run's weights are of the network that was trained

@@ -94,18 +94,18 @@ def keep_a_file(monkeypatch, names: str) -> None:
 def test_what_cannot_be_deleted_behind_a_save_is_said_once_and_is_no_checkpoint(
   tmp_path, monkeypatch, capfd, same_step: bool
 ) -> None:
-  with monkeypatch.context() as patch, checkpoint.open(tmp_path / 'checkpoints') as manager:
+  with monkeypatch.context() as patch, checkpoint.open_manager(tmp_path / 'checkpoints') as manager:
     keep_a_file(patch, '1.')
     for step in (1, 1) if same_step else (1, 2, 3):
       checkpoint.save(manager, make_state(step), {'of': step}, {}, commit=True)
   last = 1 if same_step else 3
   directory = tmp_path / 'checkpoints'
   assert capfd.readouterr().err.count('cannot be deleted: Directory not empty; nothing needs it') == 1
-  assert [*steps.present(directory)] == [last]
+  assert [*steps.list_checkpoints(directory)] == [last]
   assert [path.name for path in directory.rglob('.nfs*')] == ['.nfs000001']
   number, saved = workdir.read_step(tmp_path, None)
   assert (number, saved.progress) == (last, {'of': last})
-  with checkpoint.open(directory) as manager:
+  with checkpoint.open_manager(directory) as manager:
     assert manager.all_steps() == [last]
   assert not [*directory.rglob('.nfs*')]
   assert 'damaged' not in capfd.readouterr().err
@@ -114,7 +114,7 @@ def test_what_cannot_be_deleted_behind_a_save_is_said_once_and_is_no_checkpoint(
 @pytest.mark.parametrize('at', ['making way', 'put aside'])
 def test_a_rename_around_a_save_that_fails_is_one_line_and_loses_nothing(tmp_path, monkeypatch, at: str) -> None:
   directory = tmp_path / 'checkpoints'
-  with checkpoint.open(directory, keep_latest=2) as manager:
+  with checkpoint.open_manager(directory, keep_latest=2) as manager:
     for step in (1, 2):
       checkpoint.save(manager, make_state(step), {}, {}, commit=True)
   changes: dict[str, Callable[[], None]] = {
@@ -124,7 +124,7 @@ def test_a_rename_around_a_save_that_fails_is_one_line_and_loses_nothing(tmp_pat
   changes[at]()
   with monkeypatch.context() as patch, pytest.raises(InputError, match='cannot rename .*: Stale file handle; nothing'):
     refuse(patch, moves.os, 'rename', errno.ESTALE, 99)
-    with checkpoint.open(directory, keep_latest=2) as manager:
+    with checkpoint.open_manager(directory, keep_latest=2) as manager:
       checkpoint.save(manager, make_state(2).replace(params={'a': jnp.zeros(3)}), {}, {}, commit=True)
-  assert [*steps.present(directory)] == [1, 2]
+  assert [*steps.list_checkpoints(directory)] == [1, 2]
   assert workdir.read_step(tmp_path, 1)[0] == 1

@@ -21,10 +21,10 @@ from tests.train.runs import PROGRESS, make_train_state
 
 def restore(directory: pathlib.Path) -> tuple[int, str]:
   """Return the step that is restored, and the digest of what it holds."""
-  with checkpoint.open(directory, keep_latest=3) as manager:
+  with checkpoint.open_manager(directory, keep_latest=3) as manager:
     template = jax.eval_shape(lambda: make_train_state(0))
-    state, progress = checkpoint.restore(manager, template, sharding.replicated(sharding.make_mesh()))
-  digests = {name: digests_lib.leaf_digest(array) for name, array in digests_lib.leaves(state.present)}
+    state, progress = checkpoint.restore(manager, template, sharding.replicated_sharding(sharding.make_mesh()))
+  digests = {name: digests_lib.leaf_digest(array) for name, array in digests_lib.leaves(state.saved_fields)}
   return int(state.step), digests_lib.state_digest(digests, progress)
 
 
@@ -32,7 +32,7 @@ def restore(directory: pathlib.Path) -> tuple[int, str]:
 def saved(tmp_path_factory) -> pathlib.Path:
   """Three checkpoints."""
   directory = tmp_path_factory.mktemp('saved') / 'c'
-  with checkpoint.open(directory, keep_latest=3) as manager:
+  with checkpoint.open_manager(directory, keep_latest=3) as manager:
     for step in (1, 2, 3):
       checkpoint.save(manager, make_train_state(step), PROGRESS, {'val/top1': 0.1 * step})
   return directory
@@ -62,7 +62,7 @@ def test_damage_falls_back_and_never_restores_what_was_not_saved(copy, digests, 
   if step == 2:  # step 3 is named, kept, and can be saved again
     assert 'checkpoint 3 is damaged: ' in capfd.readouterr().err
     assert (copy / '3.bad').is_dir()
-    with checkpoint.open(copy, keep_latest=3) as manager:
+    with checkpoint.open_manager(copy, keep_latest=3) as manager:
       checkpoint.save(manager, make_train_state(3), PROGRESS, {'val/top1': 0.3})
     assert restore(copy) == (3, digests[3])
 
@@ -78,8 +78,8 @@ def test_one_bit_of_a_leaf_is_named(copy, digests, leaf: str, tmp_path, capfd) -
     return jnp.asarray(bits)
 
   state = make_train_state(3)
-  fields = jax.tree_util.tree_map_with_path(flip, state.present)
-  with checkpoint.open(tmp_path / 'flipped') as manager:
+  fields = jax.tree_util.tree_map_with_path(flip, state.saved_fields)
+  with checkpoint.open_manager(tmp_path / 'flipped') as manager:
     checkpoint.save(manager, state.replace(**fields), PROGRESS, {'val/top1': 0.3})
   shutil.rmtree(copy / '3/state')
   shutil.copytree(tmp_path / 'flipped/3/state', copy / '3/state')
@@ -113,15 +113,15 @@ def test_an_empty_directory_is_no_checkpoint(copy, digests, capfd) -> None:
 def test_where_none_is_whole_nothing_is_touched(copy) -> None:
   for step in (1, 2, 3):
     shutil.rmtree(copy / str(step) / 'state')
-  with pytest.raises(InputError, match=r'none of 3 checkpoints is whole: step 3: leaf .*move them away'):
+  with pytest.raises(InputError, match=r'none of 3 checkpoints is intact: step 3: leaf .*move them away'):
     restore(copy)
-  assert steps.numbered(copy) == [1, 2, 3]
+  assert steps.list_steps(copy) == [1, 2, 3]
 
 
 def test_another_shape_or_dtype_is_refused(copy) -> None:
   template = jax.eval_shape(lambda: make_train_state(0))
-  place = sharding.replicated(sharding.make_mesh())
-  with checkpoint.open(copy, keep_latest=3) as manager:
+  place = sharding.replicated_sharding(sharding.make_mesh())
+  with checkpoint.open_manager(copy, keep_latest=3) as manager:
     for change, message in (
       (jax.ShapeDtypeStruct((64, 32), jnp.int32), r'it holds float32\[64,32\] as params/a, expected int32\[64,32\]'),
       (jax.ShapeDtypeStruct((64, 3), jnp.float32), r'it holds float32\[64,32\] as params/a, expected float32\[64,3\]'),
@@ -137,7 +137,7 @@ def test_what_is_not_finite_is_never_saved(copy, digests, field: str, value: flo
   bad = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(value) if x.dtype == jnp.float32 else x, getattr(state, field))
   with (
     pytest.raises(InputError, match=f'step 4 is not saved: {field}/'),
-    checkpoint.open(copy, keep_latest=3) as manager,
+    checkpoint.open_manager(copy, keep_latest=3) as manager,
   ):
     checkpoint.save(manager, state.replace(**{field: bad}), PROGRESS, {})
   assert restore(copy) == (3, digests[3])
@@ -146,7 +146,7 @@ def test_what_is_not_finite_is_never_saved(copy, digests, field: str, value: flo
 def test_without_room_nothing_is_begun(copy, digests, monkeypatch) -> None:
   monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10, 10, 1000))
   message = r'the disk is full: .*0.0 MB are free, and step 4 needs 1.1 MB; what was saved'
-  with pytest.raises(InputError, match=message), checkpoint.open(copy, keep_latest=3) as manager:
+  with pytest.raises(InputError, match=message), checkpoint.open_manager(copy, keep_latest=3) as manager:
     checkpoint.save(manager, make_train_state(4), PROGRESS, {})
   assert restore(copy) == (3, digests[3])
 
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_an_older_jaxres_is_restored_with_a_word(copy, digests, 
 
 
 def test_a_checkpoint_makes_way_for_another_of_its_step_and_is_taken_back_after_a_kill(copy, digests) -> None:
-  with checkpoint.open(copy, keep_latest=3) as manager:
+  with checkpoint.open_manager(copy, keep_latest=3) as manager:
     checkpoint.save(manager, make_train_state(3), PROGRESS | {'stale': 2}, {'val/top1': 0.3}, commit=True)
     assert {path.name for path in copy.iterdir()} == {'1', '2', '3'}
   assert reader.read(copy / '3').progress['stale'] == 2
@@ -178,12 +178,12 @@ def test_a_checkpoint_makes_way_for_another_of_its_step_and_is_taken_back_after_
 def test_a_kill_leaves_no_half_deleted_checkpoint(tmp_path, monkeypatch, capfd) -> None:
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint.shutil, 'rmtree', lambda *_, **__: None)  # as if it were killed before
-    with checkpoint.open(tmp_path) as manager:
+    with checkpoint.open_manager(tmp_path) as manager:
       for step in (1, 2, 3):
         checkpoint.save(manager, make_train_state(step), PROGRESS, {})
-  assert steps.numbered(tmp_path) == [3]
-  assert steps.numbered(tmp_path / checkpoint.DELETED) == [1, 2]
-  assert not any(reader.damage(tmp_path / checkpoint.DELETED / str(step)) for step in (1, 2))
+  assert steps.list_steps(tmp_path) == [3]
+  assert steps.list_steps(tmp_path / checkpoint.DELETED) == [1, 2]
+  assert not any(reader.find_damage(tmp_path / checkpoint.DELETED / str(step)) for step in (1, 2))
   assert restore(tmp_path)[0] == 3
   assert not (tmp_path / checkpoint.DELETED).exists()
   assert not capfd.readouterr().err

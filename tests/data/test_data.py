@@ -13,7 +13,7 @@ def load(path: str, **options: object) -> data.Dataset:
 
 
 def labels(pipeline: data.Pipeline) -> np.ndarray:
-  return np.asarray(pipeline.constants['label'])
+  return np.asarray(pipeline.device_data['label'])
 
 
 def test_validation_is_a_stratified_part_of_train(npz) -> None:
@@ -21,7 +21,7 @@ def test_validation_is_a_stratified_part_of_train(npz) -> None:
   assert whole.val is None
   assert (part.train.size, part.val.size, part.test.size) == (72, 24, 40)
   assert np.bincount(labels(part.val)).tolist() == [6, 6, 6, 6]
-  rows = lambda p: {image.tobytes() for image in np.asarray(p.constants['image'])}
+  rows = lambda p: {image.tobytes() for image in np.asarray(p.device_data['image'])}
   assert rows(part.train) | rows(part.val) == rows(whole.train)
   assert not rows(part.train) & rows(part.val)
   assert rows(load(npz(), val=0.25, seed=1).val) != rows(part.val)
@@ -40,7 +40,7 @@ def test_classes_are_kept_and_numbered_in_the_order_given(npz, classes: tuple) -
   kept = load(npz(**content, class_names=np.array(list('abcd'))), classes=classes)
   assert kept.info.class_names == ('d', 'b')
   wanted = np.isin(content['train_y'], (3, 1))
-  np.testing.assert_array_equal(np.asarray(kept.train.constants['image']), content['train_x'][wanted])
+  np.testing.assert_array_equal(np.asarray(kept.train.device_data['image']), content['train_x'][wanted])
   np.testing.assert_array_equal(labels(kept.train), np.where(content['train_y'][wanted] == 3, 0, 1))
 
 
@@ -73,15 +73,15 @@ def test_cifar10_is_normalised_by_the_published_statistics(tfds_dir: str) -> Non
 def test_evaluation_images_may_have_another_size(npz, pipeline: str) -> None:
   given = make_arrays()
   sizes = lambda dataset: [
-    {p.fetch(p.constants, feed)['image'].shape[1:] for p in [split] for feed in split.eval_feeds(8)}
+    {p.get_batch(p.device_data, feed)['image'].shape[1:] for p in [split] for feed in split.eval_inputs(8)}
     for split in (dataset.train, dataset.val, dataset.test)
   ]
   dataset = load(npz(), pipeline=pipeline, image_size=6, eval_image_size=10, val=0.25)
   assert sizes(dataset) == [{(6, 6, 3)}, {(10, 10, 3)}, {(10, 10, 3)}]
   assert dataset.info.image_shape == (6, 6, 3)
   test = dataset.test
-  batch = test.fetch(test.constants, next(test.eval_feeds(40)))
-  np.testing.assert_array_equal(batch['image'][3], decode.resized(given['test_x'][3], 10))
+  batch = test.get_batch(test.device_data, next(test.eval_inputs(40)))
+  np.testing.assert_array_equal(batch['image'][3], decode.resize_image(given['test_x'][3], 10))
   assert sizes(load(npz(), pipeline=pipeline, eval_image_size=10, val=0.25)) == [{(8, 8, 3)}, *[{(10, 10, 3)}] * 2]
   alike = load(npz(), pipeline=pipeline, image_size=6, eval_image_size=6, val=0.25)
   assert sizes(alike) == sizes(load(npz(), pipeline=pipeline, image_size=6, val=0.25)) == [{(6, 6, 3)}] * 3
@@ -91,7 +91,7 @@ def test_an_npz_may_bring_its_val(npz) -> None:
   given = make_arrays()
   own = {'val_x': given['test_x'][:12], 'val_y': given['test_y'][:12]}
   dataset = load(npz(**given, **own))
-  np.testing.assert_array_equal(dataset.val.constants['image'], own['val_x'])
+  np.testing.assert_array_equal(dataset.val.device_data['image'], own['val_x'])
   np.testing.assert_array_equal(labels(dataset.val), own['val_y'])
   with pytest.raises(InputError, match='no array val_y'):
     load(npz(**given, val_x=own['val_x']))

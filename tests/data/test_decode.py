@@ -14,11 +14,11 @@ from jaxres import data as data_lib
 from jaxres.data import decode
 from jaxres.errors import InputError
 
-needs_fast = pytest.mark.skipif(decode.fast() is None, reason='simplejpeg or OpenCV is not installed')
+needs_fast = pytest.mark.skipif(decode.fast_modules() is None, reason='simplejpeg or OpenCV is not installed')
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-  """Return smooth colours: random ones, seven a side."""
+  """Return smooth colors: random ones, seven a side."""
   noise = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), np.uint8)
   return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -48,18 +48,18 @@ def draws(seed: int = 0, attempts: int = 10) -> list[list[float]]:
 )
 def test_every_kind_becomes_rgb_as_pillow_has_it(mode: str, form: str) -> None:
   data = encode(picture(20, 12).convert(mode), form)
-  found = decode.whole(data, None)
+  found = decode.decode_image(data, None)
   assert (found.shape, found.dtype) == ((12, 20, 3), np.uint8)
   np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert('RGB')))
   assert np.ptp(found) > 100
-  assert decode.cropped(data, 8, (0.5, 1.0), draws()).shape == (8, 8, 3)
+  assert decode.decode_crops(data, 8, (0.5, 1.0), draws()).shape == (8, 8, 3)
 
 
 def test_sixteen_bits_keep_the_upper_eight() -> None:
   values = np.random.default_rng(0).integers(0, 1 << 16, (9, 7), np.uint16)
   data = encode(Image.fromarray(values), 'PNG')
   assert Image.open(io.BytesIO(data)).mode.startswith('I')
-  found = decode.whole(data, None)
+  found = decode.decode_image(data, None)
   for channel in range(3):
     np.testing.assert_array_equal(found[..., channel], values >> 8)
 
@@ -67,20 +67,22 @@ def test_sixteen_bits_keep_the_upper_eight() -> None:
 def test_a_palette_with_transparency_warns_of_nothing() -> None:
   image = picture(8, 8).quantize(16)
   data = encode(image, 'PNG', transparency=bytes([0, 128]))
-  np.testing.assert_array_equal(decode.whole(data, None), np.asarray(image.convert('RGB')))
+  np.testing.assert_array_equal(decode.decode_image(data, None), np.asarray(image.convert('RGB')))
 
 
 @pytest.mark.parametrize('form', ['GIF', 'WEBP', 'PNG'])
 def test_an_animation_is_refused(form: str) -> None:
   data = encode(picture(8, 8), form, save_all=True, append_images=[picture(8, 8, seed=1)])
-  for read in (lambda: decode.whole(data, 8), lambda: decode.cropped(data, 8, (0.5, 1.0), draws())):
+  for read in (lambda: decode.decode_image(data, 8), lambda: decode.decode_crops(data, 8, (0.5, 1.0), draws())):
     with pytest.raises(decode.BadImageError, match='it is an animation of 2 frames; expected one image'):
       read()
 
 
 def test_a_photograph_with_a_preview_is_one_image() -> None:
   data = encode(picture(16, 16), 'MPO', save_all=True, append_images=[picture(16, 16, seed=1)])
-  np.testing.assert_array_equal(decode.whole(data, None), decode.whole(encode(picture(16, 16), 'JPEG'), None))
+  np.testing.assert_array_equal(
+    decode.decode_image(data, None), decode.decode_image(encode(picture(16, 16), 'JPEG'), None)
+  )
 
 
 @pytest.mark.parametrize('form', ['JPEG', 'PNG', 'BMP', 'WEBP', 'GIF'])
@@ -89,7 +91,7 @@ def test_a_damaged_image_is_refused(form: str, keep: float) -> None:
   noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
   data = encode(noise, form)
   data = data[: int(keep * len(data))]
-  for read in (lambda: decode.whole(data, 8), lambda: decode.cropped(data, 8, (0.5, 1.0), draws())):
+  for read in (lambda: decode.decode_image(data, 8), lambda: decode.decode_crops(data, 8, (0.5, 1.0), draws())):
     with pytest.raises(decode.BadImageError, match='^cannot decode the image: [^<>]+$'):
       read()
 
@@ -103,28 +105,28 @@ def test_the_centre_is_torchvisions(size: tuple[int, int], keep: float) -> None:
   wide, high = (short, int(short * height / width)) if width < height else (int(short * width / height), short)
   left, top = round((wide - 56) / 2), round((high - 56) / 2)  # torchvision's center_crop
   expected = image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + 56, top + 56))
-  for found in (decode.whole(encode(image, 'PNG'), 56, keep), decode.resized(np.asarray(image), 56, keep)):
+  for found in (decode.decode_image(encode(image, 'PNG'), 56, keep), decode.resize_image(np.asarray(image), 56, keep)):
     assert difference(found, np.asarray(expected)).max() <= 1
 
 
 def test_the_same_size_is_left_as_it_is() -> None:
   image = picture(24, 24)
-  np.testing.assert_array_equal(decode.whole(encode(image, 'PNG'), 24), np.asarray(image))
+  np.testing.assert_array_equal(decode.decode_image(encode(image, 'PNG'), 24), np.asarray(image))
 
 
 def test_resized_takes_any_number_of_channels() -> None:
   pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 5), np.uint8)
-  found = decode.resized(pixels, 10)
+  found = decode.resize_image(pixels, 10)
   assert found.shape == (10, 10, 5)
-  np.testing.assert_array_equal(found[..., 1:4], decode.resized(pixels[..., 1:4], 10))
+  np.testing.assert_array_equal(found[..., 1:4], decode.resize_image(pixels[..., 1:4], 10))
 
 
 @pytest.mark.parametrize('size', [(1001, 903), (450, 447)])
 def test_a_reduced_jpeg_is_nearly_the_whole_one(size: tuple[int, int]) -> None:
   data = encode(picture(*size), 'JPEG', quality=95)
   full = encode(Image.open(io.BytesIO(data)), 'PNG')
-  assert difference(decode.whole(data, 56), decode.whole(full, 56)).max() <= 3
-  crops = [decode.cropped(d, 56, (0.9, 1.0), draws()) for d in (data, full)]
+  assert difference(decode.decode_image(data, 56), decode.decode_image(full, 56)).max() <= 3
+  crops = [decode.decode_crops(d, 56, (0.9, 1.0), draws()) for d in (data, full)]
   assert difference(*crops).max() <= 3
 
 
@@ -156,12 +158,12 @@ def test_a_box_that_never_fits_is_the_centre(size: tuple[int, int], box: tuple[i
 @pytest.mark.parametrize('pillow', [True, pytest.param(False, marks=needs_fast)])
 def test_a_small_crop_is_enlarged_bilinearly(pillow: bool, monkeypatch) -> None:
   if pillow:
-    monkeypatch.setattr(decode, 'fast', lambda: None)
+    monkeypatch.setattr(decode, 'fast_modules', lambda: None)
   data = encode(picture(120, 90), 'JPEG', quality=95)
   box = decode.crop_box(120, 90, (0.2, 0.3), draws(3))
   assert max(box[2] - box[0], box[3] - box[1]) < 96
   expected = Image.open(io.BytesIO(data)).crop(box).resize((96, 96), Image.Resampling.BILINEAR)
-  assert difference(decode.cropped(data, 96, (0.2, 0.3), draws(3)), np.asarray(expected)).max() <= 1
+  assert difference(decode.decode_crops(data, 96, (0.2, 0.3), draws(3)), np.asarray(expected)).max() <= 1
 
 
 @needs_fast
@@ -172,8 +174,8 @@ def test_both_decoders_agree(mode: str, side: int, reduction: int, monkeypatch) 
   seen = []
   reduce = decode._reduction
   monkeypatch.setattr(decode, '_reduction', lambda *box: seen.append(reduce(*box)) or seen[-1])
-  quick = decode._cropped_fast(data, side, (0.7, 0.9), draws(5))
-  found = difference(quick, decode._cropped_pillow(data, side, (0.7, 0.9), draws(5)))
+  quick = decode._decode_crops_fast(data, side, (0.7, 0.9), draws(5))
+  found = difference(quick, decode._decode_crops_pillow(data, side, (0.7, 0.9), draws(5)))
   assert seen == [reduction, reduction]
   assert found.max() <= 1
   assert np.ptp(quick) > 100
@@ -182,47 +184,47 @@ def test_both_decoders_agree(mode: str, side: int, reduction: int, monkeypatch) 
 @needs_fast
 def test_what_simplejpeg_refuses_is_left_to_pillow(monkeypatch) -> None:
   data = encode(picture(40, 30).convert('CMYK'), 'JPEG')
-  found = decode.cropped(data, 16, (0.5, 1.0), draws())
-  monkeypatch.setattr(decode, 'fast', lambda: None)
-  np.testing.assert_array_equal(found, decode.cropped(data, 16, (0.5, 1.0), draws()))
+  found = decode.decode_crops(data, 16, (0.5, 1.0), draws())
+  monkeypatch.setattr(decode, 'fast_modules', lambda: None)
+  np.testing.assert_array_equal(found, decode.decode_crops(data, 16, (0.5, 1.0), draws()))
 
 
 @needs_fast
 def test_a_crop_stays_when_its_thread_uses_the_memory_again() -> None:
   files = [encode(picture(120 + 30 * i % 70, 90, seed=i), 'JPEG') for i in range(6)]
-  expected = [decode._cropped_pillow(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
-  found = [decode.cropped(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
+  expected = [decode._decode_crops_pillow(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
+  found = [decode.decode_crops(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
   assert all(difference(a, b).max() <= 1 for a, b in zip(found, expected, strict=True))
 
   whole = [[0.0, 0.5, 0.0, 0.0]]  # a square of its own size, which is not resampled
-  first = decode.cropped(encode(picture(32, 32), 'JPEG'), 32, (1.0, 1.0), whole)
+  first = decode.decode_crops(encode(picture(32, 32), 'JPEG'), 32, (1.0, 1.0), whole)
   kept = first.copy()
-  decode.cropped(encode(picture(32, 32, seed=1), 'JPEG'), 32, (1.0, 1.0), whole)
+  decode.decode_crops(encode(picture(32, 32, seed=1), 'JPEG'), 32, (1.0, 1.0), whole)
   np.testing.assert_array_equal(first, kept)
 
 
 @pytest.mark.parametrize('broken', ['cv2', 'simplejpeg'])
 def test_without_the_extra_pillow_does_it(broken: str, monkeypatch) -> None:
   monkeypatch.setitem(sys.modules, broken, None)
-  decode.fast.cache_clear()
+  decode.fast_modules.cache_clear()
   try:
-    assert decode.fast() is None
+    assert decode.fast_modules() is None
     data = encode(picture(120, 90), 'JPEG')
-    expected = decode._cropped_pillow(data, 32, (0.5, 1.0), draws())
-    np.testing.assert_array_equal(decode.cropped(data, 32, (0.5, 1.0), draws()), expected)
+    expected = decode._decode_crops_pillow(data, 32, (0.5, 1.0), draws())
+    np.testing.assert_array_equal(decode.decode_crops(data, 32, (0.5, 1.0), draws()), expected)
   finally:
-    decode.fast.cache_clear()
+    decode.fast_modules.cache_clear()
 
 
 def test_sixteen_bits_of_three_channels_are_not_stored_as_they_are() -> None:
   rows = np.random.default_rng(0).integers(0, 1 << 16, (5, 4, 3), np.uint16)
   data = png16(rows)
-  np.testing.assert_array_equal(decode.whole(data, None), rows >> 8)
-  stored = decode.storable(data)
+  np.testing.assert_array_equal(decode.decode_image(data, None), rows >> 8)
+  stored = decode.to_storable(data)
   assert stored != data
   np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), rows >> 8)
   with pytest.raises(decode.BadImageError, match='cannot decode the image'):
-    decode.storable(b'<html>')
+    decode.to_storable(b'<html>')
 
 
 def png16(pixels: np.ndarray) -> bytes:
@@ -256,10 +258,10 @@ def test_an_image_beyond_the_bound(size, capfd) -> None:
     warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # as outside of pytest
     for read in (
       decode.check,
-      decode.storable,
-      lambda data: decode.whole(data, None),
-      lambda data: decode.whole(data, 8),
-      lambda data: decode.cropped(data, 8, (0.1, 1.0), [(0.5, 0.5, 0.5, 0.5)]),
+      decode.to_storable,
+      lambda data: decode.decode_image(data, None),
+      lambda data: decode.decode_image(data, 8),
+      lambda data: decode.decode_crops(data, 8, (0.1, 1.0), [(0.5, 0.5, 0.5, 0.5)]),
     ):
       with pytest.raises(decode.BadImageError, match=r'it has [\d,x ]+ pixels; expected at most 89,478,485'):
         read(data)
@@ -271,7 +273,7 @@ def test_an_image_beyond_the_bound(size, capfd) -> None:
 
 
 def test_a_large_image_within_the_bound(capfd) -> None:
-  assert decode.whole(encode(Image.new('L', (9_459, 9_459), 7), 'JPEG'), 8).shape == (8, 8, 3)
+  assert decode.decode_image(encode(Image.new('L', (9_459, 9_459), 7), 'JPEG'), 8).shape == (8, 8, 3)
   assert capfd.readouterr().err == ''
 
 
@@ -279,10 +281,10 @@ def test_a_large_jpeg_is_refused_by_both_decoders(monkeypatch) -> None:
   data = bytearray(encode(picture(16, 16), 'JPEG'))
   at = data.index(b'\xff\xc0')  # the frame: its length, its depth, height and width
   data[at + 5 : at + 9] = struct.pack('>HH', 13_000, 13_000)
-  for fast in (decode.fast, lambda: None):
-    monkeypatch.setattr(decode, 'fast', fast)
+  for fast in (decode.fast_modules, lambda: None):
+    monkeypatch.setattr(decode, 'fast_modules', fast)
     with pytest.raises(decode.BadImageError, match=r'it has [\d,x ]+ pixels; expected at most 89,478,485'):
-      decode.cropped(bytes(data), 8, (0.1, 1.0), [(0.5, 0.5, 0.5, 0.5)])
+      decode.decode_crops(bytes(data), 8, (0.1, 1.0), [(0.5, 0.5, 0.5, 0.5)])
 
 
 def test_pillow_prints_nothing(tmp_path) -> None:
@@ -305,9 +307,9 @@ TAG = b'Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x0e\0\2\xff\xff\xff\xff\0\0\0\0\0\0\0\0'
 def test_damaged_exif_is_no_damage_of_the_pixels_and_not_a_word(tmp_path, exif: bytes) -> None:
   plain = encode(picture(16, 16), 'JPEG')
   photograph = encode(picture(16, 16), 'JPEG', exif=exif)
-  np.testing.assert_array_equal(decode.whole(photograph, None), decode.whole(plain, None))
+  np.testing.assert_array_equal(decode.decode_image(photograph, None), decode.decode_image(plain, None))
   (tmp_path / 'x.jpg').write_bytes(photograph)
-  code = 'import sys; from jaxres.data import decode; decode.whole(open(sys.argv[1], "rb").read(), 8)'
+  code = 'import sys; from jaxres.data import decode; decode.decode_image(open(sys.argv[1], "rb").read(), 8)'
   words = [sys.executable, '-c', code, str(tmp_path / 'x.jpg')]
   done = subprocess.run(words, capture_output=True, text=True, check=True)
   assert done.stdout + done.stderr == ''
@@ -327,7 +329,7 @@ def test_a_bomb_counts_as_a_bad_image(tmp_path, capsys) -> None:
   assert sorted(line[:8] for line in lines) == ['bad test', 'bad trai']
 
 
-@pytest.mark.parametrize('read', [decode.check, decode.storable, lambda data: decode.whole(data, 8)])
+@pytest.mark.parametrize('read', [decode.check, decode.to_storable, lambda data: decode.decode_image(data, 8)])
 def test_a_program_is_no_image(read, monkeypatch) -> None:
   """Pillow has Ghostscript run an EPS, whatever the file is called."""
   monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('it was run'))

@@ -36,20 +36,20 @@ def test_a_batch_has_the_labels_of_the_file(given, pipeline: str) -> None:
   index = sampler.train_indices(0, 0, 8, 40)
   assert batch['label'].dtype == labels.dtype
   np.testing.assert_array_equal(batch['label'], arrays['train_y'][index].astype(labels.dtype))
-  feed = [*dataset.test.eval_feeds(12)][-1]  # the last is filled up
-  last = dataset.test.fetch(dataset.test.constants, feed)
+  feed = [*dataset.test.eval_inputs(12)][-1]  # the last is filled up
+  last = dataset.test.get_batch(dataset.test.device_data, feed)
   np.testing.assert_array_equal(last['label'][:4], arrays['test_y'][12:].astype(labels.dtype))
 
 
 def test_parts_are_drawn_at_random_and_hold_every_example_once(given) -> None:
   path, labels, arrays = given
   dataset = data.load('arrays', path=path, batch_size=8, val=0.25, labels=labels)
-  parts = [np.asarray(part.constants['image']) for part in (dataset.train, dataset.val)]
+  parts = [np.asarray(part.device_data['image']) for part in (dataset.train, dataset.val)]
   assert [len(part) for part in parts] == [30, 10]
   key = lambda images: sorted(image.tobytes() for image in images)
   assert key(np.concatenate(parts)) == key(arrays['train_x'])
   folds = [data.load('arrays', path=path, fold=(k, 4), labels=labels).val for k in range(4)]
-  assert key(np.concatenate([fold.constants['image'] for fold in folds])) == key(arrays['train_x'])
+  assert key(np.concatenate([fold.device_data['image'] for fold in folds])) == key(arrays['train_x'])
   assert data.load('arrays', path=path, limit=7, labels=labels).train.size == 7
 
 

@@ -30,7 +30,7 @@ def test_predict_and_training_see_the_same_files(tmp_path) -> None:
   (tmp_path / 'c').symlink_to(outside)
   splits, names = folder.find(str(tmp_path))
   trained = {splits['train'].name_of(i) for i in range(len(splits['train'].labels))}
-  assert {str(path) for path in predict.find([str(tmp_path)])} == trained
+  assert {str(path) for path in predict.find_images([str(tmp_path)])} == trained
   assert names == ('a', 'b', 'c')
   assert len(trained) == 12
 
@@ -40,20 +40,20 @@ def test_a_loop_of_links_is_walked_once(tmp_path) -> None:
   (tmp_path / 'a/up').symlink_to(tmp_path)
   (tmp_path / 'b').symlink_to(tmp_path / 'b')
   (tmp_path / 'c.png').symlink_to(tmp_path / 'c.png')
-  assert [path.name for path in predict.find([str(tmp_path)])] == ['1.png']
+  assert [path.name for path in predict.find_images([str(tmp_path)])] == ['1.png']
 
 
 def test_predict_says_what_is_a_link_to_nothing(tmp_path, capsys) -> None:
   write(tmp_path / '1.png')
   (tmp_path / '2.png').symlink_to('/none')
   os.mkfifo(tmp_path / '3.png')
-  assert len(predict.find([str(tmp_path)])) == 1
+  assert len(predict.find_images([str(tmp_path)])) == 1
   assert (
     f'2 images are links to nothing, or no files, and left out, such as {tmp_path}/2.png' in capsys.readouterr().err
   )
   (tmp_path / '1.png').unlink()
   with pytest.raises(InputError, match='no images there'):
-    predict.find([str(tmp_path)])
+    predict.find_images([str(tmp_path)])
 
 
 def fill(root: pathlib.Path, good: int, deep: int = 0, dangling: int = 0) -> None:
@@ -128,4 +128,4 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path) -> None:
 
 def test_a_folder_that_is_gone_is_one_line(tmp_path) -> None:
   with pytest.raises(InputError, match='cannot read .*gone: No such file or directory'):
-    listing.look(tmp_path / 'gone')
+    listing.list_folder(tmp_path / 'gone')

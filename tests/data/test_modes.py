@@ -112,23 +112,23 @@ CASES = {
 @pytest.mark.parametrize('kind', CASES)
 def test_pixels_are_those_of_numpy(kind: str) -> None:
   encoded, expected = CASES[kind]
-  np.testing.assert_array_equal(decode.whole(encoded, None), expected)
-  same = [decode.whole(encode(Image.fromarray(expected), 'PNG'), 5), decode.whole(encoded, 5)]
+  np.testing.assert_array_equal(decode.decode_image(encoded, None), expected)
+  same = [decode.decode_image(encode(Image.fromarray(expected), 'PNG'), 5), decode.decode_image(encoded, 5)]
   np.testing.assert_array_equal(*same)
   draws = [(0.5, 0.5, 0.5, 0.5)]
   np.testing.assert_array_equal(
-    decode.cropped(encoded, 4, (0.3, 1.0), draws),
-    decode.cropped(encode(Image.fromarray(expected), 'PNG'), 4, (0.3, 1.0), draws),
+    decode.decode_crops(encoded, 4, (0.3, 1.0), draws),
+    decode.decode_crops(encode(Image.fromarray(expected), 'PNG'), 4, (0.3, 1.0), draws),
   )
-  np.testing.assert_array_equal(decode.whole(decode.storable(encoded), None), expected)
+  np.testing.assert_array_equal(decode.decode_image(decode.to_storable(encoded), None), expected)
   decode.check(encoded)
 
 
 def test_premultiplied_colors_are_divided_by_alpha() -> None:
   opaque = np.dstack([RGB, np.full_like(GREY, 255)])
-  np.testing.assert_array_equal(decode.whole(tiff(opaque, 8, None, 2, extra=1), None), RGB)
+  np.testing.assert_array_equal(decode.decode_image(tiff(opaque, 8, None, 2, extra=1), None), RGB)
   both = np.dstack([GREY, np.full_like(GREY, 255)])
-  np.testing.assert_array_equal(decode.whole(tiff(both, 8, None, 1, extra=1), None), grey(GREY))
+  np.testing.assert_array_equal(decode.decode_image(tiff(both, 8, None, 1, extra=1), None), grey(GREY))
 
 
 def test_modes_that_no_file_gives_are_converted_as_pillow_does() -> None:
@@ -152,10 +152,10 @@ REFUSED = {
 @pytest.mark.parametrize(
   'read',
   [
-    lambda encoded: decode.whole(encoded, None),
-    lambda encoded: decode.whole(encoded, 5),
-    lambda encoded: decode.cropped(encoded, 4, (0.3, 1.0), [(0.5, 0.5, 0.5, 0.5)]),
-    decode.storable,
+    lambda encoded: decode.decode_image(encoded, None),
+    lambda encoded: decode.decode_image(encoded, 5),
+    lambda encoded: decode.decode_crops(encoded, 4, (0.3, 1.0), [(0.5, 0.5, 0.5, 0.5)]),
+    decode.to_storable,
     decode.check,
   ],
 )
@@ -167,7 +167,7 @@ def test_numbers_that_are_no_levels_are_refused(kind: str, read) -> None:
 def test_a_portable_float_map_is_refused() -> None:
   encoded = b'Pf\n11 9\n-1.0\n' + (DEEP / 65535).astype('<f4').tobytes()
   with pytest.raises(decode.BadImageError, match='floating-point numbers of 32 bits'):
-    decode.whole(encoded, None)
+    decode.decode_image(encoded, None)
 
 
 @pytest.mark.parametrize('pipeline', ['resident', 'stream'])
@@ -186,7 +186,7 @@ def test_the_file_is_named(tmp_path, pipeline: str) -> None:
 def test_deep_images_in_a_tfds_set_are_not_clipped(tmp_path) -> None:
   examples = [{'image': png(DEEP[..., None], 16, 0), 'label': k % 2} for k in range(4)]
   sets.write(tmp_path, sets.features((9, 11, 1)), {'train': examples, 'test': examples})
-  images = data.load('tiny', data_dir=str(tmp_path), batch_size=2).test.constants['image']
+  images = data.load('tiny', data_dir=str(tmp_path), batch_size=2).test.device_data['image']
   np.testing.assert_array_equal(images[0], (DEEP >> 8).astype(np.uint8)[..., None])
 
 
@@ -194,4 +194,4 @@ def test_deep_images_in_a_tfds_set_are_not_clipped(tmp_path) -> None:
 @pytest.mark.parametrize('compression', ['tiff_lzw', 'tiff_adobe_deflate'])
 def test_compressed_tiffs_are_alike(compression: str) -> None:
   encoded = encode(Image.fromarray(DEEP), 'TIFF', compression=compression)
-  np.testing.assert_array_equal(decode.whole(encoded, None), grey(DEEP >> 8))
+  np.testing.assert_array_equal(decode.decode_image(encoded, None), grey(DEEP >> 8))

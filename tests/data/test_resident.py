@@ -15,8 +15,8 @@ def make(size: int = 50, batch_size: int = 16) -> tuple[Arrays, Resident]:
 
 def test_batches_are_the_rows_of_the_order() -> None:
   arrays, pipeline = make()
-  for step, feed in enumerate(pipeline.train_feeds(2, 9), 2):
-    batch = jax.jit(pipeline.fetch)(pipeline.constants, feed)
+  for step, feed in enumerate(pipeline.step_inputs(2, 9), 2):
+    batch = jax.jit(pipeline.get_batch)(pipeline.device_data, feed)
     index = sampler.train_indices(3, step, 16, 50)
     np.testing.assert_array_equal(batch['label'], index)
     np.testing.assert_array_equal(batch['image'], arrays.images[index])
@@ -26,7 +26,7 @@ def test_batches_are_the_rows_of_the_order() -> None:
 
 def test_evaluation_batches_hold_each_example_once() -> None:
   _, pipeline = make()
-  batches = [jax.jit(pipeline.fetch)(pipeline.constants, feed) for feed in pipeline.eval_feeds(24)]
+  batches = [jax.jit(pipeline.get_batch)(pipeline.device_data, feed) for feed in pipeline.eval_inputs(24)]
   labels = np.concatenate([np.asarray(b['label'])[np.asarray(b['mask'])] for b in batches])
   np.testing.assert_array_equal(labels, np.arange(50))
 
@@ -35,7 +35,9 @@ def test_the_gathered_batch_is_split_over_the_devices() -> None:
   _, pipeline = make()
   mesh = sharding.make_mesh()
   pipeline.place(mesh)
-  assert pipeline.constants['image'].sharding.is_fully_replicated
-  fetch = jax.jit(pipeline.fetch, in_shardings=(sharding.replicated(mesh), sharding.over_batch(mesh)))
-  batch = fetch(pipeline.constants, next(pipeline.train_feeds(0, 1)))
+  assert pipeline.device_data['image'].sharding.is_fully_replicated
+  get_batch = jax.jit(
+    pipeline.get_batch, in_shardings=(sharding.replicated_sharding(mesh), sharding.batch_sharding(mesh))
+  )
+  batch = get_batch(pipeline.device_data, next(pipeline.step_inputs(0, 1)))
   assert {shard.data.shape for shard in batch['image'].addressable_shards} == {(2, 4, 4, 3)}

@@ -44,7 +44,7 @@ def test_evaluation_sees_each_example_once_in_order(batch: int, size: int) -> No
 @pytest.mark.parametrize('size', [1, 37, 100, 250])
 def test_stratified_gives_each_class_its_share(size: int) -> None:
   labels = np.repeat([0, 1, 2, 5], [100, 50, 75, 25])
-  index = sampler.stratified(labels, size, seed=3)
+  index = sampler.draw_stratified(labels, size, seed=3)
   assert len(set(index.tolist())) == size
   shares = size * np.bincount(labels) / len(labels)
   assert (np.abs(np.bincount(labels[index], minlength=6) - shares) < 1).all()
@@ -52,14 +52,14 @@ def test_stratified_gives_each_class_its_share(size: int) -> None:
 
 def test_stratified_counts_are_scikit_learns() -> None:
   labels = np.random.default_rng(0).permutation(np.repeat(range(10), 50))
-  ours = sampler.stratified(labels, 100, seed=0)
+  ours = sampler.draw_stratified(labels, 100, seed=0)
   theirs, _ = train_test_split(np.arange(500), train_size=100, stratify=labels, random_state=0)
   np.testing.assert_array_equal(np.bincount(labels[ours]), np.bincount(labels[theirs]))
 
 
 def test_stratified_depends_on_the_seed() -> None:
   labels = np.arange(300) % 3
-  assert not np.array_equal(sampler.stratified(labels, 60, 0), sampler.stratified(labels, 60, 1))
+  assert not np.array_equal(sampler.draw_stratified(labels, 60, 0), sampler.draw_stratified(labels, 60, 1))
 
 
 def test_a_permutation_is_kept_and_cannot_be_written() -> None:
@@ -77,7 +77,7 @@ def test_a_permutation_is_kept_and_cannot_be_written() -> None:
 def test_names_are_sorted_by_the_sha256_of_seed_use_and_name(names: list[str], seed: int, use: str) -> None:
   names = [name.encode('utf-8', 'replace').decode() for name in names]
   sha = lambda name: hashlib.sha256(b'%d\0%b\0%b' % (seed, use.encode(), name.encode())).hexdigest()
-  found = sampler.by_name(names, seed, use)
+  found = sampler.order_by_name(names, seed, use)
   assert found.dtype == np.int64
   assert [sha(names[at]) for at in found] == sorted(map(sha, names))
 
@@ -85,13 +85,13 @@ def test_names_are_sorted_by_the_sha256_of_seed_use_and_name(names: list[str], s
 def test_a_name_that_is_no_utf8_is_hashed_as_its_bytes() -> None:
   names = [os.fsdecode(bytes([byte])) for byte in (0xE9, 0xFF, 0x61)]
   sha = lambda name: hashlib.sha256(b'0\0test\0' + os.fsencode(name)).digest()
-  assert sampler.by_name(names, 0, 'test').tolist() == sorted(range(3), key=lambda at: sha(names[at]))
+  assert sampler.order_by_name(names, 0, 'test').tolist() == sorted(range(3), key=lambda at: sha(names[at]))
 
 
 @pytest.mark.parametrize('count', [2, 3, 7])
 def test_folds_have_scikit_learns_sizes_and_classes(count: int) -> None:
   labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 4], [31, 50, 22]))
-  ours = sampler.folds(labels, count, seed=5)
+  ours = sampler.assign_folds(labels, count, seed=5)
   folds = StratifiedKFold(count, shuffle=True, random_state=0).split(labels, labels)
   of_class = lambda k, members: sorted(np.bincount(members[labels == k], minlength=count))
   theirs = np.empty(len(labels), int)
@@ -101,23 +101,23 @@ def test_folds_have_scikit_learns_sizes_and_classes(count: int) -> None:
   assert sorted(np.bincount(ours)) == sorted(np.bincount(theirs))
   for k in (0, 1, 4):
     assert of_class(k, ours) == of_class(k, theirs)
-  assert not np.array_equal(ours, sampler.folds(labels, count, seed=6))
-  np.testing.assert_array_equal(ours, sampler.folds(labels, count, 6, sampler.permutation(5, 0, len(labels))))
+  assert not np.array_equal(ours, sampler.assign_folds(labels, count, seed=6))
+  np.testing.assert_array_equal(ours, sampler.assign_folds(labels, count, 6, sampler.permutation(5, 0, len(labels))))
 
 
 def test_folds_are_dealt_class_by_class_in_the_order_that_is_given() -> None:
   labels, order = np.array([1, 0, 1, 0, 1]), np.array([4, 3, 2, 1, 0])
-  assert sampler.folds(labels, 2, seed=0, shuffled=order).tolist() == [0, 1, 1, 0, 0]
+  assert sampler.assign_folds(labels, 2, seed=0, shuffled=order).tolist() == [0, 1, 1, 0, 0]
 
 
 def test_stratified_takes_the_first_of_each_class_in_the_order_that_is_given() -> None:
   labels, order = np.array([1, 0, 1, 0, 1, 1]), np.array([5, 4, 3, 2, 1, 0])
-  assert sampler.stratified(labels, 3, seed=0, shuffled=order).tolist() == [3, 4, 5]
-  default = sampler.stratified(labels, 3, 7)
-  np.testing.assert_array_equal(default, sampler.stratified(labels, 3, 0, sampler.permutation(7, 0, 6)))
+  assert sampler.draw_stratified(labels, 3, seed=0, shuffled=order).tolist() == [3, 4, 5]
+  default = sampler.draw_stratified(labels, 3, 7)
+  np.testing.assert_array_equal(default, sampler.draw_stratified(labels, 3, 0, sampler.permutation(7, 0, 6)))
 
 
 def test_what_is_left_goes_to_the_largest_remainders() -> None:
   labels = np.repeat([0, 1, 2], [5, 3, 2])
-  assert np.bincount(labels[sampler.stratified(labels, 7, seed=0)]).tolist() == [4, 2, 1]  # of 3.5, 2.1 and 1.4
-  assert np.bincount(labels[sampler.stratified(labels, 2, seed=0)]).tolist() == [1, 1]  # of 1.0, 0.6 and 0.4
+  assert np.bincount(labels[sampler.draw_stratified(labels, 7, seed=0)]).tolist() == [4, 2, 1]  # of 3.5, 2.1 and 1.4
+  assert np.bincount(labels[sampler.draw_stratified(labels, 2, seed=0)]).tolist() == [1, 1]  # of 1.0, 0.6 and 0.4

@@ -41,8 +41,8 @@ def members(files) -> set[str]:
 def test_the_order_of_names_is_that_of_their_sha256() -> None:
   names = ['a/1.png', 'a/2.png', 'b/\udcff.png', 'b/é.png']
   key = lambda name: hashlib.sha256(b'7\0test\0' + name.encode('utf-8', 'surrogateescape')).hexdigest()
-  assert [names[at] for at in sampler.by_name(names, 7, 'test')] == sorted(names, key=key)
-  assert sampler.by_name([], 0, 'test').tolist() == []
+  assert [names[at] for at in sampler.order_by_name(names, 7, 'test')] == sorted(names, key=key)
+  assert sampler.order_by_name([], 0, 'test').tolist() == []
 
 
 def test_a_file_less_and_one_more_moves_at_most_one_of_a_class(tmp_path) -> None:
@@ -76,7 +76,7 @@ def test_val_limit_and_folds_of_files_are_drawn_by_name(tmp_path) -> None:
   root.rename(moved)
   again = data.load('folder', path=str(moved), batch_size=4, val=0.25, limit=8)
   assert again.info == first.info  # the place of the folder is no part of a name
-  rows = lambda p: {image.tobytes() for image in np.asarray(p.constants['image'])}
+  rows = lambda p: {image.tobytes() for image in np.asarray(p.device_data['image'])}
   folds = [data.load('folder', path=str(moved), batch_size=4, fold=(k, 4)) for k in range(4)]
   assert len(set.union(*(rows(fold.val) for fold in folds))) == sum(fold.val.size for fold in folds) == 32
   assert not any(rows(fold.train) & rows(fold.val) for fold in folds)
@@ -85,11 +85,11 @@ def test_val_limit_and_folds_of_files_are_drawn_by_name(tmp_path) -> None:
 def test_arrays_are_drawn_by_place_as_before() -> None:
   labels = np.arange(60) % 3
   assert (
-    sampler.stratified(labels, 15, 4).tolist()
-    == sampler.stratified(labels, 15, 4, sampler.permutation(4, 0, 60)).tolist()
+    sampler.draw_stratified(labels, 15, 4).tolist()
+    == sampler.draw_stratified(labels, 15, 4, sampler.permutation(4, 0, 60)).tolist()
   )
   old, new = (data.load(**fields(), split_rule=rule) for rule in (1, 2))
-  np.testing.assert_array_equal(old.val.constants['image'], new.val.constants['image'])
+  np.testing.assert_array_equal(old.val.device_data['image'], new.val.device_data['image'])
   assert old.info.splits == new.info.splits
   assert (old.info.split_rule, new.info.split_rule) == (1, 2)
 
@@ -232,14 +232,14 @@ def test_a_run_refuses_to_go_on_with_other_files(trained) -> None:
     loop.train_and_evaluate(again, run)
   assert 'labels' not in str(caught.value)  # these are the same
   with pytest.raises(InputError, match='the data is not that of the run: splits was'):
-    runs.read([str(run)])
+    runs.read_runs([str(run)])
 
 
 def test_runs_on_other_test_images_of_the_same_labels_are_not_compared(trained, tmp_path) -> None:
   config, run = trained
   loop.train_and_evaluate({**config, 'data': {**config['data'], 'seed': 1}}, tmp_path / 'other')
-  first, second = runs.read([str(run), str(tmp_path / 'other')])
-  labels = [np.asarray(each.dataset.test.constants['label']) for each in (first, second)]
+  first, second = runs.read_runs([str(run), str(tmp_path / 'other')])
+  labels = [np.asarray(each.dataset.test.device_data['label']) for each in (first, second)]
   np.testing.assert_array_equal(*labels)
   with pytest.raises(InputError, match='have other test examples'):
     runs.check_same_examples([first, second], labels, 'test')
@@ -267,11 +267,11 @@ def test_a_run_without_a_rule_keeps_the_first(trained, tmp_path, monkeypatch) ->
   stored = json.loads((run / 'data.json').read_text())
   assert stored['split_rule'] == 1
   assert 'contents' in stored['splits']['train']  # from now on these too are compared
-  (read,) = runs.read([str(run)])
+  (read,) = runs.read_runs([str(run)])
   by_place, _ = folder.find(config['data']['path'], split_rule=1)
-  held_out = sampler.stratified(by_place['train'].labels, 8, 0)
+  held_out = sampler.draw_stratified(by_place['train'].labels, 8, 0)
   np.testing.assert_array_equal(
-    np.asarray(read.dataset.test.constants['image']),
+    np.asarray(read.dataset.test.device_data['image']),
     [np.asarray(Image.open(by_place['train'].name_of(at))) for at in held_out],
   )
 

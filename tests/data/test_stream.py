@@ -34,7 +34,7 @@ def load(path: str, pipeline: str, name: str = 'folder', **options: object) -> d
 
 
 def batches(pipeline: data.Pipeline, feeds) -> list[dict]:
-  return [{k: np.asarray(v) for k, v in pipeline.fetch(pipeline.constants, feed).items()} for feed in feeds]
+  return [{k: np.asarray(v) for k, v in pipeline.get_batch(pipeline.device_data, feed).items()} for feed in feeds]
 
 
 def assert_equal(found: list[dict], expected: list[dict]) -> None:
@@ -58,12 +58,12 @@ def test_stream_and_resident_give_equal_batches(source: str, npz, images) -> Non
     ours, theirs = getattr(streamed, split), getattr(resident, split)
     assert isinstance(ours, stream.Stream)
     assert ours.size == theirs.size
-    assert_equal(batches(ours, ours.eval_feeds(8)), batches(theirs, theirs.eval_feeds(8)))
+    assert_equal(batches(ours, ours.eval_inputs(8)), batches(theirs, theirs.eval_inputs(8)))
   steps = 3 * streamed.train.size // 8  # over the end of epochs
-  expected = batches(resident.train, resident.train.train_feeds(0, steps))
-  assert_equal(batches(streamed.train, streamed.train.train_feeds(0, steps)), expected)
+  expected = batches(resident.train, resident.train.step_inputs(0, steps))
+  assert_equal(batches(streamed.train, streamed.train.step_inputs(0, steps)), expected)
   resumed = load(path, 'stream', source, **options).train
-  assert_equal(batches(resumed, resumed.train_feeds(3, steps)), expected[3:])
+  assert_equal(batches(resumed, resumed.step_inputs(3, steps)), expected[3:])
   if source == 'arrays':
     assert streamed.info == resident.info
 
@@ -73,10 +73,10 @@ def test_arrays_are_resized_for_both(npz) -> None:
   assert streamed.info == resident.info
   assert streamed.info.image_shape == (12, 12, 3)
   assert_equal(
-    batches(streamed.train, streamed.train.train_feeds(0, 2)), batches(resident.train, resident.train.train_feeds(0, 2))
+    batches(streamed.train, streamed.train.step_inputs(0, 2)), batches(resident.train, resident.train.step_inputs(0, 2))
   )
-  expected = decode.resized(make_arrays()['test_x'][3], 12)
-  np.testing.assert_array_equal(resident.test.constants['image'][3], expected)
+  expected = decode.resize_image(make_arrays()['test_x'][3], 12)
+  np.testing.assert_array_equal(resident.test.device_data['image'][3], expected)
 
 
 def test_evaluation_may_be_at_another_size(images) -> None:
@@ -85,34 +85,34 @@ def test_evaluation_may_be_at_another_size(images) -> None:
     assert dataset.info.image_shape == (16, 16, 3)
     for split in ('val', 'test'):
       pipeline, other = getattr(dataset, split), getattr(resident, split)
-      found = batches(pipeline, pipeline.eval_feeds(4))
+      found = batches(pipeline, pipeline.eval_inputs(4))
       assert found[0]['image'].shape == (4, 20, 20, 3)
-      assert_equal(found, batches(other, other.eval_feeds(4)))
-  assert next(streamed.train.train_feeds(0, 1))['image'].shape == (8, 16, 16, 3)
+      assert_equal(found, batches(other, other.eval_inputs(4)))
+  assert next(streamed.train.step_inputs(0, 1))['image'].shape == (8, 16, 16, 3)
   path = sorted(pathlib.Path(images).glob('test/*/*.jpg'))[2]
-  np.testing.assert_array_equal(resident.test.constants['image'][2], decode.whole(path.read_bytes(), 20, 0.9))
+  np.testing.assert_array_equal(resident.test.device_data['image'][2], decode.decode_image(path.read_bytes(), 20, 0.9))
 
 
 def test_random_crops_are_a_function_of_seed_step_and_position(images) -> None:
   first = load(images, 'stream').train
-  expected = batches(first, first.train_feeds(0, 7))
+  expected = batches(first, first.step_inputs(0, 7))
   for workers, start in ((1, 0), (4, 0), (3, 5)):
     again = load(images, 'stream', workers=workers).train
-    assert_equal(batches(again, again.train_feeds(start, 7)), expected[start:])
+    assert_equal(batches(again, again.step_inputs(start, 7)), expected[start:])
   rows = {image.tobytes() for batch in expected for image in batch['image']}
-  assert len(rows) == 7 * 8  # an image that comes again is cropped anew
+  assert len(rows) == 7 * 8  # an image that comes again is cropped again
   first.seed = 6
-  assert not rows & {image.tobytes() for batch in batches(first, first.train_feeds(0, 7)) for image in batch['image']}
+  assert not rows & {image.tobytes() for batch in batches(first, first.step_inputs(0, 7)) for image in batch['image']}
 
 
 def test_a_crop_is_that_of_its_draws(images) -> None:
   pipeline = load(images, 'stream', crop_scale=(0.3, 0.6)).train
   paths = sorted(pathlib.Path(images).glob('train/*/*.jpg'))
-  for step, feed in enumerate(pipeline.train_feeds(2, 5), 2):
+  for step, feed in enumerate(pipeline.step_inputs(2, 5), 2):
     index, draws = sampler.train_indices(5, step, 8, 26), stream.crop_draws(5, step, 8)
     for row in range(8):
       path = paths[index[row]]
-      expected = decode.cropped(path.read_bytes(), 16, (0.3, 0.6), draws[row].tolist())
+      expected = decode.decode_crops(path.read_bytes(), 16, (0.3, 0.6), draws[row].tolist())
       np.testing.assert_array_equal(feed['image'][row], expected)
       assert feed['label'][row] == 'ab'.index(path.parent.name)
 
@@ -133,7 +133,7 @@ def test_draws_are_uniform_and_of_their_own() -> None:
 @pytest.mark.parametrize('batch_size', [1, 3, 7, 16])
 def test_evaluation_has_every_example_once(batch_size: int, images) -> None:
   test = load(images, 'stream').test
-  found = list(test.eval_feeds(batch_size))
+  found = list(test.eval_inputs(batch_size))
   assert {feed['image'].shape for feed in found} == {(batch_size, 16, 16, 3)}
   rows = [image.tobytes() for feed in found for image in feed['image'][feed['mask']]]
   assert len(rows) == len(set(rows)) == 7
@@ -153,7 +153,7 @@ def counting(size: int = 1000, fail_at: int | None = None):
 
 def test_so_many_batches_are_made_ahead_and_no_more() -> None:
   calls, pipeline = counting()
-  feeds = pipeline.train_feeds(0, 1000)
+  feeds = pipeline.step_inputs(0, 1000)
   for step in range(4):
     next(feeds)
     ahead = 16 * (step + 1 + stream.AHEAD)
@@ -168,7 +168,7 @@ def test_so_many_batches_are_made_ahead_and_no_more() -> None:
 @pytest.mark.parametrize('end', ['close', 'drop', 'exhaust', 'islice', 'error'])
 def test_threads_end_with_the_generator(end: str) -> None:
   _, pipeline = counting(200, fail_at=sampler.train_indices(0, 1, 16, 200)[9] if end == 'error' else None)
-  feeds = pipeline.train_feeds(0, 4)
+  feeds = pipeline.step_inputs(0, 4)
   next(feeds)
   assert threads()
   if end == 'close':
@@ -188,7 +188,7 @@ def test_threads_end_with_the_generator(end: str) -> None:
 
 def test_an_example_of_every_thread_arrives_in_its_row() -> None:
   _, pipeline = counting()
-  for step, feed in enumerate(pipeline.train_feeds(0, 100)):
+  for step, feed in enumerate(pipeline.step_inputs(0, 100)):
     np.testing.assert_array_equal(feed['label'], sampler.train_indices(0, step, 16, 1000))
     np.testing.assert_array_equal(feed['image'][:, 0, 0, 0], feed['label'] % 256)
 
@@ -198,12 +198,12 @@ def test_a_bad_image_is_replaced_as_in_the_resident_pipeline(images, capsys) -> 
     (pathlib.Path(images) / f'train/a/{name}.jpg').write_bytes(b'no image')
   options = {'crop_scale': (), 'max_bad': 2}
   streamed, resident = (load(images, pipeline, **options).train for pipeline in ('stream', 'resident'))
-  expected = batches(resident, resident.train_feeds(0, 8))
-  assert_equal(batches(streamed, streamed.train_feeds(0, 8)), expected)
+  expected = batches(resident, resident.step_inputs(0, 8))
+  assert_equal(batches(streamed, streamed.step_inputs(0, 8)), expected)
   assert capsys.readouterr().err.count('bad training example 2 of at most 2') == 2
   strict = load(images, 'stream', max_bad=1).train
   with pytest.raises(InputError, match=r'0[46].jpg: cannot decode the image.*; data.max_bad is 1'):
-    batches(strict, strict.train_feeds(0, 8))
+    batches(strict, strict.step_inputs(0, 8))
 
 
 def config(pipeline: str, path: str) -> dict:

@@ -60,7 +60,7 @@ def kill(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     found['ends_alike'] = digest(workdir) == expected
     shutil.rmtree(workdir)
     return found | {'ok': found['ends_alike'] and not said}
-  steps = steps_lib.numbered(workdir / 'checkpoints')
+  steps = steps_lib.list_steps(workdir / 'checkpoints')
   found['damaged'] = {step: reason for step in steps if (reason := damage(workdir, step))}
   return found | {'ok': status == -9 and newest(workdir) >= committed and not found['damaged']}
 
@@ -158,7 +158,7 @@ def full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     room = 0 if midway else rng.choice([0, 10, 100, 400, 1000, 1100, 1300]) * 1024 + rng.randrange(4096)
     fill(disk / 'filling', shutil.disk_usage(disk).free - room)
     status, said = finish(process)
-    steps = steps_lib.numbered(workdir / 'checkpoints')
+    steps = steps_lib.list_steps(workdir / 'checkpoints')
     damaged = [step for step in steps if damage(workdir, step)]
     left = [path.name for path in (workdir / 'checkpoints').glob('*tmp*')]
     (disk / 'filling').unlink()
@@ -192,14 +192,14 @@ def corrupted(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   source, copy = scratch / 'uninterrupted/checkpoints', scratch / 'corrupted'
   shutil.rmtree(copy, ignore_errors=True)
   shutil.copytree(source, copy)
-  steps = steps_lib.numbered(source)
+  steps = steps_lib.list_steps(source)
   true = {step: reader.read(source / str(step)) for step in steps}
   files, kind = inject.files(copy / str(steps[-1])), inject.KINDS[number % len(inject.KINDS)]
   sizes = [path.stat().st_size for path in files]
   victim = rng.choices(files, sizes if rng.random() < 0.5 else None)[0]
   inject.damage(victim, kind, rng)
-  reason = reader.damage(copy / str(steps[-1]))
-  with contextlib.redirect_stderr(None), checkpoint.open(copy, keep_latest=2) as manager:
+  reason = reader.find_damage(copy / str(steps[-1]))
+  with contextlib.redirect_stderr(None), checkpoint.open_manager(copy, keep_latest=2) as manager:
     step = manager.latest_step()
     read = reader.read(copy / str(step))
   right = (read.digests, read.progress) == (true[step].digests, true[step].progress)
@@ -224,7 +224,7 @@ def nan(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   words += ['--config.train.eval_every_epochs=0.125', f'--config.train.scan_steps={rng.choice([1, 3])}']
   process = begin(scratch, workdir, *words, config='tests/faults/poisoned.py', JAXRES_POISON=kind)
   status, said = finish(process)
-  saved = [reader.read(workdir / f'checkpoints/{step}') for step in steps_lib.numbered(workdir / 'checkpoints')]
+  saved = [reader.read(workdir / f'checkpoints/{step}') for step in steps_lib.list_steps(workdir / 'checkpoints')]
   finite = all(digests_lib.is_finite(array) for each in saved for array in each.state.values())
   named = said.startswith(f'error: step {step} is not finite') and '\n' not in said
   file = workdir / f'bad_step_{step}.npz'
@@ -245,7 +245,7 @@ def other_devices(number: int, scratch: pathlib.Path, rng: random.Random) -> Row
   for source, to, devices in ((paths[0], paths[1], count), (paths[1], paths[2], 8)):
     command = [sys.executable, 'tests/faults/resave.py', source, to, optimizer]
     subprocess.run(command, cwd=ROOT, env=environment(scratch, **flags(devices)), check=True, capture_output=True)
-  digests = {str(reader.read(path / str(steps_lib.numbered(path)[-1])).digests) for path in paths}
+  digests = {str(reader.read(path / str(steps_lib.list_steps(path)[-1])).digests) for path in paths}
   status, said = finish(begin(scratch, workdir / 'run', sharded, '--config.train.epochs=3', **flags(count)))
   found: Row = {'devices': count, 'optimizer': optimizer, 'states': len(digests), 'statuses': [first, status]}
   return found | {'ok': found['states'] == 1 and found['statuses'] == [0, 0] and not said}

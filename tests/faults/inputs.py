@@ -149,7 +149,7 @@ def bad_weights(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     name = str(path)
     path.write_bytes(path.read_bytes()[: rng.randrange(1, path.stat().st_size)])
   status, said = finish(begin(scratch, scratch / 'never', f'--config.init.source={path}'))
-  told = name in said or 'no network of jaxres.models.list() is like it' in said
+  told = name in said or 'no network of jaxres.models.list_models() is like it' in said
   ok = status == 2 and '\n' not in said and told and str(path) in said and not (scratch / 'never').exists()
   return {'kind_of': kind, 'file': path.name, 'name': name, 'status': status, 'said': said[:300], 'ok': ok}
 

@@ -22,10 +22,10 @@ def main(source: str, to: str, optimizer: str) -> None:
   config['train'] |= {'epochs': 2.0, 'ema': 0.9, 'shard_optimizer': optimizer == 'sharded'}
   setup = make_setup(config)
   template = jax.eval_shape(setup.create, setup.key)
-  with checkpoint.open(source) as manager:
+  with checkpoint.open_manager(source) as manager:
     state, progress = checkpoint.restore(manager, template, setup.shardings)
   assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {jax.device_count()}
-  with checkpoint.open(to) as manager:
+  with checkpoint.open_manager(to) as manager:
     checkpoint.save(manager, state, progress, {}, setup.config)
 
 

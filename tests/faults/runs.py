@@ -45,11 +45,11 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def newest(workdir: pathlib.Path) -> int:
-  return max(steps.numbered(workdir / 'checkpoints'), default=0)
+  return max(steps.list_steps(workdir / 'checkpoints'), default=0)
 
 
 def damage(workdir: pathlib.Path, step: int) -> str | None:
-  return reader.damage(workdir / 'checkpoints' / str(step))
+  return reader.find_damage(workdir / 'checkpoints' / str(step))
 
 
 def digest(workdir: pathlib.Path) -> str:

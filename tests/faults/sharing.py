@@ -32,7 +32,7 @@ def odd_path(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   state = lambda step: TrainState(jnp.int32(step), {'a': jnp.arange(9.0) * step}, {}, ())
   try:
     for step in (1, 2):
-      with checkpoint.open(directory) as manager:
+      with checkpoint.open_manager(directory) as manager:
         checkpoint.save(manager, state(step), {}, {})
     moved = root / rng.choice(names) / 'moved [1]%20'
     moved.parent.mkdir(exist_ok=True)
@@ -166,7 +166,7 @@ def live_readers(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     try:
       workdir.read_step(place, None)
       wrong += [
-        row.finding for row in run_checks.workdir(place) if row.verdict == 'problem' or 'cut short' in row.finding
+        row.finding for row in run_checks.check_workdir(place) if row.verdict == 'problem' or 'cut short' in row.finding
       ]
     except InputError as error:
       wrong.append(str(error))

@@ -73,7 +73,7 @@ def stopped(found: Sequence[Row]) -> str:
   at_once = sum(row.get('said', '').startswith('stopped at once') for row in found)
   median = statistics.median(grace)
   return (
-    f'{len(asked)} saved and said so; seconds to the exit: median {median:.1f}, p95 {p95:.1f}; {at_once} ended at once'
+    f'{len(asked)} saved, reported; seconds to the exit: median {median:.1f}, p95 {p95:.1f}; {at_once} ended at once'
   )
 
 
@@ -102,7 +102,7 @@ def left(found: Sequence[Row]) -> str:
 
 def restored(found: Sequence[Row]) -> str:
   counts = sorted({row['devices'] for row in found})
-  return f'8 to {", ".join(map(str, counts))} to 8 devices; optimiser whole and sharded'
+  return f'8 to {", ".join(map(str, counts))} to 8 devices; optimizer replicated and sharded'
 
 
 def second(found: Sequence[Row]) -> str:
@@ -163,7 +163,7 @@ KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
   ),
   'live_readers': ('tools read a run that trains', 'no look is wrong', looked),
   'devices': ('restored on other devices, and back', 'every leaf the same, to the bit', restored),
-  'configs': ('a misspelt field, a wrong type', 'one line with the field and the nearest word', slowest),
+  'configs': ('a misspelled field, a wrong type', 'one line with the field and the nearest word', slowest),
   'images': (
     'a truncated, empty or foreign image file',
     'one line with its name before anything is compiled',

@@ -229,7 +229,7 @@ def test_rows_are_their_papers() -> None:
   wrn = models.create('wrn28_10')
   assert (wrn.stage_sizes, wrn.widths, wrn.stem_type, wrn.dropout_at) == ((4, 4, 4), (160, 320, 640), 'cifar', 'blocks')
   assert models.create('preact_resnet50').stem_type == 'imagenet'
-  assert {models.create(name).dropout_at for name in models.list() if not name.startswith('wrn')} == {'head'}
+  assert {models.create(name).dropout_at for name in models.list_models() if not name.startswith('wrn')} == {'head'}
 
 
 # Dropout and stochastic depth

@@ -135,7 +135,7 @@ def init(model: models.ResNet) -> Any:
 
 
 def images(batch: int = 4, size: int = 32) -> np.ndarray:
-  """Return images that differ in contrast and colour, since pooling averages noise away."""
+  """Return images that differ in contrast and color, since pooling averages noise away."""
   rng = np.random.default_rng(0)
   noise = rng.normal(0, 1, (batch, size, size, 3)) * rng.uniform(0.2, 2, (batch, 1, 1, 1))
   return (noise + rng.normal(0, 1, (batch, 1, 1, 3))).astype(np.float32)
@@ -187,7 +187,7 @@ def test_speedrun_parameter_count() -> None:
 
 
 def test_list_has_every_model() -> None:
-  assert sorted(models.list()) == sorted([*CIFAR_COUNTS, *IMAGENET_COUNTS, 'resnet8_speedrun'])
+  assert sorted(models.list_models()) == sorted([*CIFAR_COUNTS, *IMAGENET_COUNTS, 'resnet8_speedrun'])
 
 
 @pytest.mark.parametrize(

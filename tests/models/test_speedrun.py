@@ -13,14 +13,14 @@ from tests.models.parity import assert_alive, assert_near, drawn
 
 
 def images(count: int, size: int) -> np.ndarray:
-  """Smooth noise: neighbours are correlated, as in photographs."""
+  """Smooth noise: neighbors are correlated, as in photographs."""
   noise = np.random.default_rng(0).normal(size=(count, size + 2, size + 2, 3))
   return sum(noise[:, i : i + size, j : j + size] for i in range(3) for j in range(3)).astype(np.float32)
 
 
 def test_the_kernel_whitens() -> None:
   x = images(64, 12)
-  kernel = speedrun.kernel(x)
+  kernel = speedrun.whitening_kernel(x)
   assert kernel.shape == (2, 2, 3, 24)
   np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
   features = jax.lax.conv_general_dilated(
@@ -83,7 +83,7 @@ def test_other_channels_have_as_many_filters_as_whiten_them(channels: int) -> No
   model, x = models.create('resnet8_speedrun', num_classes=10), np.ones((2, 9, 9, channels), np.float32)
   variables = model.init(jax.random.key(0), x, train=False)
   shape = variables['params']['stem']['conv']['kernel'].shape
-  assert speedrun.kernel(np.random.default_rng(0).normal(size=(4, 9, 9, channels))).shape == shape
+  assert speedrun.whitening_kernel(np.random.default_rng(0).normal(size=(4, 9, 9, channels))).shape == shape
   assert model.apply(variables, x, train=False).shape == (2, 10)
 
 
@@ -97,7 +97,7 @@ def test_its_weights_go_to_torchs_names_and_back() -> None:
   variables = speedrun.whiten(model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False), images(8, 16))
   state_dict = weights.from_variables(variables, model)
   assert {'conv1.weight', 'conv1.bias', 'layer3.0.bn2.bias', 'layer3.0.bn2.running_var'} <= state_dict.keys()
-  found = weights.recognise(state_dict)
+  found = weights.recognize(state_dict)
   assert (found.name, found.channels) == ('resnet8_speedrun', 3)
   again = weights.to_variables(state_dict, models.create(found.name, **found.options))
   jax.tree.map(np.testing.assert_array_equal, again, variables)

@@ -30,8 +30,8 @@ STATS = {'stem': {'bn': {'mean': 0, 'var': 0}}, 'stage1': {'block0': {'bn1': {'m
 
 
 def steps(frozen=(), unfreeze=(), total=100) -> dict[str, float]:
-  found = freezing.until(PARAMS, frozen, unfreeze, total, 10.0)
-  return dict(zip(trees.names(found), jax.tree.leaves(found), strict=True))
+  found = freezing.unfreeze_steps(PARAMS, frozen, unfreeze, total, 10.0)
+  return dict(zip(trees.leaf_names(found), jax.tree.leaves(found), strict=True))
 
 
 def test_each_parameter_has_the_step_it_begins_at() -> None:
@@ -50,20 +50,20 @@ def test_each_parameter_has_the_step_it_begins_at() -> None:
 
 
 def test_a_norm_is_frozen_as_long_as_all_its_parameters_are() -> None:
-  until = freezing.until(PARAMS, BODY, (('stage1/.*', 3.0), ('.*/scale', 2.0)), 100, 10.0)
-  found = freezing.stages(until, STATS)
-  assert [stage.begin for stage in found] == [0, 20, 30]
+  until = freezing.unfreeze_steps(PARAMS, BODY, (('stage1/.*', 3.0), ('.*/scale', 2.0)), 100, 10.0)
+  found = freezing.unfreeze_phases(until, STATS)
+  assert [stage.start for stage in found] == [0, 20, 30]
   assert [stage.norms for stage in found] == [('stage1/block0/bn1', 'stem/bn'), ('stage1/block0/bn1',), ()]
   assert found[1].frozen['stem'] == {'conv': {'kernel': True}, 'bn': {'scale': False, 'bias': True}}
-  assert [freezing.stage_before(found, step) for step in (0, 1, 20, 21, 30, 31)] == [0, 0, 0, 1, 1, 2]
-  assert freezing.stages(freezing.until(PARAMS, (), (), 9, 1.0), STATS)[0].norms == ()
+  assert [freezing.phase_index(found, step) for step in (0, 1, 20, 21, 30, 31)] == [0, 0, 0, 1, 1, 2]
+  assert freezing.unfreeze_phases(freezing.unfreeze_steps(PARAMS, (), (), 9, 1.0), STATS)[0].norms == ()
 
 
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
     ({'frozen': ('stm/.*',)}, "optim.frozen: 'stm/.*' matches no parameter"),
-    ({'frozen': ('.*',)}, 'optim.frozen: all parameters are frozen for ever'),
+    ({'frozen': ('.*',)}, 'optim.frozen: all parameters are frozen forever'),
     ({'unfreeze': (('stem/.*', 1.0),)}, "optim.unfreeze: 'stem/.*' matches nothing that optim.frozen freezes"),
     ({'frozen': BODY, 'unfreeze': (('stem/.*', 10.0),)}, 'expected epochs from 0 to less than 10, found 10.0'),
     ({'frozen': BODY, 'unfreeze': (('stem/.*', -1.0),)}, 'expected epochs from 0 to less than 10, found -1.0'),
@@ -83,17 +83,17 @@ def trained(config: dict, stages: str, steps_: int, devices: int, **options):
   model = models.create(stages, num_classes=4)
   variables = jax.jit(lambda: init_variables(model, dataset.info.image_shape, jax.random.key(0)))()
   tx, _ = optim.make(variables['params'], 100, 6.0, lr=0.1, **options)
-  until = freezing.until(variables['params'], options.get('frozen', ()), options.get('unfreeze', ()), 100, 6.0)
-  found = freezing.stages(until, variables['batch_stats'])
+  until = freezing.unfreeze_steps(variables['params'], options.get('frozen', ()), options.get('unfreeze', ()), 100, 6.0)
+  found = freezing.unfreeze_phases(until, variables['batch_stats'])
   first, *later = [
     make_loss(freezing.freeze(model, s), classification(), augment.make(), dataset.info, s.frozen) for s in found
   ]
-  later = [(s.begin, loss_fn) for s, loss_fn in zip(found[1:], later, strict=True)]
-  run = make_train_steps(first, lambda _: tx, dataset.train.fetch, mesh, later=later)
-  begin = jax.device_put(create(variables, tx), sharding.replicated(mesh))
+  later = [(s.start, loss_fn) for s, loss_fn in zip(found[1:], later, strict=True)]
+  run = make_train_steps(first, lambda _: tx, dataset.train.get_batch, mesh, later=later)
+  begin = jax.device_put(create(variables, tx), sharding.replicated_sharding(mesh))
   after = jax.tree.map(jnp.copy, begin)
-  for feed in dataset.train.train_feeds(0, steps_):
-    after, _ = run(after, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
+  for feed in dataset.train.step_inputs(0, steps_):
+    after, _ = run(after, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
   assert run._cache_size() == min(steps_, 1)
   return begin, after, model, dataset, found, run
 
@@ -101,10 +101,10 @@ def trained(config: dict, stages: str, steps_: int, devices: int, **options):
 @pytest.mark.parametrize('devices', [1, 8])
 @pytest.mark.parametrize('name', ['nesterov', 'adamw'])
 def test_gradual_unfreezing_is_a_training_of_each_group_from_its_epoch_on(config, stages, devices, name) -> None:
-  """The reference differentiates a sub-tree, and gives each group an optimiser of its own when its epoch comes."""
+  """The reference differentiates a sub-tree, and gives each group an optimizer of its own when its epoch comes."""
   options = dict(frozen=BODY, unfreeze=(('stage3/.*', 0.5),), name=name, weight_decay=0.01)
   begin, after, model, dataset, found, _ = trained(config, stages, 6, devices, **options)
-  assert [s.begin for s in found] == [0, 3]
+  assert [s.start for s in found] == [0, 3]
   params, stats = jax.tree.map(np.asarray, (begin.params, begin.batch_stats))
   groups = {'head': 0, 'stage3': 3}
   _, rate = optim.make(params, 100, 6.0, lr=0.1, **options)
@@ -125,11 +125,11 @@ def test_gradual_unfreezing_is_a_training_of_each_group_from_its_epoch_on(config
 
     return jax.jit(jax.grad(loss_of, has_aux=True))
 
-  for number, feed in enumerate(dataset.train.train_feeds(0, 6)):
-    batch = {key: np.asarray(array)[np.asarray(feed['index'])] for key, array in dataset.train.constants.items()}
+  for number, feed in enumerate(dataset.train.step_inputs(0, 6)):
+    batch = {key: np.asarray(array)[np.asarray(feed['index'])] for key, array in dataset.train.device_data.items()}
     images = augment.normalize(jnp.asarray(batch['image']), dataset.info.mean, dataset.info.std)
     free = [key for key, begins in groups.items() if number >= begins]
-    norms = tuple(n.rpartition('/')[0] for n in trees.names(stats) if n.split('/')[0] not in free)
+    norms = tuple(n.rpartition('/')[0] for n in trees.leaf_names(stats) if n.split('/')[0] not in free)
     grads, stats = gradient(norms)({key: params[key] for key in free}, params, stats, images, batch['label'])
     for key in free:
       part = {key: params[key]}
@@ -154,8 +154,8 @@ def test_nothing_below_a_linear_probe_is_differentiated(config, stages, monkeypa
   programs = {}
   for frozen in (BODY, ('stem/.*', 'stage[12]/.*'), ()):
     begin, _, model, dataset, _, run = trained(config, stages, 0, 1, frozen=frozen)
-    feed = next(dataset.train.train_feeds(0, 1))
-    traced = run.trace(begin, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
+    feed = next(dataset.train.step_inputs(0, 1))
+    traced = run.trace(begin, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
     programs[frozen] = str(traced.jaxpr).count('conv_general_dilated[')
   images = jnp.zeros((16, 8, 8, 3))
   forward = str(jax.make_jaxpr(lambda v: model.apply(v, images, train=False))(begin.variables))

@@ -246,7 +246,7 @@ def test_every_schedule_is_finite_in_the_shortest_runs(total: int) -> None:
     ({'milestones': (3,)}, 'optim.milestones: give the epochs'),
     ({'schedule': 'step', 'milestones': (3, 2)}, 'optim.milestones: expected rising epochs'),
     ({'schedule': 'cosin'}, r"optim.schedule: unknown schedule 'cosin'; did you mean 'cosine'\?"),
-    ({'name': 'sdg'}, r"optim.name: unknown optimiser 'sdg'; did you mean 'sgd'\?"),
+    ({'name': 'sdg'}, r"optim.name: unknown optimizer 'sdg'; did you mean 'sgd'\?"),
     ({'no_decay': ('bn',)}, "optim.no_decay: 'bn' matches no parameter"),
     ({'l1': -0.1}, 'optim.l1: expected 0 or more, found -0.1'),
     ({'clip_norm': float('inf')}, 'optim.clip_norm: expected 0 or more, found inf'),

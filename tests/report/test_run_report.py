@@ -109,7 +109,7 @@ def test_the_page_of_one_run(one, trained) -> None:
   parsed = check_page(one)
   expected = 'scores curves confusion classes calibration mistakes hits gradcam filters norms config environment timing'
   assert [attrs['id'] for attrs in parsed.all('section')] == expected.split()
-  (run,) = runs.read(trained[:1])
+  (run,) = runs.read_runs(trained[:1])
   compared, tests = compare.compare([run])
   own = compared['runs']['seed0']
   words = set(itertools.chain(*parsed.texts.values()))
@@ -167,7 +167,7 @@ def shown(tmp_path_factory):
 @pytest.mark.parametrize('dark', [False, True])
 @pytest.mark.parametrize('width', [1280, 390])
 def test_a_browser_shows_it(one, trained, shown, width: int, dark: bool) -> None:
-  """No complaint, nothing fetched, nothing that sticks out sideways, colours and sizes that can be read."""
+  """No complaint, nothing fetched, nothing that sticks out sideways, colors and sizes that can be read."""
   shown.open(pathlib.Path(trained[0]) / 'report.html', width, 844, dark)
   assert shown.complaints() == []
   assert [url for url in shown.requests() if not url.startswith(('file:', 'data:'))] == []
@@ -202,7 +202,7 @@ SIZES = """
 
 
 def contrast(first: list[float], second: list[float]) -> float:
-  """Return the contrast ratio of two sRGB colours: WCAG 2.2, relative luminance."""
+  """Return the contrast ratio of two sRGB colors: WCAG 2.2, relative luminance."""
 
   def luminance(colour: list[float]) -> float:
     c = np.array(colour[:3]) / 255

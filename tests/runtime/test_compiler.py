@@ -16,8 +16,8 @@ from jaxres.errors import InputError
 from jaxres.models import cpu
 from jaxres.models.dtypes import resolve_dtype
 from jaxres.runtime import compiler
-from jaxres.runtime.compiler import _cpu_options, keep_programs
-from jaxres.runtime.memory import memory_explained
+from jaxres.runtime.compiler import _cpu_options, enable_compilation_cache
+from jaxres.runtime.memory import explain_oom
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='the options are for XLA:CPU')
 
@@ -45,7 +45,7 @@ def test_programs_are_kept_in_the_users_cache_for_each_kind_of_processor(cache: 
   for processor in ('flags: avx2', 'flags: avx2 avx512f'):
     monkeypatch.setattr(compiler, '_processor', lambda processor=processor: processor)
     jax.config.update('jax_compilation_cache_dir', None)
-    keep_programs()
+    enable_compilation_cache()
     found.add(jax.config.values['jax_compilation_cache_dir'])
   assert len(found) == 2
   assert {pathlib.Path(path).parent for path in found} == {cache / 'jaxres' / 'programs'}
@@ -53,11 +53,11 @@ def test_programs_are_kept_in_the_users_cache_for_each_kind_of_processor(cache: 
 
 def test_a_directory_that_jax_was_told_is_kept_and_one_that_cannot_be_made_is_no_error(cache: pathlib.Path) -> None:
   jax.config.update('jax_compilation_cache_dir', '/elsewhere')
-  keep_programs()
+  enable_compilation_cache()
   assert jax.config.values['jax_compilation_cache_dir'] == '/elsewhere'
   jax.config.update('jax_compilation_cache_dir', None)
   cache.write_text('a file')
-  keep_programs()
+  enable_compilation_cache()
   assert jax.config.values['jax_compilation_cache_dir'] is None
 
 
@@ -180,7 +180,7 @@ def test_options_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
   first = compiler.compiler_options()
 
   def jit(*_: Any, **__: Any) -> None:
-    raise AssertionError('compiled anew')
+    raise AssertionError('compiled again')
 
   monkeypatch.setattr(jax, 'jit', jit)
   assert compiler.compiler_options() == first
@@ -244,12 +244,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_a_lack_of_memory_is_one_line() -> None:
   size = 10**8
-  with pytest.raises(InputError) as caught, memory_explained('a step of 8 examples', 'use 4'):
+  with pytest.raises(InputError) as caught, explain_oom('a step of 8 examples', 'use 4'):
     jnp.zeros((size, size)).block_until_ready()  # beyond any address space
   found = f'Out of memory allocating {4 * size**2} bytes'
   assert str(caught.value) == f'a step of 8 examples: the memory of the device is too small: {found}; use 4'
 
 
 def test_other_errors_of_the_device_pass() -> None:
-  with pytest.raises(jax.errors.JaxRuntimeError, match='INVALID'), memory_explained('x', 'y'):
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INVALID'), explain_oom('x', 'y'):
     raise jax.errors.JaxRuntimeError('INVALID_ARGUMENT: x')

@@ -178,15 +178,15 @@ def test_a_signal_to_one_process_stops_both_behind_the_same_step(job: dict, tmp_
 
 
 def test_the_arguments() -> None:
-  found = distributed.arguments('node1:1234', 4, 3, {})
+  found = distributed.initialize_arguments('node1:1234', 4, 3, {})
   assert found == {
     'coordinator_address': 'node1:1234',
     'num_processes': 4,
     'process_id': 3,
     'cluster_detection_method': 'deactivate',
   }
-  assert distributed.arguments(None, None, None, {}) is None
-  assert distributed.arguments(None, 1, None, {'SLURM_STEP_NUM_TASKS': '4'}) is None
+  assert distributed.initialize_arguments(None, None, None, {}) is None
+  assert distributed.initialize_arguments(None, 1, None, {'SLURM_STEP_NUM_TASKS': '4'}) is None
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_the_arguments() -> None:
   ],
 )
 def test_bad_arguments(given: tuple, message: str) -> None:
-  with pytest.raises(InputError, match=message), distributed.joined(*given):
+  with pytest.raises(InputError, match=message), distributed.join(*given):
     pass
 
 
@@ -229,7 +229,7 @@ OMPI = {
 def test_what_a_launcher_says_is_what_jax_joins(monkeypatch, environ: dict, method: str, expected: tuple) -> None:
   for name, value in environ.items():
     monkeypatch.setenv(name, value)
-  assert distributed.arguments(None, None, None, os.environ) == {'cluster_detection_method': method}
+  assert distributed.initialize_arguments(None, None, None, os.environ) == {'cluster_detection_method': method}
   clusters = importlib.import_module('jax._src.clusters').ClusterEnv  # what jax.distributed.initialize asks
   found = clusters.auto_detect_unset_distributed_params(None, None, None, None, method, None)
   assert found[1:] == expected[1:]
@@ -238,15 +238,15 @@ def test_what_a_launcher_says_is_what_jax_joins(monkeypatch, environ: dict, meth
 
 def test_launchers_that_say_too_little(monkeypatch) -> None:
   with pytest.raises(InputError, match='this Open MPI does not say where process 0 is: give --coordinator HOST:PORT'):
-    distributed.launcher({'OMPI_COMM_WORLD_SIZE': '2'})
+    distributed.detect_launcher({'OMPI_COMM_WORLD_SIZE': '2'})
   pod = {'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '0'}
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(InputError, match=r'install jaxres\[k8s\], or give --coordinator'):
-    distributed.launcher(pod)
+    distributed.detect_launcher(pod)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
-  assert distributed.launcher(pod) == 'k8s'
-  assert distributed.launcher({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}) is None
-  assert distributed.launcher({'SLURM_STEP_NUM_TASKS': '1', 'OMPI_COMM_WORLD_SIZE': '1'}) is None
+  assert distributed.detect_launcher(pod) == 'k8s'
+  assert distributed.detect_launcher({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}) is None
+  assert distributed.detect_launcher({'SLURM_STEP_NUM_TASKS': '1', 'OMPI_COMM_WORLD_SIZE': '1'}) is None
 
 
 def test_a_process_whose_others_do_not_come_says_so() -> None:
@@ -254,7 +254,7 @@ def test_a_process_whose_others_do_not_come_says_so() -> None:
 from jaxres import errors
 from jaxres.runtime import distributed
 distributed.JOIN_SECONDS = 2
-with errors.one_line(), distributed.joined('localhost:{free_port()}', 2, 0):
+with errors.one_line(), distributed.join('localhost:{free_port()}', 2, 0):
   print('joined')
 """
   done = subprocess.run([sys.executable, '-c', code], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
@@ -266,7 +266,7 @@ with errors.one_line(), distributed.joined('localhost:{free_port()}', 2, 0):
 
 def test_a_launcher_that_says_half() -> None:
   imports = 'from jaxres import errors\nfrom jaxres.runtime import distributed\n'
-  code = imports + 'with errors.one_line(), distributed.joined():\n  print()'
+  code = imports + 'with errors.one_line(), distributed.join():\n  print()'
   environment = ENVIRONMENT | {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_JOB_ID': '1'}
   done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=120)
   assert done.returncode == 2
@@ -277,9 +277,9 @@ def test_a_launcher_that_says_half() -> None:
 
 def test_one_process_has_all_rows() -> None:
   mesh = sharding.make_mesh()
-  assert sharding.own_rows(24, mesh) == sharding.own_rows(24, None) == slice(0, 24)
+  assert sharding.local_rows(24, mesh) == sharding.local_rows(24, None) == slice(0, 24)
   one = jax.sharding.Mesh(jax.devices()[:1], ('data',))
-  assert sharding.own_rows(24, one) == slice(0, 24)
+  assert sharding.local_rows(24, one) == slice(0, 24)
   pipeline = Resident(Arrays(np.zeros((30, 2, 2, 1), np.uint8), np.zeros(30, np.int32)), batch_size=8, seed=0)
   pipeline.place(mesh)
-  assert len(next(pipeline.train_feeds(0, 1))['index']) == 8
+  assert len(next(pipeline.step_inputs(0, 1))['index']) == 8

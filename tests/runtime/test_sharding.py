@@ -14,9 +14,9 @@ def test_the_mesh_has_all_devices_and_auto_axes() -> None:
 
 def test_batches_are_split_and_the_rest_is_whole() -> None:
   mesh = sharding.make_mesh()
-  split = jax.device_put(jax.numpy.arange(16), sharding.over_batch(mesh))
+  split = jax.device_put(jax.numpy.arange(16), sharding.batch_sharding(mesh))
   assert {shard.data.shape for shard in split.addressable_shards} == {(2,)}
-  assert jax.device_put(jax.numpy.arange(16), sharding.replicated(mesh)).sharding.is_fully_replicated
+  assert jax.device_put(jax.numpy.arange(16), sharding.replicated_sharding(mesh)).sharding.is_fully_replicated
 
 
 def test_a_batch_that_the_devices_do_not_divide() -> None:
@@ -31,13 +31,13 @@ def test_a_batch_that_the_devices_do_not_divide() -> None:
 
 def test_the_longest_axis_that_the_devices_divide_is_split() -> None:
   mesh = sharding.make_mesh()
-  spec = lambda *shape: tuple(sharding.over_largest(shape, mesh).spec)
+  spec = lambda *shape: tuple(sharding.largest_axis_sharding(shape, mesh).spec)
   assert spec(3, 3, 64, 128) == (None, None, None, 'data')
   assert spec(3, 3, 64, 10) == (None, None, 'data')
   assert spec(16, 16) == ('data',)
   assert spec(3, 10) == spec() == spec(0) == ()
-  split = jax.device_put(jax.numpy.arange(24.0).reshape(3, 8), sharding.over_largest((3, 8), mesh))
+  split = jax.device_put(jax.numpy.arange(24.0).reshape(3, 8), sharding.largest_axis_sharding((3, 8), mesh))
   assert split.addressable_shards[0].data.shape == (3, 1)
-  (back,) = sharding.gathered([split])
+  (back,) = sharding.gather([split])
   assert back.sharding.is_fully_replicated
   assert (back == split).all()

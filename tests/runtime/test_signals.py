@@ -31,7 +31,7 @@ def test_a_run_stopped_anywhere_ends_with_the_same_digest(config: dict, tmp_path
   loop.train_and_evaluate(config, tmp_path / 'parts')
   assert digest_of(tmp_path / 'parts') == digest_of(tmp_path / 'whole')
   assert rows(tmp_path / 'parts') == rows(tmp_path / 'whole')
-  assert steps_lib.numbered(tmp_path / 'parts/checkpoints') == steps_lib.numbered(tmp_path / 'whole/checkpoints')
+  assert steps_lib.list_steps(tmp_path / 'parts/checkpoints') == steps_lib.list_steps(tmp_path / 'whole/checkpoints')
 
 
 def test_an_evaluation_that_is_complete_when_a_signal_comes_is_kept(config: dict, tmp_path, monkeypatch) -> None:
@@ -46,7 +46,7 @@ def test_an_evaluation_that_is_complete_when_a_signal_comes_is_kept(config: dict
       os.kill(os.getpid(), signal.SIGTERM)
     return scores
 
-  with monkeypatch.context() as patch, pytest.raises(signals.StoppedError, match='step 9 is saved'):
+  with monkeypatch.context() as patch, pytest.raises(signals.RunPreemptedError, match='step 9 is saved'):
     patch.setattr(evaluate, 'evaluate', asked_behind)
     loop.train_and_evaluate(config, tmp_path / 'parts')
   assert rows(tmp_path / 'parts')[-1]['step'] == 9
@@ -70,7 +70,7 @@ def test_nothing_is_read_behind_a_signal(config: dict) -> None:
     pipeline.examples = pipeline.examples._replace(
       get=lambda index, draws, name=name, get=get: read.append(name) or get(index, draws)
     )
-  step = lambda variables, constants, feed: {'loss': 0.0, 'count': float(feed['mask'].sum())}
+  step = lambda variables, device_data, feed: {'loss': 0.0, 'count': float(feed['mask'].sum())}
   state = types.SimpleNamespace(variables={'params': 1}, ema={'params': 1})
   assert not evaluate.evaluate_state({'': step, 'tta/': step}, state, dataset, 8, None, lambda: True)
   assert read == []
@@ -83,7 +83,7 @@ def test_nothing_is_read_behind_a_signal(config: dict) -> None:
 PROGRAM = """
 import sys, time
 from jaxres.runtime import signals
-with signals.exits(), signals.watched() as watch:
+with signals.exit_on_preemption(), signals.guard_preemption() as watch:
   print('ready', flush=True)
   while watch.number is None:
     time.sleep(0.01)
@@ -120,7 +120,7 @@ def test_the_exit_status(number: signal.Signals, status: int, times: str) -> Non
 def test_nohup_is_kept() -> None:
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
-    with signals.watched() as watch:
+    with signals.guard_preemption() as watch:
       os.kill(os.getpid(), signal.SIGHUP)
       assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
       assert watch.number is None

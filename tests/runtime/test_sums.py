@@ -103,7 +103,7 @@ def test_programs_that_ynnpack_computes_wrongly(function: Any, shape: tuple[int,
 
 
 def test_this_jaxlib_shows_a_fusion_of_ynnpack_where_there_is_one() -> None:
-  if xla_flags.chosen() is not None:
+  if xla_flags.read_ynnpack_flag() is not None:
     pytest.skip('XLA_FLAGS say what YNNPACK gets')
   compiled = jax.jit(sum_of_products).lower(np.ones((4096, 64), np.float32)).compile()
   assert (FUSION in compiled.as_text()) == xla_flags.is_known(xla_flags.YNNPACK)
@@ -171,7 +171,7 @@ def reference(network: Network, variables: Any, images: np.ndarray, labels: np.n
     gradients, found = jax.grad(mean_loss, has_aux=True)(params)
     stages = model.apply(variables, images, train=False, method='features')
     evaluated = model.apply(variables, stages, method='head')
-    return found | {'gradients': gradients, 'evaluated': evaluated, 'features': model.pooled(stages)}
+    return found | {'gradients': gradients, 'evaluated': evaluated, 'features': model.pool_features(stages)}
 
   return jax.device_get(jax.jit(run, compiler_options=OFF)(variables['params']))
 
@@ -188,8 +188,8 @@ def made(request) -> Made:
   if network.stem == 'whitening':
     variables = speedrun.whiten(variables, images=images.astype(np.float32))
   variables = jax.tree.map(lambda x: x + 0.1 * rng.uniform(size=x.shape).astype(np.float32), jax.device_get(variables))
-  order = next(iter(pipeline.train_feeds(0, 1)))['index']
-  images, labels = images[order], np.asarray(pipeline.constants['label'])[order]
+  order = next(iter(pipeline.step_inputs(0, 1)))['index']
+  images, labels = images[order], np.asarray(pipeline.device_data['label'])[order]
   with in_float64():
     wide = jax.tree.map(lambda x: x.astype(np.float64), variables)
     expected = reference(network, wide, images, labels)
@@ -236,10 +236,10 @@ def test_a_training_step_is_that_of_float64(made: Made) -> None:
   network, tx = made.network, optax.sgd(1.0)
   task = classification(network.loss, label_smoothing=network.smoothing)
   loss_fn = make_loss(network.model(), task, augment.make(), INFO)
-  program = make_train_steps(loss_fn, lambda _: tx, made.pipeline.fetch, made.pipeline.mesh)
+  program = make_train_steps(loss_fn, lambda _: tx, made.pipeline.get_batch, made.pipeline.mesh)
   before = create(made.variables, tx)
-  feeds = jax.tree.map(lambda x: x[None], next(iter(made.pipeline.train_feeds(0, 1))))
-  after, sums = checked(program, before, KEY, made.pipeline.constants, feeds, Hyperparameters(), None)
+  feeds = jax.tree.map(lambda x: x[None], next(iter(made.pipeline.step_inputs(0, 1))))
+  after, sums = checked(program, before, KEY, made.pipeline.device_data, feeds, Hyperparameters(), None)
   near(sums['loss'], loss_of(network, made.expected['logits'], made.labels, network.smoothing))
   moved = lambda old, new: 0.9 * old + 0.1 * new
   near(after.batch_stats, jax.tree.map(moved, made.variables['batch_stats'], moments_of(made)))
@@ -249,16 +249,16 @@ def test_a_training_step_is_that_of_float64(made: Made) -> None:
 
 def test_an_evaluation_is_that_of_float64(made: Made) -> None:
   network, pipeline = made.network, made.pipeline
-  feed = {'index': next(iter(pipeline.train_feeds(0, 1)))['index'], 'mask': np.ones(BATCH, bool)}
-  feed = {name: feed[name] for name in next(iter(pipeline.eval_feeds(BATCH)))}
-  fixed = network.model(), INFO, pipeline.fetch, pipeline.mesh
+  feed = {'index': next(iter(pipeline.step_inputs(0, 1)))['index'], 'mask': np.ones(BATCH, bool)}
+  feed = {name: feed[name] for name in next(iter(pipeline.eval_inputs(BATCH)))}
+  fixed = network.model(), INFO, pipeline.get_batch, pipeline.mesh
   sums = checked(
-    evaluate.make_eval_step(fixed[0], classification(), *fixed[1:]), made.variables, pipeline.constants, feed
+    evaluate.make_eval_step(fixed[0], classification(), *fixed[1:]), made.variables, pipeline.device_data, feed
   )
   cross_entropy = network._replace(loss='softmax_xent')
   near(sums['loss'], loss_of(cross_entropy, made.expected['evaluated'], made.labels, 0.0))
   assert sums['top1'] == (made.expected['evaluated'].argmax(1) == made.labels).sum()
-  logits, labels, features, _ = checked(evaluate.make_predict_step(*fixed), made.variables, pipeline.constants, feed)
+  logits, labels, features, _ = checked(evaluate.make_predict_step(*fixed), made.variables, pipeline.device_data, feed)
   np.testing.assert_array_equal(labels, made.labels)
   near((logits, features), (made.expected['evaluated'], made.expected['features']))
 
@@ -267,11 +267,11 @@ def test_statistics_estimated_again_are_those_of_numpy(made: Made, monkeypatch) 
   programs, jit = [], jax.jit
   monkeypatch.setattr(jax, 'jit', lambda *args, **kwargs: programs.append(jit(*args, **kwargs)) or programs[-1])
   pipeline = made.pipeline
-  run = recalibrate.make_recalibrate(made.network.model(), INFO, pipeline.fetch, pipeline.mesh)
-  feed = next(iter(pipeline.train_feeds(0, 1)))
-  near(jax.device_get(run(made.variables, pipeline.constants, [feed]))['batch_stats'], moments_of(made))
+  run = recalibrate.make_recalibrate(made.network.model(), INFO, pipeline.get_batch, pipeline.mesh)
+  feed = next(iter(pipeline.step_inputs(0, 1)))
+  near(jax.device_get(run(made.variables, pipeline.device_data, [feed]))['batch_stats'], moments_of(made))
   params, stats = made.variables['params'], made.variables['batch_stats']
-  near(checked(programs[0], params, stats, 1.0, pipeline.constants, feed), moments_of(made))
+  near(checked(programs[0], params, stats, 1.0, pipeline.device_data, feed), moments_of(made))
 
 
 def test_attribution_is_that_of_float64(made: Made) -> None:
@@ -310,13 +310,13 @@ def accumulated_step(hand_written: bool, parts: int, steps: int) -> Any:
   pipeline.place(jax.sharding.Mesh(jax.devices()[:1], ('data',)))
   model = ResNet((1, 1), (8, 16), blocks.BasicBlock, CLASSES, stem_type='cifar')
   loss_fn = make_loss(model, classification(), augment.make(), INFO)
-  program = make_train_steps(loss_fn, lambda _: tx, pipeline.fetch, pipeline.mesh, accumulate=parts)
+  program = make_train_steps(loss_fn, lambda _: tx, pipeline.get_batch, pipeline.mesh, accumulate=parts)
   begin = create(compiler.jit(lambda: init_variables(model, (8, 8, 3), KEY))(), tx)
-  feeds = jax.tree.map(lambda *x: np.stack(x), *pipeline.train_feeds(0, steps))
+  feeds = jax.tree.map(lambda *x: np.stack(x), *pipeline.step_inputs(0, steps))
   with pytest.MonkeyPatch.context() as patch:
     if not hand_written:
       patch.setattr(layers, 'wants_cpu_forms', lambda: False)
-    return program.lower(begin, KEY, pipeline.constants, feeds, Hyperparameters(), None).compile()
+    return program.lower(begin, KEY, pipeline.device_data, feeds, Hyperparameters(), None).compile()
 
 
 @pytest.mark.parametrize(('parts', 'steps'), [(2, 1), (1, 2)])

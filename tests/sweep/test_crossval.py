@@ -18,14 +18,14 @@ pytestmark = pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:Depr
 
 def test_folds_are_a_stratified_partition() -> None:
   labels = np.random.default_rng(0).integers(0, 3, 103)
-  found = sampler.folds(labels, 5, seed=1)
+  found = sampler.assign_folds(labels, 5, seed=1)
   assert sorted(np.bincount(found)) == [20, 20, 21, 21, 21]
   for k in range(3):
     counts = np.bincount(found[labels == k], minlength=5)
     assert np.ptp(counts) <= 1
   theirs = [len(test) for _, test in StratifiedKFold(5).split(labels, labels)]
   assert sorted(np.bincount(found)) == sorted(theirs)
-  assert (found != sampler.folds(labels, 5, seed=2)).any()
+  assert (found != sampler.assign_folds(labels, 5, seed=2)).any()
 
 
 @pytest.mark.parametrize('count', [2, 5])
@@ -36,8 +36,8 @@ def test_each_example_is_held_out_once(npz, count: int) -> None:
   for k in range(count):
     dataset = data.load('arrays', path=path, batch_size=8, fold=(k, count))
     assert dataset.train.size + dataset.val.size == 96
-    held_out.append(dataset.val.constants['image'])
-    per_class = np.bincount(dataset.val.constants['label'], minlength=4)
+    held_out.append(dataset.val.device_data['image'])
+    per_class = np.bincount(dataset.val.device_data['label'], minlength=4)
     assert set(per_class) <= {24 // count, -(-24 // count)}  # of 24 examples of each class
   rows = lambda images: sorted(map(bytes, images))
   assert rows(np.concatenate(held_out)) == rows(everything)

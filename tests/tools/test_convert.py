@@ -152,7 +152,7 @@ def make_run(path, **fields):
   config = config_lib.make(model=dict(name='tiny'), data=fields)
   (path / 'config.json').write_text(config_lib.to_json(config))
   (path / 'data.json').write_text(json.dumps(INFO))
-  with checkpoint.open(path / 'checkpoints', keep_latest=3) as manager:
+  with checkpoint.open_manager(path / 'checkpoints', keep_latest=3) as manager:
     for step, top1 in ((5, 0.5), (7, 0.9), (9, 0.6)):
       whole = create(variables_of(step), optax.sgd(0.1))
       whole = whole.replace(step=whole.step + step)

@@ -6,10 +6,10 @@ from tests.train.runs import PROGRESS, make_train_state
 
 
 def test_the_digest_of_a_checkpoint(tmp_path, capsys) -> None:
-  with checkpoint.open(tmp_path / 'checkpoints', keep_latest=2) as manager:
+  with checkpoint.open_manager(tmp_path / 'checkpoints', keep_latest=2) as manager:
     for step in (1, 2):
       checkpoint.save(manager, make_train_state(step), PROGRESS, {})
-  state = make_train_state(1).present
+  state = make_train_state(1).saved_fields
   digests = {name: digests_lib.leaf_digest(array) for name, array in digests_lib.leaves(state)}
   cli.main(['digest', str(tmp_path), '--step', '1', '--leaves'])
   *lines, last = capsys.readouterr().out.splitlines()
@@ -24,7 +24,7 @@ def test_the_digest_of_a_checkpoint(tmp_path, capsys) -> None:
 )
 def test_bad_input(words: list[str], message: str, tmp_path, capsys) -> None:
   if words:
-    with checkpoint.open(tmp_path / 'checkpoints') as manager:
+    with checkpoint.open_manager(tmp_path / 'checkpoints') as manager:
       checkpoint.save(manager, make_train_state(1), PROGRESS, {})
   with pytest.raises(SystemExit):
     cli.main(['digest', str(tmp_path), *words])
@@ -33,7 +33,7 @@ def test_bad_input(words: list[str], message: str, tmp_path, capsys) -> None:
 
 def test_the_digests_of_a_series(tmp_path, capsys) -> None:
   for k in (0, 1, 10):
-    with checkpoint.open(tmp_path / f'seed{k}/checkpoints') as manager:
+    with checkpoint.open_manager(tmp_path / f'seed{k}/checkpoints') as manager:
       checkpoint.save(manager, make_train_state(k + 1), PROGRESS, {})
     (tmp_path / f'seed{k}/config.json').write_text('{}')
   alone = []

@@ -18,7 +18,7 @@ def said(capsys) -> str:
 
 @pytest.fixture
 def run(tmp_path: pathlib.Path) -> pathlib.Path:
-  with checkpoint.open(tmp_path / 'run/checkpoints', keep_latest=2) as manager:
+  with checkpoint.open_manager(tmp_path / 'run/checkpoints', keep_latest=2) as manager:
     for step in (1, 2):
       checkpoint.save(manager, make_train_state(step), PROGRESS, {})
   return tmp_path / 'run'

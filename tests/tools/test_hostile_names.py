@@ -216,7 +216,7 @@ def test_the_console(name) -> None:
 
 def test_the_table_of_doctor(capsys, monkeypatch) -> None:
   rows = [Check(name, 'ok', name) for name in NAMES]
-  monkeypatch.setattr(machine_checks, 'machine', lambda: rows)
+  monkeypatch.setattr(machine_checks, 'check_machine', lambda: rows)
   assert cli.main(['doctor']) == 0
   out = capsys.readouterr().out
   assert not ACTS.search(out)
@@ -247,7 +247,7 @@ def test_pieces_of_pages(name) -> None:
 @pytest.mark.parametrize('name', NAMES)
 def test_titles_of_pictures(name) -> None:
   grid = np.zeros((1, 1, 8, 8, 3), np.uint8)
-  assert images.titled(grid, [name], [name]).size[0] >= 8
+  assert images.add_titles(grid, [name], [name]).size[0] >= 8
 
 
 @pytest.mark.parametrize('name', NAMES)

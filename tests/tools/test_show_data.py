@@ -23,8 +23,8 @@ def test_the_picture_of_the_digits(tmp_path: pathlib.Path, capsys) -> None:
   picture = np.asarray(Image.open(out))
   assert picture.shape == (5 * 68, 4 * 68)  # 8 pixels, 8 times as large, and a gap of 2 all around
   train = data.load('digits', limit=100, batch_size=64).train
-  index = next(train.train_feeds(0, 1))['index']
-  images = np.asarray(train.constants['image'])[index]
+  index = next(train.step_inputs(0, 1))['index']
+  images = np.asarray(train.device_data['image'])[index]
   columns = [images]
   for step in range(3):
     columns.append(augment.make(crop_pad=2)(jax.random.fold_in(jax.random.key(0), step), images))

@@ -62,7 +62,7 @@ def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, s
   with monkeypatch.context() as patch:
     patch.setattr(Meter, 'add', noted)
     patch.setattr(evaluate, 'evaluate_state', broken)
-    with pytest.raises(signals.StoppedError) as stopped:
+    with pytest.raises(signals.RunPreemptedError) as stopped:
       loop.train_and_evaluate(config, workdir)
   assert stopped.value.status == 143
   assert signal.getsignal(signal.SIGTERM) == before

@@ -74,7 +74,7 @@ def test_keep_best_and_early_stopping_look_at_validation(config: dict, tmp_path,
   config = merged(config, data={'val': 0.25}, train={'patience': 2, 'epochs': 5})
   found = loop.train_and_evaluate(config, tmp_path / 'run')
   assert (found['best/val/top1'], found['val/top1']) == (0.6, 0.6)
-  with checkpoint.open(tmp_path / 'run/checkpoints') as manager:
+  with checkpoint.open_manager(tmp_path / 'run/checkpoints') as manager:
     assert manager.all_steps() == [9, 18]  # the best, at 2 epochs of 72 / 16 steps, and the latest, at 4
   assert found['best/step'] == 9
   assert loop.train_and_evaluate(config, tmp_path / 'run') == found  # a stopped run stays stopped
@@ -87,7 +87,7 @@ def test_keep_best_and_early_stopping_look_at_the_moving_average(config: dict, t
   config = merged(config, data={'val': 0.25}, train={'patience': 2, 'epochs': 5, 'ema': 0.9})
   found = loop.train_and_evaluate(config, tmp_path / 'run')
   assert (found['best/ema/val/top1'], found['best/step'], found['val/top1']) == (0.6, 9, 0.95)
-  with checkpoint.open(tmp_path / 'run/checkpoints') as manager:
+  with checkpoint.open_manager(tmp_path / 'run/checkpoints') as manager:
     assert manager.all_steps() == [9, 18]
 
 
@@ -149,7 +149,7 @@ def test_dry_run_takes_two_steps_aside(config: dict, tmp_path) -> None:
   assert {'train/loss', 'test/top1'} <= found.keys()
   assert [row['step'] for row in rows(tmp_path / 'run/dry_run')] == [2]
   assert [path.name for path in (tmp_path / 'run').iterdir()] == ['dry_run']
-  with checkpoint.open(tmp_path / 'run/dry_run/checkpoints') as manager:
+  with checkpoint.open_manager(tmp_path / 'run/dry_run/checkpoints') as manager:
     assert manager.all_steps() == [2]
 
 

@@ -52,7 +52,7 @@ def test_a_step_that_is_not_finite_is_named_and_run_again(poisoned, scan: int, t
   assert WHITE in ids
   assert (then.step, then.bad, then.counts) == (now.step, now.bad, now.counts)
   np.testing.assert_equal(now.loss, then.loss)
-  for step in steps.numbered(tmp_path / 'run/checkpoints'):
+  for step in steps.list_steps(tmp_path / 'run/checkpoints'):
     saved = reader.read(tmp_path / f'run/checkpoints/{step}')
     assert step <= bad
     assert all(digests.is_finite(array) for array in saved.state.values())
@@ -74,7 +74,7 @@ def test_the_state_stays_as_before_the_step_to_the_bit(poisoned, tmp_path, monke
   with pytest.raises(NotFiniteError):
     loop.train_and_evaluate(short, tmp_path / 'short')  # saves just before
   saved = reader.read(tmp_path / f'short/checkpoints/{bad}')
-  found = {name: digests.leaf_digest(array) for name, array in digests.leaves(states[0].present)}
+  found = {name: digests.leaf_digest(array) for name, array in digests.leaves(states[0].saved_fields)}
   assert found == saved.digests
 
 

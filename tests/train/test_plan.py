@@ -7,7 +7,7 @@ from jaxres import data, tasks
 from jaxres.data import resident
 from jaxres.errors import InputError
 from jaxres.train.options import Options
-from jaxres.train.plan import Plan, Progress, grouped, make_plan
+from jaxres.train.plan import Plan, Progress, group_feeds, make_plan
 
 
 def score(scores: dict[str, float]) -> float | None:
@@ -51,7 +51,7 @@ def test_a_batch_of_more_than_all_examples(capsys) -> None:
 )
 def test_groups_end_where_something_is_due(begin: int, end: int, size: int, every: int, expected: list[int]) -> None:
   feeds = ({'index': np.array([step, -step])} for step in range(begin, end))
-  groups = list(grouped(feeds, begin, end, size, every))
+  groups = list(group_feeds(feeds, begin, end, size, every))
   assert [step for step, _ in groups] == expected
   assert {len(group['index']) for _, group in groups} <= {1, size}
   if groups:

@@ -16,11 +16,11 @@ def make_parts(config, model):
   mesh = sharding.make_mesh()
   dataset.place(mesh)
   variables = jax.jit(lambda: init_variables(model, dataset.info.image_shape, jax.random.key(0)))()
-  run = recalibrate.make_recalibrate(model, dataset.info, dataset.train.fetch, mesh)
+  run = recalibrate.make_recalibrate(model, dataset.info, dataset.train.get_batch, mesh)
   return (
     dataset,
     variables,
-    lambda batches: run(variables, dataset.train.constants, dataset.train.train_feeds(0, batches)),
+    lambda batches: run(variables, dataset.train.device_data, dataset.train.step_inputs(0, batches)),
   )
 
 
@@ -30,8 +30,8 @@ def test_the_statistics_are_the_means_over_batches_of_theirs(config, tiny) -> No
   variables['batch_stats'] = jax.tree.map(lambda leaf: leaf + jnp.nan, variables['batch_stats'])  # are not looked at
   found = run(3)
   means, variances = [], []
-  for feed in dataset.train.train_feeds(0, 3):
-    images = jnp.asarray(np.asarray(dataset.train.constants['image'])[np.asarray(feed['index'])])
+  for feed in dataset.train.step_inputs(0, 3):
+    images = jnp.asarray(np.asarray(dataset.train.device_data['image'])[np.asarray(feed['index'])])
     x = augment.normalize(images, dataset.info.mean, dataset.info.std)
     kernel = variables['params']['stem']['conv']['kernel']
     y = jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))

@@ -142,7 +142,7 @@ def test_it_learns_and_the_best_is_the_least(job: dict, tmp_path) -> None:
   assert len(measured) == 16
   assert values['best/val/rmse'] == pytest.approx(min(measured), rel=1e-6)
   assert min(measured) < measured[0]
-  with checkpoint.open(tmp_path / 'run/checkpoints') as manager:
+  with checkpoint.open_manager(tmp_path / 'run/checkpoints') as manager:
     kept = manager.all_steps()
   assert values['best/step'] in kept
 
@@ -183,11 +183,11 @@ def reference_loss(setup: Setup, state: Any, batch: dict, step: int) -> float:
 
 def test_the_loss_has_the_step_the_extras_and_two_views(job: dict) -> None:
   setup = make_setup(config_lib.to_dict(config_lib.complete(job)))
-  assert setup.extras['weights'].sharding.is_equivalent_to(sharding.replicated(setup.mesh), 1)
+  assert setup.extras['weights'].sharding.is_equivalent_to(sharding.replicated_sharding(setup.mesh), 1)
   assert len(setup.extras['weights'].addressable_shards) == len(jax.devices())
   setup.dataset.place(setup.mesh)
   state, lr = setup.create(setup.key), Hyperparameters()
-  images, labels = (np.asarray(setup.dataset.train.constants[name]) for name in ('image', 'label'))
+  images, labels = (np.asarray(setup.dataset.train.device_data[name]) for name in ('image', 'label'))
   assert labels.dtype == np.float32
   for step, feed in enumerate(setup.feeds(0, 4)):
     batch = {'image': images[feed['index']], 'label': labels[feed['index']]}
@@ -240,7 +240,7 @@ def trained(job: dict, tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_the_tools_say_what_the_task_says(trained: pathlib.Path, tmp_path, capsys) -> None:
-  (run,) = runs.read([str(trained)])
+  (run,) = runs.read_runs([str(trained)])
   best = min(row['val/rmse'] for row in rows(trained) if 'val/rmse' in row)
   assert f'the best on validation: root mean square error {best:.4g}' in run.origin
   compared, tests = compare.compare([run])
@@ -268,7 +268,7 @@ def test_predictions_are_the_tasks_answers(trained: pathlib.Path, tmp_path, caps
   Image.fromarray(pixels).save(tmp_path / 'grey.png')
   assert cli.main(['predict', str(trained), str(tmp_path / 'grey.png'), '--json']) == 0
   answer = json.loads(capsys.readouterr().out)
-  (run,) = runs.read([str(trained)])
+  (run,) = runs.read_runs([str(trained)])
   seen = normalize(jnp.asarray(pixels[None]), run.dataset.info.mean, run.dataset.info.std)
   expected = run.model.apply(run.variables, seen, train=False)
   assert answer == {'image': str(tmp_path / 'grey.png'), 'brightness': pytest.approx(float(expected[0, 0]), rel=1e-4)}

@@ -13,7 +13,7 @@ from jaxres.data import augment
 from jaxres.models import layers
 from jaxres.runtime import sharding
 from jaxres.state import init_variables
-from jaxres.train.gradients import Context, LossFn, accumulated, make_loss, per_device
+from jaxres.train.gradients import Context, LossFn, accumulate_gradients, make_loss, per_device_gradients
 from jaxres.train.step import Hyperparameters, make_train_steps
 from tests.helpers import classification
 from tests.train.runs import KEY, stacked
@@ -28,18 +28,18 @@ def make_parts(config: dict, devices: int, transform: augment.Augment | None = N
   tx, _ = optim.make(variables['params'], 100, 6.0, lr=0.1)
   transform = transform or augment.make(crop_pad=1, flip=True)
   loss_fn = make_loss(model, classification(), transform, dataset.info)
-  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, mesh)
-  begin = jax.device_put(state.create(variables, tx), sharding.replicated(mesh))
+  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, mesh)
+  begin = jax.device_put(state.create(variables, tx), sharding.replicated_sharding(mesh))
   return dataset, model, tx, transform, step, begin
 
 
 def test_a_step_is_the_obvious_flax_and_optax_step(config: dict) -> None:
   dataset, model, tx, transform, step, begin = make_parts(config, 1)
   params, stats, opt_state = jax.tree.map(jnp.copy, (begin.params, begin.batch_stats, begin.opt_state))
-  for number, feed in enumerate(dataset.train.train_feeds(0, 5)):
-    begin, sums = step(begin, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
-    images = np.asarray(dataset.train.constants['image'])[feed['index']]
-    labels = np.asarray(dataset.train.constants['label'])[feed['index']]
+  for number, feed in enumerate(dataset.train.step_inputs(0, 5)):
+    begin, sums = step(begin, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
+    images = np.asarray(dataset.train.device_data['image'])[feed['index']]
+    labels = np.asarray(dataset.train.device_data['label'])[feed['index']]
     x = transform(jax.random.fold_in(jax.random.key(0), number), jnp.asarray(images)) / 255
     x = (x - jnp.array(dataset.info.mean)) / jnp.array(dataset.info.std)
 
@@ -60,7 +60,7 @@ def test_the_loss_of_a_mixed_batch_is_that_of_its_parts(config: dict) -> None:
   dataset, model, *_, begin = make_parts(config, 1)
   mixing = augment.make(mixup=1.0, cutmix=1.0)
   loss_fn = make_loss(model, classification(), mixing, dataset.info)
-  batch = {name: jnp.asarray(array[:16]) for name, array in dataset.train.constants.items()}
+  batch = {name: jnp.asarray(array[:16]) for name, array in dataset.train.device_data.items()}
   rng = jax.random.key(5)
   loss, (_, sums) = loss_fn(begin.params, begin.batch_stats, batch, Context(rng, jnp.int32(0)))
   images, label = mixing.mix(rng, batch['image'], jax.nn.one_hot(batch['label'], 4))
@@ -76,10 +76,10 @@ def test_steps_at_a_time_are_single_steps(config: dict) -> None:
   found = []
   for size in (1, 3):
     dataset, *_, step, current = make_parts(config, 8)
-    feeds, total = list(dataset.train.train_feeds(0, 6)), []
+    feeds, total = list(dataset.train.step_inputs(0, 6)), []
     for at in range(0, 6, size):
       current, sums = step(
-        current, KEY, dataset.train.constants, stacked(*feeds[at : at + size]), Hyperparameters(), None
+        current, KEY, dataset.train.device_data, stacked(*feeds[at : at + size]), Hyperparameters(), None
       )
       total.append(sums)
     assert step._cache_size() == 1
@@ -104,9 +104,9 @@ def test_eight_devices_train_as_one_does(config: dict, drop: dict, fields: dict,
   read, found = [], []
   for devices in (1, 8):
     dataset, *_, step, current = make_parts(config, devices, augment.make(**fields))
-    feeds, sums = [*dataset.train.train_feeds(0, steps)], []
+    feeds, sums = [*dataset.train.step_inputs(0, steps)], []
     for feed in feeds:
-      current, of_step = step(current, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
+      current, of_step = step(current, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
       sums.append(jax.device_get(of_step))
     assert step._cache_size() == 1
     assert len(current.step.sharding.device_set) == devices
@@ -152,9 +152,9 @@ def test_accumulated_parts_are_the_large_batch_where_batch_norm_is_frozen(
     dataset, model, tx, _, _, current = make_parts(config, devices)
     mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
     loss_fn = frozen_loss(model, dataset)
-    step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, mesh, accumulate=accumulate)
-    for feed in dataset.train.train_feeds(0, 5):
-      current, sums = step(current, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
+    step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, mesh, accumulate=accumulate)
+    for feed in dataset.train.step_inputs(0, 5):
+      current, sums = step(current, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
     found.append((current, sums))
     assert step._cache_size() == 1
   assert float(sums['count']) == 16
@@ -165,11 +165,11 @@ def test_accumulated_parts_are_the_large_batch_where_batch_norm_is_frozen(
 def test_accumulated_parts_are_a_loop_over_them(config: dict) -> None:
   dataset, model, tx, transform, _, begin = make_parts(config, 8)
   loss_fn = make_loss(model, classification(), transform, dataset.info)
-  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, sharding.make_mesh(), accumulate=2)
+  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, sharding.make_mesh(), accumulate=2)
   params, stats, opt_state = jax.tree.map(jnp.copy, (begin.params, begin.batch_stats, begin.opt_state))
-  arrays = jax.device_get(dataset.train.constants)
-  for number, feed in enumerate(dataset.train.train_feeds(0, 3)):
-    begin, sums = step(begin, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
+  arrays = jax.device_get(dataset.train.device_data)
+  for number, feed in enumerate(dataset.train.step_inputs(0, 3)):
+    begin, sums = step(begin, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
     rng, grads, total = jax.random.fold_in(jax.random.key(0), number), [], 0.0
     for part in range(2):
       batch = {name: jnp.asarray(array[feed['index'][part::2]]) for name, array in arrays.items()}
@@ -190,11 +190,11 @@ def test_accumulated_parts_are_a_loop_over_them(config: dict) -> None:
 def test_a_step_keeps_the_moving_average_of_what_it_returns(config: dict) -> None:
   dataset, model, tx, transform, _, begin = make_parts(config, 8)
   loss_fn = make_loss(model, classification(), transform, dataset.info)
-  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, sharding.make_mesh(), ema=0.3)
+  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, sharding.make_mesh(), ema=0.3)
   current = begin.replace(ema=jax.tree.map(jnp.copy, begin.variables))
   expected = jax.device_get(current.variables)
-  for t, feed in enumerate(dataset.train.train_feeds(0, 6), 1):
-    current, _ = step(current, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
+  for t, feed in enumerate(dataset.train.step_inputs(0, 6), 1):
+    current, _ = step(current, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
     d = min(0.3, (1 + t) / (10 + t))
     expected = jax.tree.map(lambda a, b, d=d: d * a + (1 - d) * np.asarray(b), expected, current.variables)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), current.ema, expected)
@@ -210,13 +210,13 @@ def test_a_batch_for_eight_devices_runs_on_one_in_eight_parts(config: dict) -> N
     dataset, model, tx, _, _, current = make_parts(config, devices)
     mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
     step = make_train_steps(
-      frozen_loss(model, dataset), lambda _, tx=tx: tx, dataset.train.fetch, mesh, accumulate=accumulate
+      frozen_loss(model, dataset), lambda _, tx=tx: tx, dataset.train.get_batch, mesh, accumulate=accumulate
     )
-    feeds = [stacked(feed) for feed in dataset.train.train_feeds(0, 3)]
-    compiled = step.lower(current, KEY, dataset.train.constants, feeds[0], Hyperparameters(), None).compile()
+    feeds = [stacked(feed) for feed in dataset.train.step_inputs(0, 3)]
+    compiled = step.lower(current, KEY, dataset.train.device_data, feeds[0], Hyperparameters(), None).compile()
     memory[devices, accumulate] = compiled.memory_analysis().temp_size_in_bytes
     for feed in feeds:
-      current, sums = step(current, KEY, dataset.train.constants, feed, Hyperparameters(), None)
+      current, sums = step(current, KEY, dataset.train.device_data, feed, Hyperparameters(), None)
     found[devices, accumulate] = (current, sums)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found[8, 1], found[1, 8])
   assert memory[1, 8] < memory[1, 1] / 2
@@ -274,9 +274,9 @@ def test_batch_norm_over_devices_is_numpys(bn: str) -> None:
   params = {'kernel': rng.normal(size=(3, 5)), 'bn': {'scale': rng.normal(size=5), 'bias': rng.normal(size=5)}}
   stats = {'bn': {'mean': rng.normal(size=5), 'var': rng.uniform(1, 2, 5)}}
   mesh = sharding.make_mesh()
-  make = per_device if bn == 'per_device' else accumulated
-  gradient = make(little_loss(bn == 'frozen'), lambda constants, feed: feed, 1, mesh)
-  whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)
+  make = per_device_gradients if bn == 'per_device' else accumulate_gradients
+  gradient = make(little_loss(bn == 'frozen'), lambda device_data, feed: feed, 1, mesh)
+  whole, split = sharding.replicated_sharding(mesh), sharding.batch_sharding(mesh)
   run = jax.jit(gradient, in_shardings=(whole, whole, whole, split, whole), out_shardings=whole)
   single = lambda tree: jax.tree.map(np.float32, tree)
   grads, (after, sums) = run(single(params), single(stats), {}, single(batch), Context(KEY, jnp.int32(0)))
@@ -291,10 +291,10 @@ def collectives_of(config: dict, **fields) -> dict[str, int]:
   """The collectives in the compiled step of 8 devices."""
   dataset, model, tx, transform, _, begin = make_parts(config, 8)
   loss_fn = make_loss(model, classification(), transform, dataset.info)
-  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, sharding.make_mesh(), **fields)
-  feed = stacked(next(dataset.train.train_feeds(0, 1)))
+  step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, sharding.make_mesh(), **fields)
+  feed = stacked(next(dataset.train.step_inputs(0, 1)))
   return scaling.collectives(
-    step.lower(begin, KEY, dataset.train.constants, feed, Hyperparameters(), None).compile().as_text()
+    step.lower(begin, KEY, dataset.train.device_data, feed, Hyperparameters(), None).compile().as_text()
   )
 
 
@@ -326,7 +326,7 @@ def test_each_device_augments_its_part_with_a_key_of_its_own(config: dict) -> No
   def loss_fn(params, batch_stats, batch, context):
     return params.sum(), (batch_stats, {'drawn': jax.random.uniform(context.rng, (8,))[jax.lax.axis_index('data')]})
 
-  gradient = per_device(loss_fn, lambda constants, feed: feed, 1, mesh)
+  gradient = per_device_gradients(loss_fn, lambda device_data, feed: feed, 1, mesh)
   for key in (KEY, jax.random.key(1)):
     _, (_, sums) = jax.jit(gradient)(jnp.ones(3), {}, {}, {'index': jnp.arange(8)}, Context(key, jnp.int32(0)))
     seen.append(float(sums['drawn']))
@@ -347,9 +347,9 @@ def test_a_sharded_optimiser_takes_the_same_steps(config: dict, name: str) -> No
     shardings = state.shardings(jax.eval_shape(create), mesh, shard_optimizer=shard)
     current = jax.jit(create, out_shardings=shardings)()
     loss_fn = make_loss(model, classification(), transform, dataset.info)
-    step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.fetch, mesh, ema=0.5, shardings=shardings)
-    for feed in dataset.train.train_feeds(0, 5):
-      current, sums = step(current, KEY, dataset.train.constants, stacked(feed), Hyperparameters(), None)
+    step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, mesh, ema=0.5, shardings=shardings)
+    for feed in dataset.train.step_inputs(0, 5):
+      current, sums = step(current, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
     assert step._cache_size() == 1
     found.append((current, sums))
     for part in ('params', 'batch_stats', 'opt_state', 'ema'):

@@ -46,7 +46,7 @@ def attempt(path):
   """Read and recognize the file as a tool does; return what was read, or the complaint."""
   try:
     state = weights.read(path)
-    weights.recognise(state, str(path))
+    weights.recognize(state, str(path))
     weights.batches(state)
     return state
   except InputError as error:

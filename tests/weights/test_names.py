@@ -47,7 +47,7 @@ def test_a_file_gives_torchs_logits_and_goes_back(tmp_path, reference, name, opt
   torch.save(net.state_dict(), tmp_path / 'in.pth')
 
   state = weights.read(tmp_path / 'in.pth')
-  found = weights.recognise(state)
+  found = weights.recognize(state)
   stem, shortcut = options.get('stem'), {'B': 'projection'}.get(options.get('option'))
   extra = {'shortcut': shortcut} if shortcut else {'stem': stem} if stem == 'cifar' else {}
   assert found == (name, {'num_classes': CLASSES, **extra}, 3)
@@ -74,12 +74,14 @@ def state_of(model, channels: int = 3, dialect=None) -> dict[str, np.ndarray]:
   return weights.from_variables(variables, model, dialect)
 
 
-@pytest.mark.parametrize('name', [n for n in models.list() if not re.search('1(01|52|10|64)|28_10|56|44|32$', n)])
+@pytest.mark.parametrize(
+  'name', [n for n in models.list_models() if not re.search('1(01|52|10|64)|28_10|56|44|32$', n)]
+)
 def test_every_model_is_recognised(name):
   stems = ['imagenet', 'cifar', 'deep'] if name in ('resnet18', 'preact_resnet18') else [None]
   for stem, classes in itertools.product(stems, [3]):
     model = models.create(name, num_classes=classes, stem=stem)
-    found = weights.recognise(state_of(model, channels=2))
+    found = weights.recognize(state_of(model, channels=2))
     assert found.name == name
     assert found.channels == 2
     assert models.create(found.name, **found.options) == model
@@ -92,7 +94,7 @@ def test_dialects(shortcut, head):
   state = state_of(model, dialect=dialect)
   assert {f'layer2.0.{shortcut}.0.weight', f'layer2.0.{shortcut}.1.running_var', f'{head}.weight'} <= {*state}
   assert weights.dialect_of(state) == dialect
-  assert weights.recognise(state) == ('resnet20', {'num_classes': 3, 'shortcut': 'projection'}, 3)
+  assert weights.recognize(state) == ('resnet20', {'num_classes': 3, 'shortcut': 'projection'}, 3)
   again = weights.from_variables(weights.to_variables(state, model), model, dialect)
   assert_same(again, state)
 
@@ -198,4 +200,4 @@ def test_files_without_counters_stay_without(tiny):
   ],
 )
 def test_other_networks_are_one_line(tiny, change, expected):
-  assert expected in refused(weights.recognise, change(make_state(4)))
+  assert expected in refused(weights.recognize, change(make_state(4)))

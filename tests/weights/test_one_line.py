@@ -136,7 +136,7 @@ def test_what_a_file_says_never_makes_a_long_line(tmp_path, tiny, make):
     make(path, rng)
     try:
       state = weights.read(path)
-      weights.recognise(state, str(path))
+      weights.recognize(state, str(path))
       weights.to_variables(state, model, where=str(path))
     except InputError as error:
       line = str(error).replace(str(path), '')

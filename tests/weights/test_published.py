@@ -22,7 +22,7 @@ def server(tmp_path, monkeypatch):
 
 
 def test_the_table_is_of_models():
-  assert {name.removesuffix('-v2') for name in published.DIGITS} <= {*models.list()}
+  assert {name.removesuffix('-v2') for name in published.DIGITS} <= {*models.list_models()}
   assert all(len(digits) == 8 and int(digits, 16) >= 0 for digits in published.DIGITS.values())
   assert len({*published.DIGITS.values()}) == len(published.DIGITS)
 

@@ -35,7 +35,7 @@ def workdir(tmp_path, tiny):
 def make_run(path, ema: bool):
   path.mkdir()
   (path / 'config.json').write_text(config_lib.to_json(config_lib.make(model=dict(name='tiny'))))
-  with checkpoint.open(path / 'checkpoints', keep_latest=3) as manager:
+  with checkpoint.open_manager(path / 'checkpoints', keep_latest=3) as manager:
     for step in (5, 7, 9):
       whole = create(variables_of(4, step), optax.sgd(0.1, momentum=0.9), ema=ema)
       whole = whole.replace(step=whole.step + step)
@@ -155,7 +155,7 @@ def keep_run(path, scores, classes=None):
   (path / 'config.json').write_text(config_lib.to_json(config_lib.make(model=dict(name='tiny'))))
   if classes:
     (path / 'data.json').write_text(json.dumps({'class_names': classes}))
-  with checkpoint.open(path / 'checkpoints', keep_latest=9) as manager:
+  with checkpoint.open_manager(path / 'checkpoints', keep_latest=9) as manager:
     for step, top1 in enumerate(scores, 1):
       whole = create(variables_of(4, step), optax.sgd(0.1))
       whole = jax.tree.map(jax.numpy.asarray, whole.replace(step=whole.step + step))
@@ -201,7 +201,7 @@ def test_the_first_kernel_is_adapted_as_timm_does(file, tiny, channels):
   found = pretrained.load(file, model, fresh)
   np.testing.assert_array_equal(found['params']['stem']['conv']['kernel'], expected.transpose(2, 3, 1, 0))
   grey = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype(np.float32)
-  if channels in (1,):  # what a grey image in three channels gives
+  if channels in (1,):  # what a gray image in three channels gives
     ours = model.apply(found, grey, train=False)
     theirs = model.apply(variables_of(4, 0), np.repeat(grey, 3, axis=3), train=False)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

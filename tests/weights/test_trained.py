@@ -15,7 +15,7 @@ def test_top1_is_torchs_example_by_example(tfds_dir, tmp_path, reference):
 
   dataset = data.load('cifar10', data_dir=tfds_dir, batch_size=128, limit=5000)
   arrays = {
-    name: {k: np.asarray(v) for k, v in dataset[i].constants.items()} for i, name in ((0, 'train'), (2, 'test'))
+    name: {k: np.asarray(v) for k, v in dataset[i].device_data.items()} for i, name in ((0, 'train'), (2, 'test'))
   }
   pixels = lambda split: np.array(normalize(arrays[split]['image'], dataset.info.mean, dataset.info.std))
   tensor = lambda split: torch.from_numpy(np.ascontiguousarray(pixels(split).transpose(0, 3, 1, 2)))
@@ -35,7 +35,7 @@ def test_top1_is_torchs_example_by_example(tfds_dir, tmp_path, reference):
   with torch.no_grad():
     expected = np.concatenate([network(part).numpy() for part in tensor('test').split(500)])
   state_dict = weights.read(tmp_path / 'trained.pth')
-  found = weights.recognise(state_dict)
+  found = weights.recognize(state_dict)
   model = models.create(found.name, **found.options, dtype='float32')
   variables = weights.to_variables(state_dict, model)
   run = jax.jit(lambda v, x: model.apply(v, x, train=False))

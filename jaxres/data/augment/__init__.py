@@ -1,4 +1,4 @@
-"""Augmentation on the device: uint8 images, random per example, inside the jitted step; then normalised floats.
+"""Augmentation on the device: uint8 images, random per example, inside the jitted step; then normalized floats.
 
 Each random step here is a function ``(rng, images) -> images`` of a batch, in which every example has its own draw. It
 draws parameters and hands them to a pure function of one image: those of ``pixels`` and ``geometry``.
@@ -44,7 +44,7 @@ class Augment(NamedTuple):
     Returns:
       The batch with ``image`` uint8 ``[B, H, W, C]``, and where images are mixed ``label`` as ``labels.soften`` makes
       it, such as float32 ``[B, K]``. Of V views ``image`` is ``[V, B, H, W, C]``, and ``label`` is ``[V, B, ...]``
-      where they are mixed: each alone, with draws of its own.
+      where they are mixed: each alone, with its own draws.
     """
     images, label = self(rng, batch['image']), batch['label']
     if self.mix and labels.soften:
@@ -82,9 +82,9 @@ def make(
     pad_mode: pad with black (``'constant'``, as torchvision's ``RandomCrop``) or with the mirrored image.
     flip: mirror left-right with probability one half.
     resized_crop: least and greatest share of the area, such as (0.08, 1.0), of a random box that is resized to the
-      whole image; the box's width is 3/4 to 4/3 of its height (Szegedy et al. 2014, arXiv 1409.4842; torchvision's
+      image; the box's width is 3/4 to 4/3 of its height (Szegedy et al. 2014, arXiv 1409.4842; torchvision's
       ``RandomResizedCrop``, bilinear). Empty does not crop.
-    rotate: degrees: turn by an angle between minus and plus this, nearest neighbour.
+    rotate: degrees: turn by an angle between minus and plus this, nearest neighbor.
     jitter: how much brightness, contrast, saturation and hue change, such as (0.4, 0.4, 0.4, 0.1), as torchvision's
       ``ColorJitter`` but always in this order. Empty changes nothing.
     policy: ``'randaugment'`` (Cubuk et al. 2019, arXiv 1909.13719) or ``'trivialaugment'``, the wide one (Müller and
@@ -93,7 +93,7 @@ def make(
     randaugment_magnitude: how strong they are, 0 to 30.
     erase: the probability that a random box is filled (random erasing, Zhong et al. 2017, arXiv 1708.04896; box as in
       torchvision: 2 % to 33 % of the area, width to height 0.3 to 3.3).
-    cutout: side in pixels of a filled square, centred anywhere in the image (DeVries and Taylor 2017, arXiv
+    cutout: side in pixels of a filled square, centered anywhere in the image (DeVries and Taylor 2017, arXiv
       1708.04552); 0 has none.
     fill: level, 0 (black) to 255, of pixels that were rotated in or cut out.
     mixup: alpha of Beta(alpha, alpha), the share of an image that is blended with another of the batch (Zhang et al.
@@ -145,7 +145,7 @@ def make(
 def with_views(augment: Augment, views: int) -> Augment:
   """Return what makes ``views`` augmentations of each image, ``[V, B, H, W, C]``; of one it is ``augment`` itself.
 
-  Each has draws of its own. A stream's random crop is of the host, and the same for all.
+  Each has its own draws. A stream's random crop is of the host, and the same for all.
   """
   if views == 1:
     return augment

@@ -26,7 +26,7 @@ def affine(image: jax.Array, matrix: jax.Array, fill: int = 0) -> jax.Array:
 
   Args:
     image: uint8 ``[H, W, C]``.
-    matrix: int32 ``[6]`` of ``fixed_point``.
+    matrix: int32 ``[6]`` of ``to_fixed_point``.
     fill: level of positions outside the image.
   """
   height, width, channels = image.shape
@@ -34,11 +34,11 @@ def affine(image: jax.Array, matrix: jax.Array, fill: int = 0) -> jax.Array:
   from_x = matrix[0] * x + matrix[1] * y + matrix[2] >> 16
   from_y = matrix[3] * x + matrix[4] * y + matrix[5] >> 16
   inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
-  found = jnp.take(image.reshape(height * width, channels), from_y * width + from_x, axis=0, mode='clip')
-  return jnp.where(inside[..., None], found, jnp.uint8(fill))
+  sampled = jnp.take(image.reshape(height * width, channels), from_y * width + from_x, axis=0, mode='clip')
+  return jnp.where(inside[..., None], sampled, jnp.uint8(fill))
 
 
-def fixed_point(coefficients: np.ndarray) -> np.ndarray:
+def to_fixed_point(coefficients: np.ndarray) -> np.ndarray:
   """Return Pillow's 16.16 fixed-point form of affine maps, from the middle of output pixel (0, 0).
 
   Args:
@@ -60,7 +60,7 @@ def rotation(degrees: np.ndarray, height: int, width: int) -> np.ndarray:
   return np.stack([cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y], axis=-1)
 
 
-def resized_crop(image: jax.Array, box: jax.Array) -> jax.Array:
+def crop_and_resize(image: jax.Array, box: jax.Array) -> jax.Array:
   """Cut ``box`` out and resize it to the size of the image (Pillow's ``crop``, then ``resize`` with BILINEAR).
 
   Args:
@@ -72,7 +72,7 @@ def resized_crop(image: jax.Array, box: jax.Array) -> jax.Array:
 
 
 def _resize(image: jax.Array, axis: int, start: jax.Array, size: jax.Array) -> jax.Array:
-  """Stretch ``[start, start + size)`` to the whole of ``axis``: two pixels each, weighted in fixed point, rounded."""
+  """Stretch ``[start, start + size)`` to the full ``axis``: two pixels each, weighted in fixed point, rounded."""
   length = image.shape[axis]
   share = np.arange(2 * length) / (2 * length)
   weights = jnp.asarray(np.floor(np.stack([1 - share, share]) * 2**WEIGHT_BITS + 0.5).astype(np.int32))
@@ -132,24 +132,24 @@ def place(rng: jax.Array, sizes: jax.Array, height: int, width: int) -> jax.Arra
 
 
 def random_resized_crop(rng: jax.Array, images: jax.Array, *, scale: Sequence[float]) -> jax.Array:
-  """Resize a random box of each image, uint8 ``[B, H, W, C]``, to the whole (torchvision's ``RandomResizedCrop``).
+  """Resize a random box of each image, uint8 ``[B, H, W, C]``, to the full size (torchvision's ``RandomResizedCrop``).
 
   Where ten tries give no box, the largest in the middle that has an allowed ratio is taken.
   """
   count, height, width, _ = images.shape
   size_rng, place_rng = jax.random.split(rng)
   areas = [share * height * width for share in scale]
-  sizes, found = draw_boxes(size_rng, count, height, width, areas, CROP_RATIO)
+  sizes, fits = draw_boxes(size_rng, count, height, width, areas, CROP_RATIO)
   rows, columns = min(height, round(width / CROP_RATIO[0])), min(width, round(height * CROP_RATIO[1]))
   middle = jnp.array([(height - rows) // 2, (width - columns) // 2, rows, columns])
-  boxes = jnp.where(found[:, None], place(place_rng, sizes, height, width), middle)
-  return jax.vmap(resized_crop)(images, boxes)
+  boxes = jnp.where(fits[:, None], place(place_rng, sizes, height, width), middle)
+  return jax.vmap(crop_and_resize)(images, boxes)
 
 
 def random_rotation(rng: jax.Array, images: jax.Array, *, degrees: float, fill: int) -> jax.Array:
   """Turn each image, uint8 ``[B, H, W, C]``, by one of 1,024 angles between minus and plus ``degrees``."""
   count, height, width, _ = images.shape
-  angles = fixed_point(rotation(np.linspace(-degrees, degrees, ANGLES), height, width))
+  angles = to_fixed_point(rotation(np.linspace(-degrees, degrees, ANGLES), height, width))
   matrices = jnp.asarray(angles)[jax.random.randint(rng, (count,), 0, ANGLES)]
   return jax.vmap(affine, (0, 0, None))(images, matrices, fill)
 
@@ -159,14 +159,14 @@ def random_erase(rng: jax.Array, images: jax.Array, *, probability: float, fill:
   count, height, width, _ = images.shape
   size_rng, place_rng, draw_rng = jax.random.split(rng, 3)
   areas = [share * height * width for share in ERASE_SCALE]
-  sizes, found = draw_boxes(size_rng, count, height - 1, width - 1, areas, ERASE_RATIO)
-  drawn = found & jax.random.bernoulli(draw_rng, probability, (count,))
+  sizes, fits = draw_boxes(size_rng, count, height - 1, width - 1, areas, ERASE_RATIO)
+  drawn = fits & jax.random.bernoulli(draw_rng, probability, (count,))
   boxes = place(place_rng, jnp.where(drawn[:, None], sizes, 0), height, width)
   return jax.vmap(cut_out, (0, 0, None))(images, boxes, fill)
 
 
 def random_cutout(rng: jax.Array, images: jax.Array, *, side: int, fill: int) -> jax.Array:
-  """Fill a square of each image, uint8 ``[B, H, W, C]``; its centre is any pixel, it may reach over the border."""
+  """Fill a square of each image, uint8 ``[B, H, W, C]``; its center is any pixel, it may reach over the border."""
   count, height, width, _ = images.shape
   corners = jax.random.randint(rng, (count, 2), 0, jnp.array([height, width])) - side // 2
   boxes = jnp.concatenate([corners, jnp.full_like(corners, side)], axis=1)

@@ -73,7 +73,7 @@ def cutmix(images: jax.Array, labels: jax.Array, boxes: jax.Array) -> tuple[jax.
 
 
 def draw_boxes(rng: jax.Array, weight: jax.Array, height: int, width: int) -> jax.Array:
-  """Return boxes of about ``1 - weight`` of the area, centred on any pixel, as torchvision's ``CutMix`` draws them.
+  """Return boxes of about ``1 - weight`` of the area, centered on any pixel, as torchvision's ``CutMix`` draws them.
 
   Args:
     rng: key.
@@ -86,8 +86,8 @@ def draw_boxes(rng: jax.Array, weight: jax.Array, height: int, width: int) -> ja
   """
   size = jnp.array([height, width])
   half = (0.5 * jnp.sqrt(1 - weight)[:, None] * size).astype(jnp.int32)
-  centre = jax.random.randint(rng, half.shape, 0, size)
-  return jnp.concatenate([centre - half, 2 * half], axis=1)
+  center = jax.random.randint(rng, half.shape, 0, size)
+  return jnp.concatenate([center - half, 2 * half], axis=1)
 
 
 def _mix_labels(labels: jax.Array, weight: jax.Array) -> jax.Array:

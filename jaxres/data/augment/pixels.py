@@ -35,7 +35,7 @@ def autocontrast(image: jax.Array) -> jax.Array:
   levels = image.astype(jnp.int32)
   low, high = levels.min((0, 1)), levels.max((0, 1))
   span = jnp.maximum(high - low, 1)
-  # Half of a step away from every whole quotient: no rounding of the division can change the result.
+  # Half of a step away from every integer quotient: no rounding of the division can change the result.
   stretched = (((levels - low) * 255).astype(jnp.float32) + 0.5) / span.astype(jnp.float32)
   return jnp.where(high > low, stretched.astype(jnp.uint8), image)
 
@@ -58,15 +58,15 @@ def brightness(image: jax.Array, factor: jax.Array | float) -> jax.Array:
 
 
 def contrast(image: jax.Array, factor: jax.Array | float) -> jax.Array:
-  """Blend with the mean grey (``ImageEnhance.Contrast``): 0 is grey, 1 the image, more has more contrast."""
-  levels = grey(image).astype(jnp.int32)
+  """Blend with the mean gray (``ImageEnhance.Contrast``): 0 is gray, 1 the image, more has more contrast."""
+  levels = to_gray(image).astype(jnp.int32)
   mean = (2 * levels.sum() + levels.size) // (2 * levels.size)  # rounded half up
   return blend(jnp.full_like(image, mean), image, factor)
 
 
 def color(image: jax.Array, factor: jax.Array | float) -> jax.Array:
-  """Blend with the grey image (``ImageEnhance.Color``, saturation): 0 is grey, 1 the image, more is more colourful."""
-  return blend(jnp.broadcast_to(grey(image), image.shape), image, factor)
+  """Blend with the gray image (``ImageEnhance.Color``, saturation): 0 is gray, 1 the image, more is more colorful."""
+  return blend(jnp.broadcast_to(to_gray(image), image.shape), image, factor)
 
 
 def sharpness(image: jax.Array, factor: jax.Array | float) -> jax.Array:
@@ -75,14 +75,14 @@ def sharpness(image: jax.Array, factor: jax.Array | float) -> jax.Array:
 
 
 def smooth(image: jax.Array) -> jax.Array:
-  """Return the mean of 3x3 pixels, the own one counted five times; the border stays (``ImageFilter.SMOOTH``)."""
+  """Return the mean of 3x3 pixels, the center counted five times; the border stays (``ImageFilter.SMOOTH``)."""
   levels = image.astype(jnp.int32)
   rows = levels[:-2] + levels[1:-1] + levels[2:]
   total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * levels[1:-1, 1:-1]
   return image.at[1:-1, 1:-1].set(((2 * total + 13) // 26).astype(jnp.uint8))  # total / 13, to the nearest
 
 
-def grey(image: jax.Array) -> jax.Array:
+def to_gray(image: jax.Array) -> jax.Array:
   """Return the luminance of 3 channels, or the one channel, as uint8 ``[H, W, 1]`` (``convert('L')``, ITU-R 601).
 
   Raises:
@@ -92,7 +92,7 @@ def grey(image: jax.Array) -> jax.Array:
   if channels == 1:
     return image
   if channels != 3:
-    raise InputError(f'augment: colour operations want images of 1 or 3 channels, found {channels}')
+    raise InputError(f'augment: color operations want images of 1 or 3 channels, found {channels}')
   weights = jnp.array([19595, 38470, 7471], jnp.int32)
   return ((image.astype(jnp.int32) * weights).sum(-1, keepdims=True) + 0x8000 >> 16).astype(jnp.uint8)
 
@@ -115,12 +115,12 @@ def blend(start: jax.Array, end: jax.Array, factor: jax.Array | float) -> jax.Ar
 
 
 def hue(image: jax.Array, turn: jax.Array | float) -> jax.Array:
-  """Turn the hue by ``turn`` of the colour circle, the HSV value and saturation kept; grey images stay.
+  """Turn the hue by ``turn`` of the color circle, the HSV value and saturation kept; gray images stay.
 
   As ``colorsys`` defines HSV, rounded to the nearest level. Pillow's own HSV is in 8 bits and coarser.
   """
   if image.shape[-1] != 3:
-    return grey(image)
+    return to_gray(image)
   levels = image.astype(jnp.float32)
   red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
   high, low = levels.max(-1), levels.min(-1)
@@ -146,11 +146,11 @@ def random_jitter(rng: jax.Array, images: jax.Array, *, strengths: Sequence[floa
   """
   neutral = (1.0, 1.0, 1.0, 0.0)
   operations = (brightness, contrast, color, hue)
-  for number, (operation, centre, strength) in enumerate(zip(operations, neutral, strengths, strict=True)):
+  for number, (operation, center, strength) in enumerate(zip(operations, neutral, strengths, strict=True)):
     if strength:
-      low = max(0.0, centre - strength) if centre else -strength
+      low = max(0.0, center - strength) if center else -strength
       key = jax.random.fold_in(rng, number)
       images = jax.vmap(operation)(
-        images, jax.random.uniform(key, images.shape[:1], minval=low, maxval=centre + strength)
+        images, jax.random.uniform(key, images.shape[:1], minval=low, maxval=center + strength)
       )
   return images

@@ -36,8 +36,8 @@ KINDS = dict.fromkeys(MAPS, 0) | {'Equalize': 1} | {name: number for number, nam
 class Range(NamedTuple):
   """The magnitudes of an operation, evenly spaced; where ``signed``, one half of the draws has them negative."""
 
-  least: float = 0.0
-  greatest: float = 0.0
+  low: float = 0.0
+  high: float = 0.0
   signed: bool = False
 
 
@@ -90,17 +90,17 @@ class Table(NamedTuple):
 
   kind: jax.Array  # int32 [N], of KINDS
   magnitude: jax.Array  # float32 [N]
-  matrix: jax.Array  # int32 [N, 6], of geometry.fixed_point
+  matrix: jax.Array  # int32 [N, 6], of geometry.to_fixed_point
 
 
 def make_table(ranges: Mapping[str, Range], bins: np.ndarray, height: int, width: int) -> Table:
   """Return the rows of ``ranges`` with the magnitudes numbered ``bins``, int ``[M]`` in ``[0, BINS)``."""
   rows = []
-  for name, (least, greatest, signed) in ranges.items():
-    magnitude = np.linspace(least, greatest, BINS, dtype=np.float32)[bins]
+  for name, (low, high, signed) in ranges.items():
+    magnitude = np.linspace(low, high, BINS, dtype=np.float32)[bins]
     magnitude = np.concatenate([magnitude, -magnitude if signed else magnitude])
     matrix = MAPS[name if name in MAPS else 'Identity'](magnitude.astype(np.float64), height, width)
-    rows.append((np.full(len(magnitude), KINDS[name], np.int32), magnitude, geometry.fixed_point(matrix)))
+    rows.append((np.full(len(magnitude), KINDS[name], np.int32), magnitude, geometry.to_fixed_point(matrix)))
   return Table(*(jnp.asarray(np.concatenate(column)) for column in zip(*rows, strict=True)))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from jaxres.data.prepare.writer import write
 from jaxres.data.sources import cifar, tfds
 from jaxres.data.sources.cifar import PUBLISHED, SIDE, Contents, Published, Split
-from jaxres.errors import InputError, nearest, say
+from jaxres.errors import InputError, nearest, print_status
 from jaxres.files import complete, file_errors
 from jaxres.npz import load_npz
 from jaxres.paths import output_path
@@ -42,11 +42,11 @@ def prepare(name: str, data_dir: str | None = None, archive: str | None = None) 
     InputError: unknown name, no network, wrong archive, no array_record, or a place that cannot be
       written.
   """
-  published = _published(name)
+  published = _get_published(name)
   root = tfds.root(data_dir)
   folder = root / name / published.version
   if tfds.is_prepared(name, data_dir):
-    say(f'{name} is already prepared in {root / name}')
+    print_status(f'{name} is already prepared in {root / name}')
     return folder
   if folder.exists():
     raise InputError(
@@ -54,8 +54,8 @@ def prepare(name: str, data_dir: str | None = None, archive: str | None = None) 
     )
   if not tfds.has_array_record():
     raise InputError('array_record is not installed (it has wheels for Linux only); ' + tfds.without_array_record(name))
-  contents = cifar.read(published, cifar.find(published, root, archive))
-  say(f'writing {_count(contents)} to {folder}')
+  contents = cifar.read(published, cifar.find_archive(published, root, archive))
+  print_status(f'writing {_count(contents)} to {folder}')
   with file_errors(folder):
     try:
       _write_array_record(name, published, contents, root)
@@ -82,16 +82,16 @@ def prepare_npz(name: str, file: str, archive: str | None = None) -> pathlib.Pat
   Raises:
     InputError: unknown name, no network, wrong archive, or a file that cannot be written.
   """
-  published = _published(name)
+  published = _get_published(name)
   path = output_path(file, '--npz')
   if path.suffix != '.npz':
     raise InputError(f'--npz {file}: expected a file name that ends in .npz')
   if path.exists():
     _check_npz(path, name)
-    say(f'{name} is already prepared in {path}')
+    print_status(f'{name} is already prepared in {path}')
     return path
-  contents = cifar.read(published, cifar.find(published, tfds.root(), archive))
-  say(f'writing {_count(contents)} to {path}')
+  contents = cifar.read(published, cifar.find_archive(published, tfds.root(), archive))
+  print_status(f'writing {_count(contents)} to {path}')
   arrays: dict[str, Any] = {'name': name, 'class_names': contents.names['label']}
   for split, (images, labels) in contents.splits.items():
     arrays |= {f'{split}_x': images, f'{split}_y': labels['label'].astype(np.int32)}
@@ -100,7 +100,7 @@ def prepare_npz(name: str, file: str, archive: str | None = None) -> pathlib.Pat
   return path
 
 
-def _published(name: str) -> Published:
+def _get_published(name: str) -> Published:
   if name not in PUBLISHED:
     raise InputError(f'cannot prepare {name!r}{nearest(name, PUBLISHED)}')
   return PUBLISHED[name]
@@ -132,8 +132,8 @@ def _examples(split: str, arrays: Split) -> Iterator[tuple[int, dict[str, Any]]]
 def _check_npz(path: pathlib.Path, name: str) -> None:
   """Raise an InputError unless ``path`` is what ``prepare_npz`` writes for ``name``."""
   try:
-    found = str(load_npz(path, 'name')['name'])
+    existing = str(load_npz(path, 'name')['name'])
   except ValueError as error:
     raise InputError(f'{path} exists and is not {name}: remove it or choose another name') from error
-  if found != name:
-    raise InputError(f'{path} exists and holds {found}, not {name}: choose another name')
+  if existing != name:
+    raise InputError(f'{path} exists and holds {existing}, not {name}: choose another name')

@@ -15,7 +15,7 @@ from jaxres.data.prepare.writer import write
 from jaxres.data.sources import folder, tfds
 from jaxres.data.splits import with_test
 from jaxres.data.types import Encoded
-from jaxres.errors import InputError, printable, say
+from jaxres.errors import InputError, print_status, printable
 from jaxres.files import complete, file_errors
 from jaxres.paths import output_path, user_path
 
@@ -56,14 +56,14 @@ def pack(path: str, name: str, data_dir: str | None = None, max_bad: int = 0) ->
     raise InputError(f'{target} exists; move it away or choose another --name')
   if not tfds.has_array_record():
     raise InputError('array_record is not installed (it has wheels for Linux only); use --npz FILE --image_size S')
-  splits, names = _find(path, max_bad)
-  stored = _stored(path, names)
+  splits, names = _find_splits(path, max_bad)
+  stored = _escape_names(path, names)
 
   def features(kinds: Any) -> dict[str, Any]:
     image = kinds.Image(shape=(None, None, 3))
     return {'id': kinds.Text(), 'image': image, 'label': kinds.ClassLabel(names=stored)}
 
-  say(f'writing {_count(splits)} to {target}')
+  print_status(f'writing {_count(splits)} to {target}')
   examples = {
     {'val': 'validation'}.get(split, split): functools.partial(_examples, path, data) for split, data in splits.items()
   }
@@ -78,7 +78,7 @@ def pack_npz(path: str, file: str, image_size: int, max_bad: int = 0) -> pathlib
   Args:
     path: the folder, as ``folder.find`` knows it; a stratified fifth of train becomes test where it has none.
     file: the file to write, ending in .npz.
-    image_size: pixels a side that images are resized and centre-cropped to.
+    image_size: pixels a side that images are resized and center-cropped to.
     max_bad: leave out up to as many images that cannot be decoded.
 
   Raises:
@@ -91,12 +91,12 @@ def pack_npz(path: str, file: str, image_size: int, max_bad: int = 0) -> pathlib
     raise InputError(f'{target} exists; remove it or choose another name')
   if image_size < 1:
     raise InputError(f'--image_size: expected pixels, 1 or more, found {image_size}')
-  splits, names = _find(path, max_bad)
+  splits, names = _find_splits(path, max_bad)
   source = with_test(splits, names, path, seed=0)
-  found = {'train': source.train, 'test': source.test} | ({'val': source.val} if source.val else {})
-  say(f'writing {_count(found)} to {target}')
+  parts = {'train': source.train, 'test': source.test} | ({'val': source.val} if source.val else {})
+  print_status(f'writing {_count(parts)} to {target}')
   content: dict[str, Any] = {'class_names': np.array(names)}
-  for split, data in found.items():
+  for split, data in parts.items():
     assert isinstance(data, Encoded)
     pixels, labels = decode_all(Images(data, image_size), os.cpu_count() or 1)
     content |= {f'{split}_x': pixels, f'{split}_y': labels}
@@ -105,7 +105,7 @@ def pack_npz(path: str, file: str, image_size: int, max_bad: int = 0) -> pathlib
   return target
 
 
-def _find(path: str, max_bad: int) -> tuple[dict[str, Encoded], tuple[str, ...]]:
+def _find_splits(path: str, max_bad: int) -> tuple[dict[str, Encoded], tuple[str, ...]]:
   """Return the splits, less the bad images, and the names of the classes."""
   if max_bad < 0:
     raise InputError(f'--max_bad: expected 0 or more, found {max_bad}')
@@ -115,14 +115,14 @@ def _find(path: str, max_bad: int) -> tuple[dict[str, Encoded], tuple[str, ...]]
   if len(names) < 2:
     raise InputError(f'{path}: expected at least two classes, found {len(names)}: {", ".join(names)}')
   bad: list[str] = []
-  splits = {split: _good(data, bad, max_bad) for split, data in splits.items()}
+  splits = {split: _keep_good(data, bad, max_bad) for split, data in splits.items()}
   for split, data in splits.items():
     if not len(data.labels) or (split == 'train' and len(np.unique(data.labels)) < len(names)):
       raise InputError(f'{path}: a class of the split {split} has no image that can be decoded')
   return splits, names
 
 
-def _stored(path: str, names: Sequence[str]) -> list[str]:
+def _escape_names(path: str, names: Sequence[str]) -> list[str]:
   """Return the names of the classes as TFDS keeps them: a line of UTF-8 each; what is none is escaped."""
   stored = [printable(name) for name in names]
   if len(set(stored)) < len(names):
@@ -131,7 +131,7 @@ def _stored(path: str, names: Sequence[str]) -> list[str]:
   return stored
 
 
-def _good(data: Encoded, bad: list[str], max_bad: int) -> Encoded:
+def _keep_good(data: Encoded, bad: list[str], max_bad: int) -> Encoded:
   """Return the examples that can be decoded; the others are added to ``bad``."""
   good = np.ones(len(data.labels), bool)
   for at, reason in find_bad(data, os.cpu_count()):
@@ -140,7 +140,7 @@ def _good(data: Encoded, bad: list[str], max_bad: int) -> Encoded:
     if len(bad) > max_bad:
       limit = f', and --max_bad is {max_bad}' if max_bad else ', or leave such out with --max_bad N'
       raise InputError(f'{bad[-1]}: {reason}; repair or remove it{limit}')
-    say(f'left out {len(bad)} of at most {max_bad}: {bad[-1]}: {reason}')
+    print_status(f'left out {len(bad)} of at most {max_bad}: {bad[-1]}: {reason}')
   return data.take(good)
 
 
@@ -149,7 +149,7 @@ def _examples(path: str, data: Encoded) -> Iterator[tuple[int, dict[str, Any]]]:
   for at, label in enumerate(data.labels.tolist()):
     place = pathlib.Path(os.path.relpath(data.name_of(at), user_path(path))).as_posix()
     place = place.encode('utf-8', 'backslashreplace').decode()
-    yield at, {'id': place, 'image': decode.storable(data.read_at(at)), 'label': label}
+    yield at, {'id': place, 'image': decode.to_storable(data.read_at(at)), 'label': label}
 
 
 def _count(splits: Mapping[str, Any]) -> str:

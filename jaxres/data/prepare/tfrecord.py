@@ -1,4 +1,4 @@
-"""TFDS sets in tfrecord format, written anew as array_record with no TensorFlow.
+"""TFDS sets in tfrecord format, written again as array_record with no TensorFlow.
 
 Both formats hold the same serialized tf.train.Example, so the records are copied as they are. A TFRecord is the length
 of its data as uint64, the masked CRC-32C of these 8 bytes, the data, and its masked CRC-32C; numbers are little-endian.
@@ -25,7 +25,7 @@ _CRC = struct.Struct('<I')
 
 
 def convert(folder: str, data_dir: str | None = None) -> pathlib.Path:
-  """Write a set in tfrecord format anew as array_record.
+  """Write a set in tfrecord format again as array_record.
 
   It is written to a folder of another name, which is renamed when it is complete.
 
@@ -77,13 +77,13 @@ def read(path: pathlib.Path) -> Iterator[bytes]:
     number = 0
     while head := file.read(_HEAD.size):
       length, crc = _HEAD.unpack(head) if len(head) == _HEAD.size else (size, 0)
-      if len(head) == _HEAD.size and crc != masked(crc32c(head[:8])):
+      if len(head) == _HEAD.size and crc != mask_crc(crc32c(head[:8])):
         raise InputError(f'{path}: record {number} is damaged: the checksum of its length is wrong')
       if file.tell() + length + _CRC.size > size:
         raise InputError(f'{path}: it is truncated: record {number} ends after the end of the file')
       data = file.read(length)
       crc = _CRC.unpack(file.read(_CRC.size))[0]
-      if check_data and crc != masked(check_data(data)):
+      if check_data and crc != mask_crc(check_data(data)):
         raise InputError(f'{path}: record {number} is damaged: the checksum of its data is wrong')
       yield data
       number += 1
@@ -97,7 +97,7 @@ def crc32c(data: bytes) -> int:
   return crc ^ 0xFFFFFFFF
 
 
-def masked(crc: int) -> int:
+def mask_crc(crc: int) -> int:
   """Return a CRC as TFRecord files keep it: turned right by 15 bits, plus a constant."""
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -106,10 +106,10 @@ def fast_crc32c() -> Callable[[bytes], int] | None:
   """Return a CRC-32C for megabytes, or None where none of the packages that have one is installed."""
   for package, function in (('google_crc32c', 'value'), ('crc32c', 'crc32c')):
     try:
-      found: Callable[[bytes], int] = getattr(importlib.import_module(package), function)
+      crc: Callable[[bytes], int] = getattr(importlib.import_module(package), function)
     except ImportError:
       continue
-    return found
+    return crc
   return None
 
 
@@ -136,10 +136,10 @@ def _shards(folder: pathlib.Path) -> tuple[dict[pathlib.Path, int], str]:
   import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
 
   try:
-    found = tfds.builder_from_directory(folder).info
+    builder_info = tfds.builder_from_directory(folder).info
     shards = {
       pathlib.Path(path): int(size)
-      for split in found.splits.values()
+      for split in builder_info.splits.values()
       for path, size in zip(split.filepaths, split.shard_lengths, strict=True)
     }
   except Exception as error:  # TFDS raises nearly every type there is
@@ -147,7 +147,7 @@ def _shards(folder: pathlib.Path) -> tuple[dict[pathlib.Path, int], str]:
   missing = [shard for shard in shards if not shard.is_file()]
   if missing:
     raise InputError(f'{folder}: it has no file {missing[0].name}')
-  return shards, found.full_name
+  return shards, builder_info.full_name
 
 
 def _copy_shard(source: pathlib.Path, target: pathlib.Path, size: int) -> None:

@@ -8,25 +8,25 @@ import numpy as np
 
 from jaxres.data import sampler
 from jaxres.data.types import CLASSES, Arrays, Labels, Source
-from jaxres.errors import InputError, say
+from jaxres.errors import InputError, print_status
 from jaxres.npz import load_npz
-from jaxres.paths import shortened, user_path
+from jaxres.paths import shorten, user_path
 
 MAX_CHANNELS = 4  # of an image whose axes are in doubt
 
 
 def read_digits() -> Source:
-  """Return scikit-learn's handwritten digits: 1,797 grey images of 8x8, a stratified fifth of them held out.
+  """Return scikit-learn's handwritten digits: 1,797 gray images of 8x8, a stratified fifth of them held out.
 
   Source: Alpaydin and Kaynak, UCI "Optical Recognition of Handwritten Digits". Intensities 0..16 become 0..255.
   """
-  from sklearn.datasets import load_digits  # takes a second: only where it is asked for
+  from sklearn.datasets import load_digits  # takes a second: imported where it is needed
 
   digits = load_digits()
   images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
   both = Arrays(images, digits.target.astype(np.int32))
   held_out = np.zeros(len(images), bool)
-  held_out[sampler.stratified(both.labels, len(images) // 5, seed=0)] = True
+  held_out[sampler.draw_stratified(both.labels, len(images) // 5, seed=0)] = True
   return Source(both.take(~held_out), both.take(held_out), tuple('0123456789'))
 
 
@@ -58,14 +58,14 @@ def read_npz(path: str | None, labels: Labels = CLASSES) -> Source:
   val = _split(path, content, 'val', labels) if 'val_x' in content or 'val_y' in content else None
   for split, other in (('test', test), ('val', val)):
     if other and train.images.shape[1:] != other.images.shape[1:]:
-      found = f'{train.images.shape[1:]} and {other.images.shape[1:]}'
-      raise InputError(f'{path}: train_x and {split}_x hold images of different shapes: {found}')
+      shapes = f'{train.images.shape[1:]} and {other.images.shape[1:]}'
+      raise InputError(f'{path}: train_x and {split}_x hold images of different shapes: {shapes}')
     if other and labels.rank == 1 and train.labels.shape[1:] != other.labels.shape[1:]:
       lengths = f'{train.labels.shape[1]} and {other.labels.shape[1]} numbers'
       raise InputError(f'{path}: train_y and {split}_y hold labels of different lengths: {lengths}')
   if content.get('class_names', np.empty(1)).ndim != 1:
     raise InputError(f'{path}: class_names: expected a list of names, found {_kind(content["class_names"])}')
-  names = content['class_names'] if 'class_names' in content else _numbered(path, train, labels)
+  names = content['class_names'] if 'class_names' in content else _list_classes(path, train, labels)
   if labels.are_classes and len(names) <= train.labels.max():
     raise InputError(
       f'{path}: class_names has {len(names)} names, and a training example has label {train.labels.max()}'
@@ -80,8 +80,8 @@ def _unique(path: str, names: list[str]) -> tuple[str, ...]:
     if not name.strip():
       raise InputError(f'{path}: class_names: the name of class {number} is empty')
     if first.setdefault(name, number) != number:
-      both = f'classes {first[name]} and {number} are both called {shortened(name)!r}'
-      raise InputError(f'{path}: class_names: {both}; give each a name of its own')
+      both = f'classes {first[name]} and {number} are both called {shorten(name)!r}'
+      raise InputError(f'{path}: class_names: {both}; give each its own name')
   return tuple(names)
 
 
@@ -95,27 +95,27 @@ def _text(path: str, name: object) -> str:
     raise InputError(f'{path}: class_names: {bytes(name)[:80]!r} is not UTF-8: {error.reason}') from None
 
 
-def _numbered(path: str, train: Arrays, labels: Labels) -> Sequence[object]:
+def _list_classes(path: str, train: Arrays, labels: Labels) -> Sequence[object]:
   """Return what the classes, or the numbers of a label, are called where the file does not say."""
   if labels.are_classes:
-    return _numbered_classes(path, train)
+    return _count_classes(path, train)
   return (['value'], range(train.labels.shape[-1]), range(int(train.labels.max()) + 1))[labels.rank]
 
 
-def _numbered_classes(path: str, train: Arrays) -> range:
-  found = np.unique(train.labels)
-  gaps = np.flatnonzero(found != np.arange(len(found)))
+def _count_classes(path: str, train: Arrays) -> range:
+  numbers = np.unique(train.labels)
+  gaps = np.flatnonzero(numbers != np.arange(len(numbers)))
   if len(gaps):
     expected = 'expected 0, 1, ... with no gap, or an array class_names beside them'
-    raise InputError(f'{path}: no training example has label {gaps[0]}, one has {found[gaps[0]]}; {expected}')
-  return range(len(found))
+    raise InputError(f'{path}: no training example has label {gaps[0]}, one has {numbers[gaps[0]]}; {expected}')
+  return range(len(numbers))
 
 
 def _split(path: str, content: dict[str, np.ndarray], split: str, of: Labels) -> Arrays:
   for name in (f'{split}_x', f'{split}_y'):
     if name not in content:
-      found = shortened(', '.join(content)) or 'nothing'
-      raise InputError(f'{path}: no array {name}; found {found}; expected train_x, train_y, test_x, test_y')
+      names = shorten(', '.join(content)) or 'nothing'
+      raise InputError(f'{path}: no array {name}; found {names}; expected train_x, train_y, test_x, test_y')
   images, labels = content[f'{split}_x'], content[f'{split}_y']
   if images.ndim == 3:
     images = images[..., None]
@@ -124,7 +124,7 @@ def _split(path: str, content: dict[str, np.ndarray], split: str, of: Labels) ->
   if not len(images):
     raise InputError(f'{path}: {split}_x is empty; expected at least one image')
   if images.max() <= 1 < images[0].size:
-    say(f'{path}: {split}_x has no value above 1: black images; levels are 0..255')
+    print_status(f'{path}: {split}_x has no value above 1: black images; levels are 0..255')
   return Arrays(images, converted)
 
 
@@ -161,7 +161,7 @@ def _check_images(path: str, name: str, images: np.ndarray, count: int, channels
 
 def _kind(array: np.ndarray) -> str:
   """Return dtype and shape in a few words: a dtype can have a thousand fields."""
-  return f'{shortened(str(array.dtype), 40)} {shortened(str(list(array.shape)), 80)}'
+  return f'{shorten(str(array.dtype), 40)} {shorten(str(list(array.shape)), 80)}'
 
 
 def _axes_problem(name: str, shape: list[int], channels: int | None) -> str:

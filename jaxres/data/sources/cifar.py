@@ -70,15 +70,15 @@ class Contents(NamedTuple):
   names: dict[str, tuple[str, ...]]
 
 
-def find(published: Published, root: pathlib.Path, given: str | None) -> pathlib.Path:
+def find_archive(published: Published, root: pathlib.Path, given: str | None) -> pathlib.Path:
   """Return the path of an archive with the published SHA-256, downloaded where none is given."""
   if given:
     path = user_path(given, '--archive')
     if not path.exists():
       raise InputError(f'--archive {given}: no such file')
-    found = files.sha256_of(path)
-    if found != published.sha256:
-      raise InputError(f'--archive {given} is not {published.url}: expected sha256 {published.sha256}, found {found}')
+    digest = files.sha256_of(path)
+    if digest != published.sha256:
+      raise InputError(f'--archive {given} is not {published.url}: expected sha256 {published.sha256}, found {digest}')
     return path
   path = root / 'downloads' / published.url.rpartition('/')[2]
   if not (path.is_file() and files.sha256_of(path) == published.sha256):
@@ -102,13 +102,13 @@ def read(published: Published, path: pathlib.Path) -> Contents:
     *(m for members in published.splits.values() for m in members),
     *published.names.values(),
   ]
-  found = _members(path, set(wanted))
-  missing = [member for member in wanted if member not in found]
+  contents = _members(path, set(wanted))
+  missing = [member for member in wanted if member not in contents]
   if missing:
     raise InputError(f'{path}: it has no file {missing[0]}')
-  names = {label: tuple(found[member].decode('ascii').split()) for label, member in published.names.items()}
+  names = {label: tuple(contents[member].decode('ascii').split()) for label, member in published.names.items()}
   splits = {
-    split: _records(b''.join(found[m] for m in members), names, f'{path}, {members[0]}')
+    split: _records(b''.join(contents[m] for m in members), names, f'{path}, {members[0]}')
     for split, members in published.splits.items()
   }
   return Contents(splits, names)
@@ -116,16 +116,16 @@ def read(published: Published, path: pathlib.Path) -> Contents:
 
 def _members(path: pathlib.Path, wanted: set[str]) -> dict[str, bytes]:
   """Return the bytes of the wanted regular files of a .tar.gz; nothing is ever unpacked to disk."""
-  found = {}
+  contents = {}
   try:
     with tarfile.open(path, 'r|gz') as tar:
       for member in tar:
         file = tar.extractfile(member) if member.isfile() and member.name in wanted else None
         if file is not None:
-          found[member.name] = file.read()
+          contents[member.name] = file.read()
   except (OSError, EOFError, tarfile.TarError) as error:
     raise InputError(f'{path}: cannot read it as .tar.gz: {error}') from error
-  return found
+  return contents
 
 
 def _records(data: bytes, names: dict[str, tuple[str, ...]], where: str) -> Split:

@@ -13,7 +13,7 @@ from jaxres.data.sources import files, folder
 from jaxres.data.splits import say_lookalikes, with_test
 from jaxres.data.types import Source
 from jaxres.errors import InputError, nearest
-from jaxres.paths import open_regular, shortened
+from jaxres.paths import open_regular, shorten
 
 COLUMNS = ('path', 'label', 'split')
 MAX_CSV_BYTES = 2 << 30
@@ -36,7 +36,7 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
     InputError: the file is missing or malformed, an image is missing or listed twice, or a class of val or test is
       not in train.
   """
-  file = folder._existing(path, 'csv', 'a file with the columns path and label')
+  file = folder._check_exists(path, 'csv', 'a file with the columns path and label')
   rows = read_rows(file)
   names = files.sort_classes({row.label for row in rows if row.split == 'train'})
   if not names:
@@ -46,7 +46,7 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
   splits: dict[str, list[Row]] = collections.defaultdict(list)
   for row in rows:
     if row.label not in number:
-      missing = f'the class {shortened(row.label)!r} is in {row.split} but not in train{nearest(row.label, names)}'
+      missing = f'the class {shorten(row.label)!r} is in {row.split} but not in train{nearest(row.label, names)}'
       raise InputError(f'{file}:{row.line}: {missing}')
     splits[row.split].append(row)
   encoded = {
@@ -128,9 +128,9 @@ def _columns(file: pathlib.Path, header: list[str]) -> list[str]:
     raise InputError(f'{file}: not a readable CSV file: its first line is no UTF-8 text; save it as UTF-8')
   columns = [name.lower() if name.lower() in COLUMNS else name for name in header]
   if not set(COLUMNS[:2]) <= set(columns):
-    found = shortened(', '.join(map(repr, header))) or 'none'
+    names = shorten(', '.join(map(repr, header))) or 'none'
     raise InputError(
-      f'{file}: expected the columns path, label and optionally split, separated by commas; found {found}'
+      f'{file}: expected the columns path, label and optionally split, separated by commas; found {names}'
     )
   twice = [name for name in COLUMNS if columns.count(name) > 1]
   if twice:
@@ -144,17 +144,17 @@ def _is_no_text(cell: str) -> bool:
 
 def _row(file: pathlib.Path, line: int, row: list[str], columns: list[str], seen: dict[str, int]) -> Row:
   if len(row) > len(columns):
-    found = f'{len(row)} cells, and the header has {len(columns)}; quote a cell that has a comma: "a, b"'
-    raise InputError(f'{file}:{line}: {found}')
+    problem = f'{len(row)} cells, and the header has {len(columns)}; quote a cell that has a comma: "a, b"'
+    raise InputError(f'{file}:{line}: {problem}')
   cells = dict.fromkeys(COLUMNS, '') | dict(zip(columns, row, strict=False))
   if not cells['path'] or not cells['label']:
     raise InputError(f'{file}:{line}: no {"path" if cells["label"] else "label"}')
   split = cells['split'] or 'train'
   if split not in files.SPLITS:
-    raise InputError(f'{file}:{line}: unknown split {shortened(split)!r}{nearest(split, files.SPLITS)}')
+    raise InputError(f'{file}:{line}: unknown split {shorten(split)!r}{nearest(split, files.SPLITS)}')
   path = os.path.normpath(file.parent / cells['path'])
   if not os.path.isfile(path):
-    raise InputError(f'{file}:{line}: {_why_no_file(path)}: {shortened(path)}')
+    raise InputError(f'{file}:{line}: {_why_no_file(path)}: {shorten(path)}')
   if path in seen:
     raise InputError(f'{file}:{line}: {cells["path"]} is listed in line {seen[path]} too')
   seen[path] = line

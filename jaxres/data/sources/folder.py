@@ -9,7 +9,7 @@ from jaxres.data.listing import SUFFIXES
 from jaxres.data.sources import files as files_lib
 from jaxres.data.splits import say_lookalikes, with_test
 from jaxres.data.types import Encoded, Source
-from jaxres.errors import InputError, nearest, say
+from jaxres.errors import InputError, nearest, print_status
 from jaxres.paths import user_path
 
 
@@ -43,7 +43,7 @@ def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tup
     InputError: there is no such folder, a class has no images, most images lie too deep or are links to nothing, or the
       splits have different classes.
   """
-  root = _existing(path, 'folder', 'a folder with one sub-folder of images per class')
+  root = _check_exists(path, 'folder', 'a folder with one sub-folder of images per class')
   splits = {name: root / name for name in files_lib.SPLITS if _folders(root / name)}
   if not splits:
     names, files = _classes(root, root, split_rule)
@@ -51,42 +51,42 @@ def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tup
       layout = f'the sub-folders are {", ".join(names)}, with images directly in them'
       raise InputError(f'{root}: {layout}; expected a sub-folder per class, in train, val and test or without them')
     return {'train': files}, names
-  _say_loose(root)
+  _report_loose_files(root)
   flat = [name for name in files_lib.SPLITS if name not in splits and os.path.isdir(root / name)]
   if flat:
-    say(f'{root / flat[0]} has no sub-folder per class and is left out')
+    print_status(f'{root / flat[0]} has no sub-folder per class and is left out')
   odd = [folder.name for folder in _folders(root) if folder.name not in splits and _folders(folder)]
   odd = [name for name in odd if name.lower().startswith(files_lib.SPLITS)]  # what else is there is not asked for
   if odd:
     raise InputError(f'{root}: {odd[0]!r} is no split{nearest(odd[0], files_lib.SPLITS)}')
   if 'train' not in splits:
     raise InputError(f'{root}: there is {" and ".join(splits)} but no train folder with a sub-folder per class')
-  found = {name: _classes(root, folder, split_rule) for name, folder in splits.items()}
-  names = found['train'][0]
-  for split, (others, _) in found.items():
+  by_split = {name: _classes(root, folder, split_rule) for name, folder in splits.items()}
+  names = by_split['train'][0]
+  for split, (others, _) in by_split.items():
     for missing, here, there in (
       (set(others) - set(names), split, 'train'),
       (set(names) - set(others), 'train', split),
     ):
       if missing:
         raise InputError(f'{root}: the class {min(missing)!r} is in {here} but not in {there}; expected equal classes')
-  return {split: files for split, (_, files) in found.items()}, names
+  return {split: files for split, (_, files) in by_split.items()}, names
 
 
-def _existing(path: str | None, name: str, what: str) -> pathlib.Path:
+def _check_exists(path: str | None, name: str, what: str) -> pathlib.Path:
   if not path:
     raise InputError(f'data.path: data.name={name!r} reads {what}; give its path')
-  found = user_path(path, 'data.path')
-  if name != 'folder' and found.is_dir():
+  place = user_path(path, 'data.path')
+  if name != 'folder' and place.is_dir():
     raise InputError(f'data.path: {path} is a folder; expected {what}, or set data.name=folder')
-  if not (found.is_dir() if name == 'folder' else found.exists()):
+  if not (place.is_dir() if name == 'folder' else place.exists()):
     raise InputError(f'data.path: no such {"folder" if name == "folder" else "file"}: {path}; expected {what}')
-  return found
+  return place
 
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
   """Return the sub-folders by name, less the hidden ones; none where there is no such folder."""
-  return [pathlib.Path(sub) for sub in listing.look(path).folders] if os.path.isdir(path) else []
+  return [pathlib.Path(sub) for sub in listing.list_folder(path).folders] if os.path.isdir(path) else []
 
 
 def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tuple[str, ...], Encoded]:
@@ -99,7 +99,7 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
   """
   classes = {folder.name: folder for folder in _folders(root)}
   if not classes:
-    there = listing.look(root)
+    there = listing.list_folder(root)
     files = len(there.images) + len(there.others)
     raise InputError(f'{root}: expected a sub-folder of images per class, found none (and {files} files)')
   if set(map(str.lower, classes)) <= set(files_lib.SPLITS) and not any(map(_holds_files, classes.values())):
@@ -108,17 +108,17 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
       f'{root}: the sub-folders are {folders}; splits are called {", ".join(files_lib.SPLITS)}, in lower case'
     )
   if top == root:
-    _say_loose(root)
+    _report_loose_files(root)
   names = files_lib.sort_classes(classes, split_rule)
   if top == root or root.name == 'train':
     say_lookalikes(str(root), names)
-  listings = [listing.look(classes[name]) for name in names]
-  images = [_known(found.images, split_rule) for found in listings]
-  left_out = [_left_out(found) for found in listings]
-  for name, found, kept, lost in zip(names, listings, images, left_out, strict=True):
+  listings = [listing.list_folder(classes[name]) for name in names]
+  images = [_filter_images(each.images, split_rule) for each in listings]
+  left_out = [_list_left_out(each) for each in listings]
+  for name, each, kept, lost in zip(names, listings, images, left_out, strict=True):
     if not kept or (split_rule > 1 and len(lost) >= len(kept)):
-      raise InputError(_too_few(classes[name], found, kept, lost))
-  _say_left_out(root, listings, images, left_out)
+      raise InputError(_explain_too_few(classes[name], each, kept, lost))
+  _report_left_out(root, listings, images, left_out)
   paths = [path for kept in images for path in kept]
   labels = [label for label, kept in enumerate(images) for _ in kept]
   return names, files_lib.make_encoded(
@@ -126,55 +126,57 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
   )
 
 
-def _known(paths: list[str], split_rule: int) -> list[str]:
+def _filter_images(paths: list[str], split_rule: int) -> list[str]:
   """Return the images that the rule knows: the first knew no TIFF."""
   return paths if split_rule > 1 else [path for path in paths if not path.lower().endswith(('.tif', '.tiff'))]
 
 
-def _left_out(found: listing.Listing) -> list[str]:
+def _list_left_out(listing_of: listing.Listing) -> list[str]:
   """Return what of a class's folder looks like its images and is not taken: links to nothing, and what lies deeper."""
-  deeper = [path for folder in found.folders for inner in listing.walk(folder) for path in inner.images]
-  return [*found.broken, *deeper]
+  deeper = [path for folder in listing_of.folders for inner in listing.walk(folder) for path in inner.images]
+  return [*listing_of.broken, *deeper]
 
 
-def _too_few(folder: pathlib.Path, found: listing.Listing, kept: list[str], lost: list[str]) -> str:
+def _explain_too_few(folder: pathlib.Path, listing_of: listing.Listing, kept: list[str], lost: list[str]) -> str:
   """Return what is wrong with the folder of a class that has no images, or more that are left out."""
   if not lost:
-    return f'{folder}: no images: expected files that end in {", ".join(SUFFIXES)}, found {len(found.others)} others'
+    return (
+      f'{folder}: no images: expected files that end in {", ".join(SUFFIXES)}, found {len(listing_of.others)} others'
+    )
   problems = [
-    f'{len(found.broken)} are links to nothing that can be read, or no files: repair or remove them'
-    * bool(found.broken),
-    f'{len(lost) - len(found.broken)} lie in its sub-folders: move them up into it, or elsewhere'
-    * (len(lost) > len(found.broken)),
+    f'{len(listing_of.broken)} are links to nothing that can be read, or no files: repair or remove them'
+    * bool(listing_of.broken),
+    f'{len(lost) - len(listing_of.broken)} lie in its sub-folders: move them up into it, or elsewhere'
+    * (len(lost) > len(listing_of.broken)),
   ]
   counts = f'{len(kept)} images are directly in it and {len(lost)} are left out, such as {lost[0]}'
   return f'{folder}: {counts}: {"; ".join(filter(None, problems))}'
 
 
-def _say_left_out(
+def _report_left_out(
   root: pathlib.Path, listings: Sequence[listing.Listing], images: Sequence[list[str]], left_out: Sequence[list[str]]
 ) -> None:
   """Say what of the classes in ``root`` is not taken."""
-  broken = [path for found in listings for path in found.broken]
-  deeper = [path for found, lost in zip(listings, left_out, strict=True) for path in lost[len(found.broken) :]]
-  unknown = [path for found, kept in zip(listings, images, strict=True) for path in {*found.images} - {*kept}]
-  others = [path for found in listings for path in found.others] + unknown
+  broken = [path for each in listings for path in each.broken]
+  deeper = [path for each, lost in zip(listings, left_out, strict=True) for path in lost[len(each.broken) :]]
+  unknown = [path for each, kept in zip(listings, images, strict=True) for path in {*each.images} - {*kept}]
+  others = [path for each in listings for path in each.others] + unknown
   for paths, what in (
     (others, 'files are no images by their names'),
     (broken, 'images are links to nothing, or no files,'),
     (deeper, 'images are in sub-folders of a class'),
   ):
     if paths:
-      say(f'{root}: {len(paths)} {what} and left out, such as {min(paths)}')
+      print_status(f'{root}: {len(paths)} {what} and left out, such as {min(paths)}')
 
 
-def _say_loose(root: pathlib.Path) -> None:
+def _report_loose_files(root: pathlib.Path) -> None:
   """Say which images lie beside the folders that should hold them."""
-  loose = listing.look(root).images
+  loose = listing.list_folder(root).images
   if loose:
-    say(f'{root}: {len(loose)} images are in no folder of a class and left out, such as {loose[0]}')
+    print_status(f'{root}: {len(loose)} images are in no folder of a class and left out, such as {loose[0]}')
 
 
 def _holds_files(folder: pathlib.Path) -> bool:
-  there = listing.look(folder)
+  there = listing.list_folder(folder)
   return bool(there.images or there.others)

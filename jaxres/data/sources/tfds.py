@@ -18,8 +18,8 @@ from jaxres.data.sources import tfds_labels
 from jaxres.data.sources.cifar import PUBLISHED
 from jaxres.data.splits import with_test
 from jaxres.data.types import Arrays, Encoded, Source, Split
-from jaxres.errors import InputError, nearest, say
-from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, shell_word, shortened, user_path
+from jaxres.errors import InputError, nearest, print_status
+from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, shell_word, shorten, user_path
 
 _NAMES = ('id', 'file_name', 'filename', 'image/file_name', 'image/filename')  # features that name an example
 SPLITS = ('train', 'validation', 'test')
@@ -29,7 +29,7 @@ _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's name of each number of channe
 
 
 def read(name: str, data_dir: str | None = None, seed: int = 0) -> Source:
-  """Read a prepared data set: images of one size into memory, others when they are asked for.
+  """Read a prepared data set: images of one size into memory, others when they are needed.
 
   Args:
     name: TFDS's name of the set, such as 'cifar10'; 'name/config' where it has configs. It must
@@ -71,11 +71,11 @@ def read(name: str, data_dir: str | None = None, seed: int = 0) -> Source:
   except InputError:
     raise
   except Exception as error:  # TFDS and array_record raise nearly every type there is
-    reason = shortened(' '.join(str(error).split()))
+    reason = shorten(' '.join(str(error).split()))
     raise InputError(
-      f'cannot read {folder}: {reason}; remove that folder and {prepare_anew(name, data_dir)}'
+      f'cannot read {folder}: {reason}; remove that folder and {prepare_again(name, data_dir)}'
     ) from error
-  return with_test(_named(folder, splits), tuple(features['label'].names), str(folder), seed)
+  return with_test(_name_splits(folder, splits), tuple(features['label'].names), str(folder), seed)
 
 
 def is_prepared(name: str, data_dir: str | None = None) -> bool:
@@ -89,7 +89,7 @@ def root(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
   return check_utf8(user_path(chosen, 'data.data_dir'), 'data.data_dir')
 
 
-def known(data_dir: str | os.PathLike[str] | None = None) -> set[str]:
+def list_known(data_dir: str | os.PathLike[str] | None = None) -> set[str]:
   """Return the names of the sets that are there, in any format, and of those that jaxres can prepare."""
   parent = root(data_dir)
   infos = [info for depth in ('*/*', '*/*/*') for info in parent.glob(f'{depth}/dataset_info.json')]
@@ -142,7 +142,7 @@ def _find(name: str, data_dir: str | None) -> pathlib.Path:
   readable = [folder for folder, form in versions.items() if form == _FORMAT]
   if readable:
     return readable[-1]
-  fix = prepare_anew(name, data_dir)
+  fix = prepare_again(name, data_dir)
   if versions:
     folder, form = list(versions.items())[-1]
     if form == 'tfrecord':
@@ -153,9 +153,9 @@ def _find(name: str, data_dir: str | None) -> pathlib.Path:
       f'move it away or choose another data.data_dir, and {fix}'
     )
   if name not in PUBLISHED:
-    raise InputError(f'no data set {name!r} in {parent}{nearest(name, known(data_dir))}; else {fix}')
-  found = 'that directory does not exist' if not parent.is_dir() else f'no {parent / name}/*.*.*'
-  raise InputError(f'{name} is not in {parent} ({found}); {fix} or set data.download=True')
+    raise InputError(f'no data set {name!r} in {parent}{nearest(name, list_known(data_dir))}; else {fix}')
+  problem = 'that directory does not exist' if not parent.is_dir() else f'no {parent / name}/*.*.*'
+  raise InputError(f'{name} is not in {parent} ({problem}); {fix} or set data.download=True')
 
 
 def _versions(folder: pathlib.Path) -> dict[pathlib.Path, str]:
@@ -170,10 +170,10 @@ def file_format(info: pathlib.Path) -> str:
   try:
     return str(json.loads(read_regular(info, MAX_TEXT_BYTES)).get('fileFormat', 'tfrecord'))
   except (OSError, ValueError, AttributeError) as error:
-    raise InputError(f'cannot read {info}: {error}; remove {info.parent} and prepare it anew') from error
+    raise InputError(f'cannot read {info}: {error}; remove {info.parent} and prepare it again') from error
 
 
-def prepare_anew(name: str, data_dir: str | None) -> str:
+def prepare_again(name: str, data_dir: str | None) -> str:
   """Return the command that prepares ``name``, as the end of a sentence."""
   if name in PUBLISHED:
     place = f' --data_dir {shell_word(str(data_dir))}' if data_dir else ''
@@ -187,10 +187,10 @@ def _check_features(folder: pathlib.Path, features: Any, splits: Any) -> None:
   if (kinds.get('image'), kinds.get('label')) != ('Image', 'ClassLabel'):
     raise InputError(
       f'{folder} is no image-classification set: expected the features image: Image and '
-      f'label: ClassLabel, found {shortened(", ".join(f"{k}: {v}" for k, v in kinds.items()))}'
+      f'label: ClassLabel, found {shorten(", ".join(f"{k}: {v}" for k, v in kinds.items()))}'
     )
   if 'train' not in splits:
-    raise InputError(f"{folder} has no split 'train'; its splits: {shortened(', '.join(splits))}")
+    raise InputError(f"{folder} has no split 'train'; its splits: {shorten(', '.join(splits))}")
   empty = [split for split in SPLITS if split in splits and not splits[split].num_examples]
   if empty:
     raise InputError(f'{folder} {empty[0]}: the split is empty')
@@ -212,7 +212,7 @@ def _image(source: Any, at: int) -> bytes:
   """Return an encoded image."""
   try:
     example = source[at]
-    tfds_labels.check_whole([example])
+    tfds_labels.check_complete([example])
   except OSError:
     raise
   except Exception as error:  # array_record raises nearly every type there is
@@ -228,29 +228,29 @@ def _place(folder: pathlib.Path, split: str, source: Any, at: int) -> str:
     return f'{folder} {split}, record {at}'
 
 
-def _named(folder: pathlib.Path, splits: Mapping[str, Split]) -> dict[str, Split]:
+def _name_splits(folder: pathlib.Path, splits: Mapping[str, Split]) -> dict[str, Split]:
   """Return the splits by the names that they have here, less a test split without labels."""
   named = {{'validation': 'val'}.get(split, split): data for split, data in splits.items()}
   if 'test' in named and (named['test'].labels == -1).all():
     del named['test']
     if 'val' not in named:
-      say(f'{folder}: its test split has no labels and is left out')
+      print_status(f'{folder}: its test split has no labels and is left out')
   if 'val' in named and 'test' not in named:
-    say(f"{folder}: its split 'validation' is evaluated as test: no other has labels")
+    print_status(f"{folder}: its split 'validation' is evaluated as test: no other has labels")
     named['test'] = named.pop('val')
   return named
 
 
 def _arrays(examples: list[dict[str, Any]], where: str, channels: int, num_classes: int) -> Arrays:
   """Decode one split's examples, in the order of their ids; labels may all be -1."""
-  tfds_labels.check_whole(examples)
+  tfds_labels.check_complete(examples)
   examples = [examples[at] for at in tfds_labels.by_id([example.get('id') for example in examples])]
   labels = np.array([example['label'] for example in examples], np.int32)
   wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
   if wrong.size and not (labels == -1).all():
     at = int(wrong[0])
-    found = f'label {labels[at]}, expected 0 to {num_classes - 1}'
-    raise InputError(f'{where}, example {_example_name(examples[at], at)}: {found}')
+    problem = f'label {labels[at]}, expected 0 to {num_classes - 1}'
+    raise InputError(f'{where}, example {_example_name(examples[at], at)}: {problem}')
   return Arrays(_decode(examples, where, channels), labels)
 
 
@@ -269,14 +269,14 @@ def _decode(examples: list[dict[str, Any]], where: str, channels: int) -> np.nda
       pixels = np.asarray(image).reshape(image.height, image.width, channels)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
       reason = str(error).split(' <_io')[0]  # less the address of a buffer
-      found = f'cannot decode its image: {reason}'
-      raise InputError(f'{where}, example {_example_name(example, at)}: {found}') from error
+      problem = f'cannot decode its image: {reason}'
+      raise InputError(f'{where}, example {_example_name(example, at)}: {problem}') from error
     if at == 0:
       images = np.empty((len(examples), *pixels.shape), np.uint8)
     if pixels.shape != images.shape[1:]:
       raise InputError(
         f'{where}, example {_example_name(example, at)}: expected an image of {images.shape[1:]} '
-        f'as the first, found {pixels.shape}: only images of one size can be held in one array'
+        f'as the first, found {pixels.shape}: only images of one size fit in one array'
       )
     images[at] = pixels
   return images
@@ -284,5 +284,5 @@ def _decode(examples: list[dict[str, Any]], where: str, channels: int) -> np.nda
 
 def _example_name(example: dict[str, Any], at: int) -> str:
   """Return the example's id or file name, or its position where the set has neither."""
-  found = next((example[key] for key in _NAMES if key in example), at)
-  return found.decode('utf-8', 'replace') if isinstance(found, bytes) else str(found)
+  name = next((example[key] for key in _NAMES if key in example), at)
+  return name.decode('utf-8', 'replace') if isinstance(name, bytes) else str(name)

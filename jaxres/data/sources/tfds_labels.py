@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxres.errors import say
+from jaxres.errors import print_status
 from jaxres.files import complete
 from jaxres.npz import load_npz
 from jaxres.runtime.environment import cache_dir
@@ -27,7 +27,7 @@ class Labels(NamedTuple):
 def read(folder: pathlib.Path, split: str, source: Any) -> Labels:
   """Return the labels of a TFDS data source, from the file that keeps them where there is one.
 
-  A file that is damaged is written anew; one that cannot be written is no error.
+  A file that is damaged is written again; one that cannot be written is no error.
 
   Args:
     folder: of the data set's version.
@@ -38,14 +38,14 @@ def read(folder: pathlib.Path, split: str, source: Any) -> Labels:
     OSError: records are empty, as those of a file that was cut off between two blocks are.
   """
   file = cache_file(folder, split)
-  found = _kept(file, len(source))
-  if found is None:
+  labels = _read_cache(file, len(source))
+  if labels is None:
     if len(source) > 10_000:
-      say(f'reading the labels of {len(source):,} {split} examples of {folder}, once: they are kept in {file}')
-    found = _read(source)
+      print_status(f'reading the labels of {len(source):,} {split} examples of {folder}, once: they are kept in {file}')
+    labels = _read(source)
     with contextlib.suppress(OSError), complete(file) as part:
-      np.savez(part, labels=found.labels, order=found.order)
-  return found
+      np.savez(part, labels=labels.labels, order=labels.order)
+  return labels
 
 
 def cache_file(folder: pathlib.Path, split: str) -> pathlib.Path:
@@ -56,7 +56,7 @@ def cache_file(folder: pathlib.Path, split: str) -> pathlib.Path:
   return cache_dir('labels') / f'{digest[:32]}.npz'
 
 
-def _kept(file: pathlib.Path, size: int) -> Labels | None:
+def _read_cache(file: pathlib.Path, size: int) -> Labels | None:
   try:
     labels, order = load_npz(file, 'labels', 'order').values()
   except ValueError:
@@ -75,15 +75,15 @@ def _read(source: Any) -> Labels:
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
     rows = [row for chunk in pool.map(get, range(0, len(source), _CHUNK)) for row in chunk]
-  return Labels(np.array([label for label, _ in rows], np.int32), by_id([found for _, found in rows]))
+  return Labels(np.array([label for label, _ in rows], np.int32), by_id([example_id for _, example_id in rows]))
 
 
 def _label(example: dict[str, Any]) -> tuple[int, Any]:
-  check_whole([example])
+  check_complete([example])
   return int(example['label']), example.get('id')
 
 
-def check_whole(examples: Sequence[dict[str, Any]]) -> None:
+def check_complete(examples: Sequence[dict[str, Any]]) -> None:
   """Raise an OSError where an example is empty: a file cut off between two blocks is read without an error."""
   empty = sum(None in example.values() for example in examples)
   if empty:

@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_left_and_what_is_behind_it_is_not(tmp_path, capsys
   path, runner = tmp_path / 'results.jsonl', Runner()
   assert run(path, units(a=50, b=200, c=50), runner, seconds=100) == 0
   assert runner.done == ['a', 'c']
-  assert 'b: not begun: 200 s' in capsys.readouterr().out
+  assert 'b: not started: 200 s' in capsys.readouterr().out
   run(path, units(a=50, b=200, c=50), runner, seconds=300)
   assert runner.done == ['b']
 
@@ -96,7 +96,7 @@ def test_what_needs_what_is_not_there_is_left(tmp_path, capsys) -> None:
   todo = [Unit('a', 1, ('x.py',), ('data', 'airbench')), Unit('b', 1, ('x.py',), ('data',))]
   run(path, todo, runner, missing={'airbench'})
   assert runner.done == ['b']
-  assert 'a: not begun: no --airbench' in capsys.readouterr().out
+  assert 'a: not started: no --airbench' in capsys.readouterr().out
 
 
 def test_a_line_that_a_kill_left_unfinished_does_not_count(tmp_path) -> None:

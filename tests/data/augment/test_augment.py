@@ -93,7 +93,7 @@ def test_each_step_changes_most_images_and_each_by_its_own_draw(images: np.ndarr
 
 def test_everything_is_the_same_on_any_number_of_devices(images: np.ndarray) -> None:
   transform = augment.make(crop_pad=2, flip=True, **EVERYTHING)
-  split = sharding.over_batch(sharding.make_mesh())
+  split = sharding.batch_sharding(sharding.make_mesh())
   run = jax.jit(transform.images)
   one, eight = (run(jax.random.key(1), jax.device_put(images, where)) for where in (jax.devices()[0], split))
   assert eight.sharding.is_equivalent_to(split, 4)

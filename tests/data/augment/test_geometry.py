@@ -17,7 +17,7 @@ def noise(*shape: int) -> np.ndarray:
 def test_rotation_is_pillows_bits(shape: tuple[int, int]) -> None:
   image = noise(*shape, 3)
   degrees = np.concatenate([np.linspace(-180, 180, 41), [90, -90, 0.001, 17.123]])
-  matrices = geometry.fixed_point(geometry.rotation(degrees, *shape))
+  matrices = geometry.to_fixed_point(geometry.rotation(degrees, *shape))
   found = jax.jit(jax.vmap(geometry.affine, (None, 0, None)))(image, matrices, 9)
   for angle, turned in zip(degrees, found, strict=True):
     expected = Image.fromarray(image).rotate(angle, Image.Resampling.NEAREST, fillcolor=(9, 9, 9))
@@ -29,7 +29,7 @@ def test_affine_is_pillows_bits(shape: tuple[int, int]) -> None:
   rng, image = np.random.default_rng(2), noise(*shape, 3)
   maps = rng.normal([1, 0, 0, 0, 1, 0], [0.5, 0.5, 5, 0.5, 0.5, 5], (60, 6))
   maps[:4] = [[1, 0, -3, 0, 1, 2], [1, 0.3, 0, 0, 1, 0], [1, 0, 0, -0.99, 1, 0], [1, 0, 99, 0, 1, 0]]
-  found = jax.vmap(geometry.affine, (None, 0, None))(image, geometry.fixed_point(maps), 0)
+  found = jax.vmap(geometry.affine, (None, 0, None))(image, geometry.to_fixed_point(maps), 0)
   size = shape[::-1]
   for coefficients, moved in zip(maps, found, strict=True):
     expected = Image.fromarray(image).transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.NEAREST)
@@ -45,7 +45,7 @@ def test_resized_crop_is_pillows_bits(shape: tuple[int, int, int]) -> None:
   for _ in range(30):
     rows, columns = rng.integers(1, height + 1), rng.integers(1, width + 1)
     boxes.append((rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1), rows, columns))
-  found = jax.jit(jax.vmap(geometry.resized_crop, (None, 0)))(image, np.array(boxes, np.int32))
+  found = jax.jit(jax.vmap(geometry.crop_and_resize, (None, 0)))(image, np.array(boxes, np.int32))
   picture = Image.fromarray(image[..., 0] if shape[-1] == 1 else image)
   for (top, left, rows, columns), resized in zip(boxes, found, strict=True):
     part = picture.crop((left, top, left + columns, top + rows))
@@ -89,7 +89,7 @@ def test_resized_crop_of_the_whole_area_is_the_image_or_nearly() -> None:
   assert same.any()  # no other box than the whole has this area; most are the fall-back
   wide = noise(8, 4, 40, 3)
   found = np.asarray(geometry.random_resized_crop(jax.random.key(0), wide, scale=(1.0, 1.0)))
-  middle = jax.vmap(geometry.resized_crop, (0, None))(wide, jnp.array([0, 17, 4, 5]))  # 4 * 4 / 3 columns
+  middle = jax.vmap(geometry.crop_and_resize, (0, None))(wide, jnp.array([0, 17, 4, 5]))  # 4 * 4 / 3 columns
   np.testing.assert_array_equal(found, middle)
 
 

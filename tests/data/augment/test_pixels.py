@@ -1,4 +1,4 @@
-"""The operations on levels against Pillow, on images that show every level and on small, grey and flat ones."""
+"""The operations on levels against Pillow, on images that show every level and on small, gray and flat ones."""
 
 import colorsys
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def test_grey_and_smooth_are_pillows_bits(image: np.ndarray) -> None:
   np.testing.assert_array_equal(
     pixels.smooth(jnp.asarray(image)), pillow(image, lambda im: im.filter(ImageFilter.SMOOTH))
   )
-  grey = np.asarray(pixels.grey(jnp.asarray(image)))[..., 0]
+  grey = np.asarray(pixels.to_gray(jnp.asarray(image)))[..., 0]
   np.testing.assert_array_equal(grey, pillow(image, lambda im: im.convert('L').convert(im.mode))[..., 0])
 
 
@@ -120,7 +120,7 @@ def test_hue_is_that_of_colorsys_within_a_level(turn: float) -> None:
 
 
 def test_colour_wants_one_or_three_channels() -> None:
-  with pytest.raises(InputError, match='colour operations want images of 1 or 3 channels, found 4'):
+  with pytest.raises(InputError, match='color operations want images of 1 or 3 channels, found 4'):
     pixels.color(jnp.zeros((5, 5, 4), jnp.uint8), 0.5)
 
 

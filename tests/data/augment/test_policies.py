@@ -87,7 +87,7 @@ def test_all_operations_are_drawn_equally_often_and_each_image_by_its_own() -> N
   table = policies.make_table(policies.randaugment(8, 8), np.array([30]), 8, 8)
   rows = np.asarray(jax.jit(policies.apply)(images[: len(table.kind)], table))
   weight: dict[bytes, int] = {}
-  for row in rows:  # several operations leave a grey ramp as it is
+  for row in rows:  # several operations leave a gray ramp as it is
     weight[row.tobytes()] = weight.get(row.tobytes(), 0) + 1
   drawn = [image.tobytes() for image in found]
   assert set(drawn) == weight.keys()

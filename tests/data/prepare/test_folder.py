@@ -86,9 +86,11 @@ def test_the_set_gives_the_batches_of_the_folder(tmp_path, counts, pipeline) -> 
     if a is None:
       continue
     for x, y in zip(
-      list(a.eval_feeds(5)) + list(a.train_feeds(0, 9)), list(b.eval_feeds(5)) + list(b.train_feeds(0, 9)), strict=True
+      list(a.eval_inputs(5)) + list(a.step_inputs(0, 9)),
+      list(b.eval_inputs(5)) + list(b.step_inputs(0, 9)),
+      strict=True,
     ):
-      x, y = (p.fetch(p.constants, feed) for p, feed in ((a, x), (b, y)))
+      x, y = (p.get_batch(p.device_data, feed) for p, feed in ((a, x), (b, y)))
       np.testing.assert_array_equal(x['image'], y['image'])
       np.testing.assert_array_equal(x['label'], y['label'])
 
@@ -111,7 +113,7 @@ def test_files_are_stored_as_they_are_or_as_rgb_png(tmp_path, capsys) -> None:
     as_it_is = KINDS[place.split('/')[2]][1]
     assert (example['image'] == content) == as_it_is, place
     assert example['label'] == 'ab'.index(place.split('/')[1])
-    np.testing.assert_array_equal(decode.whole(example['image'], None), decode.whole(content, None))
+    np.testing.assert_array_equal(decode.decode_image(example['image'], None), decode.decode_image(content, None))
     image = Image.open(io.BytesIO(example['image']))
     assert image.format in ('JPEG', 'PNG')
     assert as_it_is or (image.format, image.mode) == ('PNG', 'RGB')
@@ -192,7 +194,7 @@ def test_npz_holds_the_resized_images(tmp_path, monkeypatch) -> None:
   assert ours.info._replace(**without) == theirs.info._replace(**without)
   for split in ('train', 'val', 'test'):
     for key in ('image', 'label'):
-      np.testing.assert_array_equal(getattr(ours, split).constants[key], getattr(theirs, split).constants[key])
+      np.testing.assert_array_equal(getattr(ours, split).device_data[key], getattr(theirs, split).device_data[key])
   assert [p.name for p in file.parent.iterdir()] == ['x.npz']
   for arguments, message in (
     ((str(root), str(file), 9), 'x.npz exists; remove it'),

@@ -77,8 +77,8 @@ def test_every_record_is_copied(tmp_path, config, monkeypatch):
   assert [p.name for p in made.parent.iterdir()] == ['1.0.0']
   name = 'tiny' + (f'/{config}' if config else '')
   loaded = [data.load(name, data_dir=str(tmp_path / d), image_size=8, batch_size=4) for d in ('new', 'original')]
-  np.testing.assert_array_equal(*(dataset.train.constants['image'] for dataset in loaded))
-  np.testing.assert_array_equal(*(dataset.test.constants['label'] for dataset in loaded))
+  np.testing.assert_array_equal(*(dataset.train.device_data['image'] for dataset in loaded))
+  np.testing.assert_array_equal(*(dataset.test.device_data['label'] for dataset in loaded))
 
 
 def test_the_error_names_the_command_and_the_command_prints_one_that_trains(tmp_path, capsys):

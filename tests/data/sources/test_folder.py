@@ -70,7 +70,7 @@ def test_a_folder_with_its_own_splits(tmp_path, capsys) -> None:
   dataset = data.load('folder', path=str(tmp_path), batch_size=4, image_size=8)
   assert (dataset.train.size, dataset.val.size, dataset.test.size) == (12, 4, 6)
   assert capsys.readouterr().err == ''
-  with pytest.raises(InputError, match='data.val: 0.5, but the data has a val split of its own; leave it at 0'):
+  with pytest.raises(InputError, match='data.val: 0.5, but the data has its own val split; leave it at 0'):
     data.load('folder', path=str(tmp_path), image_size=8, val=0.5)
 
 
@@ -92,9 +92,9 @@ def test_a_folder_is_loaded_as_the_reference_decodes_it(tmp_path) -> None:
   write_classes(tmp_path / 'test', a=1, b=1)
   dataset = data.load('folder', path=str(tmp_path), batch_size=4, image_size=16, center_crop=0.8)
   files = sorted((tmp_path / 'train').glob('*/*.png'))
-  expected = np.stack([decode.whole(path.read_bytes(), 16, 0.8) for path in files])
-  np.testing.assert_array_equal(dataset.train.constants['image'], expected)
-  np.testing.assert_array_equal(dataset.train.constants['label'], [0] * 5 + [1] * 5)
+  expected = np.stack([decode.decode_image(path.read_bytes(), 16, 0.8) for path in files])
+  np.testing.assert_array_equal(dataset.train.device_data['image'], expected)
+  np.testing.assert_array_equal(dataset.train.device_data['label'], [0] * 5 + [1] * 5)
   assert dataset.info.image_shape == (16, 16, 3)
 
 
@@ -111,8 +111,8 @@ def test_limit_val_and_classes_choose_files(tmp_path) -> None:
   dataset = data.load('folder', path=str(tmp_path), classes=('c', 'a'), val=0.25, limit=4)
   assert (dataset.train.size, dataset.val.size, dataset.test.size) == (4, 4, 4)
   assert dataset.info.class_names == ('c', 'a')
-  red = np.asarray(dataset.test.constants['image'])[:, 0, 0, 0]
-  np.testing.assert_array_equal(np.asarray(dataset.test.constants['label']), (red < 60).astype(int))
+  red = np.asarray(dataset.test.device_data['image'])[:, 0, 0, 0]
+  np.testing.assert_array_equal(np.asarray(dataset.test.device_data['label']), (red < 60).astype(int))
 
 
 def test_images_of_one_size_keep_it_and_others_are_named(tmp_path) -> None:
@@ -265,8 +265,8 @@ def test_integer_labels_are_in_the_order_of_their_values(tmp_path, capsys) -> No
   dataset = data.load('csv', path=write_csv(tmp_path, '\n'.join(['label,other,path', *rows])), batch_size=2)
   assert dataset.info.class_names == ('9', '10')
   assert (dataset.train.size, dataset.test.size) == (8, 2)
-  red = np.asarray(dataset.train.constants['image'])[:, 0, 0, 0]
-  np.testing.assert_array_equal(np.asarray(dataset.train.constants['label']), red % 2)
+  red = np.asarray(dataset.train.device_data['image'])[:, 0, 0, 0]
+  np.testing.assert_array_equal(np.asarray(dataset.train.device_data['label']), red % 2)
   assert 'a stratified fifth' in capsys.readouterr().err
 
 
@@ -448,7 +448,7 @@ def test_a_folder_of_other_kinds_becomes_rgb(kind: str, suffix: str, tmp_path) -
   dataset = data.load('folder', path=str(tmp_path))
   expected = np.asarray(Image.open(tmp_path / f'test/a/1.{suffix}').convert('RGB'))
   assert np.ptp(expected) > 100
-  np.testing.assert_array_equal(dataset.test.constants['image'], [expected, expected])
+  np.testing.assert_array_equal(dataset.test.device_data['image'], [expected, expected])
 
 
 @pytest.mark.parametrize(

@@ -249,17 +249,17 @@ def test_images_of_many_sizes_are_decoded_when_asked_for(tmp_path):
   stored = sorted(stored, key=lambda example: example['id'])
   load = lambda **options: data.load('tiny', data_dir=str(tmp_path), batch_size=4, image_size=12, **options)
   resident, streamed = load(), load(pipeline='stream', crop_scale=())
-  expected = np.stack([decode.whole(example['image'], 12) for example in stored])
+  expected = np.stack([decode.decode_image(example['image'], 12) for example in stored])
   assert len({Image.open(io.BytesIO(e['image'])).size for e in stored}) > 10
-  np.testing.assert_array_equal(resident.train.constants['image'], expected)
-  np.testing.assert_array_equal(resident.train.constants['label'], [e['label'] for e in stored])
+  np.testing.assert_array_equal(resident.train.device_data['image'], expected)
+  np.testing.assert_array_equal(resident.train.device_data['label'], [e['label'] for e in stored])
   assert resident.info.class_names == streamed.info.class_names == ('0', '1')
   at = sampler.train_indices(0, 3, 4, 23)
-  (feed,) = streamed.train.train_feeds(3, 4)
+  (feed,) = streamed.train.step_inputs(3, 4)
   np.testing.assert_array_equal(feed['image'], expected[at])
-  (feed,) = load(pipeline='stream', crop_scale=(0.2, 0.5)).train.train_feeds(3, 4)
+  (feed,) = load(pipeline='stream', crop_scale=(0.2, 0.5)).train.step_inputs(3, 4)
   draws = stream.crop_draws(0, 3, 4)
-  crops = [decode.cropped(stored[i]['image'], 12, (0.2, 0.5), draws[row].tolist()) for row, i in enumerate(at)]
+  crops = [decode.decode_crops(stored[i]['image'], 12, (0.2, 0.5), draws[row].tolist()) for row, i in enumerate(at)]
   np.testing.assert_array_equal(feed['image'], crops)
   with pytest.raises(
     InputError, match=r'example x_0*\d+.png: it has \d+x\d+ pixels, and the first has .* data.image_size'
@@ -289,8 +289,8 @@ def test_a_bad_encoded_image_is_named_and_replaced(tmp_path, capsys, pipeline):
   )
   name = f'{folder} train, example x_00005.png: cannot decode the image'
   with pytest.raises(InputError, match=f'^{re.escape(name)}.*; repair or remove it; data.max_bad is 0$'):
-    list(load(0).train.train_feeds(0, 1))
-  list(load(1).train.train_feeds(0, 1))
+    list(load(0).train.step_inputs(0, 1))
+  list(load(1).train.step_inputs(0, 1))
   assert f'bad training example 1 of at most 1: {name}' in capsys.readouterr().err
 
 
@@ -308,9 +308,9 @@ def test_kinds_of_encoded_images_become_rgb(tmp_path, kind):
   given = [e | {'image': content} for e in examples(6)]
   write(tmp_path, features(), {'train': given, 'test': given})
   dataset = data.load('tiny', data_dir=str(tmp_path))
-  found = np.asarray(dataset.train.constants['image'][0])
+  found = np.asarray(dataset.train.device_data['image'][0])
   assert np.ptp(found) > 100
-  np.testing.assert_array_equal(found, decode.whole(content, None))
+  np.testing.assert_array_equal(found, decode.decode_image(content, None))
   if kind not in ('CMYK', 'I;16'):
     np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(content)).convert('RGB')))
 
@@ -329,7 +329,7 @@ def test_an_encoded_label_out_of_range_names_its_example(tmp_path):
 
 def test_names_and_configs(tmp_path):
   write(tmp_path, features((8, 8, 3)), {'train': examples(6, side=8), 'test': examples(2, side=8)}, config='small-v2')
-  assert tfds_lib.known(tmp_path) == {'cifar10', 'cifar100', 'tiny/small-v2'}
+  assert tfds_lib.list_known(tmp_path) == {'cifar10', 'cifar100', 'tiny/small-v2'}
   assert data.load('tiny/small-v2', data_dir=str(tmp_path)).train.size == 6
   for name, meant in (
     ('tiny/smal-v2', 'tiny/small-v2'),
