@@ -123,14 +123,12 @@ class Labels(NamedTuple):
 
 def is_not_finite(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
   """Return which labels hold what is no finite number, bool ``[N]``."""
-  finite: np.ndarray = np.isfinite(labels).reshape(len(labels), -1)
-  return ~finite.all(axis=1)
+  return np.array(~np.isfinite(labels).reshape(len(labels), -1).all(axis=1))
 
 
 def is_no_class(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
   """Return which labels hold a number that is of none of the classes ``names``, bool ``[N]``."""
-  wrong: np.ndarray = (labels < 0) | (labels >= len(names))
-  return wrong.reshape(len(labels), -1).any(axis=1)
+  return np.array(((labels < 0) | (labels >= len(names))).reshape(len(labels), -1).any(axis=1))
 
 
 def describe_classes(names: Sequence[str]) -> str:
