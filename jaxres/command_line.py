@@ -247,9 +247,10 @@ def _is_config(path: pathlib.Path) -> bool:
 
 
 def _check_size(path: pathlib.Path) -> None:
-  """Raise InputError where a config is no regular file, or empty."""
+  """Raise InputError where a config is no regular file, may not be read, or is empty."""
   try:
     size = check_regular(path, MAX_TEXT_BYTES)
+    path.open('rb').close()
   except OSError as error:
     raise InputError(f'--config: {path}: {error.strerror}') from None
   if not size:

@@ -65,14 +65,35 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         if path.name != LOCK and (reason := moves.delete(path)):
           raise InputError(f'--workdir: cannot delete {path} of the dry run before: {reason}; delete it yourself')
     distributed.barrier('the dry run before is deleted')
-  stored = read_json(workdir, 'config.json')
+  abouts = _read_abouts(workdir)
+  stored = _stored_config(workdir, is_known=any('config' in about for about in abouts.values()))
   changed = other_fields(stored, config) if stored else {}
   if changed:
     changes = config_lib.describe_changes(changed)
     raise InputError(f'--workdir: {workdir} holds a run of another config: {changes}; use another --workdir')
-  for path, about in _read_abouts(workdir).items():
+  for path, about in abouts.items():
     check_made_by(about, config, path)
     check_data_file(workdir, about, path, needed=False)
+
+
+def _stored_config(workdir: pathlib.Path, *, is_known: bool) -> Mapping[str, Any] | None:
+  """Return ``config.json`` of the run in ``workdir``; None where there is none.
+
+  Args:
+    workdir: of the run.
+    is_known: the checkpoints say what they were made by: a damaged file is then not needed, and is written again.
+
+  Raises:
+    DamagedError: it is damaged, and nothing else says what the checkpoints were made by.
+  """
+  try:
+    return read_json(workdir, 'config.json')
+  except files.DamagedError as error:
+    if not is_known or not os.access(workdir / 'config.json', os.R_OK):  # what may not be read may be right
+      raise
+    problem = str(error).removesuffix(f'; {files.PUT_BACK}')
+    print_status(f'warning: {problem}; the checkpoints say what they were made by, and it is written again')
+    return None
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -284,7 +305,7 @@ def read_environment(workdir: pathlib.Path) -> dict[str, Any]:
   """Return what the run in ``workdir`` happened in; nothing where a jaxres that wrote nothing made it.
 
   Raises:
-    DamagedError: ``describe_environment.json`` is no such description.
+    DamagedError: ``environment.json`` is no such description.
   """
   content = files.read_json(workdir / 'environment.json')
   if content is None:

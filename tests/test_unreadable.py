@@ -19,9 +19,9 @@ from PIL import Image
 from jaxres import weights
 from jaxres.models import blocks, resnet
 from jaxres.train import loop
-from jaxres.weights import sources
+from jaxres.weights import directories, sources
 from tests.helpers import ROOT, make_arrays
-from tests.weights.conftest import make_state
+from tests.weights.files import make_state
 
 RUN_CONFIG = {
   'model': {'name': 'tiny'},
@@ -37,6 +37,7 @@ NPZ = {'name': 'arrays', 'path': 'DATA/data.npz', 'batch_size': 2}
 SET = {'name': 'tiny', 'data_dir': 'DATA/sets', 'image_size': 8, 'batch_size': 2}
 VERSION = 'sets/tiny/1.0.0'
 RUN = 'DATA/run'
+PACK = ['prepare', 'folder', 'DATA/folder', '--data_dir', 'DATA/new', '--name', 'packed']
 
 
 def load(options: dict[str, Any]) -> list[str]:
@@ -89,9 +90,6 @@ CASES: dict[str, tuple[list[str], dict[str, int], str]] = {
   'the description of converted weights': (
     ['predict', 'DATA/converted', 'DATA/0.png', *TOLD], {'converted/model.json': 0}, 'model.json',
   ),
-  'checkpoints of converted weights': (
-    ['predict', 'DATA/converted', 'DATA/0.png', *TOLD], {'converted/checkpoints': 0}, 'checkpoints',
-  ),
   'names of classes': (
     ['predict', 'DATA/x.pth', 'DATA/0.png', *TOLD, '--class_names', 'DATA/names.txt'], {'names.txt': 0}, 'names.txt',
   ),
@@ -100,14 +98,14 @@ CASES: dict[str, tuple[list[str], dict[str, int], str]] = {
   'a folder to predict': (['predict', 'DATA/x.pth', 'DATA/folder', *TOLD], {'folder': 0}, 'folder'),
   'a folder in a folder to predict': (['predict', 'DATA/x.pth', 'DATA/folder', *TOLD], {'folder/a': 0}, 'folder/a'),
   'an image to explain': (['explain', RUN, 'DATA/0.png', '--out', 'DATA/e.png'], {'0.png': 0}, '0.png'),
-  'a folder to pack': (['prepare', 'folder', 'DATA/folder', '--data_dir', 'DATA/new'], {'folder/a': 0}, 'folder/a'),
-  'an image to pack': (['prepare', 'folder', 'DATA/folder', '--data_dir', 'DATA/new'], {'folder/a/0.png': 0}, '0.png'),
+  'a folder to pack': (PACK, {'folder/a': 0}, 'folder/a'),
+  'an image to pack': (PACK, {'folder/a/0.png': 0}, '0.png'),
   'a folder to pack as arrays': (
     ['prepare', 'folder', 'DATA/folder', '--npz', 'DATA/new.npz', '--image_size', '8'], {'folder': 0}, 'folder',
   ),
   'an archive': (['prepare', 'cifar10', '--archive', 'DATA/a.tar', '--npz', 'DATA/new.npz'], {'a.tar': 0}, 'a.tar'),
   'a place to pack to': (
-    ['prepare', 'folder', 'DATA/folder', '--data_dir', 'DATA/outer/new'], {'outer': 0o555}, 'outer',
+    ['prepare', 'folder', 'DATA/folder', '--data_dir', 'DATA/outer/new', '--name', 'packed'], {'outer': 0o555}, 'outer',
   ),
   'a place for arrays': (
     ['prepare', 'folder', 'DATA/folder', '--npz', 'DATA/outer/new.npz', '--image_size', '8'], {'outer': 0o555}, 'outer',
@@ -170,7 +168,7 @@ def build(root: pathlib.Path) -> None:
   shutil.copy(root / 'folder/a/0.png', root / '0.png')
   for name in ('list.csv', 'data.npz', 'x.pth', 'config.py', '0.png'):
     shutil.copy(root / name, root / 'outer' / name)
-  sources.write(root / 'converted', sources.read(str(root / 'x.pth')))
+  directories.write(root / 'converted', sources.read(str(root / 'x.pth')))
   loop.train_and_evaluate(placed(RUN_CONFIG, root), root / 'run')
   if importlib.util.find_spec('array_record'):
     from tests.data import sets
@@ -197,7 +195,11 @@ def results() -> Iterator[dict[str, dict[str, Any]]]:
     for words, modes, _ in placed([*CASES.values()], root)
   ]
   home = str(root / 'home')
-  environment = os.environ | {'HOME': home, 'XDG_CACHE_HOME': home, 'PYTHONPATH': str(ROOT)}
+  environment = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')} | {
+    'HOME': home,
+    'XDG_CACHE_HOME': home,
+    'PYTHONPATH': str(ROOT),
+  }
   done = subprocess.run(
     [sys.executable, '-m', 'tests.unprivileged'],
     input=json.dumps([str(root), cases]),
@@ -206,7 +208,7 @@ def results() -> Iterator[dict[str, dict[str, Any]]]:
     capture_output=True,
     text=True,
   )
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 0, done.stderr[-3000:]
   yield dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
   shutil.rmtree(root)
 

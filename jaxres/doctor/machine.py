@@ -103,7 +103,12 @@ def check_cache() -> Check:
   if directory is None:
     fix = 'set XDG_CACHE_HOME or JAX_COMPILATION_CACHE_DIR to a directory that can be written'
     return Check('compile cache', 'warning', f'none, so that every run compiles again: {fix}')
-  files = [path for path in pathlib.Path(directory).glob('*-cache') if path.is_file()]
+  try:
+    files = [path for path in pathlib.Path(directory).iterdir() if path.name.endswith('-cache') and path.is_file()]
+  except FileNotFoundError:
+    files = []  # nothing was compiled yet
+  except OSError as error:
+    return Check('compile cache', 'warning', f'{directory}: {error.strerror}, so that every run compiles again')
   return Check('compile cache', 'ok', f'{directory}: {len(files)} programs, {_megabytes(files)}')
 
 

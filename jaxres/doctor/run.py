@@ -1,5 +1,6 @@
 """Checks of a run: its files, its checkpoints, a step that was not finite."""
 
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -43,7 +44,7 @@ def check_workdir(directory: pathlib.Path) -> Checks:
   yield from steps
   if not steps:
     yield Check('checkpoints', 'warning', 'none yet: the same command starts over')
-  elif not intact:
+  elif not intact and not any('Permission denied' in check.finding for check in steps):
     yield Check(
       'checkpoints', 'problem', f'{checkpoints}: none of {len(steps)} can be read; move them away to start over'
     )
@@ -92,6 +93,8 @@ def verify_checkpoint(path: pathlib.Path, config: Mapping[str, Any] | None = Non
     config: of the run, where it is known.
   """
   subject = f'checkpoint {path.name}'
+  if path.exists() and not os.access(path, os.R_OK | os.X_OK):
+    return Check(subject, 'problem', f'{path}: cannot be read: Permission denied')
   try:
     saved = reader.read(path)
     check_made_by(saved.about, config, path)

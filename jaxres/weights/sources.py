@@ -211,6 +211,9 @@ def _choose(where: pathlib.Path, paths: Mapping[int, pathlib.Path], step: str) -
   known = [number for number, path in paths.items() if os.path.isfile(path / 'state/_METADATA')]
   if not known:
     if paths:
+      closed = next((path for path in paths.values() if not os.access(path, os.R_OK | os.X_OK)), None)
+      if closed and closed.exists():
+        raise InputError(f'{closed}: cannot be read: Permission denied')
       raise reader.DamagedError(f'no checkpoint there: none of {len(paths)} has a state')
     raise InputError(f'{where}: no checkpoint there; expected the workdir of a run that has saved one')
   if step == 'latest':

@@ -10,8 +10,7 @@ import pytest
 from jaxres import models, weights
 from jaxres.errors import InputError
 from jaxres.weights import pickles, selection
-from tests.weights.conftest import make_state
-from tests.weights.files import HEADER, safetensors, text, write_zip
+from tests.weights.files import HEADER, make_state, safetensors, text, write_zip
 
 SHORT = 400  # characters, less the path
 CASES = 1500

@@ -77,7 +77,7 @@ def _unique(path: str, names: list[str]) -> tuple[str, ...]:
   """Return the names of the classes, of which no two are one: their scores could not be told apart."""
   first: dict[str, int] = {}
   for number, name in enumerate(names):
-    if not name.strip():
+    if not name:
       raise InputError(f'{path}: class_names: the name of class {number} is empty')
     if first.setdefault(name, number) != number:
       both = f'classes {first[name]} and {number} are both called {shorten(name)!r}'
