@@ -16,6 +16,8 @@ from jaxres.checkpoint.manager import Manager, check_path
 from jaxres.data.fingerprints import differences
 from jaxres.errors import InputError, print_status
 from jaxres.log import rows
+from jaxres.log.console import console
+from jaxres.models import dtypes
 from jaxres.paths import check_utf8, user_path
 from jaxres.runtime import distributed
 from jaxres.runtime.environment import describe_environment
@@ -94,6 +96,19 @@ def _stored_config(workdir: pathlib.Path, *, is_known: bool) -> Mapping[str, Any
     problem = str(error).removesuffix(f'; {files.PUT_BACK}')
     print_status(f'warning: {problem}; the checkpoints say what they were made by, and it is written again')
     return None
+
+
+def resolve_dtype(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
+  """Return ``config`` with a dtype for ``'auto'``: that of the run in ``workdir``, or what it means on this device.
+
+  A run goes on in another dtype where that is asked for by its name; this is said.
+  """
+  stored, name = read_json(workdir, 'config.json'), config['model']['dtype']
+  before = stored['model']['dtype'] if stored else None
+  dtype = before if before and name == 'auto' else dtypes.resolve_dtype(name).name
+  if before not in (None, dtype):
+    console.print(f'model.dtype: {before} until now, {dtype} from here on: not the bits of a run in one of them')
+  return {**config, 'model': {**config['model'], 'dtype': dtype}}
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -243,10 +258,12 @@ def as_config(content: Any, where: object) -> dict[str, dict[str, Any]]:
   schema.check_fields(content, sections, where, optional=sections, closed=True)
   try:
     json.dumps(content, allow_nan=False)
-    return config_lib.to_dict(config_lib.complete(content))
+    config = config_lib.to_dict(config_lib.complete(content))
   except ValueError as error:
     reason = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in f'{error}'[:240])
     raise files.DamagedError(f'{where}: {reason}; {files.PUT_BACK}') from None
+  config['model']['dtype'] = dtypes.dtype_of_run(config['model']['dtype'])
+  return config
 
 
 def read_data(workdir: pathlib.Path, *needed: str) -> dict[str, Any] | None:

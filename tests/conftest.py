@@ -44,6 +44,14 @@ def few_programs_at_a_time() -> Iterator[None]:
   jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def float32_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Compute in float32 on every CPU: what is expected is exact."""
+  from jaxres.models import dtypes
+
+  monkeypatch.setattr(dtypes, 'BFLOAT16_ON_CPUS', False)
+
+
 @pytest.fixture
 def npz(tmp_path: pathlib.Path) -> Callable[..., str]:
   """A function that writes arrays, those of ``make_arrays`` unless told otherwise, and returns the file's path."""

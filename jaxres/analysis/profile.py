@@ -12,7 +12,7 @@ import jax
 
 from jaxres import config as config_lib
 from jaxres.analysis import xplane
-from jaxres.runtime import sharding
+from jaxres.runtime import onednn, sharding
 from jaxres.runtime.compiler import enable_compilation_cache
 from jaxres.runtime.memory import keep_freed_memory
 from jaxres.train.plan import group_feeds
@@ -123,6 +123,11 @@ def device_events(path: pathlib.Path) -> Iterator[xplane.Event]:
 def instruction_sources(program: str) -> dict[str, str]:
   """Return where the instructions of an HLO program come from: their ``op_name``, less the names of functions."""
   return {name: short_source(source) for name, source in _INSTRUCTION.findall(program)}
+
+
+def count_convolutions(program: str) -> tuple[int, int]:
+  """Return how many convolutions of an HLO program oneDNN computes, and how many XLA."""
+  return onednn.count_calls(program), len(re.findall(r' convolution\(', program))
 
 
 def short_source(source: str) -> str:

@@ -13,12 +13,12 @@ from jaxres.checkpoint import digests
 from jaxres.errors import InputError
 from jaxres.runtime.environment import PACKAGES, describe_devices
 
-# What may differ between two calls on one workdir: how long, what is kept or shown, where the data lies.
+# What may differ between two calls on one workdir: how long, how exactly, what is kept or shown, where the data lies.
 MAY_CHANGE = {
   'train.epochs', 'train.patience', 'train.scan_steps', 'train.log_every_steps', 'train.eval_batch_size',
   'checkpoint.keep_latest', 'checkpoint.keep_best', 'data.data_dir', 'data.path', 'data.download',
   'tta.flip', 'tta.crop', 'tta.pad', 'train.shard_optimizer',
-  'data.workers', 'data.max_bad', 'train.max_rollbacks', 'train.spike_factor',
+  'model.dtype', 'data.workers', 'data.max_bad', 'train.max_rollbacks', 'train.spike_factor',
 }  # fmt: skip
 
 

@@ -15,7 +15,9 @@ import jaxlib.version
 from jaxres.doctor import known_sums
 from jaxres.doctor.check import Check, Checks
 from jaxres.runtime import xla_flags
+from jaxres.runtime.compiler import onednn_dtypes
 
+ONEDNN_SINCE = (0, 11)  # of jaxlib
 MIN_FREE_BYTES = 1 << 30  # of a disk; a warning below it
 
 
@@ -34,6 +36,8 @@ def check_machine() -> Checks:
   yield from check_versions()
   yield from check_memory(devices[0])
   yield check_sums()
+  if jax.default_backend() == 'cpu':
+    yield convolutions()
   yield check_cache()
   yield check_disk(pathlib.Path.cwd())
 
@@ -95,6 +99,17 @@ def check_sums() -> Check:
     return Check('sums', 'ok', f'{lib}: {total} of {total} known programs are right')
   finding = f'{lib}: {len(wrong)} of {total} known programs are wrong or end the process by default'
   return Check('sums', 'ok', f'{finding}; jaxres compiles without YNNPACK, and all are right')
+
+
+def convolutions() -> Check:
+  """Look at what computes convolutions on this CPU."""
+  dtypes = onednn_dtypes()
+  if dtypes:
+    return Check('convolutions', 'ok', f'by oneDNN, in {", ".join(sorted(dtypes))}')
+  reason = f'jaxlib {jaxlib.version.__version__} hands none to oneDNN here'
+  if jaxlib.version.__version_info__ < ONEDNN_SINCE:
+    reason += '; jaxlib 0.11 or newer, for Python 3.12 or newer, is faster on many CPUs'
+  return Check('convolutions', 'ok', f"by XLA's Eigen: {reason}")
 
 
 def check_cache() -> Check:

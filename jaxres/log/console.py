@@ -15,6 +15,7 @@ from jaxres import files, metrics, trees
 from jaxres.errors import printable
 from jaxres.log.curves import draw_curves
 from jaxres.runtime import distributed
+from jaxres.runtime.compiler import onednn_dtypes
 
 
 class PlainConsole(Console):
@@ -56,7 +57,7 @@ def format_value(name: str, value: float, known: Mapping[str, metrics.Metric]) -
 
 
 def print_start(
-  params: Mapping[str, Any], workdir: pathlib.Path, start: int, total: int, steps_per_epoch: float
+  params: Mapping[str, Any], workdir: pathlib.Path, start: int, total: int, steps_per_epoch: float, dtype: str
 ) -> None:
   """Print what runs where, and how many parameters each part has; write all of them to ``parameters.txt``."""
   overview = optional('clu.parameter_overview', 'parameters.txt')
@@ -70,7 +71,8 @@ def print_start(
   console.print(table)
   processes = f' of {jax.process_count()} processes' if jax.process_count() > 1 else ''
   device = f'{jax.device_count()} x {jax.devices()[0].device_kind}{processes}'
-  console.print(f'jaxres {jaxres.__version__}, jax {jax.__version__} on {device}')
+  by = ', convolutions by oneDNN' if dtype in onednn_dtypes() else ''
+  console.print(f'jaxres {jaxres.__version__}, jax {jax.__version__} on {device}, in {dtype}{by}')
   verb = 'continuing' if start else 'training'
   console.print(f'{verb} {workdir}: step {start:,} of {total:,}, {steps_per_epoch:,.4g} steps an epoch')
 

@@ -1,12 +1,18 @@
 """Convolution and BatchNorm in the forms that XLA:CPU is fast at."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxres.models.ops import DIMENSIONS, batch_norm, conv
+from jaxres.runtime.compiler import onednn_dtypes
+
+MAX_BYTES = 2 << 20  # of a part of a batch, its inputs and gradients: they stay in the cache of a core
+MIN_EXAMPLES = {'float32': 16}  # of a part: the channels of its convolution
+MIN_EXAMPLES_ELSE = 32  # of two bytes a number
 
 
 def wants_cpu_forms() -> bool:
@@ -62,9 +68,7 @@ def _conv_backward(strides: int, kept: tuple[jax.Array, jax.Array], g: jax.Array
 def kernel_gradient(x: jax.Array, g: jax.Array, strides: int, size: int) -> jax.Array:
   """Return the gradient of the kernel, ``[size, size, C, C']``: a convolution over the batch.
 
-  ``x`` is transposed to ``[C, H, W, B]`` and ``g`` to ``[H', W', B, C']``. XLA leaves that to the dimension numbers of
-  the convolution, which its CPU compiler makes canonical at the top level of a program, and not inside a loop: there
-  it takes more than a hundred times as long.
+  Its form is that of Eigen or of oneDNN, whichever computes the convolutions of this dtype.
 
   Args:
     x: input of the convolution, ``[B, H, W, C]``.
@@ -76,6 +80,18 @@ def kernel_gradient(x: jax.Array, g: jax.Array, strides: int, size: int) -> jax.
     (size // 2, size - size // 2 - width + (out - 1) * strides)
     for width, out in zip(x.shape[1:3], g.shape[1:3], strict=True)
   ]
+  x, padding = _crop(x, padding)
+  if x.dtype.name not in onednn_dtypes():
+    return _kernel_gradient_in_2d(x, g, strides, padding)
+  return _kernel_gradient_of_pixels(x, g, strides) if size == 1 else _kernel_gradient_in_3d(x, g, strides, padding)
+
+
+def _kernel_gradient_in_2d(x: jax.Array, g: jax.Array, strides: int, padding: list[tuple[int, int]]) -> jax.Array:
+  """Return ``kernel_gradient`` for Eigen: ``x`` is transposed to ``[C, H, W, B]`` and ``g`` to ``[H', W', B, C']``.
+
+  XLA leaves that to the dimension numbers of the convolution, which its CPU compiler makes canonical at the top level
+  of a program, and not inside a loop: there it takes more than a hundred times as long.
+  """
   gradient = jax.lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0),
     g.transpose(1, 2, 0, 3),
@@ -85,6 +101,48 @@ def kernel_gradient(x: jax.Array, g: jax.Array, strides: int, size: int) -> jax.
     dimension_numbers=DIMENSIONS,
   )
   return gradient.transpose(1, 2, 0, 3)
+
+
+def _kernel_gradient_in_3d(x: jax.Array, g: jax.Array, strides: int, padding: list[tuple[int, int]]) -> jax.Array:
+  """Return ``kernel_gradient`` for oneDNN, which XLA hands forward convolutions alone, and no transposed result.
+
+  The one image has the dimensions height, width and C, and the examples are its channels; the kernel is one deep. The
+  batch goes through in parts, whose results are added up in float32.
+  """
+  parts = count_parts(x, g)
+
+  def gradient_of_part(i: int) -> jax.Array:
+    image, taps = _part(x, parts, i).transpose(1, 2, 3, 0)[None], _part(g, parts, i).transpose(1, 2, 0, 3)[:, :, None]
+    names, dilation = ('NDHWC', 'DHWIO', 'NDHWC'), (strides, strides, 1)
+    return jax.lax.conv_general_dilated(
+      image, taps, (1, 1, 1), [*padding, (0, 0)], rhs_dilation=dilation, dimension_numbers=names
+    )[0].astype(jnp.float32)
+
+  return functools.reduce(jnp.add, map(gradient_of_part, range(parts))).astype(x.dtype)
+
+
+def _kernel_gradient_of_pixels(x: jax.Array, g: jax.Array, strides: int) -> jax.Array:
+  """Return ``kernel_gradient`` of a kernel of one pixel: a product of matrices."""
+  pixels = (0, 1, 2)
+  dimensions = ((pixels, pixels), ((), ()))
+  product = jax.lax.dot_general(x[:, ::strides, ::strides], g, dimensions, preferred_element_type=jnp.float32)
+  return product.astype(x.dtype)[None, None]
+
+
+def _part(x: jax.Array, parts: int, i: int) -> jax.Array:
+  """Return the examples ``i, i + parts, ...``: where a batch is split over devices, none of them leaves its device."""
+  return x.reshape(-1, parts, *x.shape[1:])[:, i]
+
+
+def count_parts(x: jax.Array, g: jax.Array) -> int:
+  """Return in how many parts of equal size a batch goes through: the fewest of at most ``MAX_BYTES`` on a device.
+
+  None is smaller than ``MIN_EXAMPLES`` there, unless the batch is.
+  """
+  devices = jax.device_count()
+  least = MIN_EXAMPLES.get(x.dtype.name, MIN_EXAMPLES_ELSE) * devices
+  divisors = [parts for parts in range(1, len(x) // least + 1) if len(x) % parts == 0] or [1]
+  return next((parts for parts in divisors if x.nbytes + g.nbytes <= parts * devices * MAX_BYTES), divisors[-1])
 
 
 def input_gradient(g: jax.Array, kernel: jax.Array, strides: int, shape: tuple[int, ...]) -> jax.Array:
@@ -114,7 +172,21 @@ def _phase(g: jax.Array, kernel: jax.Array, strides: int, row: int, column: int)
   taps = kernel[rows, columns][::-1, ::-1].transpose(0, 1, 3, 2)
   if 0 in taps.shape:
     return jnp.zeros((*g.shape[:3], taps.shape[-1]), g.dtype)
-  return jax.lax.conv_general_dilated(g, taps, (1, 1), (row_padding, column_padding), dimension_numbers=DIMENSIONS)
+  g, padding = _crop(g, (row_padding, column_padding))
+  return jax.lax.conv_general_dilated(g, taps, (1, 1), padding, dimension_numbers=DIMENSIONS)
+
+
+def _crop(x: jax.Array, padding: Sequence[tuple[int, int]]) -> tuple[jax.Array, list[tuple[int, int]]]:
+  """Return ``x`` without what negative padding takes away, and the padding that is left: oneDNN knows no negative one.
+
+  Args:
+    x: ``[B, H, W, C]``.
+    padding: before and after the rows and the columns.
+  """
+  rows, columns = (
+    slice(max(0, -before), size - max(0, -after)) for size, (before, after) in zip(x.shape[1:3], padding, strict=True)
+  )
+  return x[:, rows, columns], [(max(0, before), max(0, after)) for before, after in padding]
 
 
 def _taps(size: int, strides: int, phase: int) -> tuple[slice, tuple[int, int]]:

@@ -4,14 +4,12 @@ import contextlib
 import functools
 import hashlib
 import os
-import pathlib
-import platform
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from jaxres.runtime import xla_flags
+from jaxres.runtime import onednn, xla_flags
 from jaxres.runtime.environment import cache_dir
 
 _deterministic = False  # of the process, as the cache directory is
@@ -27,7 +25,8 @@ def compiler_options() -> dict[str, str | bool]:
   """Return the options for ``jax.jit(..., compiler_options=...)`` of this backend: correct sums, determinism.
 
   On a GPU sums by atomic additions, and the choice of an algorithm by how fast it was once, change the last bits from
-  run to run; ``set_deterministic`` leaves out both. Programs for CPUs have neither, and are compiled without YNNPACK.
+  run to run; ``set_deterministic`` leaves out both. Programs for CPUs have neither; they are compiled without YNNPACK,
+  and with the convolutions of oneDNN where ``onednn`` finds them.
   """
   if jax.default_backend() in ('gpu', 'cuda', 'rocm') and _deterministic:
     return {'xla_gpu_deterministic_ops': True}
@@ -36,22 +35,37 @@ def compiler_options() -> dict[str, str | bool]:
 
 @functools.cache
 def _cpu_options() -> dict[str, str | bool]:
-  """Return the options that keep YNNPACK out of a program, unless the user's ``XLA_FLAGS`` ask for it.
+  """Return the options that keep YNNPACK out of a program and let oneDNN in, but for what ``XLA_FLAGS`` decide.
 
   Where XLA:CPU fuses a product or a convolution with a constant into a sum, YNNPACK returns wrong values, and it is
-  slower than Eigen on convolutions. Empty on other backends, and on a jaxlib that does not know the option.
+  slower than Eigen on convolutions. Empty on other backends, and of options that jaxlib does not know.
   """
-  if jax.default_backend() != 'cpu' or xla_flags.read_ynnpack_flag():
+  if jax.default_backend() != 'cpu':
     return {}
-  options: dict[str, str | bool] = {xla_flags.YNNPACK: ''}
+  options: dict[str, str | bool] = {} if xla_flags.read_ynnpack_flag() else {xla_flags.YNNPACK: ''}
+  if not _is_known(options):
+    options = {}
+  if xla_flags.read_ynnpack_flag(flag=xla_flags.ONEDNN) is not None:
+    return options
+  more = options | {xla_flags.ONEDNN: True}
+  return more if onednn.find_dtypes(more) else options
+
+
+def _is_known(options: dict[str, str | bool]) -> bool:
+  """Return whether jaxlib takes ``options``."""
   try:
     jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
   except jax.errors.JaxRuntimeError:  # "No such compile option" or "Invalid value"
-    return {}
-  return options
+    return False
+  return True
 
 
-def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
+def onednn_dtypes() -> frozenset[str]:
+  """Return the names of the dtypes whose convolutions oneDNN computes in programs with ``compiler_options()``."""
+  return onednn.find_dtypes(_cpu_options()) if jax.default_backend() == 'cpu' else frozenset()
+
+
+def jit(function: Callable[..., Any], *, runs_once: bool = False, **kwargs: Any) -> Any:
   """Return ``jax.jit`` of ``function`` with ``compiler_options()``, which are computed at its first call.
 
   So it may decorate a function of a module, whose import starts no JAX. Inside another program it is a part of that:
@@ -59,9 +73,15 @@ def jit(function: Callable[..., Any], **kwargs: Any) -> Any:
 
   Args:
     function: to compile.
+    runs_once: on a CPU compile in a quarter of the time, which one run does not win back; the bits are equal.
     **kwargs: other arguments of ``jax.jit``.
   """
-  make = functools.cache(lambda: jax.jit(function, compiler_options=compiler_options(), **kwargs))
+
+  @functools.cache
+  def make() -> Any:
+    is_quick = runs_once and jax.default_backend() == 'cpu'
+    options: dict[str, Any] = compiler_options() | ({'xla_backend_optimization_level': 1} if is_quick else {})
+    return jax.jit(function, compiler_options=options, **kwargs)
 
   @functools.wraps(function)
   def run(*args: Any, **named: Any) -> Any:
@@ -80,16 +100,8 @@ def enable_compilation_cache() -> None:
   """
   if jax.config.values['jax_compilation_cache_dir'] is not None:
     return
-  directory = cache_dir('programs') / hashlib.sha256(_processor().encode()).hexdigest()[:16]
+  directory = cache_dir('programs') / hashlib.sha256(onednn.processor().encode()).hexdigest()[:16]
   with contextlib.suppress(OSError):
     directory.mkdir(parents=True, exist_ok=True)
     if os.access(directory, os.W_OK):
       jax.config.update('jax_compilation_cache_dir', str(directory))
-
-
-def _processor() -> str:
-  """Return what tells one kind of CPU from another."""
-  with contextlib.suppress(OSError):
-    flags = [line for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('flags')]
-    return flags[0] if flags else platform.processor()
-  return platform.processor()

@@ -13,6 +13,7 @@ import re
 from collections.abc import MutableMapping
 
 YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'  # the parts of a program that YNNPACK gets; none where it is empty
+ONEDNN = 'xla_cpu_experimental_onednn_custom_call'  # whether convolutions are handed to oneDNN
 ACCELERATORS = ('jax_plugins', 'libtpu')  # packages whose XLA reads XLA_FLAGS too, and may know other flags
 
 
@@ -30,13 +31,13 @@ def disable_ynnpack(environment: MutableMapping[str, str] = os.environ) -> None:
     environment['XLA_FLAGS'] = f'{flags} --{YNNPACK}='.strip()
 
 
-def read_ynnpack_flag(environment: MutableMapping[str, str] = os.environ) -> str | None:
-  """Return the value of the YNNPACK flag in ``XLA_FLAGS``, or in the file that it names; None where it is not set."""
+def read_ynnpack_flag(environment: MutableMapping[str, str] = os.environ, flag: str = YNNPACK) -> str | None:
+  """Return the value of ``flag`` in ``XLA_FLAGS``, or in the file that it names; None where it is not there."""
   flags = environment.get('XLA_FLAGS', '').strip()
   if flags and not flags.startswith('-'):
     path = pathlib.Path(flags)
     flags = path.read_text(errors='replace') if path.is_file() else ''
-  values = re.findall(rf'--{YNNPACK}(?:=(\S*))?', flags)
+  values = re.findall(rf'--{flag}(?:=(\S*))?', flags)
   return values[-1].strip('\'"') if values else None
 
 

@@ -11,6 +11,7 @@ from jaxres import command_line
 from jaxres.analysis import profile
 from jaxres.errors import InputError
 from jaxres.log.console import console
+from jaxres.models.dtypes import resolve_dtype
 from jaxres.paths import check_utf8, user_path
 from jaxres.runtime import limits
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
   path = profile.trace(step, args.steps, out)
   operations = profile.operations(path, profile.instruction_sources(step.compiled.as_text()))
   print_operations(operations, args.top, args.steps)
-  print_summary(step, seconds, config.model.dtype)
+  print_summary(step, seconds, resolve_dtype(config.model.dtype))
   console.print(f'trace: {path} (tensorboard --logdir {args.out}, or https://ui.perfetto.dev)')
 
 
@@ -54,16 +55,19 @@ def print_operations(operations: Iterable[profile.Operation], top: int, steps: i
   console.print(table)
 
 
-def print_summary(step: profile.Step, seconds: float, dtype: str) -> None:
+def print_summary(step: profile.Step, seconds: float, dtype: jnp.dtype) -> None:
   """Print speed, work, the share of the device's limit, and memory."""
   device, cost = jax.devices()[0], step.compiled.cost_analysis()
   flops, size = cost.get('flops', 0.0), cost.get('bytes accessed', 0.0)
-  bf16 = dtype == 'bfloat16' or (dtype == 'auto' and device.platform != 'cpu')
-  max_flops, max_bytes = limits.measure(device.platform, jnp.bfloat16 if bf16 else jnp.float32)
+  max_flops, max_bytes = limits.measure(device.platform, dtype)
   min_seconds = max(flops / max_flops, size / max_bytes)
   table = Table('one step', 'value')
   table.add_row('images/s', f'{step.images / seconds:,.1f}')
   table.add_row('ms', f'{1e3 * seconds:.4g}')
+  table.add_row('computed in', dtype.name)
+  if device.platform == 'cpu':
+    by_onednn, by_xla = profile.count_convolutions(step.compiled.as_text())
+    table.add_row('convolutions', f'{by_onednn} by oneDNN, {by_xla} by XLA')
   table.add_row('FLOPs, as XLA counts them', f'{flops / 1e9:,.4g} G')
   table.add_row('bytes that operations read and write, as XLA counts them', f'{size / 1e9:,.4g} GB')
   table.add_row('the device: matrix product, copy', f'{max_flops / 1e12:.3g} TFLOP/s, {max_bytes / 1e9:.4g} GB/s')

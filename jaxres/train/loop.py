@@ -65,6 +65,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   place = workdir_lib.choose(workdir, config)
   with lock_workdir(place):
     workdir_lib.check_config(place, config)
+    config = workdir_lib.resolve_dtype(place, config)
     setup = make_setup(config, workdir_lib.split_rule(place))
     workdir_lib.check_data(place, setup.dataset.info)
     initial = None if workdir_lib.has_checkpoint(place) else read_initial(setup)
@@ -141,7 +142,7 @@ def train_to_end(
   )  # exact: the scale is a power of two
   if start < plan.eval_steps[-1]:
     check_room(manager.place, train_state)
-  print_start(train_state.params, workdir, start, plan.eval_steps[-1], plan.steps_per_epoch)
+  print_start(train_state.params, workdir, start, plan.eval_steps[-1], plan.steps_per_epoch, setup.model.dtype.name)
   with RunLog(
     workdir,
     start,

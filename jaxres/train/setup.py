@@ -174,7 +174,7 @@ def make_steps(
   recalibrates = [make_recalibrate(network, dataset.info, get_batch, mesh) for network in networks]
   return {
     'lr_schedule': lr_schedule,
-    'create': jit(create, out_shardings=shardings),
+    'create': jit(create, runs_once=True, out_shardings=shardings),
     'shardings': shardings,
     'train_steps': make_train_steps(losses[0], make_tx, get_batch, mesh, ema=options.ema, **shared),
     'probe': make_probe(losses[0], get_batch, mesh, **shared),

@@ -12,22 +12,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxres import models
 from jaxres.errors import InputError
 from jaxres.models import cpu
 from jaxres.models.dtypes import resolve_dtype
-from jaxres.runtime import compiler
+from jaxres.runtime import compiler, onednn, xla_flags
 from jaxres.runtime.compiler import _cpu_options, enable_compilation_cache
 from jaxres.runtime.memory import explain_oom
+from jaxres.state import init_variables
 
+OFF = {'xla_cpu_experimental_ynn_fusion_type': ''}
 on_cpu = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='the options are for XLA:CPU')
 
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
   """Forget the options found, before and after each test."""
-  _cpu_options.cache_clear()
+  for known in (_cpu_options, onednn._find_dtypes):
+    known.cache_clear()
   yield
-  _cpu_options.cache_clear()
+  for known in (_cpu_options, onednn._find_dtypes):
+    known.cache_clear()
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[p
 def test_programs_are_kept_in_the_users_cache_for_each_kind_of_processor(cache: pathlib.Path, monkeypatch) -> None:
   found = set()
   for processor in ('flags: avx2', 'flags: avx2 avx512f'):
-    monkeypatch.setattr(compiler, '_processor', lambda processor=processor: processor)
+    monkeypatch.setattr(onednn, 'processor', lambda processor=processor: processor)
     jax.config.update('jax_compilation_cache_dir', None)
     enable_compilation_cache()
     found.add(jax.config.values['jax_compilation_cache_dir'])
@@ -103,7 +108,8 @@ def test_no_compiler_options_elsewhere(device: str, monkeypatch: pytest.MonkeyPa
 
 @on_cpu
 def test_this_jaxlib_knows_the_option() -> None:
-  assert compiler.compiler_options() == {'xla_cpu_experimental_ynn_fusion_type': ''}
+  onednn_too = {'xla_cpu_experimental_onednn_custom_call': True} if compiler.onednn_dtypes() else {}
+  assert compiler.compiler_options() == {'xla_cpu_experimental_ynn_fusion_type': ''} | onednn_too
 
 
 @on_cpu
@@ -112,7 +118,8 @@ def test_what_the_user_says_of_the_option_stands(monkeypatch: pytest.MonkeyPatch
   for value, options in (('LIBRARY_FUSION_TYPE_REDUCE', {}), ('', {'xla_cpu_experimental_ynn_fusion_type': ''})):
     monkeypatch.setenv('XLA_FLAGS', f'--xla_cpu_enable_fast_math=false {flag}{value}')
     _cpu_options.cache_clear()
-    assert compiler.compiler_options() == options
+    others = {name: value for name, value in compiler.compiler_options().items() if name != xla_flags.ONEDNN}
+    assert others == options
 
 
 def test_a_function_is_jitted_with_the_options_at_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +130,14 @@ def test_a_function_is_jitted_with_the_options_at_its_first_call(monkeypatch: py
   assert [float(double(1.5, times=2)), float(double(2.5, times=2))] == [3.0, 5.0]
   assert asked == [1]
   assert double.lower(1.5, times=2).compile()(1.5) == 3.0
+
+
+@on_cpu
+def test_what_runs_once_has_the_bits_of_what_runs_often() -> None:
+  model = models.create('resnet20', num_classes=4, dtype='float32')
+  init = lambda key: init_variables(model, (8, 8, 3), key)
+  often, once = (compiler.jit(init, runs_once=runs_once)(jax.random.key(3)) for runs_once in (False, True))
+  jax.tree.map(np.testing.assert_array_equal, often, once)
 
 
 @on_cpu
@@ -143,7 +158,7 @@ def test_a_function_jitted_with_options_is_a_part_of_other_programs() -> None:
   ],
   ids=['name', 'value'],
 )
-def test_no_options_where_jaxlib_refuses_them(unknown: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_options_where_jaxlib_refuses_them(unknown: dict[str, str], monkeypatch, tmp_path) -> None:
   # the refusal is jaxlib's own, of an option that no jaxlib knows
   jit, asked = jax.jit, []
 
@@ -152,8 +167,10 @@ def test_no_options_where_jaxlib_refuses_them(unknown: dict[str, str], monkeypat
     return jit(fun, compiler_options=unknown)
 
   monkeypatch.setattr(jax, 'jit', older_jit)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))  # what was tried before is not known
   assert compiler.compiler_options() == {}
-  assert len(asked) == 1
+  assert asked[0] == OFF
+  assert all(xla_flags.ONEDNN in options for options in asked[1:])
 
 
 @on_cpu

@@ -23,7 +23,7 @@ from jaxres.data import augment
 from jaxres.data.resident import Resident
 from jaxres.data.types import Arrays
 from jaxres.models import ResNet, blocks, cpu, layers, ops, speedrun
-from jaxres.runtime import compiler, xla_flags
+from jaxres.runtime import compiler, onednn, xla_flags
 from jaxres.state import create, init_variables
 from jaxres.train import recalibrate
 from jaxres.train.gradients import make_loss
@@ -323,12 +323,12 @@ def accumulated_step(hand_written: bool, parts: int, steps: int) -> Any:
 def test_no_loop_holds_a_convolution_in_a_layout_that_is_slow_there(parts: int, steps: int) -> None:
   text = accumulated_step(True, parts, steps).as_text()
   assert ' while(' in text
-  assert len(convolutions(text)) > 10
-  assert set(convolutions(text)) == {'b01f_01io->b01f'}
+  assert len(convolutions(text)) + onednn.count_calls(text) > 10
+  assert set(convolutions(text)) <= {'b01f_01io->b01f'}
 
 
 def test_the_gradients_that_xla_makes_have_such_layouts() -> None:
-  assert set(convolutions(accumulated_step(False, 2, 1).as_text())) > {'b01f_01io->b01f'}
+  assert set(convolutions(accumulated_step(False, 2, 1).as_text())) - {'b01f_01io->b01f'}
 
 
 @pytest.mark.parametrize('strides', [1, 2])

@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -7,6 +8,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxres import checkpoint, evaluate
 from jaxres.errors import InputError
+from jaxres.models import dtypes
 from jaxres.train import loop
 from tests.helpers import make_arrays, merged, rows
 from tests.train.runs import final_state, interrupted
@@ -65,6 +67,43 @@ def test_a_finished_run_returns_its_metrics_and_is_extended_by_more_epochs(confi
   assert steps == sorted(set(steps))
   assert steps[-1] == 36  # 6 epochs of 96 / 16 steps
   assert json.loads((tmp_path / 'run/config.json').read_text())['train']['epochs'] == 6
+
+
+def stored_dtype(workdir: pathlib.Path) -> str:
+  return json.loads((workdir / 'config.json').read_text())['model']['dtype']
+
+
+def test_what_auto_means_is_stored_and_stays(config: dict, tmp_path, capsys, monkeypatch) -> None:
+  workdir, auto = tmp_path / 'run', merged(config, model={'dtype': 'auto'}, train={'epochs': 1})
+  loop.train_and_evaluate(merged(auto, model={'dtype': 'bfloat16'}), workdir)
+  assert 'in bfloat16' in capsys.readouterr().out
+  loop.train_and_evaluate(merged(auto, train={'epochs': 2}), workdir)
+  assert stored_dtype(workdir) == 'bfloat16'
+  monkeypatch.setattr(dtypes, 'BFLOAT16_ON_CPUS', False)
+  loop.train_and_evaluate(auto, tmp_path / 'other')
+  assert stored_dtype(tmp_path / 'other') == ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+  assert 'not the bits' not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='elsewhere it was bfloat16')
+def test_auto_of_an_older_run_is_float32_on_a_cpu(config: dict, tmp_path, monkeypatch) -> None:
+  monkeypatch.setattr(dtypes, '_has_fast_bfloat16', lambda: True)
+  auto = merged(config, model={'dtype': 'auto'}, train={'epochs': 1})
+  loop.train_and_evaluate(merged(auto, model={'dtype': 'float32'}), tmp_path / 'run')
+  stored = json.loads((tmp_path / 'run/config.json').read_text())
+  stored['model']['dtype'] = 'auto'
+  (tmp_path / 'run/config.json').write_text(json.dumps(stored))
+  loop.train_and_evaluate(merged(auto, train={'epochs': 2}), tmp_path / 'run')
+  assert stored_dtype(tmp_path / 'run') == 'float32'
+
+
+def test_a_run_goes_on_in_another_dtype_and_says_so(config: dict, tmp_path, capsys) -> None:
+  config = merged(config, train={'epochs': 1})
+  loop.train_and_evaluate(merged(config, model={'dtype': 'float32'}), tmp_path / 'run')
+  loop.train_and_evaluate(merged(config, model={'dtype': 'bfloat16'}, train={'epochs': 2}), tmp_path / 'run')
+  said = capsys.readouterr().out
+  assert 'model.dtype: float32 until now, bfloat16 from here on: not the bits' in said
+  assert stored_dtype(tmp_path / 'run') == 'bfloat16'
 
 
 def test_keep_best_and_early_stopping_look_at_validation(config: dict, tmp_path, monkeypatch) -> None:
