@@ -23,6 +23,11 @@ class Tool(NamedTuple):
 
 
 ROWS = {
+  'train': Tool(
+    'jaxres.tools.train', 'train on a folder, a CSV, an .npz or a data set by name; or by a config', trains=True
+  ),
+  'lr-find': Tool('jaxres.tools.lr_find', 'one short run over a range of learning rates: a picture, a suggestion'),
+  'runs': Tool('jaxres.tools.runs', 'a table of the runs in a directory: what differs, what they reached, their state'),
   'profile': Tool('jaxres.tools.profile', 'where the time of a training step goes'),
   'show-data': Tool('jaxres.tools.show_data', 'draw what the model sees: images beside their augmentations'),
   'evaluate': Tool('jaxres.tools.evaluate', 'scores of runs, class by class, with intervals and calibration; compared'),
@@ -45,9 +50,9 @@ ROWS = {
 # A leaf is taken out by deleting its folder and its tools: the rest does without them.
 TOOLS = {name: row for name, row in ROWS.items() if importlib.util.find_spec(row.module)}
 OTHER_WORDS = {  # that other programs have, and what to type here
-  'train': command_line.USAGE, 'fit': command_line.USAGE, 'main': command_line.USAGE, 'run': command_line.USAGE,
-  'finetune': f'{command_line.USAGE} --config.init.source=...', 'dataset': 'jaxres show-data',
-  'resume': f'the command that started the run: {command_line.USAGE}',
+  **dict.fromkeys(('fit', 'main', 'run', 'learn'), 'jaxres train DATA'),
+  'finetune': 'jaxres train DATA --config.init.source=...', 'dataset': 'jaxres show-data',
+  'resume': 'the command that began the run, such as jaxres train DATA',
   'eval': 'jaxres evaluate RUN', 'test': 'jaxres evaluate RUN', 'score': 'jaxres evaluate RUN',
   'validate': 'jaxres evaluate RUN', 'compare': 'jaxres evaluate RUN RUN', 'confusion': 'jaxres evaluate RUN',
   'infer': 'jaxres predict RUN IMAGE', 'inference': 'jaxres predict RUN IMAGE', 'classify': 'jaxres predict RUN IMAGE',
@@ -55,6 +60,7 @@ OTHER_WORDS = {  # that other programs have, and what to type here
   'gradcam': 'jaxres explain RUN IMAGE', 'saliency': 'jaxres explain RUN IMAGE', 'check': 'jaxres doctor',
   'mistakes': 'jaxres errors RUN', 'benchmark': 'jaxres profile', 'folds': 'jaxres crossval',
   'show': 'jaxres show-data',
+  'list': 'jaxres runs DIR', 'ls': 'jaxres runs DIR', 'lr_find': 'jaxres lr-find --config C',
   'version': 'jaxres --version', 'help': 'jaxres --help',
 }  # fmt: skip
 
@@ -84,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
   if argv is None:
     tool = TOOLS.get(words[0]) if words else None
     outputs.guard(needed=not (tool and tool.trains))
-  with one_line():
+  with one_line(debug=words[:1] == ['train'] and '--debug' in words):
     try:
       return _run(words)
     finally:
@@ -116,20 +122,21 @@ def _run(words: list[str]) -> int | None:
       module.add_arguments(row)
       row.set_defaults(run=module.run)
       called_parser = row
+  words = command_line.join_words(words)
   overrides = [word for word in words if word.startswith('--config.')]
   args, unknown = parser.parse_known_args([word for word in words if word not in overrides] or [called])
   if overrides and 'config' not in args:
     unknown = overrides
   if unknown:
-    raise InputError(f'unrecognized arguments: {" ".join(unknown)}{_hint(unknown, called_parser, overrides)}')
+    raise InputError(f'unrecognized arguments: {" ".join(unknown)}{_hint(unknown, called_parser, overrides, words)}')
   args.overrides = overrides
   if 'run' not in args:
     parser.error('the first word must be a tool')
   return args.run(args)
 
 
-def _hint(unknown: list[str], parser: argparse.ArgumentParser, overrides: list[str]) -> str:
-  """Return what unknown arguments of a tool may mean, as the end of a sentence."""
+def _hint(unknown: list[str], parser: argparse.ArgumentParser, overrides: list[str], words: list[str]) -> str:
+  """Return what unknown arguments of a tool, among all its ``words``, may mean, as the end of a sentence."""
   flags = sorted({word.removeprefix('--') for word in re.findall(r'--[\w-]+', parser.format_help())})
   has_config = 'config' in flags
   bare = next((word for word in overrides if '=' not in word), '')
@@ -137,7 +144,7 @@ def _hint(unknown: list[str], parser: argparse.ArgumentParser, overrides: list[s
     return f'; did you mean {bare}={unknown[0]}?'
   if unknown[0] in overrides:
     return f'; {parser.prog} takes no --config: a run has its own, in config.json'
-  following = unknown[1] if len(unknown) > 1 else ''
+  following = next(iter(words[words.index(unknown[0]) + 1 :]), '')  # it may have been taken for another argument
   fields = command_line.all_fields() if has_config else []
   hint = command_line.unknown_flag(unknown[0], following, flags, fields) if unknown[0].startswith('-') else ''
   return hint or f'; `{parser.prog} --help` shows what there is'

@@ -1,4 +1,4 @@
-"""The command line of a training: its config file, the overrides, and hints."""
+"""The words of a command line that make a config: its file, the overrides, and hints."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -16,36 +17,53 @@ from jaxres import hints
 from jaxres.errors import InputError, nearest
 from jaxres.paths import MAX_TEXT_BYTES, check_regular, read_regular, user_path
 
-USAGE = 'python main.py --config configs/digits.py --workdir runs/digits'
-RECIPES = 'configs'  # the directory of config files that are known by their names, here or beside the package
+USAGE = 'jaxres train --config digits'
+RECIPES = 'configs'  # the directory of config files that are known by their names: here, installed, in a checkout
+AGAIN = '_again'  # ends the name of a run that repeats another
+# By the flag of `jaxres train`: the field that it sets.
+SHORT_FORMS = {
+  'epochs': 'train.epochs',
+  'lr': 'optim.lr',
+  'batch-size': 'data.batch_size',
+  'image-size': 'data.image_size',
+  'model': 'model.name',
+}
 
 
-def check_arguments(argv: Sequence[str]) -> list[str]:
-  """Check the names of the ``--config.section.field`` overrides in ``argv``, and the ``--config`` file.
-
-  Returns:
-    ``argv`` with the path of the config file as ``find_file`` says it.
-
-  Raises:
-    InputError: the file is missing or of another kind, or a section or field is unknown.
-  """
-  checked, problems = list(argv), []
-  for at, argument in enumerate(argv):
-    name, equals, value = argument.removeprefix('-').removeprefix('-').partition('=')
-    if not argument.startswith('-'):
-      continue
-    if name == 'config' and equals:
-      checked[at] = f'--config={find_file(value)}'
-    elif name == 'config' and at + 1 < len(argv):
-      checked[at + 1] = find_file(argv[at + 1])
-    elif name.startswith('config.'):
-      try:
-        check_path(name.removeprefix('config.'), value)
-      except InputError as error:
-        problems.append(str(error))
+def check_overrides(overrides: Sequence[str]) -> None:
+  """Raise InputError where a word such as ``'--config.optim.lr=0.2'`` names no field."""
+  problems = []
+  for word in overrides:
+    path, _, value = word.removeprefix('--config.').partition('=')
+    try:
+      check_path(path, value)
+    except InputError as error:
+      problems.append(str(error))
   if problems:
     raise InputError(config_lib.join_limited(problems))
-  return checked
+
+
+def join_words(words: Sequence[str]) -> list[str]:
+  """Return ``words`` with ``--config.x.y value`` as one, ``--config.x.y=value``, where the field takes a value."""
+  joined: list[str] = []
+  for word in words:
+    field = joined[-1].removeprefix('--config.') if joined and joined[-1].startswith('--config.') else ''
+    section, _, name = field.partition('.')
+    known = config_lib.schema(section).get(name) if section in config_lib.SECTIONS else None
+    takes_value = '=' not in field and bool(field) and (known is None or known.hint is not bool)
+    if takes_value and not word.startswith('--'):
+      joined[-1] += f'={word}'
+    else:
+      joined.append(word)
+  return joined
+
+
+def name_of(config: str) -> str:
+  """Return what a run of ``config``, as of ``find_file``, is called: as its file, or as the run that it repeats."""
+  file, _, argument = find_file(config).partition(':')
+  if file == __file__:
+    return (pathlib.Path(argument).absolute().parent.name or 'run') + AGAIN
+  return pathlib.Path(file).stem
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
@@ -60,11 +78,46 @@ def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
   """
   if not isinstance(path, str | os.PathLike):
     raise InputError(f'config: expected the path of a file, found {config_lib._describe_value(path)}')
-  argv = ['jaxres', f'--config={os.fspath(path)}', *overrides]
+  check_overrides(overrides)
+  argv = ['jaxres', f'--config={find_file(os.fspath(path))}', *overrides]
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
-  parse_flags(argv, ['config'], values)
+  _parse_flags(argv, values)
   return config_lib.complete(values.config)
+
+
+def given_fields(overrides: Sequence[str]) -> dict[str, Any]:
+  """Return the fields that ``overrides`` set and their values: ``{'optim.lr': 0.2}``. Raises as ``override``."""
+  sections = config_lib.to_dict(override({}, overrides))
+  paths = [word.removeprefix('--config.').partition('=')[0] for word in overrides]
+  return {path: sections[path.partition('.')[0]][path.partition('.')[2]] for path in paths}
+
+
+def override(config: Mapping[str, Any], overrides: Sequence[str]) -> config_dict.ConfigDict:
+  """Return ``config``, which may be partial, with ``overrides`` such as ``'--config.optim.lr=0.2'``.
+
+  Raises:
+    InputError: an override names no field, or its value is of another type.
+  """
+  check_overrides(overrides)
+  values, argv = flags.FlagValues(), ['jaxres', *overrides]
+  config_flags.DEFINE_config_dict('config', config_lib.complete(config), flag_values=values, sys_argv=argv)
+  _parse_flags(argv, values)
+  return config_lib.complete(values.config)
+
+
+def words_of(config: Mapping[str, Any]) -> list[str]:
+  """Return the words of a command that make ``config``: a recipe by its name, and what differs from it.
+
+  The recipe is that of ``recipes`` which leaves the fewest differences.
+  """
+  wanted = config_lib.complete(config)
+  changes = {name: config_lib.differences(load(name), wanted) for name in recipes()}
+  usable = [name for name, fields in changes.items() if all(new is not None for _, new in fields.values())]
+  name = min(usable, key=lambda name: (len(changes[name]), name))  # no word makes None of a value
+  values = config_lib.to_dict(wanted)
+  fields = [(path, values[path.partition('.')[0]][path.partition('.')[2]]) for path in changes[name]]
+  return ['--config', name, *(f'--config.{path}={value}' for path, value in fields)]
 
 
 def get_config(path: str) -> config_dict.ConfigDict:
@@ -81,37 +134,20 @@ def get_config(path: str) -> config_dict.ConfigDict:
     raise InputError(f'--config: {path}: not the config.json of a run: {error}') from None
 
 
-def parse_flags(argv: Sequence[str], required: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
-  """Parse ``argv`` into ``values``, which loads the config file, and check that ``required`` flags are set.
-
-  Args:
-    argv: the command line, with the name of the program.
-    required: names of flags.
-    values: the flags that are defined.
+def _parse_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
+  """Parse ``argv`` into ``values``, which loads the config file.
 
   Raises:
-    InputError: the command line or the config file cannot be used.
+    InputError: an override or the config file cannot be used.
   """
-  argv = check_arguments(argv)
   sys.modules.pop('config_config', None)  # ml_collections loads a file into the module of the file before it
   try:
-    rest = values(argv)
-  except flags.UnrecognizedFlagError as error:
-    raise InputError(_unknown_flag(error.flagname, argv, _program_flags(values))) from None
+    values(argv)
   except Exception as error:  # whatever the user's file raises; ml_collections wraps some of it
     raise _explain(error, argv) from error
-  if len(rest) > 1:
-    name, equals, value = rest[1].partition('=')
-    hint = hints.sentence(hints.find(name, all_fields(), _program_flags(values)), value) if equals else ''
-    raise InputError(f'unexpected argument {rest[1]!r}{hint or "; fields are given as --config.section.field=value"}')
-  for name in required:
-    if not values[name].value and not (name == 'config' and values[name].present):
-      raise InputError(f'--{name} is missing: {USAGE}')
-  if isinstance(values.config, Mapping | config_dict.ConfigDict):
-    return
-  raise InputError(
-    f'--config: get_config() returns {config_lib._describe_value(values.config)}; return jaxres.config.make(...)'
-  )
+  if not isinstance(values.config, Mapping | config_dict.ConfigDict):
+    value = config_lib._describe_value(values.config)
+    raise InputError(f'--config: get_config() returns {value}; return jaxres.config.make(...)')
 
 
 def all_fields() -> list[str]:
@@ -131,26 +167,6 @@ def unknown_flag(word: str, following: str, known: Sequence[str], fields: Sequen
   name, _, value = word.lstrip('-').partition('=')
   value = value or ('' if following.startswith('-') else following)
   return hints.sentence(hints.find(name, fields, known), value)
-
-
-def _unknown_flag(name: str, argv: Sequence[str], known: Sequence[str]) -> str:
-  words = [*argv, '']
-  at = next(i for i, word in enumerate(words) if word.lstrip('-').partition('=')[0] == name and word.startswith('-'))
-  hint = unknown_flag(words[at], words[at + 1], known, all_fields())
-  there = f'; there are {", ".join(f"--{flag}" for flag in known)}, and a --config.section.field=value for each field'
-  return f"unknown flag '--{name}'{hint or there}"
-
-
-def _program_flags(values: flags.FlagValues) -> list[str]:
-  """Return the flags of the program itself, not those of absl and the like."""
-  foreign = {'absl', 'ml_collections', 'etils', 'orbax', 'jax'}
-  modules = values.flags_by_module_dict()
-  return sorted(
-    flag.name
-    for module, module_flags in modules.items()
-    for flag in module_flags
-    if module.partition('.')[0] not in foreign and '.' not in flag.name
-  )
 
 
 def _explain(error: BaseException, argv: Sequence[str]) -> InputError:
@@ -203,7 +219,7 @@ def find_file(name: str) -> str:
   """Return the path of a config file that a person names, and behind a colon the argument of its ``get_config``.
 
   Args:
-    name: a path; the name of a file in ``configs/``, such as ``'digits'``; or the ``config.json`` of a run.
+    name: a path; the name of a file in ``configs/``, such as ``'digits'``; or a run, or its ``config.json``.
 
   Raises:
     InputError: there is no such file, or it is of another kind.
@@ -214,14 +230,16 @@ def find_file(name: str) -> str:
   if colon and os.path.exists(name):
     raise InputError(f'--config: {name}: a path with a colon, which ends the path of a config here; rename the file')
   path = user_path(place, '--config')
+  if (path / 'config.json').is_file():
+    path = path / 'config.json'
   if path.is_dir():
-    inside = [path / 'config.json'] if (path / 'config.json').is_file() else sorted(path.glob('*.py'))
+    inside = [*sorted(path.glob('[!_]*.py')), *sorted(file.parent for file in path.glob('*/config.json'))]
     instead = f'; there is {config_lib.join_limited([str(file) for file in inside], ", ")}' if inside else ''
-    raise InputError(f'--config: {place} is a directory; expected a file{instead}')
+    raise InputError(f'--config: {place} is a directory; expected a file or a run{instead}')
   if not path.exists() and path.with_name(f'{path.name}.py').is_file():
     path = path.with_name(f'{path.name}.py')
   if not path.exists():
-    known = _recipes()
+    known = recipes()
     by_name = known.get(path.name.removesuffix('.py')) if path.name == place else None
     if by_name is None:
       siblings = [file.name for file in sorted(path.parent.glob('*.py')) if _is_config(file)]
@@ -257,7 +275,10 @@ def _check_size(path: pathlib.Path) -> None:
     raise InputError(f'--config: {path}: the file is empty; expected get_config(), see configs/')
 
 
-def _recipes() -> dict[str, pathlib.Path]:
-  """Return the config files that are known by their names: of ``configs/`` here, or beside the package."""
-  places = (pathlib.Path(__file__).parents[1] / RECIPES, pathlib.Path(RECIPES))
-  return {file.stem: file for place in places for file in sorted(place.glob('*.py'))}
+def recipes() -> dict[str, pathlib.Path]:
+  """Return the config files that are known by their names: those of jaxres, and of ``configs/`` here."""
+  package = pathlib.Path(__file__).parent
+  installed = package / RECIPES  # of a wheel; a checkout has them beside the package
+  places = (installed if installed.is_dir() else package.parent / RECIPES, pathlib.Path(RECIPES))
+  files = [file for place in places for file in sorted(place.glob('*.py'))]
+  return {file.stem: file for file in files if file.stem != '__init__'}

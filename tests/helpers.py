@@ -1,18 +1,14 @@
 """What tests of several modules share: no test module imports from another."""
 
 import argparse
-import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
-from types import ModuleType
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from jaxres import tasks
 from jaxres.checkpoint.manager import Manager
@@ -56,19 +52,6 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
   return subprocess.run(
     main_command(*arguments), cwd=ROOT, env=MAIN_ENVIRONMENT, capture_output=True, text=True, timeout=300
   )
-
-
-@contextlib.contextmanager
-def parsed_by_main(*arguments: str) -> Iterator[ModuleType]:
-  """Have main.py parse its command line in this process; yield its module, to go on, and forget the flags after it."""
-  import main  # defines the flags of the process, once
-
-  with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
-    patch.chdir(ROOT)
-    patch.setattr(sys, 'argv', ['main.py', *arguments])
-    patch.setenv('XLA_FLAGS', os.environ.get('XLA_FLAGS', ''))  # main adds to it
-    main.parse(sys.argv)
-    yield main
 
 
 def benchmark_arguments(*words: str, model: str) -> argparse.Namespace:

@@ -89,7 +89,10 @@ def test_an_interrupt_is_one_line_and_status_130(capsys, tool):
     (['--nope'], 'unrecognized arguments: --nope'),
     (['echo', '--nope'], 'unrecognized arguments: --nope'),
     (['echo', '--wor', 'x'], 'unrecognized arguments: --wor'),
-    (['prepare'], 'required: {cifar10,cifar100,folder,tfrecord}; `jaxres prepare --help`'),
+    (
+      ['prepare'],
+      'required: {cifar10,cifar100,mnist,fashion_mnist,kmnist,eurosat,folder,tfrecord}; `jaxres prep',
+    ),
     (['prepare', 'cifar_10'], "did you mean 'cifar10'?"),
     (['prepare', 'cifar10', '--npz', 'x.npz', '--data_dir', 'd'], 'give one of them'),
     (['prepare', 'cifar10', 'photos'], '`jaxres prepare cifar10` takes no photos'),

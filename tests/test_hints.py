@@ -1,19 +1,19 @@
 """What a new user types: the hint names the word that is meant."""
 
+import argparse
 import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from jaxres import checkpoint, cli, command_line, data, evaluate, hints, models, optim
 from jaxres import config as config_lib
 from jaxres.analysis import compare, runs
 from jaxres.data import augment
 from jaxres.errors import InputError
+from jaxres.tools import train
 from jaxres.train import loop, seeds
 from jaxres.weights import sources
 from tests.helpers import ROOT
@@ -21,14 +21,15 @@ from tests.helpers import ROOT
 DIGITS = ['--config', str(ROOT / 'configs/digits.py'), '--workdir', 'x']
 
 
-def parse(words: list[str]) -> flags.FlagValues:
-  """Parse the flags of main.py."""
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', None, '', flag_values=values, sys_argv=['main.py', *words])
-  flags.DEFINE_string('workdir', '', '', flag_values=values)
-  flags.DEFINE_integer('seeds', 1, '', flag_values=values)
-  command_line.parse_flags(['main.py', *words], ['config', 'workdir'], values)
-  return values
+def load(words: list[str]):
+  """Return the config that the words after `jaxres train` ask for, by the parser of that tool."""
+  parser = argparse.ArgumentParser()
+  train.add_arguments(parser)
+  words = command_line.join_words(words)
+  overrides = [word for word in words if word.startswith('--config.')]
+  args = parser.parse_args([word for word in words if word not in overrides])
+  args.overrides = overrides
+  return command_line.load(args.config, train._check(args))
 
 
 def test_every_synonym_leads_to_a_field_or_flag() -> None:
@@ -46,11 +47,11 @@ def test_every_field_is_found_without_its_section() -> None:
 @pytest.mark.parametrize(
   ('words', 'hint'),
   [
-    (['--epochs', '3'], '--config.train.epochs=3?'),
-    (['--epochs=3'], '--config.train.epochs=3?'),
     (['--epoch', '3'], '--config.train.epochs=3?'),
-    (['--batch-size', '4'], '--config.data.batch_size=4?'),
-    (['--model=resnet18'], '--config.model.name=resnet18?'),
+    (['--epoch=3'], '--config.train.epochs=3?'),
+    (['--epocks', '3'], '--epochs=3?'),
+    (['--bs', '4'], '--config.data.batch_size=4?'),
+    (['--architecture=resnet18'], '--config.model.name=resnet18?'),
     (['--seed', '7'], '--config.data.seed=7 or --config.train.seed=7?'),
     (['--name', 'x'], 'did you mean --config.model.name=x or --config.data.name=x or --config.optim.name=x?'),
     (['--data', 'cifar10'], '--config.data.name=cifar10 or --config.data.path=cifar10?'),
@@ -63,21 +64,51 @@ def test_every_field_is_found_without_its_section() -> None:
     (['--config.optim.epochs=3'], '--config.train.epochs=3?'),
     (['--config.train=3'], '--config.train: a section; expected a field of it: epochs, '),
     (['--config.optim.lrr=1', '--config.foo.x=1'], "--config.foo.x: unknown config section 'foo'"),
-    (['--foo=1'], "unknown flag '--foo'; there are --config, --seeds, --workdir"),
+    (['--foo=1'], 'unrecognized arguments: --foo=1; `jaxres train --help` shows what there is'),
+    (['photos'], 'DATA photos, but --config'),
+    (['--epochs', '3', '--config.train.epochs=4'], '--config.train.epochs: it is given twice'),
+    (['--seeds', '0'], '--seeds: expected 1 or more, found 0'),
+    (['--seeds', 'x'], "argument --seeds: invalid int value: 'x'"),
+    (['--time', '5'], "--time: expected a time such as 30m, 1h30m or 90s, found '5'"),
   ],
 )
-def test_flags_of_main(words: list[str], hint: str) -> None:
-  with pytest.raises(InputError) as caught:
-    parse([*DIGITS, *words])
-  assert hint in str(caught.value)
-  assert '\n' not in str(caught.value)
+def test_flags_of_train(words: list[str], hint: str, capsys) -> None:
+  with pytest.raises(SystemExit) as caught:
+    cli.main(['train', *DIGITS, *words])
+  assert caught.value.code == 2
+  line = capsys.readouterr().err
+  assert hint in line
+  assert line.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  ('words', 'field', 'value'),
+  [
+    (['--epochs', '3'], 'train.epochs', 3.0),
+    (['--lr=0.25'], 'optim.lr', 0.25),
+    (['--batch-size', '4'], 'data.batch_size', 4),
+    (['--batch_size=4'], 'data.batch_size', 4),
+    (['--image-size', '8'], 'data.image_size', 8),
+    (['--model', 'resnet32'], 'model.name', 'resnet32'),
+    (['--config.train.epochs', '3'], 'train.epochs', 3.0),
+    (['--config.train.dry_run=True'], 'train.dry_run', True),
+  ],
+)
+def test_a_field_in_short_and_in_two_words(words: list[str], field: str, value) -> None:
+  digits = command_line.load(DIGITS[1])
+  section, _, name = field.partition('.')
+  assert config_lib.differences(digits, load([*DIGITS, *words])) == {field: (digits[section][name], value)}
+
+
+def test_the_value_of_a_switch_is_no_other_word() -> None:
+  assert command_line.join_words(['--config.train.dry_run', 'photos']) == ['--config.train.dry_run', 'photos']
 
 
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
-    (['train', '--config', 'x'], "unknown tool 'train'; type `python main.py --config"),
-    (['trian'], "unknown tool 'trian'; type `python main.py --config"),
+    (['fit', '--config', 'x'], "unknown tool 'fit'; type `jaxres train DATA`"),
+    (['trian'], "unknown tool 'trian'; did you mean 'train'?"),
     (['eval', 'r'], "unknown tool 'eval'; type `jaxres evaluate RUN`"),
     (['evalute', 'r'], "did you mean 'evaluate'?"),
     (['predict', 'r', 'i', '--topp', '3'], 'did you mean --top=3?'),
@@ -85,8 +116,8 @@ def test_flags_of_main(words: list[str], hint: str) -> None:
     (['predict', 'r', 'i', '--config.train.epochs=3'], 'jaxres predict takes no --config'),
     (['show-data', '--config', 'digits', '--out', 'x.png', '--epochs', '3'], 'did you mean --config.train.epochs=3?'),
     (
-      ['show-data', '--config', 'digits', '--out', 'x.png', '--config.train.epochs', '3'],
-      'did you mean --config.train.epochs=3?',
+      ['show-data', '--config', 'digits', '--out', 'x.png', '--config.train.epochs', 'x'],
+      "--config.train.epochs: expected float, found 'x'",
     ),
   ],
 )
@@ -151,7 +182,7 @@ def test_a_config_by_its_name_and_that_of_a_run(tmp_path: pathlib.Path, monkeypa
 def test_files_that_are_no_config(name: str, content: bytes, message: str, tmp_path) -> None:
   (tmp_path / name).write_bytes(content)
   with pytest.raises(InputError) as caught:
-    parse(['--config', str(tmp_path / name), '--workdir', 'x'])
+    command_line.load(str(tmp_path / name))
   assert message in str(caught.value)
   assert 'Traceback' not in str(caught.value)
   assert len(str(caught.value)) < 400
@@ -161,18 +192,37 @@ def test_files_that_are_no_config(name: str, content: bytes, message: str, tmp_p
   ('words', 'message'),
   [
     (['--config', 'digit'], "no such file: digit; did you mean 'digits'?"),
-    (['--config', 'configs'], 'configs is a directory; expected a file; there is configs/digits.py, '),
-    (['--config='], '--config: no file is named: python main.py --config'),
-    (['--config', '--workdir'], '--config: no file is named'),
-    (['--workdir', 'x'], '--config is missing: python main.py'),
+    (['--config', 'configs'], 'configs is a directory; expected a file or a run; there is configs/digits.py, '),
+    (['--config='], '--config: no file is named: jaxres train --config'),
+    (['--config', '--workdir'], 'argument --config: expected one argument'),
+    (['--workdir', 'x'], 'DATA or --config is missing, such as `jaxres train photos/`'),
   ],
 )
-def test_names_that_are_no_config(words: list[str], message: str, monkeypatch) -> None:
+def test_names_that_are_no_config(words: list[str], message: str, monkeypatch, capsys) -> None:
   monkeypatch.chdir(ROOT)
-  with pytest.raises(InputError) as caught:
-    parse(words)
-  assert message in str(caught.value)
-  assert 'main.py' not in str(caught.value).replace('python main.py', '')
+  with pytest.raises(SystemExit):
+    cli.main(['train', *words])
+  assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', sorted(command_line.recipes()))
+def test_the_words_of_a_config_make_it_again(name: str) -> None:
+  config = command_line.load(name, ['--config.data.path=my photos', '--config.optim.lr_mult=(("a b", 2.0),)'])
+  words = command_line.words_of(config)
+  assert config_lib.differences(config, command_line.load(words[1], words[2:])) == {}
+  assert len(words) <= 4  # the recipe itself is the nearest
+
+
+def test_a_config_is_repeated_by_the_directory_of_its_run(tmp_path: pathlib.Path) -> None:
+  written = config_lib.make(model={'name': 'resnet20'})
+  run = tmp_path / 'run'
+  run.mkdir()
+  (run / 'config.json').write_text(config_lib.to_json(written))
+  assert command_line.load(str(run)) == written
+  assert command_line.name_of(str(run)) == command_line.name_of(str(run / 'config.json')) == 'run_again'
+  assert command_line.name_of('digits') == command_line.name_of(DIGITS[1]) == 'digits'
+  with pytest.raises(InputError, match='is a directory; expected a file or a run; there is .*/run'):
+    command_line.load(str(tmp_path))
 
 
 def test_every_difference_is_named_up_to_a_bound() -> None:

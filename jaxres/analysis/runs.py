@@ -48,10 +48,12 @@ class Run(NamedTuple):
     """Return the split called ``'train'``, ``'val'`` or ``'test'``.
 
     Raises:
-      InputError: the run has no validation split.
+      InputError: the run has no such split.
     """
     pipeline: data.Pipeline | None = getattr(self.dataset, split)
     if pipeline is None:
+      if split == 'test':
+        raise InputError(f"{self.path}: no test split: data.test is 'none' there; use --split val or train")
       raise InputError(f'{self.path}: no validation split: data.val is 0 there; use --split test')
     return pipeline
 

@@ -53,8 +53,11 @@ def check_made_by(about: Mapping[str, Any], config: Mapping[str, Any] | None, pa
   if not (about.get('config') and config):
     return
   if changed := other_fields(about['config'], config):
-    name, (old, new) = next(iter(changed.items()))
-    change = f'{name} was {json.dumps(old)} there, and is {json.dumps(new)} in this run'
+    words = [
+      f'{name} was {json.dumps(old):.100} there, and is {json.dumps(new):.100} in this run'
+      for name, (old, new) in changed.items()
+    ]
+    change = config_lib.join_limited(words)
     raise InputError(f'{path}: of another run: {change}; move it away, or use the workdir that it is of')
 
 

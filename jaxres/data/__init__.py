@@ -10,10 +10,9 @@ from jaxres import config as config_lib
 from jaxres.data import decode
 from jaxres.data.fingerprints import fingerprint
 from jaxres.data.images import Images, decode_all, drop_bad
-from jaxres.data.prepare import cifar as prepare_cifar
+from jaxres.data.prepare import published
 from jaxres.data.resident import Batch, Resident
 from jaxres.data.sources import arrays, csv_file, folder, tfds
-from jaxres.data.sources.cifar import PUBLISHED
 from jaxres.data.splits import check_labels, check_source, draw, hold_out, keep_classes, report_untrained
 from jaxres.data.statistics import IMAGENET, STATISTICS, channel_statistics
 from jaxres.data.stream import Examples, Stream
@@ -26,6 +25,7 @@ LoadedSplit = Arrays | Images  # a split read, or ready to be
 SPLIT_RULE = 2  # by which data is split now
 SPLIT_RULES = (1, SPLIT_RULE)
 PIPELINES = ('resident', 'stream')
+TESTED = ('split', 'val', 'none')
 FILES = ('folder', 'csv')  # whose examples are files
 ANY_LABELS = ('arrays',)  # what can have labels that are not of classes
 PATHS = ('folder', 'csv', 'arrays')  # what reads data.path
@@ -43,12 +43,17 @@ class Info(NamedTuple):
 
 
 class Dataset(NamedTuple):
-  """The splits as pipelines. ``val`` is None where ``data.val`` is 0."""
+  """The splits as pipelines. ``val`` is None where ``data.val`` is 0, ``test`` where ``data.test`` is 'none'."""
 
   train: Pipeline
   val: Pipeline | None
-  test: Pipeline
+  test: Pipeline | None
   info: Info
+
+  @property
+  def evaluated(self) -> Pipeline:
+    """Return a split that is evaluated, for the shape of its images: test, or else val; training where neither is."""
+    return self.test or self.val or self.train
 
   def place(self, mesh: Mesh) -> None:
     """Place every split on the devices of ``mesh``."""
@@ -66,6 +71,7 @@ def load(
   pipeline: Literal['resident', 'stream'] = 'resident',
   batch_size: int = 128,
   val: float = 0.0,
+  test: Literal['split', 'val', 'none'] = 'split',
   fold: tuple[int, ...] = (),
   limit: int | None = None,
   classes: tuple[int | str, ...] | None = None,
@@ -95,6 +101,8 @@ def load(
     pipeline: ``'resident'`` keeps the data set on the device; ``'stream'`` reads each batch ahead of its step.
     batch_size: examples a step, over all devices.
     val: the fraction of the training examples held out for validation, stratified by class.
+    test: what is tested where the data has no test split: ``'split'`` holds out a stratified fifth of the training
+      examples, ``'val'`` tests on its val split, by which no weights are chosen then; ``'none'`` tests nothing.
     fold: ``(k, n)`` holds out for validation part k, counted from 0, of n equal stratified ones, in place of ``val``:
       `jaxres crossval` trains once for each k. () does not.
     limit: train on no more than this many examples, stratified by class; drawn after ``val`` was held out.
@@ -128,9 +136,11 @@ def load(
   if (mean is None) != (std is None):
     raise InputError('data.mean: give data.mean and data.std, or neither')
   _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
+  if test not in TESTED:
+    raise InputError(f'data.test: unknown value {test!r}{nearest(test, TESTED)}')
   labels = labels or CLASSES
   check_source(name, labels, ANY_LABELS, classes)
-  source = check_labels(name, _read(name, data_dir, path, download, seed, split_rule, labels), labels)
+  source = check_labels(name, _read(name, data_dir, path, download, seed, split_rule, labels, test), labels)
   if classes is not None:
     source = check_labels(name, keep_classes(source, classes), labels)
   train, held_out = hold_out(source, val, seed, fold, labels)
@@ -157,21 +167,20 @@ def load(
     train_split, pipeline, batch_size, seed, workers, files.get(part)
   )
   eval_size = eval_image_size or image_size
-  train_split, test_split = load_split(train, image_size), load_split(source.test, eval_size, 'test')
+  train_split = load_split(train, image_size)
+  test_split = load_split(source.test, eval_size, 'test') if source.test else None
   val_split = load_split(held_out, eval_size, 'val') if held_out else None
-  _check_shapes(test_split if eval_image_size else train_split, val_split, test_split)
+  _check_shapes(test_split or val_split or train_split if eval_image_size else train_split, val_split, test_split)
   if not (mean and std):
     mean, std = STATISTICS.get(name) or (channel_statistics(train.images) if isinstance(train, Arrays) else IMAGENET)
   _check_statistics(mean, std, _shape(train_split))
   splits = {'train': train, 'val': held_out, 'test': source.test}
   fingerprints = {part: fingerprint(split) for part, split in splits.items() if split}
   info = Info(source.class_names, _shape(train_split), mean, std, fingerprints, split_rule)
-  return Dataset(
-    build_pipeline(train_split, 'train'),
-    build_pipeline(val_split, 'val') if val_split else None,
-    build_pipeline(test_split, 'test'),
-    info,
+  val_pipeline, test_pipeline = (
+    build_pipeline(part, name) if part else None for part, name in ((val_split, 'val'), (test_split, 'test'))
   )
+  return Dataset(build_pipeline(train_split, 'train'), val_pipeline, test_pipeline, info)
 
 
 def make_pipeline(
@@ -216,26 +225,45 @@ def resize(data: Arrays, size: int, center_crop: float, labels: Labels = CLASSES
 
 
 def _read(
-  name: str, data_dir: str | None, path: str | None, download: bool, seed: int, split_rule: int, labels: Labels
+  name: str,
+  data_dir: str | None,
+  path: str | None,
+  download: bool,
+  seed: int,
+  split_rule: int,
+  labels: Labels,
+  tested: str = 'split',
 ) -> Source:
   readers: dict[str, Callable[[], Source]] = {
     'digits': arrays.read_digits,
     'arrays': lambda: arrays.read_npz(path, labels),
-    'folder': lambda: folder.read_folder(path, seed, split_rule),
-    'csv': lambda: csv_file.read_csv(path, seed, split_rule),
+    'folder': lambda: folder.read_folder(path, seed, split_rule, tested),
+    'csv': lambda: csv_file.read_csv(path, seed, split_rule, tested),
   }
   if path and name not in PATHS:
     raise InputError(f'data.path: {path}, but data.name={name!r} reads no file; set data.name to {" or ".join(PATHS)}')
   if name in readers:
-    return readers[name]()
+    source = readers[name]()
+    return source if name in FILES else _with_tested(name, source, tested)
   tfds.check_access(name, data_dir)
   known = tfds.list_known(data_dir)
   if name not in known:
     fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_again(name, data_dir)}'
     raise InputError(f'data.name: unknown data set {name!r}{nearest(name, {*readers, *known})}; {fix}')
-  if download and name in PUBLISHED and not tfds.is_prepared(name, data_dir):
-    prepare_cifar.prepare(name, data_dir)
-  return tfds.read(name, data_dir, seed)
+  if download and name in published.names() and not tfds.is_prepared(name, data_dir):
+    published.prepare(name, data_dir)
+  return tfds.read(name, data_dir, seed, tested)
+
+
+def _with_tested(name: str, source: Source, tested: str) -> Source:
+  """Return ``source``, which came with a test split, without it where ``tested`` is 'none'.
+
+  Raises:
+    InputError: ``tested`` is 'val'.
+  """
+  if tested == 'val':
+    raise InputError(f"data.test: 'val', but {name} has a test split; leave it at 'split'")
+  return source._replace(test=None) if tested == 'none' else source
 
 
 def _check_fields(batch_size: int, val: float, limit: int | None, seed: int) -> None:

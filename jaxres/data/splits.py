@@ -12,31 +12,44 @@ from jaxres.errors import InputError, nearest, print_status
 from jaxres.paths import shorten
 
 
-def with_test(splits: Mapping[str, Split], names: tuple[str, ...], where: str, seed: int) -> Source:
-  """Return the source, with a stratified fifth of its training examples held out where it has no test split.
+def with_test(
+  splits: Mapping[str, Split], names: tuple[str, ...], where: str, seed: int, tested: str = 'split'
+) -> Source:
+  """Return the source, where it has no test split with what ``tested`` says in its place.
 
   Args:
     splits: train, and of val and test what there is.
     names: of the classes.
     where: the data set's place, for messages.
     seed: of the draw.
+    tested: ``'split'`` holds out a stratified fifth of the training examples, ``'val'`` takes the val split, which is
+      none then, ``'none'`` has no test split, whatever there is.
 
   Raises:
-    InputError: there are fewer than two classes, or too few training examples.
+    InputError: there are fewer than two classes or too few training examples; or ``tested`` is ``'val'``, and there is
+      no val split, or a test split.
   """
   if len(names) < 2:
     raise InputError(f'{where}: expected at least two classes, found {len(names)}: {", ".join(names)}')
-  train, test = splits['train'], splits.get('test')
+  train, test, val = splits['train'], splits.get('test'), splits.get('val')
+  if tested == 'none':
+    return Source(train, None, names, val)
+  if tested == 'val':
+    if test is not None or val is None:
+      there = 'has a test split' if test is not None else 'has no val split'
+      raise InputError(f"data.test: 'val', but {where} {there}; leave it at 'split'")
+    print_status(f'{where} has no test split: its val split is tested, and chooses no weights')
+    return Source(train, val, names)
   if test is None:
     size = len(train.labels) // 5
     if not size:
       raise InputError(f'{where}: {len(train.labels)} images are too few to hold a fifth out for a test split')
     held_out = draw(train, size, seed, 'test')
     train, test = train.take(~held_out), train.take(held_out)
-    print_status(
-      f'{where} has no test split: {size:,} of its training images, a stratified fifth, are held out (seed {seed})'
-    )
-  return Source(train, test, names, splits.get('val'))
+    other = '; data.test=val would test on its val split' if val else ''
+    what = f'{size:,} of its training images, a stratified fifth, are held out'
+    print_status(f'{where} has no test split: {what} (seed {seed}){other}')
+  return Source(train, test, names, val)
 
 
 def keep_classes(source: Source, classes: Sequence[int | str]) -> Source:
@@ -59,7 +72,8 @@ def keep_classes(source: Source, classes: Sequence[int | str]) -> Source:
     return data._replace(labels=new_label[data.labels])
 
   kept_names = tuple(names[k] for k in kept)
-  return Source(keep(source.train), keep(source.test), kept_names, keep(source.val) if source.val else None)
+  test, val = (keep(part) if part else None for part in (source.test, source.val))
+  return Source(keep(source.train), test, kept_names, val)
 
 
 def hold_out(

@@ -61,7 +61,7 @@ class Source(NamedTuple):
   """A data set as published: its splits and the names of its classes, in label order."""
 
   train: Split
-  test: Split
+  test: Split | None  # None where ``data.test`` is 'none'
   class_names: tuple[str, ...]
   val: Split | None = None  # where the set comes with one
 

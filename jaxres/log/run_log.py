@@ -4,6 +4,7 @@ import collections
 import json
 import pathlib
 import statistics
+import time
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Self
@@ -17,6 +18,7 @@ from jaxres.log.tensorboard import EventFile
 from jaxres.runtime import distributed
 
 MEDIAN_ROWS, MIN_ROWS = 21, 5  # of the log, that a loss is compared with
+LINE_SECONDS = 10.0  # from a line on the progress to the next, where there is no terminal: in files, pipes, notebooks
 
 
 class RunLog:
@@ -58,6 +60,9 @@ class RunLog:
     )
     self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
     self._task = self._bar.add_task('compiling', total=total, completed=start, shown='')
+    self._start, self._total = start, total
+    self._opened = self._printed = time.monotonic()
+    self._first: float | None = None  # when the first step was done
 
   def __enter__(self) -> Self:
     self._bar.start()
@@ -70,7 +75,9 @@ class RunLog:
     """Move the bar to ``step``, with the training metrics ``means`` beside it; empty ones leave those of before."""
     self._bar.update(self._task, completed=step, description=f'epoch {step / self.steps_per_epoch:.1f}')
     if means:
-      self._bar.update(self._task, shown='  '.join(self._describe(means)))
+      shown = '  '.join(self._describe(means))
+      self._bar.update(self._task, shown=shown)
+      self._line(step, shown)
 
   def _describe(self, means: Mapping[str, float]) -> Iterator[str]:
     """Yield what the bar says of ``means``: the speed, the loss and what is monitored, as far as they are there."""
@@ -80,6 +87,22 @@ class RunLog:
       if f'train/{name}' in means:
         metric = self._known.get(name, metrics.LOSS)
         yield f'{metric.title} {means[f"train/{name}"]:{".1%" if metric.scale == "fraction" else ".3f"}}'
+
+  def first_step(self) -> None:
+    """Say how long the first step took, which compiles; later calls do nothing."""
+    if self._first is None:
+      self._first = self._printed = time.monotonic()
+      console.print(f'the first step took {self._first - self._opened:.1f} s; compiling is a part of that')
+
+  def _line(self, step: int, shown: str) -> None:
+    """Print how far the training is, where no bar shows it and the last line is some seconds old."""
+    now = time.monotonic()
+    if console.is_terminal or now - self._printed < LINE_SECONDS:
+      return
+    self._printed = now
+    done = step - self._start
+    left = f', {_in_words((now - self._opened) / done * (self._total - step))} left' if done else ''
+    console.print(f'epoch {step / self.steps_per_epoch:.2f}, step {step:,} of {self._total:,}: {shown}{left}')
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Write one row of metrics; where there is no terminal, print it as a line."""
@@ -92,6 +115,7 @@ class RunLog:
     self._warn_of_spike(step, values.get('train/loss'))
     if not console.is_terminal or metrics.is_evaluation(values):
       console.print(f'epoch {epoch:.2f} step {step}: {one_line(values, self._known)}')
+      self._printed = time.monotonic()
 
   def _warn_of_spike(self, step: int, loss: float | None) -> None:
     if loss is None:
@@ -101,6 +125,14 @@ class RunLog:
       if loss > self._spike_factor * median:
         console.print(f'warning: the training loss is {loss:.4g} at step {step}, {loss / median:.1f} times its median')
     self._losses.append(loss)
+
+
+def _in_words(seconds: float) -> str:
+  """Return ``'40 s'``, ``'3 min'`` or ``'2 h 5 min'``."""
+  minutes = round(seconds / 60)
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  return f'{minutes} min' if minutes < 90 else f'{minutes // 60} h {minutes % 60} min'
 
 
 def cut_rows(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:

@@ -80,7 +80,7 @@ def unfreeze_phases(thaw_steps: Any, batch_stats: Any) -> list[UnfreezePhase]:
 
 def phase_index(phases: Sequence[UnfreezePhase], step: int) -> int:
   """Return the place of the stage of the last step that was taken by the time there are ``step`` of them."""
-  return max(i for i, phase in enumerate(phases) if phase.begin < step or i == 0)
+  return max(i for i, phase in enumerate(phases) if phase.start < step or i == 0)
 
 
 def freeze(model: ResNet, phase: UnfreezePhase) -> ResNet:

@@ -182,7 +182,7 @@ def _worst(run: runs.Run, test: evaluate.Outputs) -> list[Section]:
   loss = np.asarray(run.task.eval_loss(jnp.asarray(test.logits), {'label': jnp.asarray(test.labels)}))
   index = np.argsort(-loss, kind='stable')[:PICTURES]
   cells = []
-  for image, i in zip(run.dataset.test.get_images(index), index, strict=True):
+  for image, i in zip(run.get_pipeline('test').get_images(index), index, strict=True):
     answer = run.task.describe(test.logits[i], run.class_names, 1)
     shown = '\n'.join([*answer.lines, f'loss {loss[i]:.4g}', run.describe_example('test', int(i))])
     cells.append(html.figure([images_lib.data_uri(image)], f'Test image {run.describe_example("test", int(i))}', shown))
@@ -190,7 +190,7 @@ def _worst(run: runs.Run, test: evaluate.Outputs) -> list[Section]:
 
 
 def _gallery(run: runs.Run, test: evaluate.Outputs, confidence: np.ndarray, index: np.ndarray) -> str:
-  images = run.dataset.test.get_images(index)
+  images = run.get_pipeline('test').get_images(index)
   return html.gallery(
     [
       html.figure([images_lib.data_uri(image)], *_describe_image(run, test, int(i), f'{confidence[i]:.1%}'))
@@ -209,7 +209,7 @@ def _describe_image(run: runs.Run, test: evaluate.Outputs, i: int, confidence: s
 
 
 def _overlays(run: runs.Run, test: evaluate.Outputs, index: np.ndarray) -> str:
-  images = run.dataset.test.get_images(index)
+  images = run.get_pipeline('test').get_images(index)
   info, model = run.dataset.info, run.model.clone(dtype=jnp.float32)
   if not len(index):
     return html.gallery([])

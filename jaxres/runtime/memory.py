@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import pathlib
 import sys
 from collections.abc import Iterator
 
@@ -28,6 +29,19 @@ def keep_freed_memory() -> None:
   m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8  # malloc.h
   for option, value in ((m_arena_max, 1), (m_mmap_threshold, 2**31 - 1), (m_trim_threshold, 2**31 - 1)):
     mallopt(option, value)
+
+
+def free_memory() -> int | None:
+  """Return the bytes that a program may take on each device: of a CPU the host's; None where nobody says."""
+  statistics = jax.local_devices()[0].memory_stats() or {}
+  if 'bytes_limit' in statistics:
+    return int(statistics['bytes_limit'] - statistics.get('bytes_in_use', 0))
+  try:
+    lines = pathlib.Path('/proc/meminfo').read_text('ascii').splitlines()
+  except OSError:
+    return None
+  available = [int(line.split()[1]) << 10 for line in lines if line.startswith('MemAvailable:')]
+  return available[0] if available else None
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import pathlib
 
 from jaxres.data.prepare import cifar as prepare_cifar
 from jaxres.data.prepare import folder as prepare_folder
+from jaxres.data.prepare import published
 from jaxres.data.prepare import tfrecord as prepare_tfrecord
 from jaxres.data.sources import tfds
 from jaxres.data.sources.cifar import PUBLISHED
@@ -14,6 +15,7 @@ from jaxres.paths import shell_word
 IMAGE_SIZE = 64  # pixels a side in the printed command, where images differ in size
 _OPTIONS = {  # what goes with each word
   **dict.fromkeys(PUBLISHED, ('data_dir', 'archive', 'npz')),
+  **dict.fromkeys(published.PUBLISHED, ('data_dir',)),
   'folder': ('dir', 'name', 'data_dir', 'max_bad', 'npz', 'image_size'),
   'tfrecord': ('dir', 'data_dir'),
 }
@@ -34,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Prepare a data set and print where it is and the command that trains on it."""
   _check_options(args)
-  make = {'folder': _run_folder, 'tfrecord': _run_tfrecord}.get(args.what, _run_cifar)
+  makers = {'folder': _run_folder, 'tfrecord': _run_tfrecord} | dict.fromkeys(published.PUBLISHED, _run_published)
+  make = makers.get(args.what, _run_cifar)
   name, place, command = make(args)
   print(printable(f'{name} is in {place}'))
   print(printable('train on it: ' + ' '.join(['python main.py --config', *command])))
@@ -49,6 +52,11 @@ def _run_cifar(args: argparse.Namespace) -> tuple[str, pathlib.Path, list[str]]:
   place = prepare_cifar.prepare(args.what, args.data_dir, args.archive)
   named = [] if args.what == 'cifar10' else [f'--config.data.name={args.what}']
   return args.what, place, [*command, *named, *_data_dir_flag(args)]
+
+
+def _run_published(args: argparse.Namespace) -> tuple[str, pathlib.Path, list[str]]:
+  """Return the set's name and place, and the words that train on it."""
+  return _trains_on(args, published.prepare(args.what, args.data_dir))
 
 
 def _run_folder(args: argparse.Namespace) -> tuple[str, pathlib.Path, list[str]]:

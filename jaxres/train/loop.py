@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from jaxres import checkpoint, evaluate, weights
 from jaxres import config as config_lib
@@ -89,7 +90,25 @@ def check_workdir(workdir: Any) -> None:
 
 def read_initial(setup: Setup) -> Any:
   """Return the variables that the training starts from, with shapes where they stay fresh; None where all are."""
-  return setup.init(weights.abstract(setup.model, setup.dataset.info.image_shape[2])) if setup.init else None
+  if not setup.init:
+    return None
+  initial = setup.init(weights.abstract(setup.model, setup.dataset.info.image_shape[2]))
+  console.print(describe_initial(setup.config['init']['source'], initial))
+  return initial
+
+
+def describe_initial(source: str, initial: Mapping[str, Any]) -> str:
+  """Return what ``read_initial`` read, in a line: ``weights of X: 120 tensors; fresh: head``."""
+  leaves = traverse_util.flatten_dict(dict(initial))
+  fresh = {path[1] for path, leaf in leaves.items() if isinstance(leaf, jax.ShapeDtypeStruct)}
+  loaded = sum(not isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values())
+  return f'weights of {source}: {loaded:,} tensors; fresh: {", ".join(sorted(fresh)) or "none"}'
+
+
+def describe_batch(setup: Setup) -> str:
+  """Return what a step takes, such as ``batches of 64 images of 32x32x3``."""
+  shape = 'x'.join(map(str, setup.dataset.train.image_shape))
+  return f'batches of {setup.dataset.train.batch_size:,} images of {shape}'
 
 
 def train(
@@ -152,6 +171,8 @@ def train_to_end(
     setup.task.metrics,
     setup.task.monitor,
   ) as run_log:
+    if start < plan.eval_steps[-1]:
+      console.print(f'compiling the training step: {setup.config["model"]["name"]}, {describe_batch(setup)}')
     for segment_start, end in plan.segments(start, pending=bool(progress.partial)):
       if progress.stale >= setup.options.patience > 0:
         console.print(f'stopped early: validation {setup.task.monitor} is no better since {progress.stale} evaluations')

@@ -44,6 +44,7 @@ class Meter:
     """
     if self._clock is None:  # the first step compiles: the clock starts behind it
       jax.block_until_ready(sums)
+      self._log.first_step()
       self._restart_clock(uncounted=self._uncounted + float(sums['count']))
     self._pending.append(sums)
     due = last or step % self._every == 0

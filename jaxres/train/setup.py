@@ -104,7 +104,7 @@ def make_setup(
   sharding.check_batch_size(config['data']['batch_size'], mesh)
   task = tasks.make_from(config['train'])
   dataset = dataset or data.load(**config['data'], split_rule=split_rule, labels=task.labels)
-  evaluate.check_views(views, dataset.test.image_shape)
+  evaluate.check_views(views, dataset.evaluated.image_shape)
   augment_lib.check(augment, dataset.info.image_shape, task.labels)
   if options.patience and dataset.val is None:
     raise InputError('train.patience: early stopping looks at the validation split; set data.val, such as 0.1')
@@ -115,7 +115,9 @@ def make_setup(
   init = pretrained.make_init(model, dataset.info.class_names, **config['init'])
   augment = augment_lib.with_views(augment_lib.make() if options.overfit_one_batch else augment, task.views)
   steps = make_steps(config['optim'], options, mesh, dataset, augment, model, task, plan)
-  make_eval_step = functools.partial(evaluate.make_eval_step, model, task, dataset.info, dataset.test.get_batch, mesh)
+  make_eval_step = functools.partial(
+    evaluate.make_eval_step, model, task, dataset.info, dataset.evaluated.get_batch, mesh
+  )
   eval_steps = {'': make_eval_step()} | ({'tta/': make_eval_step(views)} if views else {})
   parts = (config, options, jax.random.key(options.seed), mesh, dataset, augment, model, task, extras, plan)
   return Setup(*parts, init=init, eval_steps=eval_steps, **steps)

@@ -42,9 +42,20 @@ def find(name: str) -> pathlib.Path:
   """
   if name not in DIGITS:
     raise InputError(f'{name}: no such file, run or directory, and no published weights{nearest(name, DIGITS)}')
-  digits = DIGITS[name]
-  path = cache_dir('weights') / f'{name.removesuffix("-v2")}-{digits}.pth'
+  digits, path = DIGITS[name], _path(name)
   if not (path.is_file() and sha256_of(path).startswith(digits)):
     fix = 'or fetch it by hand and give its path: torchvision:PATH'
     download(URL + path.name, path, digits, None, fix)
   return path
+
+
+def cached() -> tuple[str, ...]:
+  """Return the names of the published weights that are in the cache; nothing is downloaded."""
+  there = (
+    name for name, digits in DIGITS.items() if _path(name).is_file() and sha256_of(_path(name)).startswith(digits)
+  )
+  return tuple(there)
+
+
+def _path(name: str) -> pathlib.Path:
+  return cache_dir('weights') / f'{name.removesuffix("-v2")}-{DIGITS[name]}.pth'

@@ -127,9 +127,9 @@ def _check_extents(header: Mapping[str, Entry], size: int, where: str) -> None:
   end = 0
   for name, entry in sorted(header.items(), key=lambda item: item[1][3:]):
     bits = dtypes.ITEMSIZE.get(entry.dtype)
-    fits = bits is None or entry.stop - entry.begin == math.prod(entry.shape) * bits
-    if entry.begin != end or entry.stop < end or entry.stop > size or not fits:
-      problem = f'the bytes of {describe_value(name)} are {entry.begin:.4g} to {entry.stop:.4g} of {size}'
+    fits = bits is None or entry.stop - entry.start == math.prod(entry.shape) * bits
+    if entry.start != end or entry.stop < end or entry.stop > size or not fits:
+      problem = f'the bytes of {describe_value(name)} are {entry.start:.4g} to {entry.stop:.4g} of {size}'
       raise InputError(f'{where}: damaged or cut off: {problem}')
     if math.prod(max(n, 1) for n in entry.shape) > max(size, 1):
       raise InputError(f'{where}: damaged: {describe_value(name)} has no numbers and a shape beyond the file')

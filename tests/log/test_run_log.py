@@ -2,6 +2,7 @@ import io
 import json
 import re
 import sys
+import types
 
 import jax.numpy as jnp
 import pytest
@@ -122,6 +123,32 @@ def test_the_bar_shows_speed_loss_accuracy_and_the_time_left(tmp_path, monkeypat
   shown = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', terminal.file.getvalue())
   assert 'compiling' in shown
   assert re.search(r'epoch 2.0 .* 46/90 1,313 images/s  loss 0.161  top-1 95.1% \S*:\S*', shown)
+
+
+def test_lines_say_how_far_it_is_where_there_is_no_terminal(tmp_path, monkeypatch) -> None:
+  clock = [0.0]
+  monkeypatch.setattr(run_log_lib, 'time', types.SimpleNamespace(monotonic=lambda: clock[0]))
+  pipe = Console(file=io.StringIO(), force_terminal=False, width=110, highlight=False)
+  monkeypatch.setattr(run_log_lib, 'console', pipe)
+  means = {'train/loss': 0.1612, 'train/top1': 0.951, 'train/images_per_s': 1313.4}
+  with run_log_lib.RunLog(tmp_path, 0, 90, 22.5) as run_log:
+    clock[0] = 8.0
+    run_log.first_step()
+    run_log.first_step()
+    for seconds, step in ((9, 2), (17, 10), (18, 30), (19, 35), (31, 45)):
+      clock[0] = seconds
+      run_log.show(step, means)
+  lines = pipe.file.getvalue().splitlines()
+  assert lines == [
+    'the first step took 8.0 s; compiling is a part of that',
+    'epoch 1.33, step 30 of 90: 1,313 images/s  loss 0.161  top-1 95.1%, 36 s left',
+    'epoch 2.00, step 45 of 90: 1,313 images/s  loss 0.161  top-1 95.1%, 31 s left',
+  ]
+
+
+@pytest.mark.parametrize(('seconds', 'words'), [(40, '40 s'), (89, '89 s'), (100, '2 min'), (7500, '2 h 5 min')])
+def test_seconds_in_words(seconds: float, words: str) -> None:
+  assert run_log_lib._in_words(seconds) == words
 
 
 def test_a_training_needs_no_package_that_a_gpu_image_lacks(config: dict, tmp_path, monkeypatch, capsys) -> None:

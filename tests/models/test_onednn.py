@@ -143,7 +143,7 @@ class Step:
     loss_fn = make_loss(model, classification(INFO), augment.make(), INFO)
     program = make_train_steps(loss_fn, lambda _: tx, pipeline.get_batch, mesh, accumulate=accumulate)
     variables = jax.device_get(compiler.jit(lambda: init_variables(model, (16, 16, 3), KEY))())
-    self.begin = lambda: jax.device_put(create(variables, tx), sharding.replicated_sharding(mesh))
+    self.start = lambda: jax.device_put(create(variables, tx), sharding.replicated_sharding(mesh))
     feeds = jax.tree.map(lambda *x: np.stack(x), *pipeline.step_inputs(0, steps))
     self.rest = (
       KEY,
@@ -152,11 +152,11 @@ class Step:
       Hyperparameters(),
       None,
     )
-    self.compiled = program.lower(self.begin(), *self.rest).compile()
+    self.compiled = program.lower(self.start(), *self.rest).compile()
 
   def run(self) -> Any:
     """Return parameters and loss after the step, in host memory."""
-    after, sums = self.compiled(self.begin(), *self.rest)
+    after, sums = self.compiled(self.start(), *self.rest)
     return jax.device_get((after.params, sums['loss']))
 
 

@@ -52,7 +52,7 @@ def test_each_parameter_has_the_step_it_begins_at() -> None:
 def test_a_norm_is_frozen_as_long_as_all_its_parameters_are() -> None:
   until = freezing.unfreeze_steps(PARAMS, BODY, (('stage1/.*', 3.0), ('.*/scale', 2.0)), 100, 10.0)
   found = freezing.unfreeze_phases(until, STATS)
-  assert [stage.begin for stage in found] == [0, 20, 30]
+  assert [stage.start for stage in found] == [0, 20, 30]
   assert [stage.norms for stage in found] == [('stage1/block0/bn1', 'stem/bn'), ('stage1/block0/bn1',), ()]
   assert found[1].frozen['stem'] == {'conv': {'kernel': True}, 'bn': {'scale': False, 'bias': True}}
   assert [freezing.phase_index(found, step) for step in (0, 1, 20, 21, 30, 31)] == [0, 0, 0, 1, 1, 2]
@@ -88,7 +88,7 @@ def trained(config: dict, stages: str, steps_: int, devices: int, **options):
   first, *later = [
     make_loss(freezing.freeze(model, s), classification(), augment.make(), dataset.info, s.frozen) for s in found
   ]
-  later = [(s.begin, loss_fn) for s, loss_fn in zip(found[1:], later, strict=True)]
+  later = [(s.start, loss_fn) for s, loss_fn in zip(found[1:], later, strict=True)]
   run = make_train_steps(first, lambda _: tx, dataset.train.get_batch, mesh, later=later)
   begin = jax.device_put(create(variables, tx), sharding.replicated_sharding(mesh))
   after = jax.tree.map(jnp.copy, begin)
@@ -104,7 +104,7 @@ def test_gradual_unfreezing_is_a_training_of_each_group_from_its_epoch_on(config
   """The reference differentiates a sub-tree, and gives each group an optimizer of its own when its epoch comes."""
   options = dict(frozen=BODY, unfreeze=(('stage3/.*', 0.5),), name=name, weight_decay=0.01)
   begin, after, model, dataset, found, _ = trained(config, stages, 6, devices, **options)
-  assert [s.begin for s in found] == [0, 3]
+  assert [s.start for s in found] == [0, 3]
   params, stats = jax.tree.map(np.asarray, (begin.params, begin.batch_stats))
   groups = {'head': 0, 'stage3': 3}
   _, rate = optim.make(params, 100, 6.0, lr=0.1, **options)

@@ -310,3 +310,10 @@ def test_a_workdir_that_is_a_file(config: dict, tmp_path) -> None:
   (tmp_path / 'run').write_text('x')
   with pytest.raises(InputError, match='is a file; expected a directory'):
     loop.train_and_evaluate(config, tmp_path / 'run')
+
+
+def test_what_was_loaded_and_what_is_fresh_in_one_line() -> None:
+  fresh = jax.ShapeDtypeStruct((2,), 'float32')
+  loaded = {'params': {'stem': {'k': np.ones(2)}, 'head': {'k': fresh}}, 'batch_stats': {'stem': {'mean': np.ones(2)}}}
+  assert loop.describe_initial('x.pth', loaded) == 'weights of x.pth: 2 tensors; fresh: head'
+  assert loop.describe_initial('x.pth', {'params': {'stem': np.ones(2)}}) == 'weights of x.pth: 1 tensors; fresh: none'

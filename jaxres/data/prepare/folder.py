@@ -93,7 +93,8 @@ def pack_npz(path: str, file: str, image_size: int, max_bad: int = 0) -> pathlib
     raise InputError(f'--image_size: expected pixels, 1 or more, found {image_size}')
   splits, names = _find_splits(path, max_bad)
   source = with_test(splits, names, path, seed=0)
-  parts = {'train': source.train, 'test': source.test} | ({'val': source.val} if source.val else {})
+  parts = {'train': source.train, 'test': source.test, 'val': source.val}
+  parts = {split: data for split, data in parts.items() if data is not None}
   print_status(f'writing {_count(parts)} to {target}')
   content: dict[str, Any] = {'class_names': np.array(names)}
   for split, data in parts.items():

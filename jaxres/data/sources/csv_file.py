@@ -22,7 +22,7 @@ _QUOTED = re.compile(r'[^"]*+(?:""[^"]*+)*+"')  # the rest of a quoted cell, in 
 _PLAIN = re.compile(r'[^,]*')
 
 
-def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
+def read_csv(path: str | None, seed: int, split_rule: int = 2, tested: str = 'split') -> Source:
   """Find the images that a CSV file lists.
 
   Args:
@@ -31,6 +31,7 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
       around a cell, also around its quotes, is no part of it.
     seed: of the stratified fifth of the training images that is held out where there is no test split.
     split_rule: of ``data.load``.
+    tested: of ``with_test``.
 
   Raises:
     InputError: the file is missing or malformed, an image is missing or listed twice, or a class of val or test is
@@ -55,7 +56,7 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2) -> Source:
     )
     for split, rows in splits.items()
   }
-  return with_test(encoded, names, str(file), seed)
+  return with_test(encoded, names, str(file), seed, tested)
 
 
 class Row(NamedTuple):

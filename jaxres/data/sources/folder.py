@@ -13,19 +13,20 @@ from jaxres.errors import InputError, nearest, print_status
 from jaxres.paths import user_path
 
 
-def read_folder(path: str | None, seed: int, split_rule: int = 2) -> Source:
+def read_folder(path: str | None, seed: int, split_rule: int = 2, tested: str = 'split') -> Source:
   """Find the images of a folder, as ``find`` does, and hold a test split out where there is none.
 
   Args:
     path: the folder.
     seed: of the stratified fifth of the training images that is held out where there is no test split.
     split_rule: of ``data.load``.
+    tested: of ``with_test``.
 
   Raises:
-    InputError: as ``find``.
+    InputError: as ``find`` and ``with_test``.
   """
   splits, names = find(path, split_rule)
-  return with_test(splits, names, str(path), seed)
+  return with_test(splits, names, str(path), seed, tested)
 
 
 def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tuple[str, ...]]:

@@ -24,11 +24,12 @@ from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, shell_word, s
 _NAMES = ('id', 'file_name', 'filename', 'image/file_name', 'image/filename')  # features that name an example
 SPLITS = ('train', 'validation', 'test')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
+PREPARABLE = (*PUBLISHED, 'mnist', 'fashion_mnist', 'kmnist', 'eurosat')  # by `jaxres prepare NAME`
 _FORMAT = 'array_record'
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's name of each number of channels
 
 
-def read(name: str, data_dir: str | None = None, seed: int = 0) -> Source:
+def read(name: str, data_dir: str | None = None, seed: int = 0, tested: str = 'split') -> Source:
   """Read a prepared data set: images of one size into memory, others when they are needed.
 
   Args:
@@ -36,6 +37,7 @@ def read(name: str, data_dir: str | None = None, seed: int = 0) -> Source:
       have the features ``image`` (uint8) and ``label`` (ClassLabel).
     data_dir: where sets are kept; None is $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     seed: of the examples that are held out where train is the only split with labels.
+    tested: of ``with_test``.
 
   Returns:
     The splits and the class names (digits where the set has none). Where the feature states the
@@ -75,7 +77,7 @@ def read(name: str, data_dir: str | None = None, seed: int = 0) -> Source:
     raise InputError(
       f'cannot read {folder}: {reason}; remove that folder and {prepare_again(name, data_dir)}'
     ) from error
-  return with_test(_name_splits(folder, splits), tuple(features['label'].names), str(folder), seed)
+  return with_test(_name_splits(folder, splits), tuple(features['label'].names), str(folder), seed, tested)
 
 
 def is_prepared(name: str, data_dir: str | None = None) -> bool:
@@ -94,7 +96,7 @@ def list_known(data_dir: str | os.PathLike[str] | None = None) -> set[str]:
   parent = root(data_dir)
   infos = [info for depth in ('*/*', '*/*/*') for info in parent.glob(f'{depth}/dataset_info.json')]
   there = {info.parent.parent for info in infos if _VERSION.fullmatch(info.parent.name)}
-  return {folder.relative_to(parent).as_posix() for folder in there} | set(PUBLISHED)
+  return {folder.relative_to(parent).as_posix() for folder in there} | set(PREPARABLE)
 
 
 def check_access(name: str, data_dir: str | os.PathLike[str] | None = None) -> None:
@@ -175,7 +177,7 @@ def file_format(info: pathlib.Path) -> str:
 
 def prepare_again(name: str, data_dir: str | None) -> str:
   """Return the command that prepares ``name``, as the end of a sentence."""
-  if name in PUBLISHED:
+  if name in PREPARABLE:
     place = f' --data_dir {shell_word(str(data_dir))}' if data_dir else ''
     return f'run `jaxres prepare {name}{place}`'
   return f"prepare it with tfds.builder({name!r}).download_and_prepare(file_format='{_FORMAT}')"
