@@ -16,7 +16,7 @@ from PIL import Image
 from jaxres import cli, data
 from jaxres.data.prepare import published
 from jaxres.data.prepare.published import File
-from jaxres.data.sources import tfds
+from jaxres.data.sources import cifar, tfds
 from jaxres.errors import InputError
 
 
