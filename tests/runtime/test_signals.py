@@ -81,7 +81,8 @@ def test_nothing_is_read_behind_a_signal(config: dict) -> None:
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
 from jaxres.runtime import signals
 with signals.exit_on_preemption(), signals.guard_preemption() as watch:
   print('ready', flush=True)
