@@ -233,7 +233,7 @@ def find_file(name: str) -> str:
   if (path / 'config.json').is_file():
     path = path / 'config.json'
   if path.is_dir():
-    inside = [*sorted(path.glob('[!_]*.py')), *sorted(file.parent for file in path.glob('*/config.json'))]
+    inside = [*_modules(path), *sorted(file.parent for file in path.glob('*/config.json'))]
     instead = f'; there is {config_lib.join_limited([str(file) for file in inside], ", ")}' if inside else ''
     raise InputError(f'--config: {place} is a directory; expected a file or a run{instead}')
   if not path.exists() and path.with_name(f'{path.name}.py').is_file():
@@ -242,7 +242,7 @@ def find_file(name: str) -> str:
     known = recipes()
     by_name = known.get(path.name.removesuffix('.py')) if path.name == place else None
     if by_name is None:
-      siblings = [file.name for file in sorted(path.parent.glob('*.py')) if _is_config(file)]
+      siblings = [file.name for file in _modules(path.parent) if _is_config(file)]
       hint = nearest(path.name, siblings if path.name != place else [*siblings, *known])
       raise InputError(f'--config: no such file: {place}{hint or "; give the path of a config, see configs/"}')
     path = by_name
@@ -280,5 +280,9 @@ def recipes() -> dict[str, pathlib.Path]:
   package = pathlib.Path(__file__).parent
   installed = package / RECIPES  # of a wheel; a checkout has them beside the package
   places = (installed if installed.is_dir() else package.parent / RECIPES, pathlib.Path(RECIPES))
-  files = [file for place in places for file in sorted(place.glob('*.py'))]
-  return {file.stem: file for file in files if file.stem != '__init__'}
+  return {file.stem: file for place in places for file in _modules(place)}
+
+
+def _modules(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Return the Python files of ``folder`` by name, but for that of the package itself."""
+  return [file for file in sorted(folder.glob('*.py')) if file.name != '__init__.py']

@@ -68,7 +68,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
           raise InputError(f'--workdir: cannot delete {path} of the dry run before: {reason}; delete it yourself')
     distributed.barrier('the dry run before is deleted')
   abouts = _read_abouts(workdir)
-  stored = _stored_config(workdir, is_known=any('config' in about for about in abouts.values()))
+  stored = _read_stored_config(workdir, is_known=any('config' in about for about in abouts.values()))
   changed = other_fields(stored, config) if stored else {}
   if changed:
     changes = config_lib.describe_changes(changed)
@@ -78,7 +78,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     check_data_file(workdir, about, path, needed=False)
 
 
-def _stored_config(workdir: pathlib.Path, *, is_known: bool) -> Mapping[str, Any] | None:
+def _read_stored_config(workdir: pathlib.Path, *, is_known: bool) -> Mapping[str, Any] | None:
   """Return ``config.json`` of the run in ``workdir``; None where there is none.
 
   Args:

@@ -12,6 +12,7 @@ PACKAGE, TESTS = ROOT / 'jaxres', ROOT / 'tests'
 # look for them beside what uses them. A module that gets its file leaves the table: a test below sees to it.
 ELSEWHERE = {
   # the parts of one thing that is tested as one
+  'analysis/task_scores.py': 'train/test_second_task.py',
   'checkpoint/about.py': 'checkpoint/test_checkpoint.py',
   'checkpoint/disk.py': 'checkpoint/test_checkpoint.py',
   'checkpoint/manager.py': 'checkpoint/test_checkpoint.py',

@@ -13,6 +13,7 @@ from tests.helpers import ROOT
 @pytest.fixture(scope='module')
 def package_files(tmp_path_factory) -> dict[str, bytes]:
   """The Python files of an installed jaxres, by their paths: those that setup.py names."""
+  pytest.importorskip('setuptools', minversion='77')
   target = tmp_path_factory.mktemp('built')
   build = ['build', '--build-base', str(target), '--build-lib', str(target / 'lib')]
   egg = ['egg_info', '--egg-base', str(target)]

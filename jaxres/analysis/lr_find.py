@@ -90,7 +90,7 @@ def summarize(rates: np.ndarray, losses: list[float], *, diverged: bool) -> Rang
 
 def smooth(losses: list[float]) -> list[float]:
   """Return the moving average of ``losses``, divided by the weights that it has given out so far."""
-  average, smoothed = 0.0, []
+  average, smoothed = 0.0, list[float]()
   for number, loss in enumerate(losses, 1):
     average = SMOOTHING * average + (1 - SMOOTHING) * loss
     smoothed.append(average / (1 - SMOOTHING**number))

@@ -25,8 +25,8 @@ def compiler_options() -> dict[str, str | bool]:
   """Return the options for ``jax.jit(..., compiler_options=...)`` of this backend: correct sums, determinism.
 
   On a GPU sums by atomic additions, and the choice of an algorithm by how fast it was once, change the last bits from
-  run to run; ``set_deterministic`` leaves out both. Programs for CPUs have neither; they are compiled without YNNPACK,
-  and with the convolutions of oneDNN where ``onednn`` finds them.
+  run to run; ``set_deterministic`` leaves out both. Programs for CPUs have neither, and are compiled without YNNPACK.
+  oneDNN computes their convolutions where ``XLA_FLAGS`` ask for it: see ``onednn``.
   """
   if jax.default_backend() in ('gpu', 'cuda', 'rocm') and _deterministic:
     return {'xla_gpu_deterministic_ops': True}
@@ -35,7 +35,7 @@ def compiler_options() -> dict[str, str | bool]:
 
 @functools.cache
 def _cpu_options() -> dict[str, str | bool]:
-  """Return the options that keep YNNPACK out of a program and let oneDNN in, but for what ``XLA_FLAGS`` decide.
+  """Return the options that keep YNNPACK out of a program, unless the user's ``XLA_FLAGS`` ask for it.
 
   Where XLA:CPU fuses a product or a convolution with a constant into a sum, YNNPACK returns wrong values, and it is
   slower than Eigen on convolutions. Empty on other backends, and of options that jaxlib does not know.
@@ -43,12 +43,7 @@ def _cpu_options() -> dict[str, str | bool]:
   if jax.default_backend() != 'cpu':
     return {}
   options: dict[str, str | bool] = {} if xla_flags.read_ynnpack_flag() else {xla_flags.YNNPACK: ''}
-  if not _is_known(options):
-    options = {}
-  if xla_flags.read_ynnpack_flag(flag=xla_flags.ONEDNN) is not None:
-    return options
-  more = options | {xla_flags.ONEDNN: True}
-  return more if onednn.find_dtypes(more) else options
+  return options if _is_known(options) else {}
 
 
 def _is_known(options: dict[str, str | bool]) -> bool:

@@ -187,5 +187,5 @@ def _describe(state_dict: StateDict) -> str:
 
 def _join_names(words: Sequence[str], max_shown: int = SHOWN) -> str:
   rest = len(words) - max_shown
-  size = max(40, 240 // max_shown)
+  size = max(80, 240 // max_shown)
   return ', '.join(describe_value(name, size) for name in words[:max_shown]) + (f' and {rest} more' if rest > 0 else '')

@@ -12,7 +12,7 @@ import pytest
 
 from jaxres import checkpoint
 from jaxres.checkpoint import digests as digests_lib
-from jaxres.checkpoint import reader, steps
+from jaxres.checkpoint import disk, moves, reader, steps
 from jaxres.errors import InputError
 from jaxres.runtime import sharding
 from tests.faults import inject
@@ -144,7 +144,7 @@ def test_what_is_not_finite_is_never_saved(copy, digests, field: str, value: flo
 
 
 def test_without_room_nothing_is_begun(copy, digests, monkeypatch) -> None:
-  monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10, 10, 1000))
+  monkeypatch.setattr(disk.shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10, 10, 1000))
   message = r'the disk is full: .*0.0 MB are free, and step 4 needs 1.1 MB; what was saved'
   with pytest.raises(InputError, match=message), checkpoint.open_manager(copy, keep_latest=3) as manager:
     checkpoint.save(manager, make_train_state(4), PROGRESS, {})
@@ -177,7 +177,7 @@ def test_a_checkpoint_makes_way_for_another_of_its_step_and_is_taken_back_after_
 
 def test_a_kill_leaves_no_half_deleted_checkpoint(tmp_path, monkeypatch, capfd) -> None:
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint.shutil, 'rmtree', lambda *_, **__: None)  # as if it were killed before
+    patch.setattr(moves.shutil, 'rmtree', lambda *_, **__: None)  # as if it were killed before
     with checkpoint.open_manager(tmp_path) as manager:
       for step in (1, 2, 3):
         checkpoint.save(manager, make_train_state(step), PROGRESS, {})

@@ -303,6 +303,7 @@ EXIF = b'Exif\0\0MM\0*\xff\xff\xff\x08\0\1'  # whose directory lies beyond it
 TAG = b'Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x0e\0\2\xff\xff\xff\xff\0\0\0\0\0\0\0\0'  # a text longer than the file
 
 
+@pytest.mark.filterwarnings('ignore:::PIL')  # as the process has it, which pytest takes back
 @pytest.mark.parametrize('exif', [EXIF, TAG])
 def test_damaged_exif_is_no_damage_of_the_pixels_and_not_a_word(tmp_path, exif: bytes) -> None:
   plain = encode(picture(16, 16), 'JPEG')

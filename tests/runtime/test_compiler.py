@@ -108,8 +108,7 @@ def test_no_compiler_options_elsewhere(device: str, monkeypatch: pytest.MonkeyPa
 
 @on_cpu
 def test_this_jaxlib_knows_the_option() -> None:
-  onednn_too = {'xla_cpu_experimental_onednn_custom_call': True} if compiler.onednn_dtypes() else {}
-  assert compiler.compiler_options() == {'xla_cpu_experimental_ynn_fusion_type': ''} | onednn_too
+  assert compiler.compiler_options() == {'xla_cpu_experimental_ynn_fusion_type': ''}
 
 
 @on_cpu

@@ -73,7 +73,7 @@ def test_bad_input_is_one_line(npz, capsys) -> None:
     data.load('arrays', path=path, fold=(0, 97))
   own = make_arrays()
   path = npz(**own, val_x=own['test_x'], val_y=own['test_y'])
-  with pytest.raises(InputError, match='data.fold: .* val split of its own'):
+  with pytest.raises(InputError, match='data.fold: .* its own val split'):
     data.load('arrays', path=path, fold=(0, 2))
   with pytest.raises(SystemExit):
     cli.main(['crossval', '--config', str(ROOT / 'configs/digits.py'), '--workdir', 'x', '--folds', '1'])

@@ -204,7 +204,7 @@ def test_one_batch_is_learnt_by_heart(config: dict, tmp_path) -> None:
   ('changes', 'message'),
   [
     ({'model': {'name': 'resnet81'}}, r"model.name: unknown model 'resnet81'; did you mean 'resnet18'\?"),
-    ({'model': {'num_classes': 3}}, 'model.num_classes: 3, but the data has 4 classes'),
+    ({'model': {'num_classes': 3}}, 'model.num_classes: 3, but the data asks for 4 outputs'),
     ({'data': {'batch_size': 12}}, 'data.batch_size: 12 is not divided by 8 devices; use 8 or 16'),
     ({'data': {'batch_size': 0}}, 'data.batch_size: expected 1 or more, found 0'),
     ({'train': {'epochs': 0}}, 'train.epochs: expected more than 0, found 0'),

@@ -281,7 +281,6 @@ def main(path: pathlib.Path) -> None:
   from jaxres.models import blocks, resnet
 
   work = json.loads(path.read_text())
-  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={work["devices"]}'  # conftest has asked for 8
   resnet.MODELS['tiny'] = functools.partial(resnet.ResNet, (1,), (8,), blocks.BasicBlock, stem_type='cifar')
   tasks.TASKS['brightness'] = brightness
   found: dict[str, Any] = {'devices': len(jax.devices())}
@@ -305,11 +304,11 @@ def test_one_device_and_two(job: dict, tmp_path) -> None:
   for devices in (1, 2):
     place = tmp_path / f'{devices}'
     place.mkdir()
-    (place / 'work.json').write_text(json.dumps({'configs': configs, 'workdir': str(place), 'devices': devices}))
+    (place / 'work.json').write_text(json.dumps({'configs': configs, 'workdir': str(place)}))
     command = [sys.executable, __file__, str(place / 'work.json')]
-    done = subprocess.run(
-      command, env=os.environ | {'PYTHONPATH': str(ROOT)}, cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results.append(json.loads((place / 'found.json').read_text()))
   assert [found.pop('devices') for found in results] == [1, 2]

@@ -9,7 +9,7 @@ import pytest
 
 from jaxres import models, weights
 from jaxres.errors import InputError
-from jaxres.weights import pickles, selection
+from jaxres.weights import pickled_globals, pickles, selection
 from tests.weights.files import HEADER, make_state, safetensors, text, write_zip
 
 SHORT = 400  # characters, less the path
@@ -19,7 +19,7 @@ WORDS = [
   'x', 'x' * 499, 'x' * 5000, '\x1b[2J', '\n', '\r\n', '\u202eevil', '\u2028', '\x00', '日本', '\U0001f600', '%s{x}',
   '[/bold]', ' ', '"', "'", '.', '..', 'layer1.0.conv1.weight', 'a.layer1.0.conv1.weight', 'é' * 499, '\x9b31m',
 ]  # fmt: skip
-DTYPES = [*pickles.STORAGES, 'QInt8Storage', 'UntypedStorage', 'x' * 900, '\x1b[31m']
+DTYPES = [*pickled_globals.STORAGES, 'QInt8Storage', 'UntypedStorage', 'x' * 900, '\x1b[31m']
 HEADER_DTYPES = ['F32', 'F16', 'BF16', 'F64', 'I64', 'U8', 'BOOL', 'F8_E4M3', 'x' * 9000, '\x1b[31m\n', '', 7, None, []]
 
 

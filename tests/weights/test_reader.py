@@ -238,6 +238,7 @@ def test_a_part_of_a_network_says_what_it_is(tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.filterwarnings('ignore:.*torch.jit.*:DeprecationWarning')
 def test_what_torch_jit_saves_is_named(tmp_path):
   """Its code is compressed, which is not what it is refused for."""
   torch = pytest.importorskip('torch')

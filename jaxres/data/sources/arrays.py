@@ -99,7 +99,9 @@ def _list_classes(path: str, train: Arrays, labels: Labels) -> Sequence[object]:
   """Return what the classes, or the numbers of a label, are called where the file does not say."""
   if labels.are_classes:
     return _count_classes(path, train)
-  return (['value'], range(train.labels.shape[-1]), range(int(train.labels.max()) + 1))[labels.rank]
+  if labels.rank == 0:
+    return ['value']
+  return range(train.labels.shape[-1]) if labels.rank == 1 else range(int(train.labels.max()) + 1)
 
 
 def _count_classes(path: str, train: Arrays) -> range:

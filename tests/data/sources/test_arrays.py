@@ -213,7 +213,7 @@ def test_classes_have_different_names(npz) -> None:
   with pytest.raises(InputError, match="classes 1 and 3 are both called 'b'; give each its own name"):
     arrays.read_npz(npz(**given(), class_names=np.array(['a', 'b', 'c', 'b'])))
   with pytest.raises(InputError, match='the name of class 2 is empty'):
-    arrays.read_npz(npz(**given(), class_names=np.array(['a', 'b', ' ', 'd'])))
+    arrays.read_npz(npz(**given(), class_names=np.array(['a', 'b', '', 'd'])))
 
 
 @pytest.mark.parametrize(
