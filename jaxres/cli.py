@@ -52,7 +52,7 @@ TOOLS = {name: row for name, row in ROWS.items() if importlib.util.find_spec(row
 OTHER_WORDS = {  # that other programs have, and what to type here
   **dict.fromkeys(('fit', 'main', 'run', 'learn'), 'jaxres train DATA'),
   'finetune': 'jaxres train DATA --config.init.source=...', 'dataset': 'jaxres show-data',
-  'resume': 'the command that began the run, such as jaxres train DATA',
+  'resume': 'the command that started the run, such as jaxres train DATA',
   'eval': 'jaxres evaluate RUN', 'test': 'jaxres evaluate RUN', 'score': 'jaxres evaluate RUN',
   'validate': 'jaxres evaluate RUN', 'compare': 'jaxres evaluate RUN RUN', 'confusion': 'jaxres evaluate RUN',
   'infer': 'jaxres predict RUN IMAGE', 'inference': 'jaxres predict RUN IMAGE', 'classify': 'jaxres predict RUN IMAGE',

@@ -86,7 +86,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
   return config_lib.complete(values.config)
 
 
-def given_fields(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
   """Return the fields that ``overrides`` set and their values: ``{'optim.lr': 0.2}``. Raises as ``override``."""
   sections = config_lib.to_dict(override({}, overrides))
   paths = [word.removeprefix('--config.').partition('=')[0] for word in overrides]

@@ -101,9 +101,13 @@ def _read_stored_config(workdir: pathlib.Path, *, is_known: bool) -> Mapping[str
 def resolve_dtype(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
   """Return ``config`` with a dtype for ``'auto'``: that of the run in ``workdir``, or what it means on this device.
 
-  A run goes on in another dtype where that is asked for by its name; this is said.
+  A run goes on in another dtype where the config names it; a line is printed.
   """
-  stored, name = read_json(workdir, 'config.json'), config['model']['dtype']
+  try:
+    stored = read_json(workdir, 'config.json')
+  except files.DamagedError:
+    stored = None  # ``check_config`` decides what that means
+  name = config['model']['dtype']
   before = stored['model']['dtype'] if stored else None
   dtype = before if before and name == 'auto' else dtypes.resolve_dtype(name).name
   if before not in (None, dtype):

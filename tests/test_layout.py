@@ -64,7 +64,9 @@ ELSEWHERE = {
   'weights/directories.py': 'weights/test_sources.py',
   'weights/network.py': 'weights/test_sources.py',
   'weights/pickled_globals.py': 'weights/test_pickles.py',
+  'tools/lr_find.py': 'analysis/test_lr_find.py',
   'tools/run_arguments.py': 'test_cli.py',
+  'tools/runs.py': 'analysis/test_run_table.py',
   # what `jaxres doctor` checks, by that command
   'doctor/check.py': 'tools/test_doctor.py',
   'doctor/data.py': 'tools/test_doctor.py',

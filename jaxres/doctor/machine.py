@@ -37,7 +37,7 @@ def check_machine() -> Checks:
   yield from check_memory(devices[0])
   yield check_sums()
   if jax.default_backend() == 'cpu':
-    yield convolutions()
+    yield check_convolutions()
   yield check_cache()
   yield check_disk(pathlib.Path.cwd())
 
@@ -101,14 +101,14 @@ def check_sums() -> Check:
   return Check('sums', 'ok', f'{finding}; jaxres compiles without YNNPACK, and all are right')
 
 
-def convolutions() -> Check:
+def check_convolutions() -> Check:
   """Look at what computes convolutions on this CPU."""
   dtypes = onednn_dtypes()
   if dtypes:
     return Check('convolutions', 'ok', f'by oneDNN, in {", ".join(sorted(dtypes))}')
   reason = f'jaxlib {jaxlib.version.__version__} hands none to oneDNN here'
   if jaxlib.version.__version_info__ < ONEDNN_SINCE:
-    reason += '; jaxlib 0.11 or newer, for Python 3.12 or newer, is faster on many CPUs'
+    reason += '; jaxlib 0.11 or newer, for Python 3.12 or newer, can'
   return Check('convolutions', 'ok', f"by XLA's Eigen: {reason}")
 
 

@@ -140,8 +140,8 @@ def count_parts(x: jax.Array, g: jax.Array) -> int:
   None is smaller than ``MIN_EXAMPLES`` there, unless the batch is.
   """
   devices = jax.device_count()
-  least = MIN_EXAMPLES.get(x.dtype.name, MIN_EXAMPLES_ELSE) * devices
-  divisors = [parts for parts in range(1, len(x) // least + 1) if len(x) % parts == 0] or [1]
+  min_examples = MIN_EXAMPLES.get(x.dtype.name, MIN_EXAMPLES_ELSE) * devices
+  divisors = [parts for parts in range(1, len(x) // min_examples + 1) if len(x) % parts == 0] or [1]
   return next((parts for parts in divisors if x.nbytes + g.nbytes <= parts * devices * MAX_BYTES), divisors[-1])
 
 

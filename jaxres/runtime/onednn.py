@@ -61,7 +61,7 @@ def _works(dtype: str, options: Options) -> bool:
   rng = np.random.default_rng(0)
   x, kernel = (rng.integers(-1, 2, shape).astype(jax.numpy.dtype(dtype)) for shape in ((8, 6, 6, 16), (3, 3, 16, 16)))
   try:
-    with jax.ensure_compile_time_eval():  # it may be asked for while a program is traced
+    with jax.ensure_compile_time_eval():  # a program may be in the midst of its trace
       compiled = jax.jit(_trial, compiler_options=dict(options)).lower(x, kernel).compile()
       results = jax.device_get(compiled(x, kernel)) if count_calls(compiled.as_text() or '') == 2 else ()
   except jax.errors.JaxRuntimeError:  # "No such compile option"

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     lr_find.draw(result, out)
   print(printable(f'picture: {out}'))
   if result.suggestion is None:
-    print(f'no suggestion: the loss did not fall from {args.lowest:g} on; try a smaller --lowest')
+    print(printable(f'no suggestion: the loss did not fall from {args.lowest:g} on; try a smaller --lowest'))
     return 1
   end = f'the loss ran away at {result.rates[-1]:.2g}' if result.diverged else 'it did not run away'
   lowest = result.suggestion * lr_find.DIVISOR

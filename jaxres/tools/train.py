@@ -90,10 +90,10 @@ def _check(args: argparse.Namespace) -> list[str]:
   Raises:
     InputError: it does not.
   """
-  for name, least in (('seeds', 1), ('num_processes', 1), ('process_id', 0)):
+  for name, minimum in (('seeds', 1), ('num_processes', 1), ('process_id', 0)):
     value = getattr(args, name)
-    if value is not None and value < least:
-      raise InputError(f'--{name}: expected {least} or more, found {value}')
+    if value is not None and value < minimum:
+      raise InputError(f'--{name}: expected {minimum} or more, found {value}')
   if args.data is not None and (word := re.fullmatch(r'([a-z_.]+)=(.*)', args.data)):
     hint = command_line.unknown_flag(word[1], word[2], [], command_line.all_fields())
     raise InputError(f'unexpected argument {args.data!r}{hint}')
@@ -151,7 +151,7 @@ def _choose(args: argparse.Namespace, workdir: pathlib.Path, overrides: list[str
   if jax.process_count() > 1:
     fix = 'choose in one process, `jaxres train DATA --config.train.dry_run=True`, and take the command that it prints'
     raise InputError(f'DATA: choices are made by one process, and here are {jax.process_count()}; {fix}')
-  given = command_line.given_fields(overrides)
+  given = command_line.parse_overrides(overrides)
   fields = look.locate(args.data, given.get('data.data_dir'))
   stored = None if given.get('train.dry_run') else workdir_lib.read_config(workdir)
   if stored:
@@ -177,7 +177,7 @@ def _choose(args: argparse.Namespace, workdir: pathlib.Path, overrides: list[str
     choices.append(
       choose.Choice('memory', {'data.batch_size': size}, f'a step takes {needed / 1e9:,.2f} GB{free_words}')
     )
-  choices = [each._replace(why=_given(each, given) or each.why) for each in choices]
+  choices = [each._replace(why=_describe_given(each, given) or each.why) for each in choices]
   _print_choices(facts, choices, config, args, workdir)
   return config
 
@@ -189,7 +189,7 @@ def _check_writable(workdir: pathlib.Path) -> None:
     raise InputError(f'--workdir: cannot write in {there}: permission denied; give --workdir a directory of yours')
 
 
-def _given(choice: Any, given: Mapping[str, Any]) -> str:
+def _describe_given(choice: Any, given: Mapping[str, Any]) -> str:
   """Return which fields of ``choice`` the command line sets, in words; nothing where it sets none."""
   names = [path for path in choice.fields if path in given]
   return f'{", ".join(names)} as given' if names else ''

@@ -36,7 +36,7 @@ class Facts(NamedTuple):
   side: int  # pixels: the median of the shorter sides
   one_size: bool  # all images that were looked at have one shape, a square
   channels: int
-  encoded: bool  # images are decoded when they are asked for
+  encoded: bool  # images are decoded when they are needed
   has_val: bool
   device: str  # 'cpu' or 'gpu', which stands for every accelerator
   devices: int
@@ -123,11 +123,11 @@ def choose_size(facts: Facts, weights: str | None) -> Choice:
     return Choice(
       'image size', {'data.image_size': side}, f'the images have {facts.side} px; the weights want {side} or more'
     )
-  most = MEDIUM if facts.device == 'cpu' else 224
-  if facts.one_size and facts.side <= most:
+  max_side = MEDIUM if facts.device == 'cpu' else 224
+  if facts.one_size and facts.side <= max_side:
     size = facts.side if facts.encoded else None
     return Choice('image size', {'data.image_size': size}, f'all images have {facts.side} px')
-  size = max(8, min(most, 8 * round(facts.side / 8)))
+  size = max(8, min(max_side, 8 * round(facts.side / 8)))
   return Choice('image size', {'data.image_size': size}, f'the median of the shorter sides is {facts.side} px')
 
 
@@ -164,8 +164,8 @@ def choose_augmentation(facts: Facts, side: int, *, streamed: bool) -> Choice:
 
 def choose_epochs(facts: Facts, weights: str | None, given: float | None = None) -> Choice:
   """Return how long to train, by the number of examples or as ``given``, with at most 8 evaluations."""
-  seen, least, most = (FINETUNE if weights else SCRATCH)[facts.device]
-  epochs = given or float(min(most, max(least, round(seen / facts.examples))))
+  seen, min_epochs, max_epochs = (FINETUNE if weights else SCRATCH)[facts.device]
+  epochs = given or float(min(max_epochs, max(min_epochs, round(seen / facts.examples))))
   every = min(epochs, float(max(1, math.ceil(epochs / 8))))
   why = f'{facts.examples:,} training images, each seen {epochs:g} times'
   return Choice('epochs', {'train.epochs': epochs, 'train.eval_every_epochs': every}, why)
@@ -173,11 +173,11 @@ def choose_epochs(facts: Facts, weights: str | None, given: float | None = None)
 
 def choose_batch(facts: Facts, epochs: float) -> Choice:
   """Return the examples of a step: a power of two that leaves ``STEPS`` steps, within what the device is good at."""
-  least, most = BATCHES[facts.device]
+  min_size, max_size = BATCHES[facts.device]
   fitting = 2 ** int(math.log2(max(1.0, facts.examples * epochs / STEPS)))
-  size = min(most, max(least, fitting), 2 ** int(math.log2(max(1, facts.examples))))
+  size = min(max_size, max(min_size, fitting), 2 ** int(math.log2(max(1, facts.examples))))
   size = math.ceil(size / facts.devices) * facts.devices
-  evaluated = max(least, min(4 * most, facts.examples // 4))  # as many as a test split that is held out
+  evaluated = max(min_size, min(4 * max_size, facts.examples // 4))  # as many as a test split that is held out
   evaluated = math.ceil(evaluated / facts.devices) * facts.devices
   fields = {'data.batch_size': size, 'train.eval_batch_size': evaluated}
   return Choice('batch', fields, f'{facts.examples * epochs / size:,.0f} steps in all')

@@ -79,7 +79,7 @@ def look(fields: Mapping[str, Any]) -> Facts:
     has_val=source.val is not None,
     device='cpu' if jax.default_backend() == 'cpu' else 'gpu',
     devices=jax.device_count(),
-    weights=published.cached(),
+    weights=published.list_cached(),
     download=download,
   )
 

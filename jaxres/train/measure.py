@@ -1,4 +1,4 @@
-"""What a training would take: the memory and the seconds of its steps, before it begins."""
+"""What a training would take: the memory and the seconds of its steps, before it starts."""
 
 import contextlib
 import io
@@ -95,7 +95,7 @@ def measure(config: Mapping[str, Any]) -> tuple[Setup, Speed]:
   step = (time.monotonic() - started) / max(1, steps)
   started = time.monotonic()
   _evaluate(setup, state, limit=2)
-  counts = [-(-split.size // setup.eval_batch_size) for split in _evaluated(setup.dataset)]
+  counts = [-(-split.size // setup.eval_batch_size) for split in _list_evaluated(setup.dataset)]
   share = sum(counts) / max(1, sum(min(2, count) for count in counts))
   return setup, Speed(compiling, step, (time.monotonic() - started) * share)
 
@@ -128,7 +128,7 @@ def _setup_in_silence(config: Mapping[str, Any]) -> Setup:
     return make_setup(config)
 
 
-def _evaluated(dataset: data.Dataset) -> list[data.Pipeline]:
+def _list_evaluated(dataset: data.Dataset) -> list[data.Pipeline]:
   return [split for split in (dataset.val, dataset.test) if split is not None]
 
 

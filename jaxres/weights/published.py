@@ -49,7 +49,7 @@ def find(name: str) -> pathlib.Path:
   return path
 
 
-def cached() -> tuple[str, ...]:
+def list_cached() -> tuple[str, ...]:
   """Return the names of the published weights that are in the cache; nothing is downloaded."""
   there = (
     name for name, digits in DIGITS.items() if _path(name).is_file() and sha256_of(_path(name)).startswith(digits)

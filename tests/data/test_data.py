@@ -146,7 +146,7 @@ def test_a_label_out_of_range(npz, label: int, message: str) -> None:
     ('arrays', {'path': '/tmp'}, '/tmp is a folder; expected an .npz file, or set data.name=folder'),
     ('folder', {'path': ''}, 'give its path'),
     ('digits', {'seed': -1}, r'data.seed: expected 0 to 2\*\*63 - 1, found -1'),
-    ('mnist', {'data_dir': '/none'}, r"unknown data set 'mnist'.*tfds.builder\('mnist'\).download_and_prepare"),
+    ('mnist', {'data_dir': '/none'}, r'mnist is not in /none .*run `jaxres prepare mnist --data_dir /none`'),
   ],
 )
 def test_what_a_name_cannot_do(name: str, options: dict, message: str) -> None:

@@ -131,7 +131,7 @@ def test_lines_say_how_far_it_is_where_there_is_no_terminal(tmp_path, monkeypatc
   pipe = Console(file=io.StringIO(), force_terminal=False, width=110, highlight=False)
   monkeypatch.setattr(run_log_lib, 'console', pipe)
   means = {'train/loss': 0.1612, 'train/top1': 0.951, 'train/images_per_s': 1313.4}
-  with run_log_lib.RunLog(tmp_path, 0, 90, 22.5) as run_log:
+  with run_log_lib.RunLog(tmp_path, 0, 90, 22.5, known=KNOWN, monitor='top1') as run_log:
     clock[0] = 8.0
     run_log.first_step()
     run_log.first_step()

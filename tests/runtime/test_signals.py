@@ -90,7 +90,7 @@ with signals.exit_on_preemption(), signals.guard_preemption() as watch:
     time.sleep(0.01)
   print('asked', flush=True)
   time.sleep(60 if sys.argv[1] == 'twice' else 0.2)
-  raise watch.stopped(7)
+  raise watch.make_error(7)
 """
 
 

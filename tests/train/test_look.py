@@ -69,11 +69,11 @@ def test_images_that_are_none_are_left_to_the_training_but_one_must_be_good(phot
 
 def test_only_weights_with_the_right_digest_are_in_the_cache(tmp_path, monkeypatch) -> None:
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  assert published.cached() == ()
+  assert published.list_cached() == ()
   path = published._path('resnet18')
   path.parent.mkdir(parents=True)
   path.write_bytes(b'no weights')
-  assert published.cached() == ()
+  assert published.list_cached() == ()
   monkeypatch.setitem(published.DIGITS, 'resnet18', published.sha256_of(path)[:8])
   path.rename(published._path('resnet18'))
-  assert published.cached() == ('resnet18',)
+  assert published.list_cached() == ('resnet18',)

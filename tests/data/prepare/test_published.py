@@ -105,9 +105,10 @@ def test_what_is_not_as_published(server, tmp_path, monkeypatch) -> None:
   server('mnist', files)
   wrong = published.PUBLISHED['mnist'].files | {'test-labels': published.PUBLISHED['mnist'].files['train-labels']}
   wrong['test-labels'] = wrong['test-labels']._replace(sha256='0' * 64)
-  monkeypatch.setitem(published.PUBLISHED, 'mnist', published.PUBLISHED['mnist']._replace(files=wrong))
-  with pytest.raises(InputError, match='with sha256 0000.*or fetch it by hand to .*train-labels-idx1-ubyte.gz'):
-    published.prepare('mnist', place)
+  with monkeypatch.context() as patch:
+    patch.setitem(published.PUBLISHED, 'mnist', published.PUBLISHED['mnist']._replace(files=wrong))
+    with pytest.raises(InputError, match='with sha256 0000.*or fetch it by hand to .*train-labels-idx1-ubyte.gz'):
+      published.prepare('mnist', place)
   assert not pathlib.Path(place, 'mnist').exists()
   for content, message in (
     (gzip.compress(b'no idx'), 'no IDX file of unsigned bytes in 1 dimensions'),
