@@ -32,6 +32,6 @@ def run(args: argparse.Namespace) -> int:
     return 1
   end = f'the loss ran away at {result.rates[-1]:.2g}' if result.diverged else 'it did not run away'
   lowest = result.suggestion * lr_find.DIVISOR
-  print(f'the smoothed loss is lowest at a learning rate of about {lowest:.1g}; {end}')
+  print(printable(f'the smoothed loss is lowest at a learning rate of about {lowest:.1g}; {end}'))
   print(f'suggestion, a tenth of that: --lr {result.suggestion:g}')
   return 0
