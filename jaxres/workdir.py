@@ -68,7 +68,7 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
           raise InputError(f'--workdir: cannot delete {path} of the dry run before: {reason}; delete it yourself')
     distributed.barrier('the dry run before is deleted')
   abouts = _read_abouts(workdir)
-  stored = _read_stored_config(workdir, is_known=any('config' in about for about in abouts.values()))
+  stored, damage = _read_stored_config(workdir, is_known=any('config' in about for about in abouts.values()))
   changed = other_fields(stored, config) if stored else {}
   if changed:
     changes = config_lib.describe_changes(changed)
@@ -76,10 +76,12 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
   for path, about in abouts.items():
     check_made_by(about, config, path)
     check_data_file(workdir, about, path, needed=False)
+  if damage:
+    print_status(f'warning: {damage}; the checkpoints say what they were made by, and it is written again')
 
 
-def _read_stored_config(workdir: pathlib.Path, *, is_known: bool) -> Mapping[str, Any] | None:
-  """Return ``config.json`` of the run in ``workdir``; None where there is none.
+def _read_stored_config(workdir: pathlib.Path, *, is_known: bool) -> tuple[Mapping[str, Any] | None, str]:
+  """Return ``config.json`` of the run in ``workdir``, None where there is none, and how it is damaged.
 
   Args:
     workdir: of the run.
@@ -89,13 +91,11 @@ def _read_stored_config(workdir: pathlib.Path, *, is_known: bool) -> Mapping[str
     DamagedError: it is damaged, and nothing else says what the checkpoints were made by.
   """
   try:
-    return read_json(workdir, 'config.json')
+    return read_json(workdir, 'config.json'), ''
   except files.DamagedError as error:
     if not is_known or not os.access(workdir / 'config.json', os.R_OK):  # what may not be read may be right
       raise
-    problem = str(error).removesuffix(f'; {files.PUT_BACK}')
-    print_status(f'warning: {problem}; the checkpoints say what they were made by, and it is written again')
-    return None
+    return None, str(error).removesuffix(f'; {files.PUT_BACK}')
 
 
 def resolve_dtype(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
