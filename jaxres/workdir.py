@@ -380,5 +380,6 @@ def read_step(workdir: pathlib.Path, step: int | None) -> tuple[int, reader.Save
     return max(paths) if step is None else step
 
   number, path, saved = reader.follow(directory, choose)
-  check_made_by(saved.about, read_json(workdir, 'config.json'), path)
+  config, _ = _read_stored_config(workdir, is_known='config' in saved.about)
+  check_made_by(saved.about, config, path)
   return number, saved

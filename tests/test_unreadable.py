@@ -23,6 +23,10 @@ from jaxres.weights import directories, sources
 from tests.helpers import ROOT, make_arrays
 from tests.weights.files import make_state
 
+pytestmark = pytest.mark.skipif(
+  os.geteuid() != 0 or not all(path.stat().st_mode & 0o001 for path in (ROOT, *ROOT.parents)),
+  reason='only root can become nobody, who must be able to read the package',
+)
 RUN_CONFIG = {
   'model': {'name': 'tiny'},
   'data': {'name': 'arrays', 'path': 'DATA/data.npz', 'batch_size': 16},
