@@ -241,8 +241,9 @@ def _fit_time(args: argparse.Namespace, workdir: pathlib.Path, config: Any, star
 
 def _report(workdir: pathlib.Path) -> None:
   """Write the report of the run, where that tool is installed, and say where it is and what comes next."""
-  if importlib.util.find_spec('jaxres.tools.report'):
-    report = importlib.import_module('jaxres.tools.report')
+  name = f'{__package__}.report'  # a leaf, which may not be there
+  if importlib.util.find_spec(name):
+    report = importlib.import_module(name)
     parser = argparse.ArgumentParser()
     report.add_arguments(parser)
     report.run(parser.parse_args([str(workdir)]))
