@@ -109,7 +109,7 @@ def _run(words: list[str]) -> int | None:
   if not called.startswith('-') and called not in TOOLS:
     close = [called.lower(), *difflib.get_close_matches(called.lower(), [*TOOLS, *OTHER_WORDS], n=1)]
     other = next((OTHER_WORDS[word] for word in close if word in OTHER_WORDS and _is_there(OTHER_WORDS[word])), None)
-    raise InputError(f'unknown tool {called!r}{f"; type `{other}`" if other else nearest(called, TOOLS)}')
+    raise InputError(f'unknown tool {called!r}', fix=f'type `{other}`' if other else nearest(called, TOOLS))
   parser = _Parser(prog='jaxres', description='The tools of jaxres.', allow_abbrev=False)
   parser.add_argument('--version', action='version', version=f'jaxres {jaxres.__version__}')
   called_parser: argparse.ArgumentParser = parser
@@ -128,7 +128,8 @@ def _run(words: list[str]) -> int | None:
   if overrides and 'config' not in args:
     unknown = overrides
   if unknown:
-    raise InputError(f'unrecognized arguments: {" ".join(unknown)}{_hint(unknown, called_parser, overrides, words)}')
+    fix = _hint(unknown, called_parser, overrides, words)
+    raise InputError('unrecognized arguments', ' '.join(unknown), fix=fix)
   args.overrides = overrides
   if 'run' not in args:
     parser.error('the first word must be a tool')
@@ -141,10 +142,10 @@ def _hint(unknown: list[str], parser: argparse.ArgumentParser, overrides: list[s
   has_config = 'config' in flags
   bare = next((word for word in overrides if '=' not in word), '')
   if has_config and bare and not unknown[0].startswith('-'):
-    return f'; did you mean {bare}={unknown[0]}?'
+    return f'did you mean {bare}={unknown[0]}?'
   if unknown[0] in overrides:
-    return f'; {parser.prog} takes no --config: a run has its own, in config.json'
+    return f'{parser.prog} takes no --config: a run has its own, in config.json'
   following = next(iter(words[words.index(unknown[0]) + 1 :]), '')  # it may have been taken for another argument
   fields = command_line.all_fields() if has_config else []
   hint = command_line.unknown_flag(unknown[0], following, flags, fields) if unknown[0].startswith('-') else ''
-  return hint or f'; `{parser.prog} --help` shows what there is'
+  return hint or f'`{parser.prog} --help` shows what there is'

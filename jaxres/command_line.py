@@ -156,7 +156,7 @@ def all_fields() -> list[str]:
 
 
 def unknown_flag(word: str, following: str, known: Sequence[str], fields: Sequence[str]) -> str:
-  """Return what an unknown flag may mean, as the end of a sentence.
+  """Return what an unknown flag may mean; nothing where that is not known.
 
   Args:
     word: the argument, such as ``'--epochs'`` or ``'--epochs=3'``.
@@ -204,15 +204,14 @@ def check_path(path: str, value: str = '') -> None:
   section, _, field = path.partition('.')
   if section not in config_lib.SECTIONS:
     hint = nearest(section, config_lib.SECTIONS) if field else hints.sentence(hints.find(path, all_fields()), value)
-    raise InputError(
-      f'--config.{path}: unknown config section {section!r}{hint or nearest(section, config_lib.SECTIONS)}'
-    )
+    fix = hint or nearest(section, config_lib.SECTIONS)
+    raise InputError(f'--config.{path}', f'unknown config section {section!r}', fix=fix)
   if not field:
     raise InputError(f'--config.{path}: a section; expected a field of it: {", ".join(config_lib.schema(section))}')
   if field not in config_lib.schema(section):
-    where = f'--config.{path}: unknown field {field!r} of section {section!r}'
     elsewhere = [f for f in all_fields() if f.partition('.')[2] == field]  # in another section
-    raise InputError(where + (hints.sentence(elsewhere, value) or nearest(field, config_lib.schema(section))))
+    fix = hints.sentence(elsewhere, value) or nearest(field, config_lib.schema(section))
+    raise InputError(f'--config.{path}', f'unknown field {field!r} of section {section!r}', fix=fix)
 
 
 def find_file(name: str) -> str:
@@ -244,7 +243,8 @@ def find_file(name: str) -> str:
     if by_name is None:
       siblings = [file.name for file in _modules(path.parent) if _is_config(file)]
       hint = nearest(path.name, siblings if path.name != place else [*siblings, *known])
-      raise InputError(f'--config: no such file: {place}{hint or "; give the path of a config, see configs/"}')
+      fix = hint or 'give the path of a config, see configs/'
+      raise InputError('--config', f'no such file: {place}', fix=fix)
     path = by_name
   _check_size(path)
   if path.suffix == '.json':

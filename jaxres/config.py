@@ -53,7 +53,9 @@ def make(**sections: Mapping[str, Any]) -> config_dict.ConfigDict:
     InputError: a section, field or choice is unknown, or a value has the wrong type.
   """
   problems = [
-    f'{section}: unknown config section{nearest(section, SECTIONS)}' for section in sections if section not in SECTIONS
+    f'{section}: unknown config section; {nearest(section, SECTIONS)}'
+    for section in sections
+    if section not in SECTIONS
   ]
   given = to_dict(sections)
   config = {section: _fill(section, given.get(section, {}), problems) for section in SECTIONS}
@@ -141,7 +143,7 @@ def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
   module, colon, attribute = name.partition(':')
   if not colon:
     problem = f'unknown {field.rpartition(".")[2]} {name!r}, which is no package.module:name either'
-    raise InputError(f'{field}: {problem}{nearest(name, table)}')
+    raise InputError(field, problem, fix=nearest(name, table))
   try:
     part = getattr(importlib.import_module(module), attribute, None)
   except (ImportError, ValueError) as error:
@@ -213,7 +215,7 @@ def _hint(arg: ast.arg | ast.AnnAssign) -> Any:
 def _fill(section: str, given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
   """Return the complete section; what is wrong with it is added to ``problems``, field by field."""
   fields = schema(section)
-  problems += [f'{section}.{name}: unknown field{nearest(name, fields)}' for name in given if name not in fields]
+  problems += [f'{section}.{name}: unknown field; {nearest(name, fields)}' for name in given if name not in fields]
   filled = {}
   for name, field in fields.items():
     try:
@@ -232,7 +234,7 @@ def _coerce(path: str, value: Any, hint: Any) -> Any:
     return config_dict.placeholder(_plain(hint)) if value is None else value
   literals = [c for o in _alternatives(hint) if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
   if literals and isinstance(value, str):
-    raise InputError(f'{path}: unknown value {value!r}{nearest(value, literals)}')
+    raise InputError(path, f'unknown value {value!r}', fix=nearest(value, literals))
   raise InputError(f'{path}: expected {describe(hint)}, found {_describe_value(value)}')
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import itertools
+import math
 import re
 import sys
 import time
@@ -19,27 +20,71 @@ _SHORT = {'\n': r'\n', '\r': r'\r', '\t': r'\t'}
 
 
 class InputError(ValueError):
-  """The user's input is wrong: the message is one line that says what, where and how to fix it."""
+  """The user's input is wrong: its text is one line that says where, what is wrong and how to fix it.
+
+  The line is ``field: problem; fix``, or ``field: expected ..., found ...; fix``; what is not given is left out.
+
+  Args:
+    field: what is wrong: a field of the config, a flag, an argument, a file.
+    problem: in words, where expected and found do not say it.
+    expected: what would be right.
+    found: what is there, as it is to be printed: the ``repr`` of a word that a person wrote.
+    fix: what to do about it.
+
+  Attributes:
+    field, problem, expected, found, fix: as they were given.
+  """
+
+  def __init__(
+    self, field: object, problem: str = '', *, expected: str = '', found: object = None, fix: str = ''
+  ) -> None:
+    self.field, self.problem, self.expected, self.found, self.fix = field, problem, expected, found, fix
+    values = expected and f'expected {expected}' + (f', found {found}' if found is not None else '')
+    what = '; '.join(filter(None, (problem, values)))
+    line = ': '.join(filter(None, (str(field), what)))
+    super().__init__('; '.join(filter(None, (line, fix))))
+
+
+def check_range(
+  field: str, value: float, *, at_least: float = -math.inf, below: float = math.inf, fix: str = ''
+) -> None:
+  """Check that a number lies in a range.
+
+  Args:
+    field: that has it, such as ``'optim.lr'``.
+    value: the number; NaN is in no range.
+    at_least: the smallest value.
+    below: what it must be less than.
+    fix: what to do about it.
+
+  Raises:
+    InputError: it does not.
+  """
+  if at_least <= value < below:
+    return
+  low, high = f'{at_least:g} or more', f'less than {below:g}'
+  span = f'a value in [{at_least:g}, {below:g})' if math.isfinite(at_least) else high
+  raise InputError(field, expected=span if math.isfinite(below) else low, found=value, fix=fix)
 
 
 def nearest(word: object, known: Iterable[object]) -> str:
-  """Return ``"; did you mean 'x'?"``, or the known words where none is near ``word``.
+  """Return ``"did you mean 'x'?"``, or the known words where none is near ``word``.
 
   Args:
     word: what the user wrote.
     known: what could have been written.
 
   Returns:
-    The end of a sentence, with its leading punctuation; empty where nothing is known. Of very many words it has some.
+    The end of a sentence; empty where nothing is known. Of very many words it has some.
   """
   options = sorted(str(option) for option in known)
   close = difflib.get_close_matches(str(word)[:MAX_WORD], [o for o in options if len(o) <= MAX_WORD], n=1)
   if close:
-    return f'; did you mean {close[0]!r}?'
+    return f'did you mean {close[0]!r}?'
   lengths = itertools.accumulate(min(len(option), MAX_WORD) + 2 for option in options)
   listed = [option[:MAX_WORD] for option, length in zip(options, lengths, strict=True) if length <= MAX_LISTED]
   rest = f' and {len(options) - len(listed):,} more' if len(listed) < len(options) else ''
-  return f'; known: {", ".join(listed)}{rest}' if options else ''
+  return f'known: {", ".join(listed)}{rest}' if options else ''
 
 
 def printable(text: object, keep: str = '') -> str:

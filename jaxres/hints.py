@@ -57,11 +57,11 @@ def _exact(name: str, fields: Sequence[str], flags: Collection[str]) -> list[str
 
 
 def sentence(words: Sequence[str], value: str = '') -> str:
-  """Return ``'; did you mean --config.train.epochs=3?'`` of what ``find`` returns; nothing where that is nothing.
+  """Return ``'did you mean --config.train.epochs=3?'`` of what ``find`` returns; nothing where that is nothing.
 
   Args:
     words: fields of the config, or flags.
     value: what was typed for it; three dots stand for none.
   """
   full = [f'{each if each.startswith("--") else f"--config.{each}"}={value or "..."}' for each in words[:MAX_HINTS]]
-  return f'; did you mean {" or ".join(full)}?' if full else ''
+  return f'did you mean {" or ".join(full)}?' if full else ''

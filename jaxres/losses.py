@@ -81,7 +81,7 @@ def get(name: str, *, label_smoothing: float = 0.0, target_threshold: float = 0.
       threshold.
   """
   if name not in LOSSES:
-    raise InputError(f'train.loss: unknown loss {name!r}{nearest(name, LOSSES)}')
+    raise InputError('train.loss', f'unknown loss {name!r}', fix=nearest(name, LOSSES))
   if not 0.0 <= label_smoothing < 1.0:
     raise InputError(f'train.label_smoothing: expected a fraction in [0, 1), found {label_smoothing}')
   if not 0.0 <= target_threshold < 1.0:

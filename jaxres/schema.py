@@ -49,7 +49,7 @@ def check_fields(
       raise files.DamagedError(f'{where}: {shown}: expected {check.expected}, found {brief(content[name])}{end}')
   unknown = [name for name in content if name not in schema] if closed else []
   if unknown:
-    raise files.DamagedError(f'{where}: {brief(unknown[0])}: unknown field{nearest(unknown[0], schema):.120}{end}')
+    raise files.DamagedError(f'{where}: {brief(unknown[0])}: unknown field; {nearest(unknown[0], schema):.120}{end}')
   return content
 
 

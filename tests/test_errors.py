@@ -1,11 +1,42 @@
+import pickle
+
 import pytest
 
-from jaxres.errors import InputError, nearest, one_line
+from jaxres.errors import InputError, check_range, nearest, one_line
+
+
+@pytest.mark.parametrize(
+  ('given', 'line'),
+  [
+    ({'problem': 'too old'}, 'optim.lr: too old'),
+    ({'expected': '0 or more', 'found': -1}, 'optim.lr: expected 0 or more, found -1'),
+    ({'expected': 'a path', 'fix': 'name one'}, 'optim.lr: expected a path; name one'),
+    ({'problem': 'cut off', 'expected': '3 bytes', 'found': 0}, 'optim.lr: cut off; expected 3 bytes, found 0'),
+  ],
+)
+def test_an_input_error_is_one_line_of_its_parts(given, line) -> None:
+  error = pickle.loads(pickle.dumps(InputError('optim.lr', **given)))  # as it comes from another process
+  assert str(error) == line
+  assert error.field == 'optim.lr'
+  assert {name: getattr(error, name) for name in given} == given
+
+
+@pytest.mark.parametrize('value', [-0.1, 1.0, 2, float('nan'), float('inf')])
+def test_a_value_outside_its_range_is_refused(value) -> None:
+  check_range('optim.ema', 0.0, at_least=0.0, below=1.0)
+  with pytest.raises(InputError, match=r'^optim.ema: expected a value in \[0, 1\), found '):
+    check_range('optim.ema', value, at_least=0.0, below=1.0)
+
+
+@pytest.mark.parametrize('value', [-1, float('nan'), float('inf')])
+def test_a_value_below_its_range_is_refused(value) -> None:
+  with pytest.raises(InputError, match='^optim.lr: expected 0 or more, found '):
+    check_range('optim.lr', value, at_least=0)
 
 
 def test_nearest() -> None:
-  assert nearest('resnet81', ['resnet18', 'wrn']) == "; did you mean 'resnet18'?"
-  assert nearest('zzz', ['b', 'a']) == '; known: a, b'
+  assert nearest('resnet81', ['resnet18', 'wrn']) == "did you mean 'resnet18'?"
+  assert nearest('zzz', ['b', 'a']) == 'known: a, b'
   assert nearest('zzz', []) == ''
 
 

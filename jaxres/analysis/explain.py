@@ -150,7 +150,7 @@ def check_methods(words: str) -> list[str]:
   methods = [word.strip() for word in words.split(',')]
   for word in methods:
     if word not in (*attribution.METHODS, *LIBRARIES):
-      raise InputError(f'--methods: unknown method {word!r}{nearest(word, (*attribution.METHODS, *LIBRARIES))}')
+      raise InputError('--methods', f'unknown method {word!r}', fix=nearest(word, (*attribution.METHODS, *LIBRARIES)))
     if word in LIBRARIES:
       try:
         importlib.import_module(word)

@@ -130,14 +130,14 @@ def load(
   """
   config_lib.check_types('data', locals())
   if pipeline not in PIPELINES:
-    raise InputError(f'data.pipeline: unknown value {pipeline!r}{nearest(pipeline, PIPELINES)}')
+    raise InputError('data.pipeline', f'unknown value {pipeline!r}', fix=nearest(pipeline, PIPELINES))
   _check_fields(batch_size, val, limit, seed)
   _check_fold(fold, val)
   if (mean is None) != (std is None):
     raise InputError('data.mean: give data.mean and data.std, or neither')
   _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
   if test not in TESTED:
-    raise InputError(f'data.test: unknown value {test!r}{nearest(test, TESTED)}')
+    raise InputError('data.test', f'unknown value {test!r}', fix=nearest(test, TESTED))
   labels = labels or CLASSES
   check_source(name, labels, ANY_LABELS, classes)
   source = check_labels(name, _read(name, data_dir, path, download, seed, split_rule, labels, test), labels)
@@ -249,7 +249,7 @@ def _read(
   known = tfds.list_known(data_dir)
   if name not in known:
     fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_again(name, data_dir)}'
-    raise InputError(f'data.name: unknown data set {name!r}{nearest(name, {*readers, *known})}; {fix}')
+    raise InputError('data.name', f'unknown data set {name!r}', fix=f'{nearest(name, {*readers, *known})}; {fix}')
   if download and name in published.names() and not tfds.is_prepared(name, data_dir):
     published.prepare(name, data_dir)
   return tfds.read(name, data_dir, seed, tested)

@@ -200,4 +200,4 @@ def _class_number(given: int | str, names: Sequence[str]) -> int:
   number = int(given) if str(given).isdecimal() else -1
   if isinstance(given, numbers.Integral | str) and 0 <= number < len(names):
     return number
-  raise InputError(f'data.classes: unknown class {given!r}{nearest(given, names)}')
+  raise InputError('data.classes', f'unknown class {given!r}', fix=nearest(given, names))

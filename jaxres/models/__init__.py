@@ -62,7 +62,7 @@ def create(
   """
   config_lib.check_types('model', locals())
   if name not in MODELS:
-    raise InputError(f'model.name: unknown model {name!r}{nearest(name, MODELS)}')
+    raise InputError('model.name', f'unknown model {name!r}', fix=nearest(name, MODELS))
   _check_known('stem', stem, [None, 'cifar', 'cifar_pool', 'imagenet', 'deep'])
   _check_known('shortcut', shortcut, [None, *SHORTCUTS])
   _check_known('act', act, [None, *ACTIVATIONS])
@@ -92,7 +92,7 @@ def list_models() -> builtins.list[str]:
 def _check_known(field: str, value: str | None, known: Collection[str | None]) -> None:
   if value not in known:
     words = [word for word in known if word is not None]
-    raise InputError(f'model.{field}: unknown {field} {value!r}{nearest(value, words)}')
+    raise InputError(f'model.{field}', f'unknown {field} {value!r}', fix=nearest(value, words))
 
 
 def _check_rate(field: str, value: float) -> None:

@@ -24,7 +24,7 @@ def resolve_dtype(name: str) -> jnp.dtype:
   if name == 'auto':
     name = 'float32' if jax.default_backend() == 'cpu' and not _has_fast_bfloat16() else 'bfloat16'
   if name not in DTYPES:
-    raise InputError(f'model.dtype: unknown dtype {name!r}{nearest(name, [*DTYPES, "auto"])}')
+    raise InputError('model.dtype', f'unknown dtype {name!r}', fix=nearest(name, [*DTYPES, 'auto']))
   return jnp.dtype(DTYPES[name])
 
 

@@ -94,7 +94,7 @@ def make(
     scaled = lambda count: lr_scale * lr_schedule(count + start)
     optimizers = make_optimizers(scaled, decays, momentum=momentum, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     if name not in optimizers:
-      raise InputError(f'optim.name: unknown optimizer {name!r}{nearest(name, optimizers)}')
+      raise InputError('optim.name', f'unknown optimizer {name!r}', fix=nearest(name, optimizers))
     return optimizers[name]()
 
   before = [freezing.partition_by_thaw(starts, lambda _: transforms.add_l1(l1, decays))] if l1 else []

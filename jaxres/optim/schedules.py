@@ -56,7 +56,7 @@ def make_schedule(
     'constant': lambda: optax.constant_schedule(lr),
   }
   if name not in schedules:
-    raise InputError(f'optim.schedule: unknown schedule {name!r}{nearest(name, schedules)}')
+    raise InputError('optim.schedule', f'unknown schedule {name!r}', fix=nearest(name, schedules))
   if not warmup_steps or name == 'onecycle':
     return schedules[name]()
   warmup = optax.linear_schedule(0.0, lr, warmup_steps)

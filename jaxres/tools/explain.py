@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
   runs.check_classes(predictor.task, 'jaxres explain')
   names = predictor.class_names
   if args.of is not None and args.of not in names:
-    raise InputError(f'--of: unknown class {args.of!r}{nearest(args.of, names)}')
+    raise InputError('--of', f'unknown class {args.of!r}', fix=nearest(args.of, names))
   class_id = None if args.of is None else names.index(args.of)
   print(printable(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler'))
   print(printable(f'by {predictor.origin}'), flush=True)

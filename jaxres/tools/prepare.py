@@ -93,7 +93,7 @@ def _data_dir_flag(args: argparse.Namespace) -> list[str]:
 def _check_options(args: argparse.Namespace) -> None:
   """Raise an InputError where an option is missing or goes with another word."""
   if args.what not in _OPTIONS:
-    raise InputError(f'cannot prepare {args.what!r}{nearest(args.what, _OPTIONS)}')
+    raise InputError(f'cannot prepare {args.what!r}', fix=nearest(args.what, _OPTIONS))
   for option in ('dir', 'name', 'data_dir', 'max_bad', 'archive', 'npz', 'image_size'):
     if getattr(args, option) is not None and option not in _OPTIONS[args.what]:
       place = args.dir if option == 'dir' else f'--{option}'

@@ -44,7 +44,7 @@ def locate(given: str, data_dir: str | None = None) -> dict[str, Any]:
     raise InputError(f'DATA: {given} is a file; expected a folder of images, a .csv or an .npz file, or a name')
   known = {*BUILT_IN, *tfds.list_known(data_dir)}
   if given not in known:
-    raise InputError(f'DATA: no such folder, file or data set: {given}{nearest(given, known)}')
+    raise InputError('DATA', f'no such folder, file or data set: {given}', fix=nearest(given, known))
   return {'name': given}
 
 

@@ -41,7 +41,7 @@ def find(name: str) -> pathlib.Path:
     InputError: the name is unknown, or the download fails or is another file.
   """
   if name not in DIGITS:
-    raise InputError(f'{name}: no such file, run or directory, and no published weights{nearest(name, DIGITS)}')
+    raise InputError(name, 'no such file, run or directory, and no published weights', fix=nearest(name, DIGITS))
   digits, path = DIGITS[name], _path(name)
   if not (path.is_file() and sha256_of(path).startswith(digits)):
     fix = 'or fetch it by hand and give its path: torchvision:PATH'

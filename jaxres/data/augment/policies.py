@@ -132,7 +132,7 @@ def make(policy: str, layers: int, magnitude: int, fill: int) -> Callable[[jax.A
   if policy == 'none':
     return None
   if policy not in spaces:
-    raise InputError(f'augment.policy: unknown value {policy!r}{nearest(policy, ["none", *spaces])}')
+    raise InputError('augment.policy', f'unknown value {policy!r}', fix=nearest(policy, ['none', *spaces]))
   space, times, bins = spaces[policy]
 
   def transform(rng: jax.Array, images: jax.Array) -> jax.Array:

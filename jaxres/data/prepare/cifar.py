@@ -102,7 +102,7 @@ def prepare_npz(name: str, file: str, archive: str | None = None) -> pathlib.Pat
 
 def _get_published(name: str) -> Published:
   if name not in PUBLISHED:
-    raise InputError(f'cannot prepare {name!r}{nearest(name, PUBLISHED)}')
+    raise InputError(f'cannot prepare {name!r}', fix=nearest(name, PUBLISHED))
   return PUBLISHED[name]
 
 

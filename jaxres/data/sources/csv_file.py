@@ -47,7 +47,7 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2, tested: str = 'sp
   splits: dict[str, list[Row]] = collections.defaultdict(list)
   for row in rows:
     if row.label not in number:
-      missing = f'the class {shorten(row.label)!r} is in {row.split} but not in train{nearest(row.label, names)}'
+      missing = f'the class {shorten(row.label)!r} is in {row.split} but not in train; {nearest(row.label, names)}'
       raise InputError(f'{file}:{row.line}: {missing}')
     splits[row.split].append(row)
   encoded = {
@@ -152,7 +152,7 @@ def _row(file: pathlib.Path, line: int, row: list[str], columns: list[str], seen
     raise InputError(f'{file}:{line}: no {"path" if cells["label"] else "label"}')
   split = cells['split'] or 'train'
   if split not in files.SPLITS:
-    raise InputError(f'{file}:{line}: unknown split {shorten(split)!r}{nearest(split, files.SPLITS)}')
+    raise InputError(f'{file}:{line}', f'unknown split {shorten(split)!r}', fix=nearest(split, files.SPLITS))
   path = os.path.normpath(file.parent / cells['path'])
   if not os.path.isfile(path):
     raise InputError(f'{file}:{line}: {_why_no_file(path)}: {shorten(path)}')

@@ -59,7 +59,7 @@ def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tup
   odd = [folder.name for folder in _folders(root) if folder.name not in splits and _folders(folder)]
   odd = [name for name in odd if name.lower().startswith(files_lib.SPLITS)]  # what else is there is not asked for
   if odd:
-    raise InputError(f'{root}: {odd[0]!r} is no split{nearest(odd[0], files_lib.SPLITS)}')
+    raise InputError(root, f'{odd[0]!r} is no split', fix=nearest(odd[0], files_lib.SPLITS))
   if 'train' not in splits:
     raise InputError(f'{root}: there is {" and ".join(splits)} but no train folder with a sub-folder per class')
   by_split = {name: _classes(root, folder, split_rule) for name, folder in splits.items()}

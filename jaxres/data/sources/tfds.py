@@ -155,7 +155,7 @@ def _find(name: str, data_dir: str | None) -> pathlib.Path:
       f'move it away or choose another data.data_dir, and {fix}'
     )
   if name not in PREPARABLE:
-    raise InputError(f'no data set {name!r} in {parent}{nearest(name, list_known(data_dir))}; else {fix}')
+    raise InputError(parent, f'no data set {name!r}', fix=f'{nearest(name, list_known(data_dir))}; else {fix}')
   problem = 'that directory does not exist' if not parent.is_dir() else f'no {parent / name}/*.*.*'
   raise InputError(f'{name} is not in {parent} ({problem}); {fix} or set data.download=True')
 
