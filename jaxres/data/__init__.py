@@ -250,7 +250,7 @@ def _read(
   if name not in known:
     fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_again(name, data_dir)}'
     raise InputError('data.name', f'unknown data set {name!r}', fix=f'{nearest(name, {*readers, *known})}; {fix}')
-  if download and name in published.names() and not tfds.is_prepared(name, data_dir):
+  if download and name in tfds.PREPARABLE and not tfds.is_prepared(name, data_dir):
     published.prepare(name, data_dir)
   return tfds.read(name, data_dir, seed, tested)
 

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from jaxres import data
-from jaxres.data.prepare import published as published_sets
 from jaxres.data.sources import tfds
 from jaxres.data.types import CLASSES, Arrays, Encoded, Split
 from jaxres.errors import InputError, nearest
@@ -61,7 +60,7 @@ def look(fields: Mapping[str, Any]) -> Facts:
     InputError: it cannot be read.
   """
   name, data_dir = fields['name'], fields.get('data_dir')
-  download = name in published_sets.names() and not tfds.is_prepared(name, data_dir)
+  download = name in tfds.PREPARABLE and not tfds.is_prepared(name, data_dir)
   quiet = contextlib.nullcontext() if download else contextlib.redirect_stderr(io.StringIO())
   with quiet:  # the training reads it too, and says what there is to say; a download shows how far it is
     source = data._read(name, data_dir, fields.get('path'), download, fields.get('seed', 0), data.SPLIT_RULE, CLASSES)

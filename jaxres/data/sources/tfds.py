@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jaxres.data.decode import eight_bits
-from jaxres.data.sources import tfds_labels
-from jaxres.data.sources.cifar import PUBLISHED
+from jaxres.data.sources import cifar, published, tfds_labels
 from jaxres.data.splits import with_test
 from jaxres.data.types import Arrays, Encoded, Source, Split
 from jaxres.errors import InputError, nearest, print_status
@@ -24,7 +23,7 @@ from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, shell_word, s
 _NAMES = ('id', 'file_name', 'filename', 'image/file_name', 'image/filename')  # features that name an example
 SPLITS = ('train', 'validation', 'test')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
-PREPARABLE = (*PUBLISHED, 'mnist', 'fashion_mnist', 'kmnist', 'eurosat')  # by `jaxres prepare NAME`
+PREPARABLE = (*cifar.PUBLISHED, *published.PUBLISHED)  # by `jaxres prepare NAME`
 _FORMAT = 'array_record'
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's name of each number of channels
 
@@ -131,7 +130,7 @@ def has_array_record() -> bool:
 
 def without_array_record(name: str) -> str:
   """Return what to do with the set ``name`` where array_record cannot be installed."""
-  if name not in PUBLISHED:
+  if name not in cifar.PUBLISHED:
     return f'on another machine save {name} as an .npz file, then set data.name=arrays data.path=FILE'
   file = f'{name}.npz'
   return f'run `jaxres prepare {name} --npz {file}`, then set data.name=arrays data.path={file}'

@@ -15,8 +15,8 @@ from PIL import Image
 
 from jaxres import cli, data
 from jaxres.data.prepare import published
-from jaxres.data.prepare.published import File
-from jaxres.data.sources import cifar, tfds
+from jaxres.data.sources import tfds
+from jaxres.data.sources.published import File
 from jaxres.errors import InputError
 
 
@@ -134,17 +134,3 @@ def test_a_zip_with_other_classes(server, tmp_path) -> None:
   server('eurosat', {'train': b'no zip'})
   with pytest.raises(InputError, match='cannot read it as .zip'):
     published.prepare('eurosat', str(tmp_path / 'sets'))
-
-
-def test_the_published_files_are_those_of_tfds() -> None:
-  import tensorflow_datasets
-
-  folder = pathlib.Path(tensorflow_datasets.__file__).parent / 'url_checksums'
-  for name in published.PUBLISHED:
-    lines = [line.split('\t') for line in (folder / f'{name}.txt').read_text().splitlines()]
-    known = {File(url, int(size), sha256) for url, size, sha256, *_ in lines}
-    assert set(published.PUBLISHED[name].files.values()) <= known
-
-
-def test_the_reader_of_sets_names_what_can_be_prepared() -> None:
-  assert {*tfds.PREPARABLE} == {*cifar.PUBLISHED, *published.PUBLISHED}
