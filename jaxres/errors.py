@@ -45,26 +45,26 @@ class InputError(ValueError):
     super().__init__('; '.join(filter(None, (line, fix))))
 
 
-def check_range(
-  field: str, value: float, *, at_least: float = -math.inf, below: float = math.inf, fix: str = ''
-) -> None:
+def check_range(field: str, value: float, *, low: float = -math.inf, below: float = math.inf, fix: str = '') -> None:
   """Check that a number lies in a range.
 
   Args:
     field: that has it, such as ``'optim.lr'``.
     value: the number; NaN is in no range.
-    at_least: the smallest value.
+    low: the smallest value.
     below: what it must be less than.
     fix: what to do about it.
 
   Raises:
     InputError: it does not.
   """
-  if at_least <= value < below:
+  if low <= value < below:
     return
-  low, high = f'{at_least:g} or more', f'less than {below:g}'
-  span = f'a value in [{at_least:g}, {below:g})' if math.isfinite(at_least) else high
-  raise InputError(field, expected=span if math.isfinite(below) else low, found=value, fix=fix)
+  if math.isinf(below):
+    expected = f'{low:g} or more'
+  else:
+    expected = f'a value in [{low:g}, {below:g})' if math.isfinite(low) else f'less than {below:g}'
+  raise InputError(field, expected=expected, found=value, fix=fix)
 
 
 def nearest(word: object, known: Iterable[object]) -> str:

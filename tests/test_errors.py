@@ -23,15 +23,15 @@ def test_an_input_error_is_one_line_of_its_parts(given, line) -> None:
 
 @pytest.mark.parametrize('value', [-0.1, 1.0, 2, float('nan'), float('inf')])
 def test_a_value_outside_its_range_is_refused(value) -> None:
-  check_range('optim.ema', 0.0, at_least=0.0, below=1.0)
+  check_range('optim.ema', 0.0, low=0.0, below=1.0)
   with pytest.raises(InputError, match=r'^optim.ema: expected a value in \[0, 1\), found '):
-    check_range('optim.ema', value, at_least=0.0, below=1.0)
+    check_range('optim.ema', value, low=0.0, below=1.0)
 
 
 @pytest.mark.parametrize('value', [-1, float('nan'), float('inf')])
 def test_a_value_below_its_range_is_refused(value) -> None:
   with pytest.raises(InputError, match='^optim.lr: expected 0 or more, found '):
-    check_range('optim.lr', value, at_least=0)
+    check_range('optim.lr', value, low=0)
 
 
 def test_nearest() -> None:
