@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
 
   def error(self, message: str) -> NoReturn:
     """Raise what argparse would print under its usage."""
-    raise InputError(f'{message}; `{self.prog} --help` shows what there is')
+    raise InputError(self.prog, message, fix=f'`{self.prog} --help` shows what there is')
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -109,7 +109,7 @@ def _run(words: list[str]) -> int | None:
   if not called.startswith('-') and called not in TOOLS:
     close = [called.lower(), *difflib.get_close_matches(called.lower(), [*TOOLS, *OTHER_WORDS], n=1)]
     other = next((OTHER_WORDS[word] for word in close if word in OTHER_WORDS and _is_there(OTHER_WORDS[word])), None)
-    raise InputError(f'unknown tool {called!r}', fix=f'type `{other}`' if other else nearest(called, TOOLS))
+    raise InputError('jaxres', f'unknown tool {called!r}', fix=f'type `{other}`' if other else nearest(called, TOOLS))
   parser = _Parser(prog='jaxres', description='The tools of jaxres.', allow_abbrev=False)
   parser.add_argument('--version', action='version', version=f'jaxres {jaxres.__version__}')
   called_parser: argparse.ArgumentParser = parser

@@ -77,7 +77,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
     InputError: the file or an override cannot be used.
   """
   if not isinstance(path, str | os.PathLike):
-    raise InputError(f'config: expected the path of a file, found {config_lib._describe_value(path)}')
+    raise InputError('config', expected='the path of a file', found=config_lib._describe_value(path))
   check_overrides(overrides)
   argv = ['jaxres', f'--config={find_file(os.fspath(path))}', *overrides]
   values = flags.FlagValues()
@@ -130,8 +130,8 @@ def get_config(path: str) -> config_dict.ConfigDict:
     return config_lib.complete(json.loads(pathlib.Path(path).read_text('utf-8')))
   except (OSError, ValueError, RecursionError) as error:
     if isinstance(error, InputError):
-      raise InputError(f'--config: {path}: {error}') from None
-    raise InputError(f'--config: {path}: not the config.json of a run: {error}') from None
+      raise InputError('--config', f'{path}: {error}') from None
+    raise InputError('--config', f'{path}: not the config.json of a run: {error}') from None
 
 
 def _parse_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
@@ -147,7 +147,7 @@ def _parse_flags(argv: Sequence[str], values: flags.FlagValues) -> None:
     raise _explain(error, argv) from error
   if not isinstance(values.config, Mapping | config_dict.ConfigDict):
     value = config_lib._describe_value(values.config)
-    raise InputError(f'--config: get_config() returns {value}; return jaxres.config.make(...)')
+    raise InputError('--config', f'get_config() returns {value}', fix='return jaxres.config.make(...)')
 
 
 def all_fields() -> list[str]:
@@ -181,15 +181,15 @@ def _explain(error: BaseException, argv: Sequence[str]) -> InputError:
   if override and len(chain) > 1:
     section, _, field = override[1].partition('.')
     expected = config_lib.describe(config_lib.schema(section)[field].hint)
-    return InputError(f'--config.{override[1]}: expected {expected}, found {override[2]!r}')
+    return InputError(f'--config.{override[1]}', expected=expected, found=repr(override[2]))
   if isinstance(last, AttributeError) and "'get_config'" in str(last):
-    return InputError('--config: the file has no function get_config(); it returns jaxres.config.make(...)')
+    return InputError('--config', 'the file has no function get_config()', fix='it returns jaxres.config.make(...)')
   if isinstance(last, KeyError) and last.args[0] in config_lib.SECTIONS:
     missing = f'get_config() returns a dict without the section {last.args[0]!r}'
-    return InputError(f'--config: {missing}, which cannot be overridden then; return jaxres.config.make(...)')
+    return InputError('--config', f'{missing}, which cannot be overridden then', fix='return jaxres.config.make(...)')
   if isinstance(error, flags.Error) and config_lib.WRAPPED not in str(error):
     return InputError(str(error))
-  return InputError(f'--config: the file fails to load{_line(last, argv)}: {type(last).__name__}: {last}')
+  return InputError('--config', f'the file fails to load{_line(last, argv)}: {type(last).__name__}: {last}')
 
 
 def _line(error: BaseException, argv: Sequence[str]) -> str:
@@ -207,7 +207,9 @@ def check_path(path: str, value: str = '') -> None:
     fix = hint or nearest(section, config_lib.SECTIONS)
     raise InputError(f'--config.{path}', f'unknown config section {section!r}', fix=fix)
   if not field:
-    raise InputError(f'--config.{path}: a section; expected a field of it: {", ".join(config_lib.schema(section))}')
+    raise InputError(
+      f'--config.{path}', 'a section', expected=f'a field of it: {", ".join(config_lib.schema(section))}'
+    )
   if field not in config_lib.schema(section):
     elsewhere = [f for f in all_fields() if f.partition('.')[2] == field]  # in another section
     fix = hints.sentence(elsewhere, value) or nearest(field, config_lib.schema(section))
@@ -224,17 +226,19 @@ def find_file(name: str) -> str:
     InputError: there is no such file, or it is of another kind.
   """
   if not name or name.startswith('--'):
-    raise InputError(f'--config: no file is named: {USAGE}')
+    raise InputError('--config', f'no file is named: {USAGE}')
   place, colon, argument = (name, '', '') if '://' in name else name.partition(':')
   if colon and os.path.exists(name):
-    raise InputError(f'--config: {name}: a path with a colon, which ends the path of a config here; rename the file')
+    raise InputError(
+      '--config', f'{name}: a path with a colon, which ends the path of a config here', fix='rename the file'
+    )
   path = user_path(place, '--config')
   if (path / 'config.json').is_file():
     path = path / 'config.json'
   if path.is_dir():
     inside = [*_modules(path), *sorted(file.parent for file in path.glob('*/config.json'))]
     instead = f'; there is {config_lib.join_limited([str(file) for file in inside], ", ")}' if inside else ''
-    raise InputError(f'--config: {place} is a directory; expected a file or a run{instead}')
+    raise InputError('--config', f'{place} is a directory', expected=f'a file or a run{instead}')
   if not path.exists() and path.with_name(f'{path.name}.py').is_file():
     path = path.with_name(f'{path.name}.py')
   if not path.exists():
@@ -251,7 +255,7 @@ def find_file(name: str) -> str:
     return f'{pathlib.Path(__file__)}:{path}'
   if path.suffix not in ('.py', ''):
     raise InputError(
-      f'--config: {place}: expected a Python file, such as configs/digits.py, or the config.json of a run'
+      f'--config: {place}', expected='a Python file, such as configs/digits.py, or the config.json of a run'
     )
   return f'{path}{colon}{argument}'
 
@@ -270,9 +274,9 @@ def _check_size(path: pathlib.Path) -> None:
     size = check_regular(path, MAX_TEXT_BYTES)
     path.open('rb').close()
   except OSError as error:
-    raise InputError(f'--config: {path}: {error.strerror}') from None
+    raise InputError('--config', f'{path}: {error.strerror}') from None
   if not size:
-    raise InputError(f'--config: {path}: the file is empty; expected get_config(), see configs/')
+    raise InputError('--config', f'{path}: the file is empty', expected='get_config(), see configs/')
 
 
 def recipes() -> dict[str, pathlib.Path]:

@@ -83,16 +83,18 @@ def to_dict(config: Mapping[str, Any]) -> dict[str, Any]:
       if isinstance(config, str | os.PathLike)
       else "such as {'optim': {...}}"
     )
-    raise InputError(f'config: expected a dict of sections, found {_describe_value(config)}; {fix}')
+    raise InputError('config', expected='a dict of sections', found=_describe_value(config), fix=fix)
   for section, fields in config.items():
     if not isinstance(section, str):
       raise InputError(
-        f'config: expected names of sections, found {_describe_value(section)}; known: {", ".join(SECTIONS)}'
+        'config', expected='names of sections', found=_describe_value(section), fix=f'known: {", ".join(SECTIONS)}'
       )
     if section in SECTIONS and not isinstance(fields, Mapping):
       example = next(iter(schema(section)))
       expected = f'expected a dict of fields, such as dict({example}=...)'
-      raise InputError(f'{section}: {expected}, found {_describe_value(fields)}; known: {", ".join(schema(section))}')
+      raise InputError(
+        section, f'{expected}, found {_describe_value(fields)}', fix=f'known: {", ".join(schema(section))}'
+      )
   return {section: dict(fields) if isinstance(fields, Mapping) else fields for section, fields in config.items()}
 
 
@@ -113,7 +115,7 @@ def check_types(section: str, given: Mapping[str, Any]) -> None:
     )
     if not is_word and not _fits(_convert(given[name], fields[name].hint), fields[name].hint):
       expected = describe(fields[name].hint)
-      raise InputError(f'{section}.{name}: expected {expected}, found {_describe_value(given[name])}')
+      raise InputError(f'{section}.{name}', expected=expected, found=_describe_value(given[name]))
 
 
 def join_limited(lines: Sequence[str], separator: str = '; ') -> str:
@@ -147,10 +149,10 @@ def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
   try:
     part = getattr(importlib.import_module(module), attribute, None)
   except (ImportError, ValueError) as error:
-    raise InputError(f'{field}: {name}: {error}; is its folder in PYTHONPATH?') from None
+    raise InputError(field, f'{name}: {error}', fix='is its folder in PYTHONPATH?') from None
   if not callable(part):
     raise InputError(
-      f'{field}: {name}: expected a function called {attribute!r} in {module}, found {_describe_value(part)}'
+      f'{field}: {name}', expected=f'a function called {attribute!r} in {module}', found=_describe_value(part)
     )
   return part
 
@@ -235,7 +237,7 @@ def _coerce(path: str, value: Any, hint: Any) -> Any:
   literals = [c for o in _alternatives(hint) if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
   if literals and isinstance(value, str):
     raise InputError(path, f'unknown value {value!r}', fix=nearest(value, literals))
-  raise InputError(f'{path}: expected {describe(hint)}, found {_describe_value(value)}')
+  raise InputError(path, expected=describe(hint), found=_describe_value(value))
 
 
 def describe(hint: Any) -> str:

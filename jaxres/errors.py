@@ -32,39 +32,77 @@ class InputError(ValueError):
     fix: what to do about it.
 
   Attributes:
-    field, problem, expected, found, fix: as they were given.
+    field, problem, expected, found, fix: as they were given, as text.
   """
 
   def __init__(
-    self, field: object, problem: str = '', *, expected: str = '', found: object = None, fix: str = ''
+    self, field: object, problem: object = '', *, expected: object = '', found: object = None, fix: str = ''
   ) -> None:
-    self.field, self.problem, self.expected, self.found, self.fix = field, problem, expected, found, fix
-    values = expected and f'expected {expected}' + (f', found {found}' if found is not None else '')
-    what = '; '.join(filter(None, (problem, values)))
-    line = ': '.join(filter(None, (str(field), what)))
+    self.field, self.problem, self.expected = str(field), str(problem), str(expected)
+    self.found, self.fix = '' if found is None else str(found), fix
+    values = [f'expected {self.expected}'] if self.expected else []
+    values += [f'found {self.found}'] if self.found else []
+    what = '; '.join(filter(None, (self.problem, ', '.join(values))))
+    line = ': '.join(filter(None, (self.field, what)))
     super().__init__('; '.join(filter(None, (line, fix))))
 
 
-def check_range(field: str, value: float, *, low: float = -math.inf, below: float = math.inf, fix: str = '') -> None:
-  """Check that a number lies in a range.
+def check_range(
+  field: str,
+  value: float | None,
+  *,
+  low: float | None = None,
+  above: float | None = None,
+  high: float | None = None,
+  below: float | None = None,
+  unit: str = '',
+) -> None:
+  """Check that a number is finite and in a range.
 
   Args:
     field: that has it, such as ``'optim.lr'``.
-    value: the number; NaN is in no range.
-    low: the smallest value.
-    below: what it must be less than.
-    fix: what to do about it.
+    value: the number; None, which stands for the default, is right.
+    low: the smallest value; or ``above``, what all values are greater than.
+    above: see ``low``.
+    high: the largest value; or ``below``, what all values are less than.
+    below: see ``high``.
+    unit: of the number, such as ``'pixels'``.
 
   Raises:
-    InputError: it does not.
+    InputError: the number is not in the range, infinite, or NaN.
   """
-  if low <= value < below:
+  if value is None:
     return
-  if math.isinf(below):
-    expected = f'{low:g} or more'
+  start, end = low if above is None else above, high if below is None else below
+  is_high_enough = start is None or value > start or value == low
+  is_low_enough = end is None or value < end or value == high
+  if is_high_enough and is_low_enough and math.isfinite(value):
+    return
+  if end is None:
+    span = f'{start:,} or more' if above is None else f'more than {start:,}'
+  elif start is None:
+    span = f'at most {end:,}' if below is None else f'less than {end:,}'
   else:
-    expected = f'a value in [{low:g}, {below:g})' if math.isfinite(low) else f'less than {below:g}'
-  raise InputError(field, expected=expected, found=value, fix=fix)
+    span = f'a value in {"[" if above is None else "("}{start:,}, {end:,}{"]" if below is None else ")"}'
+  raise InputError(field, expected=f'{unit}, {span}' if unit else span, found=value)
+
+
+def check_word(field: str, word: object, known: Iterable[object], kind: str = 'value') -> None:
+  """Check that a word is one of those that are known.
+
+  Args:
+    field: that has it, such as ``'optim.name'``.
+    word: what the user wrote; None is right where it is known.
+    known: the words, and None where none is right too.
+    kind: what it names, such as ``'optimizer'``.
+
+  Raises:
+    InputError: it is not; names the nearest.
+  """
+  words = list(known)
+  if word not in words:
+    fix = nearest(word, [each for each in words if each is not None])
+    raise InputError(field, f'unknown {kind} {word!r}', fix=fix)
 
 
 def nearest(word: object, known: Iterable[object]) -> str:

@@ -12,7 +12,7 @@ from jaxres import config as config_lib
 from jaxres import metrics
 from jaxres.data import Dataset, Info, Pipeline
 from jaxres.data.augment import normalize
-from jaxres.errors import InputError
+from jaxres.errors import InputError, check_range
 from jaxres.models import ResNet
 from jaxres.runtime import sharding
 from jaxres.runtime.compiler import compiler_options
@@ -52,8 +52,7 @@ def make_views(*, flip: bool = False, crop: int = 0, pad: int = 0) -> Views | No
   """
   config_lib.check_types('tta', locals())
   for name, pixels in (('crop', crop), ('pad', pad)):
-    if pixels < 0:
-      raise InputError(f'tta.{name}: expected pixels, 0 or more, found {pixels}')
+    check_range(f'tta.{name}', pixels, low=0, unit='pixels')
   if not (flip or crop or pad):
     return None
 
@@ -79,7 +78,7 @@ def five_crops(images: jax.Array, crop: int, pad: int) -> jax.Array:
   bottom, right = images.shape[1] + 2 * pad - height, images.shape[2] + 2 * pad - width
   if min(bottom, right) < 0 or pad >= min(images.shape[1:3]):
     problem = f'crops of {crop or "the same size"} from images of {images.shape[2]}x{images.shape[1]} padded by {pad}'
-    raise InputError(f'tta: {problem}; expected tta.crop no larger than the padded image, and less padding than image')
+    raise InputError('tta', problem, expected='tta.crop no larger than the padded image, and less padding than image')
   padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode='reflect')
   corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2))]
   return jnp.stack([padded[:, top : top + height, left : left + width] for top, left in corners])

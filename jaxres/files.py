@@ -87,7 +87,7 @@ def read_json(
     return None
   except (OSError, ValueError) as error:
     reason = f'{getattr(error, "strerror", None) or error}'
-    raise DamagedError(f'{where or path}: cannot be read: {reason:.120}{fix and "; "}{fix}') from None
+    raise DamagedError(where or path, f'cannot be read: {reason:.120}{fix and "; "}{fix}') from None
 
 
 def parse_json(content: bytes | str, *, finite: bool = True) -> Any:
@@ -155,9 +155,9 @@ def file_errors(path: pathlib.Path, verb: str = 'write') -> Iterator[None]:
   except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
     if isinstance(error, OSError) and error.errno in FULL:
       fix = 'make room and give the same command again'
-      raise InputError(f'the disk is full: cannot write {path}: {error.strerror}; {fix}') from error
+      raise InputError(path, f'the disk is full, cannot {verb}: {error.strerror}', fix=fix) from error
     reason = getattr(error, 'strerror', None) or error
-    raise InputError(f'cannot {verb} {path}: {reason}') from error
+    raise InputError(path, f'cannot {verb}: {reason}') from error
 
 
 def write_atomic(path: pathlib.Path, text: str | bytes) -> None:
@@ -221,14 +221,16 @@ def download(url: str, path: pathlib.Path, sha256: str, size: int | None, fix: s
         digest = _copy(response, part, expected, f'downloading {url}')
       if not digest.startswith(sha256):
         raise InputError(
-          f'{url}: expected {expected} bytes with sha256 {sha256}, found '
-          f'{part.tell()} bytes with {digest}; try again, {fix}'
+          url,
+          expected=f'{expected} bytes with sha256 {sha256}',
+          found=f'{part.tell()} bytes with {digest}',
+          fix=f'try again, {fix}',
         )
   except (OSError, http.client.HTTPException) as error:
     if isinstance(error, urllib.error.HTTPError):
       error.close()  # it holds the connection
     reason = getattr(error, 'reason', None) or error
-    raise InputError(f'cannot download {url} to {path}: {reason}; try again, {fix}') from error
+    raise InputError(url, f'cannot download to {path}: {reason}', fix=f'try again, {fix}') from error
 
 
 def _copy(source: IO[bytes], target: IO[bytes], size: int, what: str) -> str:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxres.errors import InputError, nearest
+from jaxres.errors import InputError, check_range, check_word
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -80,13 +80,12 @@ def get(name: str, *, label_smoothing: float = 0.0, target_threshold: float = 0.
     InputError: ``name`` is unknown, ``label_smoothing`` or ``target_threshold`` is outside [0, 1), or the loss has no
       threshold.
   """
-  if name not in LOSSES:
-    raise InputError('train.loss', f'unknown loss {name!r}', fix=nearest(name, LOSSES))
-  if not 0.0 <= label_smoothing < 1.0:
-    raise InputError(f'train.label_smoothing: expected a fraction in [0, 1), found {label_smoothing}')
-  if not 0.0 <= target_threshold < 1.0:
-    raise InputError(f'train.target_threshold: expected a fraction in [0, 1), found {target_threshold}')
+  check_word('train.loss', name, LOSSES, 'loss')
+  check_range('train.label_smoothing', label_smoothing, low=0, below=1)
+  check_range('train.target_threshold', target_threshold, low=0, below=1)
   if target_threshold and name != 'sigmoid_xent':
-    raise InputError(f"train.target_threshold: only train.loss='sigmoid_xent' has one, found {name!r}; leave it out")
+    raise InputError(
+      'train.target_threshold', f"only train.loss='sigmoid_xent' has one, found {name!r}", fix='leave it out'
+    )
   threshold = {'target_threshold': target_threshold} if target_threshold else {}
   return functools.partial(LOSSES[name], label_smoothing=label_smoothing, **threshold)

@@ -36,12 +36,12 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
   where = f'{flag}: {text}' if flag else text
   if scheme := _SCHEME.match(text):
     fix = 'expected a path on this machine; copy it here or mount it'
-    raise InputError(f'{where}: {scheme[1]}:// is not supported; {fix}')
+    raise InputError(where, f'{scheme[1]}:// is not supported', fix=fix)
   path = pathlib.Path(os.path.expanduser(text))  # pathlib's own takes ./~x for ~x
   if text.startswith('~') and str(path).startswith('~'):
     home = text.partition('/')[0]
     fix = f'give the full path, or ./{home} where a folder is called so'
-    raise InputError(f'{where}: no home directory is known for {home}; {fix}')
+    raise InputError(where, f'no home directory is known for {home}', fix=fix)
   try:
     if stat.S_ISDIR(os.stat(path).st_mode) and not os.access(path, os.R_OK | os.X_OK):
       raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -49,9 +49,9 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
     pass
   except ValueError:
     problem = 'it holds a null byte' if '\0' in text else 'the file system cannot encode it'
-    raise InputError(f'{where}: no path: {problem}') from None
+    raise InputError(where, f'no path: {problem}') from None
   except OSError as error:
-    raise InputError(f'{shorten(where)}: no path that can be used: {error.strerror}') from None
+    raise InputError(shorten(where), f'no path that can be used: {error.strerror}') from None
   return path.absolute() if path.parts[:1] and path.parts[0].startswith('~') else path  # whoever expands it again
 
 
@@ -65,7 +65,7 @@ def check_utf8(path: pathlib.Path, flag: str = '') -> pathlib.Path:
     str(path.absolute()).encode()
   except UnicodeEncodeError:
     where = f'{flag}: {path.absolute()}' if flag else f'{path.absolute()}'
-    raise InputError(f'{where}: the name is not UTF-8, as it must be here; rename it, or choose another') from None
+    raise InputError(where, 'the name is not UTF-8, as it must be here', fix='rename it, or choose another') from None
   return path
 
 
@@ -77,7 +77,7 @@ def output_path(given: str | os.PathLike[str], flag: str) -> pathlib.Path:
   """
   path = user_path(given, flag)
   if path.exists() and (kind := _kind(os.stat(path).st_mode)):
-    raise InputError(f'{flag}: {path} is {kind}; expected the name of a file to write')
+    raise InputError(flag, f'{path} is {kind}', expected='the name of a file to write')
   return path
 
 

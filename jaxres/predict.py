@@ -13,7 +13,7 @@ from jaxres import models, tasks, workdir
 from jaxres.data import decode, listing
 from jaxres.data.augment import normalize
 from jaxres.data.statistics import IMAGENET
-from jaxres.errors import InputError, print_status
+from jaxres.errors import InputError, check_range, print_status
 from jaxres.files import sha256_of
 from jaxres.paths import read_regular, user_path
 from jaxres.runtime.compiler import jit
@@ -91,7 +91,7 @@ def load(
     InputError: the source or the file cannot be used, or what its images are normalized by is not known.
   """
   if not isinstance(source, str | os.PathLike):
-    raise InputError(f'source: expected a path or torchvision:NAME, found {type(source).__name__}')
+    raise InputError('source', expected='a path or torchvision:NAME', found=type(source).__name__)
   source, step = os.fspath(source), str(step)
   given = _check_input_spec(InputSpec(_floats('mean', mean), _floats('std', std), image_size, center_crop))
   pretrained = sources.read(source, step)
@@ -109,9 +109,9 @@ def load(
     _channels(value, pretrained.channels, source) for value in (given.mean or known.mean, given.std or known.std)
   )
   if not (used_mean and used_std and shape[0]):
-    raise InputError(f'{source}: {UNKNOWN}')
+    raise InputError(source, UNKNOWN)
   if shape[0] != shape[1] or shape[2] not in (1, 3):
-    raise InputError(f'{source}: it sees images of {list(shape)}; predict makes square ones of 1 or 3 channels')
+    raise InputError(source, f'it sees images of {list(shape)}', fix='predict makes square ones of 1 or 3 channels')
   keep = given.center_crop or known.center_crop or 1.0
   return Predictor(model, pretrained.variables, names, shape, keep, used_mean, used_std, pretrained.origin, task)
 
@@ -123,7 +123,7 @@ def _of_run(
   config = workdir.read_config(run) or {}
   info, fields = workdir.read_data(run, 'image_shape', 'mean', 'std'), config['data']
   if info is None:
-    raise InputError(f'{run}/data.json: missing: no image_shape, mean and std; the run must be newer')
+    raise InputError(f'{run}/data.json', 'missing: no image_shape, mean and std', fix='the run must be newer')
   size = image_size or fields['eval_image_size'] or fields['image_size']
   height, width, channels = (size, size, pretrained.channels) if size else info['image_shape']
   keep = fields['center_crop'] if size else 1.0
@@ -137,26 +137,25 @@ def _floats(name: str, values: Any) -> tuple[float, ...] | None:
   try:
     return None if values is None else tuple(map(float, values if isinstance(values, Iterable) else [values]))
   except (TypeError, ValueError):
-    raise InputError(f'{name}: expected numbers, one a channel, found {values!r:.80}') from None
+    raise InputError(name, expected='numbers, one a channel', found=f'{values!r:.80}') from None
 
 
 def _check_input_spec(given: InputSpec) -> InputSpec:
   """Return ``given``; raise InputError where a value is out of its range."""
-  if given.image_size is not None and given.image_size < 1:
-    raise InputError(f'--image_size: expected pixels, 1 or more, found {given.image_size}')
+  check_range('--image_size', given.image_size, low=1, unit='pixels')
   if given.center_crop is not None and not 0 < given.center_crop <= 1:
-    raise InputError(f'--center_crop: expected a share in (0, 1], found {given.center_crop}')
+    raise InputError('--center_crop', expected='a share in (0, 1]', found=given.center_crop)
   if (given.mean is None) != (given.std is None):
-    raise InputError('--mean: give --mean and --std, or neither')
+    raise InputError('--mean', 'give --mean and --std, or neither')
   if given.std is not None and not all(0 < value < float('inf') for value in given.std):
-    raise InputError(f'--std: expected numbers above 0, found {given.std}')
+    raise InputError('--std', expected='numbers above 0', found=given.std)
   return given
 
 
 def _channels(values: tuple[float, ...] | None, channels: int, source: str) -> tuple[float, ...] | None:
   """Return a statistic of each channel; one number is that of all."""
   if values is not None and len(values) not in (1, channels):
-    raise InputError(f'{source}: --mean and --std: expected {channels} numbers, one a channel, found {len(values)}')
+    raise InputError(f'{source}: --mean and --std', expected=f'{channels} numbers, one a channel', found=len(values))
   return values and (values * channels if len(values) == 1 else values)
 
 
@@ -167,7 +166,7 @@ def _read_preprocessing(pretrained: sources.Pretrained, source: str) -> InputSpe
     return InputSpec()
   height, width = known.image_size
   if height != width:
-    raise InputError(f'{source}: it sees images of {[height, width]}; predict makes square ones of 1 or 3 channels')
+    raise InputError(source, f'it sees images of {[height, width]}', fix='predict makes square ones of 1 or 3 channels')
   return InputSpec(known.mean, known.std, height, known.center_crop)
 
 
@@ -211,7 +210,7 @@ def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
       f'{folder}: {len(broken)} images are links to nothing, or no files, and left out, such as {min(broken)}'
     )
   if not images:
-    raise InputError(f'{folder}: no images there: expected files that end in {", ".join(listing.SUFFIXES)}')
+    raise InputError(folder, 'no images there', expected=f'files that end in {", ".join(listing.SUFFIXES)}')
   return images
 
 
@@ -248,17 +247,17 @@ def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int
 def check_paths(predictor: Any, paths: Any, batch_size: Any) -> list[pathlib.Path]:
   """Return ``paths`` as such; raise InputError where an argument of ``predict`` is of another type."""
   if not isinstance(predictor, Predictor):
-    raise InputError(f'predictor: expected what jaxres.predict.load returns, found {type(predictor).__name__}')
+    raise InputError('predictor', expected='what jaxres.predict.load returns', found=type(predictor).__name__)
   if isinstance(paths, str | os.PathLike):
     paths = [paths]
   if not isinstance(paths, Iterable):
-    raise InputError(f'paths: expected paths of image files, found {type(paths).__name__}')
+    raise InputError('paths', expected='paths of image files', found=type(paths).__name__)
   paths = list(paths)
   odd = [type(path).__name__ for path in paths if not isinstance(path, str | os.PathLike)]
   if odd:
-    raise InputError(f'paths: expected paths of image files, found {odd[0]}; predict reads the files itself')
+    raise InputError('paths', expected='paths of image files', found=odd[0], fix='predict reads the files itself')
   if type(batch_size) is not int or batch_size < 1:
-    raise InputError(f'batch_size: expected 1 or more, found {batch_size!r:.80}')
+    raise InputError('batch_size', expected='1 or more', found=f'{batch_size!r:.80}')
   return [pathlib.Path(path) for path in paths]
 
 

@@ -38,18 +38,18 @@ def check_fields(
   Raises:
     DamagedError: it is no such object.
   """
-  end = f'{fix and "; "}{fix}'
   if not isinstance(content, dict):
-    raise files.DamagedError(f'{where}: expected an object, found {brief(content)}{end}')
+    raise files.DamagedError(where, expected='an object', found=brief(content), fix=fix)
   for name, check in schema.items():
     shown = name if len(name) <= 40 and name.isprintable() else brief(name)
     if name not in content and name not in optional:
-      raise files.DamagedError(f'{where}: {shown}: missing; expected {check.expected}{end}')
+      raise files.DamagedError(f'{where}: {shown}', 'missing', expected=check.expected, fix=fix)
     if name in content and not check.holds(content[name]):
-      raise files.DamagedError(f'{where}: {shown}: expected {check.expected}, found {brief(content[name])}{end}')
+      raise files.DamagedError(f'{where}: {shown}', expected=check.expected, found=brief(content[name]), fix=fix)
   unknown = [name for name in content if name not in schema] if closed else []
   if unknown:
-    raise files.DamagedError(f'{where}: {brief(unknown[0])}: unknown field; {nearest(unknown[0], schema):.120}{end}')
+    problem = f'unknown field; {nearest(unknown[0], schema):.120}'
+    raise files.DamagedError(f'{where}: {brief(unknown[0])}', problem, fix=fix)
   return content
 
 

@@ -144,13 +144,13 @@ def make(name: str, **fields: Any) -> Task:
   try:
     inspect.signature(make_task).bind(**fields)
   except (TypeError, ValueError) as error:
-    raise InputError(f'train.task: {name}: it is called with {", ".join(fields)}: {error}') from None
+    raise InputError('train.task', f'{name}: it is called with {", ".join(fields)}: {error}') from None
   task = make_task(**fields)
   if not isinstance(task, Task):
-    raise InputError(f'train.task: {name}: expected a function that returns a jaxres.tasks.Task, found {type(task)}')
+    raise InputError(f'train.task: {name}', expected='a function that returns a jaxres.tasks.Task', found=type(task))
   if task.monitor not in task.metrics or 'loss' not in task.metrics:
     raise InputError(
-      f'train.task: {name}: expected metrics with loss and {task.monitor}, found {", ".join(task.metrics)}'
+      f'train.task: {name}', expected=f'metrics with loss and {task.monitor}', found=', '.join(task.metrics)
     )
   return task
 

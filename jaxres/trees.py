@@ -40,9 +40,9 @@ def match(tree: Any, patterns: Sequence[str], where: str) -> Any:
     try:
       matched = any(re.fullmatch(pattern, leaf) for leaf in known)
     except re.error as error:
-      raise InputError(f'{where}: {pattern!r} is no regular expression: {error}') from None
+      raise InputError(where, f'{pattern!r} is no regular expression: {error}') from None
     if not matched:
-      raise InputError(f'{where}: {pattern!r} matches no parameter; names read like {known[0]!r}')
+      raise InputError(where, f'{pattern!r} matches no parameter', fix=f'names read like {known[0]!r}')
   return jax.tree_util.tree_map_with_path(
     lambda path, _: any(re.fullmatch(pattern, name(path)) for pattern in patterns), tree
   )

@@ -65,14 +65,16 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     if distributed.is_main_process():
       for path in workdir.iterdir():
         if path.name != LOCK and (reason := moves.delete(path)):
-          raise InputError(f'--workdir: cannot delete {path} of the dry run before: {reason}; delete it yourself')
+          raise InputError(
+            '--workdir', f'cannot delete {path} of the dry run before: {reason}', fix='delete it yourself'
+          )
     distributed.barrier('the dry run before is deleted')
   abouts = _read_abouts(workdir)
   stored, damage = _read_stored_config(workdir, is_known=any('config' in about for about in abouts.values()))
   changed = other_fields(stored, config) if stored else {}
   if changed:
     changes = config_lib.describe_changes(changed)
-    raise InputError(f'--workdir: {workdir} holds a run of another config: {changes}; use another --workdir')
+    raise InputError('--workdir', f'{workdir} holds a run of another config: {changes}', fix='use another --workdir')
   for path, about in abouts.items():
     check_made_by(about, config, path)
     check_data_file(workdir, about, path, needed=False)
@@ -150,15 +152,15 @@ def check_data_file(
   content = files.read_json(file)
   again = f'{files.PUT_BACK}, or delete it: the command of the training then writes it again'
   if content is None and needed:
-    raise files.DamagedError(f'{file}: missing; {files.PUT_BACK}, or give the command of the training again')
+    raise files.DamagedError(file, 'missing', fix=f'{files.PUT_BACK}, or give the command of the training again')
   if content is not None and digests.json_digest(content) != expected:
-    raise files.DamagedError(f'{file}: edited since checkpoint {steps.step_of(path)}, or of another run; {again}')
+    raise files.DamagedError(file, f'edited since checkpoint {steps.step_of(path)}, or of another run', fix=again)
 
 
 def check_data(workdir: pathlib.Path, info: data.Info) -> None:
   """Raise InputError where ``workdir`` holds checkpoints of a run on other data than that of ``info``."""
   if was := other_data(workdir, info):
-    raise InputError(f'--workdir: {workdir} holds a run on other data: {was}; use another --workdir')
+    raise InputError('--workdir', f'{workdir} holds a run on other data: {was}', fix='use another --workdir')
 
 
 def other_data(workdir: pathlib.Path, info: data.Info) -> str:
@@ -205,12 +207,12 @@ def split_rule(workdir: pathlib.Path) -> int:
   elif abouts := _read_abouts(workdir):
     path = next((path for path, about in abouts.items() if 'split_rule' in about), None)
     if path is None:
-      problem = f'{place}: missing, and the checkpoints do not say which examples they were trained on'
-      raise InputError(f'{problem}; {files.PUT_BACK}, or train in another directory')
+      problem = 'missing, and the checkpoints do not say which examples they were trained on'
+      raise InputError(place, problem, fix=f'{files.PUT_BACK}, or train in another directory')
     rule, place = abouts[path]['split_rule'], f'{path}/about'
   if rule not in data.SPLIT_RULES:
-    expected = f'expected {" or ".join(map(str, data.SPLIT_RULES))}, found {rule!r}'
-    raise InputError(f'{place}: split_rule: {expected}; was it written by a newer jaxres?')
+    expected, fix = ' or '.join(map(str, data.SPLIT_RULES)), 'was it written by a newer jaxres?'
+    raise InputError(f'{place}: split_rule', expected=expected, found=repr(rule), fix=fix)
   return int(rule)
 
 
@@ -265,7 +267,7 @@ def as_config(content: Any, where: object) -> dict[str, dict[str, Any]]:
     config = config_lib.to_dict(config_lib.complete(content))
   except ValueError as error:
     reason = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in f'{error}'[:240])
-    raise files.DamagedError(f'{where}: {reason}; {files.PUT_BACK}') from None
+    raise files.DamagedError(where, reason, fix=files.PUT_BACK) from None
   config['model']['dtype'] = dtypes.dtype_of_run(config['model']['dtype'])
   return config
 
@@ -292,7 +294,7 @@ def read_data(workdir: pathlib.Path, *needed: str) -> dict[str, Any] | None:
   channels: dict[str, int] = {name: len(fields[name]) for name in ('mean', 'std') if name in fields}
   channels |= {'image_shape': fields['image_shape'][2]} if 'image_shape' in fields else {}
   if len({*channels.values()}) > 1:
-    raise files.DamagedError(f'{path}: mean, std and image_shape are of different channels; {files.PUT_BACK}')
+    raise files.DamagedError(path, 'mean, std and image_shape are of different channels', fix=files.PUT_BACK)
   return fields
 
 
@@ -318,7 +320,7 @@ def class_names(workdir: pathlib.Path, classes: int, channels: int, *, exact: bo
   for name, expected in {'class_names': classes, 'channels': channels}.items():
     if known.get(name, expected) != expected:
       problem = f'expected {expected:,} as the checkpoint has, found {known[name]:,}'
-      raise files.DamagedError(f'{workdir / "data.json"}: {name}: {problem}; {files.PUT_BACK}')
+      raise files.DamagedError(workdir / 'data.json', f'{name}: {problem}', fix=files.PUT_BACK)
   return tuple(content['class_names'])
 
 
@@ -374,9 +376,9 @@ def read_step(workdir: pathlib.Path, step: int | None) -> tuple[int, reader.Save
 
   def choose(paths: Mapping[int, pathlib.Path]) -> int:
     if not paths:
-      raise InputError(f'{directory}: no checkpoint there; expected the workdir of a run that has saved one')
+      raise InputError(directory, 'no checkpoint there', expected='the workdir of a run that has saved one')
     if step is not None and step not in paths:
-      raise InputError(f'--step: {directory} has no step {step}; there are {", ".join(map(str, paths))}')
+      raise InputError('--step', f'{directory} has no step {step}', fix=f'there are {", ".join(map(str, paths))}')
     return max(paths) if step is None else step
 
   number, path, saved = reader.follow(directory, choose)

@@ -1,8 +1,15 @@
+import ast
+import pathlib
 import pickle
 
 import pytest
 
-from jaxres.errors import InputError, check_range, nearest, one_line
+from jaxres.errors import InputError, check_range, check_word, nearest, one_line
+
+PACKAGE = pathlib.Path(__file__).parents[1] / 'jaxres'
+SEVERAL = {  # lines of several problems, each with its field, or of another library
+  'InputError(config_lib.join_limited(problems))', 'InputError(join_limited(problems))', 'InputError(str(error))',
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -18,20 +25,44 @@ def test_an_input_error_is_one_line_of_its_parts(given, line) -> None:
   error = pickle.loads(pickle.dumps(InputError('optim.lr', **given)))  # as it comes from another process
   assert str(error) == line
   assert error.field == 'optim.lr'
-  assert {name: getattr(error, name) for name in given} == given
+  assert {name: getattr(error, name) for name in given} == {name: str(value) for name, value in given.items()}
 
 
-@pytest.mark.parametrize('value', [-0.1, 1.0, 2, float('nan'), float('inf')])
-def test_a_value_outside_its_range_is_refused(value) -> None:
-  check_range('optim.ema', 0.0, low=0.0, below=1.0)
-  with pytest.raises(InputError, match=r'^optim.ema: expected a value in \[0, 1\), found '):
-    check_range('optim.ema', value, low=0.0, below=1.0)
+@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_an_error_says_where_and_what(path) -> None:
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition('.')[2] in ('InputError', 'DamagedError'):
+      given = {keyword.arg for keyword in node.keywords}
+      is_structured = len(node.args) == 2 or (len(node.args) == 1 and 'expected' in given)
+      assert is_structured or ast.unparse(node) in SEVERAL, f'{path}:{node.lineno}: {ast.unparse(node)}'
 
 
-@pytest.mark.parametrize('value', [-1, float('nan'), float('inf')])
-def test_a_value_below_its_range_is_refused(value) -> None:
-  with pytest.raises(InputError, match='^optim.lr: expected 0 or more, found '):
-    check_range('optim.lr', value, low=0)
+@pytest.mark.parametrize(
+  ('bounds', 'right', 'wrong', 'span'),
+  [
+    ({'low': 0}, [0, 1.5, None], [-1, float('inf')], '0 or more'),
+    ({'above': 0}, [1e-9], [0, -1], 'more than 0'),
+    ({'high': 5}, [5, -7], [5.1], 'at most 5'),
+    ({'below': 5}, [4.9], [5], 'less than 5'),
+    ({'low': 0, 'below': 1}, [0, 0.99], [-0.1, 1.0, 2], 'a value in [0, 1)'),
+    ({'above': 0, 'high': 1}, [1, 0.01], [0.0, 1.1], 'a value in (0, 1]'),
+    ({'low': 1, 'unit': 'pixels'}, [1], [0], 'pixels, 1 or more'),
+  ],
+)
+def test_a_value_outside_its_range_is_refused(bounds, right, wrong, span) -> None:
+  for value in right:
+    check_range('optim.ema', value, **bounds)
+  for value in [*wrong, float('nan')]:
+    with pytest.raises(InputError) as error:
+      check_range('optim.ema', value, **bounds)
+    assert str(error.value) == f'optim.ema: expected {span}, found {value}'
+
+
+def test_an_unknown_word_is_refused_with_the_nearest() -> None:
+  check_word('optim.name', 'sgd', ['sgd', 'adam'])
+  check_word('model.stem', None, [None, 'cifar'])
+  with pytest.raises(InputError, match="^optim.name: unknown optimizer 'sdg'; did you mean 'sgd'\\?$"):
+    check_word('optim.name', 'sdg', ['sgd', 'adam'], 'optimizer')
 
 
 def test_nearest() -> None:

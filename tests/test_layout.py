@@ -55,7 +55,6 @@ ELSEWHERE = {
   'data/types.py': 'data/test_data.py',
   'files.py': 'test_readers.py',
   'models/dtypes.py': 'runtime/test_compiler.py',
-  'optim/checks.py': 'optim/test_optim.py',
   'report/error_report.py': 'analysis/test_label_errors.py',
   'runtime/environment.py': 'test_paths.py',
   'schema.py': 'test_readers.py',

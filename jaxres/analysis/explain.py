@@ -14,7 +14,7 @@ from jaxres import predict as predict_lib
 from jaxres.analysis import attribution
 from jaxres.analysis import images as images_lib
 from jaxres.data.augment import normalize
-from jaxres.errors import InputError, nearest
+from jaxres.errors import InputError, check_word
 from jaxres.predict import Predictor
 from jaxres.runtime.compiler import jit
 
@@ -149,11 +149,10 @@ def check_methods(words: str) -> list[str]:
   """
   methods = [word.strip() for word in words.split(',')]
   for word in methods:
-    if word not in (*attribution.METHODS, *LIBRARIES):
-      raise InputError('--methods', f'unknown method {word!r}', fix=nearest(word, (*attribution.METHODS, *LIBRARIES)))
+    check_word('--methods', word, (*attribution.METHODS, *LIBRARIES), 'method')
     if word in LIBRARIES:
       try:
         importlib.import_module(word)
       except ImportError as error:
-        raise InputError(f"--methods {word}: {error}; install it with pip install 'jaxres[explain]'") from None
+        raise InputError(f'--methods {word}', error, fix="install it with pip install 'jaxres[explain]'") from None
   return methods

@@ -44,7 +44,7 @@ def make_picture(grid: np.ndarray, cell: int = CELL) -> Image.Image:
   """
   rows, columns, height, width, channels = grid.shape
   if channels not in (1, 3):
-    raise InputError(f'images have {channels} channels; only 1 or 3 can be shown')
+    raise InputError('images', expected='1 or 3 channels', found=channels)
   times = math.ceil(cell / max(height, width))
   grid = grid.repeat(times, axis=2).repeat(times, axis=3)
   grid = np.pad(grid, ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
@@ -77,7 +77,7 @@ def check_path(flag: str, path: str) -> pathlib.Path:
   """Return ``path``, which ``flag`` names, if a picture can be written of that kind; else raise InputError."""
   output = output_path(path, flag)
   if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
-    raise InputError(f'{flag} {path}: expected a picture, such as grid.png')
+    raise InputError(f'{flag} {path}', expected='a picture, such as grid.png')
   return output
 
 
@@ -92,8 +92,8 @@ def write(path: pathlib.Path, picture: Image.Image) -> None:
     picture.save(content, kind)
   except (OSError, ValueError, KeyError, struct.error) as error:  # such as of a WebP of more than 16,383 pixels a side
     size = ' x '.join(map(str, picture.size))
-    problem = f'{path}: {size} pixels cannot be written as {kind}: {error}'
-    raise InputError(f'{problem}; give a name that ends in .png') from None
+    problem = f'{size} pixels cannot be written as {kind}: {error}'
+    raise InputError(path, problem, fix='give a name that ends in .png') from None
   files.write_atomic(path, content.getvalue())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxres import config as config_lib
 from jaxres import files
-from jaxres.errors import InputError, make_progress_printer
+from jaxres.errors import InputError, check_range, make_progress_printer
 from jaxres.runtime.compiler import enable_compilation_cache
 from jaxres.runtime.memory import explain_oom, keep_freed_memory
 from jaxres.train.plan import group_feeds
@@ -49,9 +49,8 @@ def run(config: Mapping[str, Any], lowest: float = 1e-5, highest: float = 10.0, 
     InputError: the rates or steps are out of range, or the config cannot be used.
   """
   if not 0 < lowest < highest < float('inf'):
-    raise InputError(f'--lowest, --highest: expected 0 < lowest < highest, found {lowest:g} and {highest:g}')
-  if steps < MIN_STEPS:
-    raise InputError(f'--steps: expected {MIN_STEPS} or more, found {steps}')
+    raise InputError('--lowest, --highest', expected='0 < lowest < highest', found=f'{lowest:g} and {highest:g}')
+  check_range('--steps', steps, low=MIN_STEPS)
   keep_freed_memory()
   enable_compilation_cache()
   sections = config_lib.to_dict(config_lib.complete(config))

@@ -31,7 +31,7 @@ def read(directory: pathlib.Path) -> tuple[list[Row], list[str]]:
     InputError: it is no directory, or no run is in it.
   """
   if not directory.is_dir():
-    raise InputError(f'DIR: no such directory: {directory}')
+    raise InputError('DIR', f'no such directory: {directory}')
   configs: dict[pathlib.Path, dict[str, Any]] = {}
   problems = []
   for path in find(directory):
@@ -42,7 +42,7 @@ def read(directory: pathlib.Path) -> tuple[list[Row], list[str]]:
     else:
       configs[path] = flatten(config or {})
   if not configs and not problems:
-    raise InputError(f'DIR: no run in {directory}: expected config.json beside metrics.jsonl or checkpoints/')
+    raise InputError('DIR', f'no run in {directory}', expected='config.json beside metrics.jsonl or checkpoints/')
   names = differing([*configs.values()])
   return [_row(path, config, {name: config[name] for name in names}) for path, config in configs.items()], problems
 

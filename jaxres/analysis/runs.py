@@ -53,8 +53,8 @@ class Run(NamedTuple):
     pipeline: data.Pipeline | None = getattr(self.dataset, split)
     if pipeline is None:
       if split == 'test':
-        raise InputError(f"{self.path}: no test split: data.test is 'none' there; use --split val or train")
-      raise InputError(f'{self.path}: no validation split: data.val is 0 there; use --split test')
+        raise InputError(self.path, "no test split: data.test is 'none' there", fix='use --split val or train')
+      raise InputError(self.path, 'no validation split: data.val is 0 there', fix='use --split test')
     return pipeline
 
   def file_of(self, split: str, index: int) -> str | None:
@@ -86,19 +86,19 @@ def read_runs(
   enable_compilation_cache()
   paths = [paths] if isinstance(paths, str | os.PathLike) else paths
   if not isinstance(paths, Sequence) or not all(isinstance(path, str | os.PathLike) for path in paths):
-    raise InputError(f'paths: expected a list of workdirs, found {paths!r:.80}')
+    raise InputError('paths', expected='a list of workdirs', found=f'{paths!r:.80}')
   given = [user_path(path) for path in paths]
   directories = [path for place in given for path in sources.runs_in(place) or [place]]
   names = [path.absolute().name for path in directories]
   if len(set(map(pathlib.Path.absolute, directories))) < len(directories):
-    raise InputError(f'a run is named twice: {" ".join(map(str, paths))}')
+    raise InputError('RUN', f'a run is named twice: {" ".join(map(str, paths))}')
   mesh = sharding.make_mesh()
   datasets: dict[str, data.Dataset] = {}
   runs = []
   for path, name in zip(directories, names, strict=True):
     config = workdir.read_config(path) if sources.parse(f'{path}')[0] == 'jaxres' else None  # not of the hub
     if config is None:
-      raise InputError(f'{path}: no run there: expected a workdir, with config.json and checkpoints/')
+      raise InputError(path, 'no run there', expected='a workdir, with config.json and checkpoints/')
     check_options(path, config)
     weights = sources.read(str(path), step)
     moved = {'data_dir': data_dir, 'path': data_path}
@@ -109,7 +109,7 @@ def read_runs(
       datasets[key] = data.load(**fields, split_rule=rule, labels=task.labels)
       datasets[key].place(mesh)
     if was := workdir.other_data(path, datasets[key].info):
-      raise InputError(f'{path}: the data is not that of the run: {was}')
+      raise InputError(path, f'the data is not that of the run: {was}')
     model = models.create(**weights.options, dtype=config['model']['dtype'])
     variables = jax.device_put(weights.variables, sharding.replicated_sharding(mesh))
     name = name if names.count(name) == 1 else str(path)
@@ -122,7 +122,7 @@ def check_options(path: pathlib.Path, config: dict[str, dict[str, Any]]) -> None
   try:
     options.check(options.Options(**config['train']))
   except InputError as error:
-    raise DamagedError(f'{path}/config.json: {error}; {PUT_BACK}') from None
+    raise DamagedError(f'{path}/config.json', error, fix=PUT_BACK) from None
 
 
 def predict_split(run: Run, split: str, batch_size: int | None = None) -> evaluate.Outputs:
@@ -147,36 +147,37 @@ def predict_split(run: Run, split: str, batch_size: int | None = None) -> evalua
   broken = np.flatnonzero(~np.isfinite(predictions.logits.reshape(len(predictions.labels), -1)).all(axis=1))
   if len(broken):
     count = f'{len(broken):,} of {len(predictions.labels):,} {split} examples, the first {broken[0]}'
-    raise InputError(f'{run.origin}: logits that are not numbers for {count}: the weights are no good')
+    raise InputError(run.origin, f'logits that are not numbers for {count}: the weights are no good')
   return predictions
 
 
 def check_runs(runs: Any) -> None:
   """Raise InputError where ``runs``, given from Python, is not what ``read_runs`` returns."""
   if isinstance(runs, Run) or not isinstance(runs, Sequence) or not all(isinstance(run, Run) for run in runs):
-    raise InputError(f'runs: expected a list of what jaxres.runs.read returns, found {type(runs).__name__}')
+    raise InputError('runs', expected='a list of what jaxres.runs.read returns', found=type(runs).__name__)
   if not runs:
-    raise InputError('runs: expected one or more, found none')
+    raise InputError('runs', expected='one or more', found='none')
 
 
 def check_classes(task: tasks.Task, tool: str) -> None:
   """Raise InputError where ``tool``, such as ``'jaxres errors'``, is of no use: the task has no classes."""
   if not task.labels.are_classes:
-    raise InputError(f'{tool}: the task of the run learns {task.labels.kind}, and {tool} is about classes')
+    raise InputError(tool, f'the task of the run learns {task.labels.kind}, and {tool} is about classes')
 
 
 def check_same_examples(runs: Sequence[Run], labels: Sequence[np.ndarray], split: str) -> None:
   """Raise InputError where runs cannot be compared: other classes, or other examples in the split."""
   first = runs[0]
   for run, run_labels in zip(runs[1:], labels[1:], strict=True):
+    both = f'{run.path} and {first.path}'
     if run.task.labels.kind != first.task.labels.kind or run.task.metrics.keys() != first.task.metrics.keys():
-      raise InputError(f'{run.path} and {first.path} learn different tasks; look at each alone')
+      raise InputError(both, 'they learn different tasks', fix='look at each alone')
     if run.class_names != first.class_names:
       shown = f'{", ".join(run.class_names):.100} and {", ".join(first.class_names):.100}'
-      raise InputError(f'{run.path} and {first.path} have other classes: {shown}; compare runs on the same data')
+      raise InputError(both, f'they have other classes: {shown}', fix='compare runs on the same data')
     names = [each.dataset.info.splits.get(split, '') for each in (run, first)]
     if not np.array_equal(run_labels, labels[0]) or not same_names(
       *names
     ):  # files held out by another seed may share labels
       fix = f'compare runs on the same data, or look at each alone: jaxres evaluate {run.path}'
-      raise InputError(f'{run.path} and {first.path} have other {split} examples; {fix}')
+      raise InputError(both, f'they have other {split} examples', fix=fix)

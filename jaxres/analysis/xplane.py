@@ -68,7 +68,7 @@ def read(path: pathlib.Path) -> Iterator[Event]:
   try:
     space = _space_class().FromString(content)
   except message.DecodeError as error:
-    raise InputError(f'{path}: expected a trace of jax.profiler, found a file that is none or is cut off') from error
+    raise InputError(path, expected='a trace of jax.profiler', found='a file that is none or is cut off') from error
   for plane in space.planes:
     yield from _events(plane)
 

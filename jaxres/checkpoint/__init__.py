@@ -19,7 +19,7 @@ from jaxres.checkpoint import steps as steps_lib
 from jaxres.checkpoint.about import describe
 from jaxres.checkpoint.disk import check_space, explain_disk_errors, silence_threads
 from jaxres.checkpoint.manager import Manager, check_path
-from jaxres.errors import InputError, print_status, printable
+from jaxres.errors import InputError, check_range, print_status, printable
 from jaxres.runtime import distributed
 from jaxres.runtime.environment import describe_devices
 from jaxres.state import TrainState
@@ -65,8 +65,8 @@ def open_manager(directory: str | pathlib.Path, /, *, keep_latest: int = 1, keep
 def check(*, keep_latest: int, keep_best: int) -> None:
   """Raise InputError where ``open_manager`` would."""
   config_lib.check_types('checkpoint', locals())
-  if keep_latest < 1 or keep_best < 0:
-    raise InputError(f'checkpoint: expected keep_latest >= 1, keep_best >= 0; found {keep_latest}, {keep_best}')
+  check_range('checkpoint.keep_latest', keep_latest, low=1)
+  check_range('checkpoint.keep_best', keep_best, low=0)
 
 
 def put_damaged_aside(directory: pathlib.Path) -> None:
@@ -80,7 +80,9 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
   damaged = {step: reason for step in steps if (reason := _damage(directory / str(step)))}
   if steps and len(damaged) == len(steps):
     reason = f'step {steps[-1]}: {damaged[steps[-1]]}'
-    raise InputError(f'{directory}: none of {len(steps)} checkpoints is intact: {reason}; move them away to start over')
+    raise InputError(
+      directory, f'none of {len(steps)} checkpoints is intact: {reason}', fix='move them away to start over'
+    )
   for step, reason in damaged.items():
     if distributed.is_main_process():
       aside = steps_lib.put_aside(directory / str(step))
@@ -132,7 +134,7 @@ def save(
   step, digests, size = int(state.step), {}, 0
   for name, array in digests_lib.leaves(state.saved_fields):
     if not digests_lib.is_finite(array):
-      raise InputError(f'the state at step {step} is not saved: {name} is not finite; lower optim.lr')
+      raise InputError(f'step {step}', f'the state is not saved: {name} is not finite', fix='lower optim.lr')
     digests[name], size = digests_lib.leaf_digest(array), size + array.nbytes
   finish(manager)  # which raises what went wrong with the save before
   check_space(manager.place, size, step)
@@ -174,7 +176,7 @@ def finish(manager: Manager) -> None:
     kept = ', '.join(map(str, steps_lib.list_steps(manager.place))) or 'none'
     problem = f'it was written, and is not what was to be saved: {reason}; it is now {aside}'
     raise InputError(
-      f'{saving.path}: {problem}; saved are the steps: {kept}; look at the disk, or use another --workdir'
+      saving.path, f'{problem}; saved are the steps: {kept}', fix='look at the disk, or use another --workdir'
     )
   if distributed.is_main_process():
     _clear(manager)
@@ -261,7 +263,7 @@ def restore(
   try:
     saved = reader.read(path)
   except reader.DamagedError as error:
-    raise InputError(f'{path}: damaged: {error}') from None
+    raise InputError(path, f'damaged: {error}') from None
   if not saved.verified and distributed.is_main_process():
     print_status(f'checkpoint {step}: an older jaxres saved it, without digests: it cannot be verified')
   if saved.about.get('devices') not in (None, describe_devices()) and distributed.is_main_process():

@@ -58,7 +58,7 @@ def check_made_by(about: Mapping[str, Any], config: Mapping[str, Any] | None, pa
       for name, (old, new) in changed.items()
     ]
     change = config_lib.join_limited(words)
-    raise InputError(f'{path}: of another run: {change}; move it away, or use the workdir that it is of')
+    raise InputError(path, f'of another run: {change}', fix='move it away, or use the workdir that it is of')
 
 
 def other_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

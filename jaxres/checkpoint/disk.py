@@ -34,7 +34,8 @@ def check_space(directory: str | pathlib.Path, size: int, step: int | None) -> N
   if free < needed:
     what = 'a checkpoint of this run' if step is None else f'step {step}'
     problem = f'{free / 1e6:,.1f} MB are free, and {what} needs {needed / 1e6:,.1f} MB'
-    raise InputError(f'the disk is full: {directory}: {problem}; what was saved before is untouched; {AGAIN}')
+    fix = f'what was saved before is untouched; {AGAIN}'
+    raise InputError(directory, f'the disk is full: {problem}', fix=fix)
 
 
 @contextlib.contextmanager
@@ -51,7 +52,7 @@ def explain_disk_errors(directory: pathlib.Path) -> Iterator[None]:
         shutil.rmtree(partial, ignore_errors=True)
     kept = ', '.join(map(str, steps.list_steps(directory))) or 'none'
     problem = f'the disk is full: {directory}' if full else f'cannot write {directory}: {reason}'
-    raise InputError(f'{problem}: saved are the steps: {kept}; {AGAIN if full else AS_BEFORE}') from error
+    raise InputError(problem, f'saved are the steps: {kept}', fix=AGAIN if full else AS_BEFORE) from error
 
 
 @contextlib.contextmanager

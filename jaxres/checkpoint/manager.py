@@ -84,4 +84,6 @@ def check_path(directory: pathlib.Path) -> None:
   }
   if reason := next((reason for reason, holds in reasons.items() if holds), None):
     shown = text.encode(errors='backslashreplace').decode()
-    raise InputError(f'--workdir: {shown}: no checkpoint can be saved under this path: {reason}; use another --workdir')
+    raise InputError(
+      '--workdir', f'{shown}: no checkpoint can be saved under this path: {reason}', fix='use another --workdir'
+    )

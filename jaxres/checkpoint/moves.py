@@ -29,7 +29,7 @@ def rename(old: pathlib.Path, new: pathlib.Path) -> None:
         return  # an answer of the server was lost, and the client asked again
       if error.errno not in PASSING or pause is None:
         fix = 'nothing is lost; look at the file system, and give the same command again'
-        raise InputError(f'cannot rename {old} to {new.name}: {error.strerror}; {fix}') from None
+        raise InputError(old, f'cannot be renamed to {new.name}: {error.strerror}', fix=fix) from None
     time.sleep(pause)
 
 
@@ -59,5 +59,5 @@ def throw(path: pathlib.Path, trash: pathlib.Path) -> None:
   try:
     trash.mkdir(exist_ok=True)
   except OSError as error:
-    raise InputError(f'cannot make {trash}: {error.strerror}; nothing is lost') from None
+    raise InputError(trash, f'cannot be made: {error.strerror}', fix='nothing is lost') from None
   rename(path, trash / f'{path.name}.{secrets.token_hex(4)}')

@@ -62,10 +62,10 @@ def read(path: pathlib.Path) -> Saved:
   for item, content in parts.items():
     digest = None if content is None else digests_lib.json_digest(content)
     if expected is not None and digest != expected.get(item):
-      raise DamagedError(f'{item}: {"missing" if content is None else "not what was saved"}')
+      raise DamagedError(item, 'missing' if content is None else 'not what was saved')
   scores = parts['metrics'] or {}
   if parts['metrics'] is not None and scores.get('step') != steps.step_of(path):
-    raise DamagedError(f'metrics: of step {schema.brief(scores.get("step"))}')
+    raise DamagedError('metrics', f'of step {schema.brief(scores.get("step"))}')
   _check_about(parts['about'] or {})
   state, digests = _read_state(path / 'state', None if expected is None else expected['state'])
   return Saved(state, digests, parts['progress'] or {}, parts['about'] or {}, scores, expected is not None)
@@ -84,7 +84,7 @@ def about(path: pathlib.Path) -> dict[str, Any]:
 def _check_about(content: Mapping[str, Any]) -> None:
   """Raise DamagedError where the config that a checkpoint was made by is not that of its digest."""
   if content.get('config_sha256') not in (None, digests_lib.json_digest(content.get('config'))):
-    raise DamagedError('about: the config in it is not that of its digest')
+    raise DamagedError('about', 'the config in it is not that of its digest')
 
 
 def difference(path: pathlib.Path, known: Mapping[str, Any]) -> str | None:
@@ -116,7 +116,7 @@ def read_scores(path: pathlib.Path) -> dict[str, float]:
   """
   scores = _read_item(path, 'metrics')
   if scores is None or not SCORES.holds(scores):
-    raise DamagedError('metrics: missing' if scores is None else 'metrics: not what was saved')
+    raise DamagedError('metrics', 'missing' if scores is None else 'not what was saved')
   return {'step': steps.step_of(path)} | scores
 
 
@@ -151,7 +151,7 @@ def follow(
       return step, paths[step], read(paths[step])
     except DamagedError as error:
       if look == MAX_LOOKS - 1 or steps.identities(steps.list_checkpoints(directory)) == before:
-        raise InputError(f'{directory if step is None else paths[step]}: damaged: {error}') from None
+        raise InputError(directory if step is None else paths[step], f'damaged: {error}') from None
   raise AssertionError
 
 
@@ -170,7 +170,7 @@ def _compare_arrays(path: pathlib.Path, expected: Mapping[str, str]) -> Iterator
     digest = digests_lib.leaf_digest(array)
     if digest != expected[name]:
       kinds = '' if digest.split()[0] == expected[name].split()[0] else f' ({digest.split()[0]})'
-      raise DamagedError(f'leaf {name}: it is not what was saved{kinds}')
+      raise DamagedError(f'leaf {name}', f'it is not what was saved{kinds}')
     yield name, array
 
 
@@ -194,7 +194,7 @@ def _read_arrays(path: pathlib.Path, expected: Mapping[str, str]) -> Iterator[tu
     store = _result(name, future)
     kind = digests_lib.kind(store.dtype.numpy_dtype, store.shape)
     if kind != expected[name].split()[0]:
-      raise DamagedError(f'leaf {name}: it is not what was saved ({kind:.80})')
+      raise DamagedError(f'leaf {name}', f'it is not what was saved ({kind:.80})')
     pending.append((name, store.read()))
     if len(pending) > READ_AHEAD:
       yield _array(*pending.popleft())
@@ -212,14 +212,14 @@ def _check_names(store: Any, expected: Mapping[str, str]) -> None:
   arrays = {key.decode(errors='replace').rpartition('/')[0] for key in _result('names', store.list())}
   unknown = sorted(arrays - {name.replace('/', '.') for name in expected})
   if unknown:
-    raise DamagedError(f'digests: none of {len(unknown)} arrays that are there, the first {unknown[0]:.80}')
+    raise DamagedError('digests', f'none of {len(unknown)} arrays that are there, the first {unknown[0]:.80}')
 
 
 def _result(name: str, future: Any) -> Any:
   try:
     return future.result()
   except Exception as error:  # TensorStore has no error class
-    raise DamagedError(f'leaf {name}: cannot be read: {str(error).split(":")[0]:.60}') from None  # such as DATA_LOSS
+    raise DamagedError(f'leaf {name}', f'cannot be read: {str(error).split(":")[0]:.60}') from None  # such as DATA_LOSS
 
 
 def _read_unknown(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -231,7 +231,7 @@ def _read_unknown(path: pathlib.Path) -> dict[str, np.ndarray]:
       as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
       return dict(digests_lib.leaves(reader.restore(path, restore_args=as_numpy)))
   except Exception as error:  # of Orbax and TensorStore: many kinds
-    raise DamagedError(f'state: cannot be read: {" ".join(str(error).split())[:160]}') from None
+    raise DamagedError('state', f'cannot be read: {" ".join(str(error).split())[:160]}') from None
 
 
 def _read_item(path: pathlib.Path, item: str) -> Any:
@@ -239,7 +239,7 @@ def _read_item(path: pathlib.Path, item: str) -> Any:
   file = path / item / JSON_ITEMS.get(item, 'metadata')
   content = files_lib.read_json(file, finite=False, where=item, fix='')  # a metric may be no number
   if content is not None and not isinstance(content, dict):
-    raise DamagedError(f'{item}: not what was saved')
+    raise DamagedError(item, 'not what was saved')
   return content
 
 
@@ -252,7 +252,7 @@ def _check_older(path: pathlib.Path) -> None:
   items = described.get('item_handlers') if isinstance(described, dict) else None
   newer = ('digests', 'about')
   if not isinstance(items, dict) or any(item in items or os.path.lexists(path / item) for item in newer):
-    raise DamagedError('digests: missing')
+    raise DamagedError('digests', 'missing')
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def _entries(directory: pathlib.Path) -> list[str]:
   except FileNotFoundError:
     return []
   except OSError as error:
-    raise InputError(f'{directory}: cannot be read: {error.strerror}; expected a directory of checkpoints') from None
+    raise InputError(directory, f'cannot be read: {error.strerror}', expected='a directory of checkpoints') from None
 
 
 def list_checkpoints(directory: pathlib.Path) -> dict[int, pathlib.Path]:

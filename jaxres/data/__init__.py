@@ -17,7 +17,7 @@ from jaxres.data.splits import check_labels, check_source, draw, hold_out, keep_
 from jaxres.data.statistics import IMAGENET, STATISTICS, channel_statistics
 from jaxres.data.stream import Examples, Stream
 from jaxres.data.types import CLASSES, Arrays, Labels, Source, Split
-from jaxres.errors import InputError, nearest
+from jaxres.errors import InputError, check_range, check_word, nearest
 
 __all__ = ['Batch', 'Dataset', 'Info', 'Pipeline', 'first_batch', 'load', 'loader']
 Pipeline = Resident | Stream
@@ -129,15 +129,13 @@ def load(
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
   config_lib.check_types('data', locals())
-  if pipeline not in PIPELINES:
-    raise InputError('data.pipeline', f'unknown value {pipeline!r}', fix=nearest(pipeline, PIPELINES))
+  check_word('data.pipeline', pipeline, PIPELINES)
   _check_fields(batch_size, val, limit, seed)
   _check_fold(fold, val)
   if (mean is None) != (std is None):
-    raise InputError('data.mean: give data.mean and data.std, or neither')
+    raise InputError('data.mean', 'give data.mean and data.std, or neither')
   _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
-  if test not in TESTED:
-    raise InputError('data.test', f'unknown value {test!r}', fix=nearest(test, TESTED))
+  check_word('data.test', test, TESTED)
   labels = labels or CLASSES
   check_source(name, labels, ANY_LABELS, classes)
   source = check_labels(name, _read(name, data_dir, path, download, seed, split_rule, labels, test), labels)
@@ -155,7 +153,7 @@ def load(
     if isinstance(data, Arrays):
       return data if size is None else resize(data, size, center_crop, labels)
     if pipeline == 'stream' and size is None:
-      raise InputError('data.image_size: data.pipeline=stream needs it for encoded images, such as 224')
+      raise InputError('data.image_size', 'data.pipeline=stream needs it for encoded images, such as 224')
     if part != 'train':
       data = drop_bad(data, part, max_bad, workers)
     if name in FILES:
@@ -220,7 +218,7 @@ def resize(data: Arrays, size: int, center_crop: float, labels: Labels = CLASSES
   if data.images.shape[1:3] == (size, size) and center_crop == 1.0:
     return data
   if labels.rank == 2:
-    raise InputError(f'data.image_size: labels are {labels.kind}, which are not resized; leave it out')
+    raise InputError('data.image_size', f'labels are {labels.kind}, which are not resized', fix='leave it out')
   return Arrays(np.stack([decode.resize_image(image, size, center_crop) for image in data.images]), data.labels)
 
 
@@ -241,7 +239,9 @@ def _read(
     'csv': lambda: csv_file.read_csv(path, seed, split_rule, tested),
   }
   if path and name not in PATHS:
-    raise InputError(f'data.path: {path}, but data.name={name!r} reads no file; set data.name to {" or ".join(PATHS)}')
+    raise InputError(
+      'data.path', f'{path}, but data.name={name!r} reads no file', fix=f'set data.name to {" or ".join(PATHS)}'
+    )
   if name in readers:
     source = readers[name]()
     return source if name in FILES else _with_tested(name, source, tested)
@@ -262,26 +262,22 @@ def _with_tested(name: str, source: Source, tested: str) -> Source:
     InputError: ``tested`` is 'val'.
   """
   if tested == 'val':
-    raise InputError(f"data.test: 'val', but {name} has a test split; leave it at 'split'")
+    raise InputError('data.test', f"'val', but {name} has a test split", fix="leave it at 'split'")
   return source._replace(test=None) if tested == 'none' else source
 
 
 def _check_fields(batch_size: int, val: float, limit: int | None, seed: int) -> None:
-  if not 0 <= seed < 2**63:
-    raise InputError(f'data.seed: expected 0 to 2**63 - 1, found {seed}')
-  if batch_size < 1:
-    raise InputError(f'data.batch_size: expected 1 or more, found {batch_size}')
-  if not 0.0 <= val < 1.0:
-    raise InputError(f'data.val: expected a fraction in [0, 1), found {val}')
-  if limit is not None and limit < 1:
-    raise InputError(f'data.limit: expected 1 or more, found {limit}')
+  check_range('data.seed', seed, low=0, below=2**63)
+  check_range('data.batch_size', batch_size, low=1)
+  check_range('data.val', val, low=0, below=1)
+  check_range('data.limit', limit, low=1)
 
 
 def _check_fold(fold: tuple[int, ...], val: float) -> None:
   if fold and not (len(fold) == 2 and 0 <= fold[0] < fold[1] and fold[1] > 1):
-    raise InputError(f'data.fold: expected () or (k, n), part k of n from 0 to n - 1, n at least 2; found {fold}')
+    raise InputError('data.fold', expected='() or (k, n), part k of n from 0 to n - 1, n at least 2', found=fold)
   if fold and val:
-    raise InputError(f'data.fold: {fold}, but data.val={val} holds examples out too; leave it at 0')
+    raise InputError('data.fold', f'{fold}, but data.val={val} holds examples out too', fix='leave it at 0')
 
 
 def _check_image_fields(
@@ -293,28 +289,27 @@ def _check_image_fields(
   max_bad: int,
 ) -> None:
   for field, size in (('image_size', image_size), ('eval_image_size', eval_image_size)):
-    if size is not None and size < 1:
-      raise InputError(f'data.{field}: expected pixels, 1 or more, found {size}')
+    check_range(f'data.{field}', size, low=1, unit='pixels')
   if not 0.0 < center_crop <= 1.0:
-    raise InputError(f'data.center_crop: expected a share in (0, 1], found {center_crop}')
+    raise InputError('data.center_crop', expected='a share in (0, 1]', found=center_crop)
   if crop_scale and not (len(crop_scale) == 2 and 0.0 < crop_scale[0] <= crop_scale[1] <= 1.0):
-    raise InputError(f'data.crop_scale: expected () or two ascending shares in (0, 1], found {crop_scale}')
-  if workers < 1:
-    raise InputError(f'data.workers: expected 1 or more, found {workers}')
-  if max_bad < 0:
-    raise InputError(f'data.max_bad: expected 0 or more, found {max_bad}')
+    raise InputError('data.crop_scale', expected='() or two ascending shares in (0, 1]', found=crop_scale)
+  check_range('data.workers', workers, low=1)
+  check_range('data.max_bad', max_bad, low=0)
 
 
 def _check_shapes(first: LoadedSplit, *others: LoadedSplit | None) -> None:
   for other in others:
     if other is not None and _shape(other) != _shape(first):
-      raise InputError(f'data.image_size: the splits differ: images of {_shape(first)} and of {_shape(other)}; set it')
+      raise InputError(
+        'data.image_size', f'the splits differ: images of {_shape(first)} and of {_shape(other)}', fix='set it'
+      )
 
 
 def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], shape: tuple[int, int, int]) -> None:
   if not len(mean) == len(std) == shape[2] or min(std) <= 0:
     expected = f'expected {shape[2]} numbers each, one a channel, and std above 0'
-    raise InputError(f'data.mean: {expected}; found mean {mean} and std {std}')
+    raise InputError('data.mean', expected, fix=f'found mean {mean} and std {std}')
 
 
 def _shape(loaded: LoadedSplit) -> tuple[int, int, int]:

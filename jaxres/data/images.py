@@ -59,7 +59,7 @@ class Images:
           return self._decode(at, draws), self.split.labels[at]
         except decode.BadImageError as error:
           self._count(at, str(error))
-    raise InputError(f'{self.split.name_of(index)}: none of the {self.size} images can be decoded')
+    raise InputError(self.split.name_of(index), f'none of the {self.size} images can be decoded')
 
   def _decode(self, at: int, draws: Iterable[Sequence[float]] | None) -> np.ndarray:
     try:
@@ -76,7 +76,9 @@ class Images:
       if at in self._bad:
         return
       if len(self._bad) >= self.max_bad:
-        raise InputError(f'{self.split.name_of(at)}: {reason}; repair or remove it; data.max_bad is {self.max_bad}')
+        raise InputError(
+          self.split.name_of(at), f'{reason}; repair or remove it', fix=f'data.max_bad is {self.max_bad}'
+        )
       self._bad[at] = reason
       print_status(
         f'bad training example {len(self._bad)} of at most {self.max_bad}: {self.split.name_of(at)}: {reason}'
@@ -120,7 +122,7 @@ def drop_bad(split: Encoded, part: str, max_bad: int, workers: int) -> Encoded:
   for number, (at, reason) in enumerate(find_bad(split, workers), 1):
     if number > max_bad:
       limit = f'data.max_bad is {max_bad} a split'
-      raise InputError(f'{split.name_of(at)}, in the {part} split: {reason}; repair or remove it; {limit}')
+      raise InputError(f'{split.name_of(at)}, in the {part} split', reason, fix=f'repair or remove it; {limit}')
     good[at] = False
     print_status(f'bad {part} example {number} of at most {max_bad}, left out: {split.name_of(at)}: {reason}')
   return split.take(good) if not good.all() else split
@@ -138,7 +140,9 @@ def decode_all(images: Images, workers: int) -> Arrays:
     pixels = np.empty((images.size, *shape), np.uint8)
   except MemoryError:
     size = images.size * np.prod(shape) / 1e9
-    raise InputError(f'{images.size:,} images take {size:.0f} GB; set data.pipeline=stream') from None
+    raise InputError(
+      'data.pipeline', f'{images.size:,} images take {size:.0f} GB', fix='set data.pipeline=stream'
+    ) from None
   labels = np.empty_like(images.split.labels)
 
   def fill(start: int) -> None:
@@ -146,7 +150,7 @@ def decode_all(images: Images, workers: int) -> Arrays:
       image, labels[at] = images.get(at)
       if image.shape != shape:
         problem = f'{image.shape[1]}x{image.shape[0]} pixels, and the first has {shape[1]}x{shape[0]}'
-        raise InputError(f'{images.split.name_of(at)}: it has {problem}; set data.image_size')
+        raise InputError(images.split.name_of(at), f'it has {problem}', fix='set data.image_size')
       pixels[at] = image
 
   pool = concurrent.futures.ThreadPoolExecutor(workers, 'decode')

@@ -30,20 +30,20 @@ def with_test(
       no val split, or a test split.
   """
   if len(names) < 2:
-    raise InputError(f'{where}: expected at least two classes, found {len(names)}: {", ".join(names)}')
+    raise InputError(where, expected='at least two classes', found=f'{len(names)}: {", ".join(names)}')
   train, test, val = splits['train'], splits.get('test'), splits.get('val')
   if tested == 'none':
     return Source(train, None, names, val)
   if tested == 'val':
     if test is not None or val is None:
       there = 'has a test split' if test is not None else 'has no val split'
-      raise InputError(f"data.test: 'val', but {where} {there}; leave it at 'split'")
+      raise InputError('data.test', f"'val', but {where} {there}", fix="leave it at 'split'")
     print_status(f'{where} has no test split: its val split is tested, and chooses no weights')
     return Source(train, val, names)
   if test is None:
     size = len(train.labels) // 5
     if not size:
-      raise InputError(f'{where}: {len(train.labels)} images are too few to hold a fifth out for a test split')
+      raise InputError(where, f'{len(train.labels)} images are too few to hold a fifth out for a test split')
     held_out = draw(train, size, seed, 'test')
     train, test = train.take(~held_out), train.take(held_out)
     other = '; data.test=val would test on its val split' if val else ''
@@ -63,7 +63,7 @@ def keep_classes(source: Source, classes: Sequence[int | str]) -> Source:
     classes = [word.strip() for word in classes[0].split(',')]
   kept = [_class_number(c, names) for c in classes]
   if len(set(kept)) != len(kept) or len(kept) < 2:
-    raise InputError(f'data.classes: expected at least two different classes, found {tuple(classes)}')
+    raise InputError('data.classes', expected='at least two different classes', found=tuple(classes))
   new_label = np.full(len(names), -1, np.int32)
   new_label[kept] = np.arange(len(kept))
 
@@ -88,15 +88,15 @@ def hold_out(
   if source.val is None:
     return _fold(source.train, fold, seed, labels) if fold else split(source.train, val, seed, labels)
   if val or fold:
-    asked = f'data.fold: {fold}, but the data has its own val split; leave it at ()'
-    raise InputError(asked if fold else f'data.val: {val}, but the data has its own val split; leave it at 0')
+    field, value, default = ('data.fold', fold, ()) if fold else ('data.val', val, 0)
+    raise InputError(field, f'{value}, but the data has its own val split', fix=f'leave it at {default}')
   return source.train, source.val
 
 
 def _fold(data: Split, fold: tuple[int, ...], seed: int, labels: Labels) -> tuple[Split, Split]:
   number, count = fold
   if len(data.labels) < count:
-    raise InputError(f'data.fold: {count} folds of {len(data.labels)} training examples; use fewer')
+    raise InputError('data.fold', f'{count} folds of {len(data.labels)} training examples', fix='use fewer')
   held_out = sampler.assign_folds(labels.strata(data.labels), count, seed, shuffle(data, seed, 'fold')) == number
   return data.take(~held_out), data.take(held_out)
 
@@ -111,7 +111,7 @@ def split(data: Split, val: float, seed: int, labels: Labels = CLASSES) -> tuple
     return data, None
   size = round(val * len(data.labels))
   if not 0 < size < len(data.labels):
-    raise InputError(f'data.val: {val} of {len(data.labels)} training examples leaves a split empty')
+    raise InputError('data.val', f'{val} of {len(data.labels)} training examples leaves a split empty')
   held_out = draw(data, size, seed, 'val', labels)
   return data.take(~held_out), data.take(held_out)
 
@@ -170,9 +170,9 @@ def check_source(name: str, labels: Labels, sources: Collection[str], classes: S
     return
   if name not in sources:
     fix = f'set data.name to {" or ".join(sources)}, whose labels are what the file has'
-    raise InputError(f'data.name: the task learns {labels.kind}, and {name!r} has a class for each image; {fix}')
+    raise InputError('data.name', f'the task learns {labels.kind}, and {name!r} has a class for each image', fix=fix)
   if classes is not None:
-    raise InputError(f'data.classes: {classes}, but the task learns {labels.kind}, not classes; leave it out')
+    raise InputError('data.classes', f'{classes}, but the task learns {labels.kind}, not classes', fix='leave it out')
 
 
 def check_labels(name: str, source: Source, labels: Labels = CLASSES) -> Source:
@@ -181,7 +181,7 @@ def check_labels(name: str, source: Source, labels: Labels = CLASSES) -> Source:
     if data is None:
       continue
     if not len(data.labels):
-      raise InputError(f'data.name: {name}: the {part} split is empty')
+      raise InputError('data.name', f'{name}: the {part} split is empty')
     wrong = np.flatnonzero(labels.is_wrong(data.labels, source.class_names))
     if len(wrong):
       first = wrong[0]
@@ -189,8 +189,8 @@ def check_labels(name: str, source: Source, labels: Labels = CLASSES) -> Source:
       wrong_label = (
         f'label {data.labels[first]}' if labels.rank == 0 else f'a label that is none, among its {labels.kind}'
       )
-      where = f'data.name: {name}: {part} example {first}{example} has {wrong_label}'
-      raise InputError(f'{where}; expected {labels.expected(source.class_names)}')
+      problem = f'{name}: {part} example {first}{example} has {wrong_label}'
+      raise InputError('data.name', problem, expected=labels.expected(source.class_names))
   return source
 
 

@@ -111,9 +111,9 @@ class Labels(NamedTuple):
       numbers = 'integers' if self.dtype == 'int32' else 'numbers'
       axes = (f'{image_shape[0]}', f'{image_shape[0]}, K', ', '.join(map(str, image_shape[:3])))[self.rank]
       expected = f'{numbers} [{axes}]'
-      raise InputError(f'{where}: expected {expected}, found {labels.dtype} {list(labels.shape)}{fix}')
+      raise InputError(where, expected=expected, found=f'{labels.dtype} {list(labels.shape)}{fix}')
     if self.dtype == 'int32' and labels.size and (labels.max() > MAX_LABEL or labels.min() < -MAX_LABEL):
-      raise InputError(f'{where}: expected labels from 0 on, found {labels.min()} to {labels.max()}')  # would wrap
+      raise InputError(where, expected='labels from 0 on', found=f'{labels.min()} to {labels.max()}')  # would wrap
     return labels.astype(self.dtype)
 
   def strata(self, labels: np.ndarray) -> np.ndarray:

@@ -34,9 +34,9 @@ def check_workdir(directory: pathlib.Path) -> Checks:
     inside = sources.runs_in(directory)
     if inside:
       raise InputError(
-        f'--workdir: {directory}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}'
+        '--workdir', f'{directory}: {len(inside)} runs are in it', fix=f'name one: {" ".join(map(str, inside[:8]))}'
       )
-    raise InputError(f'--workdir: {directory}: no checkpoints there; expected the workdir of a run')
+    raise InputError('--workdir', f'{directory}: no checkpoints there', expected='the workdir of a run')
   if holder := find_trainer(directory):
     yield Check('training', 'ok', f'{holder} says that it trains here')
   steps = check_checkpoints(checkpoints, workdir_lib.read_json(directory, 'config.json'))

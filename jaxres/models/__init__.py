@@ -10,11 +10,10 @@ stages = model.apply(variables, images, train=False, method='features')
 """
 
 import builtins
-from collections.abc import Collection
 from typing import Literal
 
 from jaxres import config as config_lib
-from jaxres.errors import InputError, nearest
+from jaxres.errors import check_range, check_word
 from jaxres.models.dtypes import resolve_dtype
 from jaxres.models.resnet import ACTIVATIONS, BN_MODES, MODELS, SHORTCUTS, ResNet
 
@@ -61,16 +60,14 @@ def create(
     InputError: a name is unknown, or a number is out of range.
   """
   config_lib.check_types('model', locals())
-  if name not in MODELS:
-    raise InputError('model.name', f'unknown model {name!r}', fix=nearest(name, MODELS))
-  _check_known('stem', stem, [None, 'cifar', 'cifar_pool', 'imagenet', 'deep'])
-  _check_known('shortcut', shortcut, [None, *SHORTCUTS])
-  _check_known('act', act, [None, *ACTIVATIONS])
-  _check_known('bn', bn, BN_MODES)
-  _check_rate('dropout', dropout)
-  _check_rate('stochastic_depth', stochastic_depth)
-  if num_classes is not None and num_classes < 1:
-    raise InputError(f'model.num_classes: expected 1 or more, found {num_classes}')
+  check_word('model.name', name, MODELS, 'model')
+  check_word('model.stem', stem, [None, 'cifar', 'cifar_pool', 'imagenet', 'deep'], 'stem')
+  check_word('model.shortcut', shortcut, [None, *SHORTCUTS], 'shortcut')
+  check_word('model.act', act, [None, *ACTIVATIONS], 'act')
+  check_word('model.bn', bn, BN_MODES, 'bn')
+  check_range('model.dropout', dropout, low=0, below=1)
+  check_range('model.stochastic_depth', stochastic_depth, low=0, below=1)
+  check_range('model.num_classes', num_classes, low=1)
   given = {'num_classes': num_classes, 'stem_type': stem, 'shortcut': shortcut, 'act': act}
   options = {key: value for key, value in given.items() if value is not None}
   return MODELS[name](
@@ -87,14 +84,3 @@ def create(
 def list_models() -> builtins.list[str]:
   """Return the names of all models."""
   return builtins.list(MODELS)
-
-
-def _check_known(field: str, value: str | None, known: Collection[str | None]) -> None:
-  if value not in known:
-    words = [word for word in known if word is not None]
-    raise InputError(f'model.{field}', f'unknown {field} {value!r}', fix=nearest(value, words))
-
-
-def _check_rate(field: str, value: float) -> None:
-  if not 0 <= value < 1:
-    raise InputError(f'model.{field}: expected a rate of 0 or more and less than 1, found {value}')

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxres.errors import InputError, nearest
+from jaxres.errors import check_word
 from jaxres.runtime.compiler import onednn_dtypes
 from jaxres.runtime.onednn import processor
 
@@ -21,10 +21,9 @@ def resolve_dtype(name: str) -> jnp.dtype:
   Raises:
     InputError: ``name`` is none of these.
   """
+  check_word('model.dtype', name, [*DTYPES, 'auto'], 'dtype')
   if name == 'auto':
     name = 'float32' if jax.default_backend() == 'cpu' and not _has_fast_bfloat16() else 'bfloat16'
-  if name not in DTYPES:
-    raise InputError('model.dtype', f'unknown dtype {name!r}', fix=nearest(name, [*DTYPES, 'auto']))
   return jnp.dtype(DTYPES[name])
 
 

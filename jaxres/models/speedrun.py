@@ -98,7 +98,9 @@ def max_pool(x: jax.Array) -> jax.Array:
   """
   height, width = (size // 2 * 2 for size in x.shape[1:3])
   if not (height and width):
-    raise InputError('model.name: the images are too small for a network that halves them so often; use another')
+    raise InputError(
+      'model.name', 'the images are too small for a network that halves them so often', fix='use another'
+    )
   rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
   return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
 

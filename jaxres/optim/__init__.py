@@ -8,9 +8,8 @@ import optax
 
 from jaxres import config as config_lib
 from jaxres import trees
-from jaxres.errors import InputError, nearest
+from jaxres.errors import InputError, check_range, check_word
 from jaxres.optim import freezing, schedules, transforms
-from jaxres.optim.checks import check_below_one, check_not_negative
 
 
 def make(
@@ -82,9 +81,12 @@ def make(
     InputError: a name is unknown, a value is out of range, or a pattern matches nothing.
   """
   config_lib.check_types('optim', locals())
-  check_not_negative(lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs, gamma=gamma, eps=eps)
-  check_not_negative(l1=l1, clip_norm=clip_norm, layer_decay=layer_decay, power=power)
-  check_below_one(momentum=momentum, b1=b1, b2=b2)
+  numbers = dict(lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs, gamma=gamma, eps=eps)
+  numbers |= dict(l1=l1, clip_norm=clip_norm, layer_decay=layer_decay, power=power)
+  for field, value in numbers.items():
+    check_range(f'optim.{field}', value, low=0)
+  for field, value in dict(momentum=momentum, b1=b1, b2=b2).items():
+    check_range(f'optim.{field}', value, low=0, below=1)
   warmup_steps, steps = to_steps(warmup_epochs, milestones, total_steps, steps_per_epoch)
   lr_schedule = schedules.make_schedule(schedule, lr, total_steps, warmup_steps, steps, gamma, steps_per_epoch, power)
   decays = _negate(trees.match(params, no_decay, 'optim.no_decay'))
@@ -93,8 +95,7 @@ def make(
   def build(start: int) -> optax.GradientTransformation:
     scaled = lambda count: lr_scale * lr_schedule(count + start)
     optimizers = make_optimizers(scaled, decays, momentum=momentum, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
-    if name not in optimizers:
-      raise InputError('optim.name', f'unknown optimizer {name!r}', fix=nearest(name, optimizers))
+    check_word('optim.name', name, optimizers, 'optimizer')
     return optimizers[name]()
 
   before = [freezing.partition_by_thaw(starts, lambda _: transforms.add_l1(l1, decays))] if l1 else []
@@ -127,12 +128,12 @@ def to_steps(
     epochs = total_steps / steps_per_epoch
     length = f'the training, {total_steps} steps, which are {epochs:.4g} epochs'
     raise InputError(
-      f'optim.warmup_epochs: {warmup_epochs} is not less than {length}; shorten it, or lengthen train.epochs'
+      'optim.warmup_epochs', f'{warmup_epochs} is not less than {length}', fix='shorten it, or lengthen train.epochs'
     )
   steps = [round(epoch * steps_per_epoch) for epoch in milestones]
   if steps and not 0 < min(steps) <= max(steps) < total_steps:
     epochs = total_steps / steps_per_epoch
-    raise InputError(f'optim.milestones: expected epochs between 0 and {epochs:.4g}, found {tuple(milestones)}')
+    raise InputError('optim.milestones', expected=f'epochs between 0 and {epochs:.4g}', found=tuple(milestones))
   return warmup_steps, steps
 
 

@@ -45,14 +45,16 @@ def unfreeze_steps(
   for pattern, epoch in reversed(unfreeze):  # the first match wins: it is set last
     hits = jax.tree.map(lambda a, b: a and b, frozen_mask, trees.match(params, [pattern], 'optim.unfreeze'))
     if not any(jax.tree.leaves(hits)):
-      raise InputError(f'optim.unfreeze: {pattern!r} matches nothing that optim.frozen freezes')
+      raise InputError('optim.unfreeze', f'{pattern!r} matches nothing that optim.frozen freezes')
     step = round(epoch * steps_per_epoch) if 0 <= epoch < math.inf else -1
     if not 0 <= step < total_steps:
       epochs = total_steps / steps_per_epoch
-      raise InputError(f'optim.unfreeze: expected epochs from 0 to less than {epochs:.4g}, found {epoch}')
+      raise InputError('optim.unfreeze', expected=f'epochs from 0 to less than {epochs:.4g}', found=epoch)
     steps = jax.tree.map(lambda old, hit, new=step: new if hit else old, steps, hits)
   if min(jax.tree.leaves(steps)) == math.inf:
-    raise InputError('optim.frozen: all parameters are frozen forever; leave some, such as the head, to be trained')
+    raise InputError(
+      'optim.frozen', 'all parameters are frozen forever', fix='leave some, such as the head, to be trained'
+    )
   return steps
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from jaxres.errors import InputError, nearest
+from jaxres.errors import InputError, check_word
 
 # torch's OneCycleLR: the share of the training that the rate rises, where it starts and where it ends.
 ONECYCLE_RISE, ONECYCLE_START, ONECYCLE_END = 0.3, 1 / 25, 1 / 25e4
@@ -39,14 +39,14 @@ def make_schedule(
       ``gamma`` leaves nothing of the rate by the end.
   """
   if (name == 'step') != bool(milestones):
-    raise InputError("optim.milestones: give the epochs of optim.schedule='step', and of no other schedule")
+    raise InputError('optim.milestones', "give the epochs of optim.schedule='step', and of no other schedule")
   if sorted(set(milestones)) != list(milestones):
-    raise InputError(f'optim.milestones: expected rising epochs, found those of steps {tuple(milestones)}')
+    raise InputError('optim.milestones', expected='rising epochs', found=f'those of steps {tuple(milestones)}')
   left = max(1, total_steps - warmup_steps)
   epochs_left = left / steps_per_epoch
   if name == 'exponential' and gamma < (min_gamma := 1e-9 ** (1 / epochs_left)):
     fix = f'expected at least {min_gamma:.2g} for {epochs_left:.4g} epochs, such as 0.95'
-    raise InputError(f'optim.gamma: {gamma} each epoch leaves less than 1e-9 of optim.lr; {fix}')
+    raise InputError('optim.gamma', f'{gamma} each epoch leaves less than 1e-9 of optim.lr', fix=fix)
   schedules = {
     'cosine': lambda: optax.cosine_decay_schedule(lr, left),
     'onecycle': lambda: onecycle(lr, total_steps, warmup_steps or ONECYCLE_RISE * total_steps),
@@ -55,8 +55,7 @@ def make_schedule(
     'step': lambda: optax.piecewise_constant_schedule(lr, {m - warmup_steps: gamma for m in milestones}),
     'constant': lambda: optax.constant_schedule(lr),
   }
-  if name not in schedules:
-    raise InputError('optim.schedule', f'unknown schedule {name!r}', fix=nearest(name, schedules))
+  check_word('optim.schedule', name, schedules, 'schedule')
   if not warmup_steps or name == 'onecycle':
     return schedules[name]()
   warmup = optax.linear_schedule(0.0, lr, warmup_steps)

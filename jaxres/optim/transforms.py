@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxres import trees
-from jaxres.optim.checks import check_not_negative
+from jaxres.errors import check_range
 
 
 def add_l1(strength: float, mask: Any) -> optax.GradientTransformation:
@@ -34,7 +34,7 @@ def lr_factors(params: Any, lr_mult: Sequence[tuple[str, float]], layer_decay: f
   factors = jax.tree.unflatten(jax.tree.structure(params), [layer_decay**depth for depth in depths])
   chosen = jax.tree.map(lambda _: 1.0, params)
   for pattern, factor in reversed(lr_mult):  # the first match wins: it is set last
-    check_not_negative(lr_mult=factor)
+    check_range('optim.lr_mult', factor, low=0)
     chosen = jax.tree.map(
       lambda old, hit, new=factor: new if hit else old, chosen, trees.match(params, [pattern], 'optim.lr_mult')
     )

@@ -61,9 +61,9 @@ def join(
         **options, initialization_timeout=2 * JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
       )
     except KeyError as error:  # a variable of the launcher
-      raise InputError(f'the launcher does not say {error}: give {FLAGS}, or --num_processes=1') from error
+      raise InputError('the launcher', f'it does not say {error}', fix=f'give {FLAGS}, or --num_processes=1') from error
     except (ValueError, RuntimeError) as error:
-      raise InputError(f'--coordinator: the processes cannot join: {error}') from error
+      raise InputError('--coordinator', f'the processes cannot join: {error}') from error
   try:
     with one_line(debug=debug, interrupted=interrupted):
       yield
@@ -97,12 +97,12 @@ def initialize_arguments(
     return {'cluster_detection_method': method} if method else None
   missing = [name for name, value in given.items() if value is None]
   if coordinator is None or num_processes is None or process_id is None:
-    raise InputError(f'--{missing[0]} is missing: several processes take {FLAGS}')
+    raise InputError(f'--{missing[0]}', 'it is missing', fix=f'several processes take {FLAGS}')
   host, _, port = coordinator.rpartition(':')
   if not (host and port.isdecimal()):
-    raise InputError(f'--coordinator: expected HOST:PORT of process 0, such as node1:1234; found {coordinator!r}')
+    raise InputError('--coordinator', expected='HOST:PORT of process 0, such as node1:1234', found=repr(coordinator))
   if not 0 <= process_id < num_processes:
-    raise InputError(f'--process_id: expected 0 to {num_processes - 1}, found {process_id}')
+    raise InputError('--process_id', expected=f'0 to {num_processes - 1}', found=process_id)
   place = {'coordinator_address': coordinator, 'num_processes': num_processes, 'process_id': process_id}
   return place | {'cluster_detection_method': 'deactivate'}  # which would give each process one GPU under Slurm
 
@@ -119,12 +119,12 @@ def detect_launcher(environ: Mapping[str, str]) -> str | None:
     if 'OMPI_MCA_orte_hnp_uri' in environ:
       return 'ompi'
     flags = '--coordinator HOST:PORT --num_processes $OMPI_COMM_WORLD_SIZE --process_id $OMPI_COMM_WORLD_RANK'
-    raise InputError(f'this Open MPI does not say where process 0 is: give {flags}, or --num_processes=1')
+    raise InputError('Open MPI', 'it does not say where process 0 is', fix=f'give {flags}, or --num_processes=1')
   if {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= environ.keys():
     if importlib.util.find_spec('kubernetes'):
       return 'k8s'
     fix = f'install jaxres[k8s], or give {FLAGS}, or --num_processes=1'
-    raise InputError(f'in an indexed Job of Kubernetes the other processes are found by the package kubernetes: {fix}')
+    raise InputError('Kubernetes', 'the package kubernetes finds the other processes of an indexed Job', fix=fix)
   return None
 
 

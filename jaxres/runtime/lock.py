@@ -29,14 +29,14 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
     InputError: another training is there, or it cannot be made or written.
   """
   with contextlib.ExitStack() as stack:
-    refusal = ''
+    refusal = None
     if distributed.is_main_process():
       try:
         stack.enter_context(_lock_workdir(workdir))
       except InputError as error:
-        refusal = str(error)
-    if distributed.any_process(bool(refusal)):
-      raise InputError(refusal or f'--workdir: {workdir}: process 0 cannot train there, and says why')
+        refusal = error
+    if distributed.any_process(refusal is not None):
+      raise refusal or InputError('--workdir', f'{workdir}: process 0 cannot train there, and says why')
     yield
 
 
@@ -44,11 +44,11 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
 def _lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
   missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
   if workdir.exists() and not workdir.is_dir():
-    raise InputError(f'--workdir: {workdir} is a file; expected a directory')
+    raise InputError('--workdir', f'{workdir} is a file', expected='a directory')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise InputError(f'--workdir: cannot make {workdir}: {error.strerror}') from error
+    raise InputError('--workdir', f'cannot make {workdir}: {error.strerror}') from error
   try:
     file = _take_lock(workdir)
     try:
@@ -70,13 +70,13 @@ def _take_lock(workdir: pathlib.Path) -> int:
     try:
       file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-      raise InputError(f'--workdir: cannot write in {workdir}: {error.strerror}') from error
+      raise InputError('--workdir', f'cannot write in {workdir}: {error.strerror}') from error
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
       if error.errno not in NO_LOCKS:
         os.close(file)
-        raise InputError(_refusal(workdir, error)) from None
+        raise _explain_refusal(workdir, error) from None
       print_status(f'{workdir}: no locks on this file system ({error.strerror}): see that nothing else trains there')
       break
     if _is_at(file, path):  # or the one before deleted it as it ended
@@ -88,12 +88,14 @@ def _take_lock(workdir: pathlib.Path) -> int:
   return file
 
 
-def _refusal(workdir: pathlib.Path, error: OSError) -> str:
-  """Return the line on a lock that is not to be had."""
+def _explain_refusal(workdir: pathlib.Path, error: OSError) -> InputError:
+  """Return the error of a lock that is not to be had."""
   if error.errno not in IN_USE:
-    return f'--workdir: cannot lock {workdir / LOCK}: {error.strerror}; look at the disk, or use another --workdir'
+    problem = f'cannot lock {workdir / LOCK}: {error.strerror}'
+    return InputError('--workdir', problem, fix='look at the disk, or use another --workdir')
   holder = find_trainer(workdir) or 'another process'
-  return f'--workdir: {workdir} is in use: {holder} trains there; wait for its end, or use another --workdir'
+  problem = f'{workdir} is in use: {holder} trains there'
+  return InputError('--workdir', problem, fix='wait for its end, or use another --workdir')
 
 
 def _is_at(file: int, path: pathlib.Path) -> bool:

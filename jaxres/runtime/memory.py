@@ -64,4 +64,4 @@ def explain_oom(what: str, fix: str) -> Iterator[None]:
     if not reason.startswith(EXHAUSTED):
       raise
     problem = reason.partition(': ')[2].rstrip('.')
-    raise InputError(f'{what}: the memory of the device is too small: {problem:.160}; {fix}') from error
+    raise InputError(what, f'the memory of the device is too small: {problem:.160}', fix=fix) from error

@@ -87,7 +87,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   if batch_size % devices:
     below, above = batch_size // devices * devices, -(-batch_size // devices) * devices
     near = f'{below} or {above}' if below else f'{above}'
-    raise InputError(f'data.batch_size: {batch_size} is not divided by {devices} devices; use {near}')
+    raise InputError('data.batch_size', f'{batch_size} is not divided by {devices} devices', fix=f'use {near}')
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:

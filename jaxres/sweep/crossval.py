@@ -44,4 +44,4 @@ def check_rules(workdir: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
   if by_name and len(set(rules.values())) > 1:
     old, new = min(rules, key=rules.__getitem__), max(rules, key=rules.__getitem__)
     problem = f'{old} was drawn by an older jaxres, and {new} would be drawn by another rule: the folds would overlap'
-    raise InputError(f'--workdir: {workdir}: {problem}; use another --workdir')
+    raise InputError('--workdir', f'{workdir}: {problem}', fix='use another --workdir')

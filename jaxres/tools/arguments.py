@@ -34,4 +34,4 @@ def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
   try:
     return None if text is None else tuple(float(word) for word in text.strip('()[]').split(','))
   except ValueError:
-    raise InputError(f'{flag}: expected numbers with commas, such as 0.485,0.456,0.406; found {text!r}') from None
+    raise InputError(flag, expected='numbers with commas, such as 0.485,0.456,0.406', found=repr(text)) from None

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
   _check_target(target, to_file)
   source = user_path(sources.parse(args.source)[1])
   if to_file and source.exists() and target.exists() and target.samefile(source):
-    raise InputError(f'{target}: it is the source, and would be replaced; give another name')
+    raise InputError(target, 'it is the source, and would be replaced', fix='give another name')
   network = sources.read(args.source, args.step, args.skip, args.prefix, args.stem)
   if args.class_names:
     network = network._replace(class_names=sources.read_class_names(args.class_names, network))
@@ -91,9 +91,9 @@ def _check_target(target: pathlib.Path, to_file: bool) -> None:
   """Raise InputError where nothing can be written to ``target``, before anything is read."""
   if target.suffix and not (to_file or target.exists()):
     expected = f'a name that ends in {", ".join(SUFFIXES)}, or a directory (make it first where its name has a dot)'
-    raise InputError(f'{target}: cannot write {target.suffix} files; expected {expected}')
+    raise InputError(target, f'cannot write {target.suffix} files', expected=expected)
   if to_file:
     output_path(target, 'TARGET')
   if not to_file and (target.is_file() or (target / 'config.json').exists()):
     kind = 'a file' if target.is_file() else 'the workdir of a run'
-    raise InputError(f'{target}: {kind}; expected a directory to write to, or a file ending in {", ".join(SUFFIXES)}')
+    raise InputError(target, kind, expected=f'a directory to write to, or a file ending in {", ".join(SUFFIXES)}')

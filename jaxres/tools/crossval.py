@@ -3,7 +3,7 @@
 import argparse
 
 from jaxres import command_line
-from jaxres.errors import InputError
+from jaxres.errors import check_range
 from jaxres.log.console import console
 from jaxres.sweep import crossval
 
@@ -17,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Train, and print the table; what counts are the metrics of val, the held-out fold."""
-  if args.folds < 2:
-    raise InputError(f'--folds: expected 2 or more, found {args.folds}')
+  check_range('--folds', args.folds, low=2)
   crossval.cross_validate(command_line.load(args.config, args.overrides), args.workdir, args.folds)
   console.print('val is the fold that was held out; training examples of folds overlap: the interval is too narrow')

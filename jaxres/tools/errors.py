@@ -5,7 +5,7 @@ import json
 
 from jaxres import files
 from jaxres.analysis import label_errors
-from jaxres.errors import InputError, printable
+from jaxres.errors import check_range, printable
 from jaxres.files import file_errors
 from jaxres.paths import output_path
 from jaxres.report import error_report
@@ -22,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Write the page and the JSON, and print what was found."""
-  if args.top < 1:
-    raise InputError(f'--top: expected 1 or more, found {args.top}')
+  check_range('--top', args.top, low=1)
   out, as_json = (
     output_path(given, flag) if given else None for given, flag in ((args.out, '--out'), (args.json, '--json'))
   )

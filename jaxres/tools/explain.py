@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxres import predict as predict_lib
 from jaxres.analysis import attribution, explain, images, runs
-from jaxres.errors import InputError, make_progress_printer, nearest, printable
+from jaxres.errors import InputError, check_range, check_word, make_progress_printer, printable
 from jaxres.files import complete, file_errors
 from jaxres.paths import output_path
 from jaxres.tools.arguments import add_source_arguments, read_predictor
@@ -41,20 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Write the picture, and say what each row is; return 2 where an image cannot be read."""
-  if args.batch_size < 1:
-    raise InputError(f'--batch_size: expected 1 or more, found {args.batch_size}')
+  check_range('--batch_size', args.batch_size, low=1)
   methods = explain.check_methods(args.methods)
   out = images.check_path('--out', args.out)
   maps = output_path(args.maps, '--maps') if args.maps else None
   paths = predict_lib.find_images(args.images)
   for flag, file in {'--out': out, '--maps': maps}.items():
     if file and file.exists() and any(path.exists() and path.samefile(file) for path in paths):
-      raise InputError(f'{flag}: {file} is one of the images, and would be replaced; give another name')
+      raise InputError(flag, f'{file} is one of the images, and would be replaced', fix='give another name')
   predictor = read_predictor(args)
   runs.check_classes(predictor.task, 'jaxres explain')
   names = predictor.class_names
-  if args.of is not None and args.of not in names:
-    raise InputError('--of', f'unknown class {args.of!r}', fix=nearest(args.of, names))
+  check_word('--of', args.of, [None, *names], 'class')
   class_id = None if args.of is None else names.index(args.of)
   print(printable(f'explaining {len(paths)} images by {", ".join(methods)}; the first of them wait for the compiler'))
   print(printable(f'by {predictor.origin}'), flush=True)

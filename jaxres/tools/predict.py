@@ -5,7 +5,7 @@ import json
 import sys
 
 from jaxres import predict
-from jaxres.errors import InputError, printable
+from jaxres.errors import check_range, printable
 from jaxres.tools.arguments import add_source_arguments, read_predictor
 
 
@@ -22,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Print what the network makes of every image, such as its likeliest classes; return 2 where one cannot be read."""
   for name in ('top', 'batch_size'):
-    if getattr(args, name) < 1:
-      raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
+    check_range(f'--{name}', getattr(args, name), low=1)
   paths = predict.find_images(args.images)
   predictor = read_predictor(args)
   print(printable(f'by {predictor.origin}'), file=sys.stderr)

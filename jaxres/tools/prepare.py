@@ -93,16 +93,16 @@ def _data_dir_flag(args: argparse.Namespace) -> list[str]:
 def _check_options(args: argparse.Namespace) -> None:
   """Raise an InputError where an option is missing or goes with another word."""
   if args.what not in _OPTIONS:
-    raise InputError(f'cannot prepare {args.what!r}', fix=nearest(args.what, _OPTIONS))
+    raise InputError('jaxres prepare', f'cannot prepare {args.what!r}', fix=nearest(args.what, _OPTIONS))
   for option in ('dir', 'name', 'data_dir', 'max_bad', 'archive', 'npz', 'image_size'):
     if getattr(args, option) is not None and option not in _OPTIONS[args.what]:
       place = args.dir if option == 'dir' else f'--{option}'
-      raise InputError(f'`jaxres prepare {args.what}` takes no {place}')
+      raise InputError(f'jaxres prepare {args.what}', f'it takes no {place}')
   if args.npz and args.data_dir:
-    raise InputError('--npz FILE and --data_dir DIR are two places to write to; give one of them')
+    raise InputError('--npz, --data_dir', 'two places to write to', fix='give one of them')
   if args.what in ('folder', 'tfrecord') and args.dir is None:
-    raise InputError(f'`jaxres prepare {args.what}` needs DIR; `jaxres prepare --help`')
+    raise InputError(f'jaxres prepare {args.what}', 'it needs DIR', fix='`jaxres prepare --help` shows what there is')
   if args.what == 'folder' and bool(args.npz) != (args.image_size is not None):
-    raise InputError('--npz FILE and --image_size S go together')
+    raise InputError('--npz, --image_size', 'they go together', fix='give both')
   if args.npz and args.name:
-    raise InputError('--name NAME is of a TFDS set and --npz FILE another thing; give one of them')
+    raise InputError('--npz, --name', '--name is of a TFDS set, and --npz writes a file', fix='give one of them')

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from jaxres import command_line
 from jaxres.analysis import profile
-from jaxres.errors import InputError
+from jaxres.errors import check_range
 from jaxres.log.console import console
 from jaxres.models.dtypes import resolve_dtype
 from jaxres.paths import check_utf8, user_path
@@ -27,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Profile a training step, print what it costs and write the trace."""
   for name in ('steps', 'top'):
-    if getattr(args, name) < 1:
-      raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
+    check_range(f'--{name}', getattr(args, name), low=1)
   out = check_utf8(user_path(args.out, '--out'), '--out')
   config = command_line.load(args.config, args.overrides)
   step = profile.prepare(config)

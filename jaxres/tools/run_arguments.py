@@ -3,7 +3,7 @@
 import argparse
 
 from jaxres.analysis import runs
-from jaxres.errors import InputError
+from jaxres.errors import InputError, check_range
 from jaxres.paths import user_path
 from jaxres.weights import sources
 
@@ -26,12 +26,11 @@ def read_runs(args: argparse.Namespace, *, several: bool = True) -> list[runs.Ru
   Raises:
     InputError: as ``runs.read_runs``; or the batch size is out of range.
   """
-  if args.batch_size is not None and args.batch_size < 1:
-    raise InputError(f'--batch_size: expected 1 or more, found {args.batch_size}')
+  check_range('--batch_size', args.batch_size, low=1)
   for flag, path in (('--data_dir', args.data_dir), ('--data_path', args.data_path)):
     if path:
       user_path(path, flag)
   inside = sources.runs_in(user_path(args.runs[0])) if not several else []
   if inside:
-    raise InputError(f'{args.runs[0]}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
+    raise InputError(args.runs[0], f'{len(inside)} runs are in it', fix=f'name one: {" ".join(map(str, inside[:8]))}')
   return runs.read_runs(args.runs, args.step, args.data_dir, args.data_path)

@@ -5,7 +5,7 @@ import argparse
 from jaxres import command_line
 from jaxres import config as config_lib
 from jaxres.analysis import images
-from jaxres.errors import InputError, printable
+from jaxres.errors import check_range, printable
 from jaxres.train.setup import make_setup
 
 
@@ -20,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Write the picture and say where it is."""
   for name in ('examples', 'draws'):
-    if getattr(args, name) < 1:
-      raise InputError(f'--{name}: expected 1 or more, found {getattr(args, name)}')
+    check_range(f'--{name}', getattr(args, name), low=1)
   out = images.check_path('--out', args.out)
   setup = make_setup(config_lib.to_dict(command_line.load(args.config, args.overrides)))
   grid = images.draw_augmentations(

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 
 from jaxres import command_line
-from jaxres.errors import InputError, one_line, printable
+from jaxres.errors import InputError, check_range, one_line, printable
 from jaxres.paths import shell_word, user_path
 
 NEXT = """\
@@ -91,22 +91,20 @@ def _check(args: argparse.Namespace) -> list[str]:
     InputError: it does not.
   """
   for name, minimum in (('seeds', 1), ('num_processes', 1), ('process_id', 0)):
-    value = getattr(args, name)
-    if value is not None and value < minimum:
-      raise InputError(f'--{name}: expected {minimum} or more, found {value}')
+    check_range(f'--{name}', getattr(args, name), low=minimum)
   if args.data is not None and (word := re.fullmatch(r'([a-z_.]+)=(.*)', args.data)):
     hint = command_line.unknown_flag(word[1], word[2], [], command_line.all_fields())
-    raise InputError(f'unexpected argument {args.data!r}{hint}')
+    raise InputError('DATA', f'unexpected argument {args.data!r}', fix=hint)
   if args.data is not None and args.config is not None:
     fix = 'data.name and data.path say what a config trains on, such as --config.data.path=photos'
-    raise InputError(f'DATA {args.data}, but --config {args.config} has its data: give one of them; {fix}')
+    raise InputError('DATA', f'{args.data}, but --config {args.config} has its data', fix=f'give one of them; {fix}')
   if args.data is None and args.config is None:
-    raise InputError(f'DATA or --config is missing, such as `jaxres train photos/` or `{command_line.USAGE}`')
+    raise InputError('DATA or --config', 'missing', fix=f'such as `jaxres train photos/` or `{command_line.USAGE}`')
   if args.time is not None:
     seconds_of(args.time)
   twice = {_path(word) for word in args.short_forms} & {_path(word) for word in args.overrides}
   if twice:
-    raise InputError(f'--config.{min(twice)}: it is given twice, once in short; give it once')
+    raise InputError(f'--config.{min(twice)}', 'it is given twice, once in short', fix='give it once')
   return [*args.short_forms, *args.overrides]
 
 
@@ -125,7 +123,7 @@ def seconds_of(text: str) -> float:
     sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
   )
   if not seconds:
-    raise InputError(f'--time: expected a time such as 30m, 1h30m or 90s, found {text!r}')
+    raise InputError('--time', expected='a time such as 30m, 1h30m or 90s', found=repr(text))
   return seconds
 
 
@@ -150,7 +148,7 @@ def _choose(args: argparse.Namespace, workdir: pathlib.Path, overrides: list[str
 
   if jax.process_count() > 1:
     fix = 'choose in one process, `jaxres train DATA --config.train.dry_run=True`, and take the command that it prints'
-    raise InputError(f'DATA: choices are made by one process, and here are {jax.process_count()}; {fix}')
+    raise InputError('DATA', f'choices are made by one process, and here are {jax.process_count()}', fix=fix)
   given = command_line.parse_overrides(overrides)
   fields = look.locate(args.data, given.get('data.data_dir'))
   stored = None if given.get('train.dry_run') else workdir_lib.read_config(workdir)
@@ -159,7 +157,7 @@ def _choose(args: argparse.Namespace, workdir: pathlib.Path, overrides: list[str
     if was != fields:
       fix = 'use another --workdir'
       raise InputError(
-        f'--workdir: {workdir} holds a run on {was.get("path") or was["name"]}, not on {args.data}; {fix}'
+        '--workdir', f'{workdir} holds a run on {was.get("path") or was["name"]}, not on {args.data}', fix=fix
       )
     console.print(f'the choices are those of {workdir}/config.json')
     return command_line.override(stored, overrides)
@@ -186,7 +184,9 @@ def _check_writable(workdir: pathlib.Path) -> None:
   """Raise InputError where ``workdir`` cannot be made or written, before anything that takes long."""
   there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
   if not os.access(there, os.W_OK | os.X_OK):
-    raise InputError(f'--workdir: cannot write in {there}: permission denied; give --workdir a directory of yours')
+    raise InputError(
+      '--workdir', f'cannot write in {there}: permission denied', fix='give --workdir a directory of yours'
+    )
 
 
 def _describe_given(choice: Any, given: Mapping[str, Any]) -> str:

@@ -33,14 +33,14 @@ def locate(given: str, data_dir: str | None = None) -> dict[str, Any]:
   """
   path = user_path(given, 'DATA')
   if (path / 'config.json').is_file():
-    raise InputError(f'DATA: {given} is a run; `jaxres train --config {given}` repeats it')
+    raise InputError('DATA', f'{given} is a run', fix=f'`jaxres train --config {given}` repeats it')
   if path.is_dir():
     return {'name': 'folder', 'path': given}
   kinds = {'.csv': 'csv', '.npz': 'arrays'}
   if path.suffix.lower() in kinds:
     return {'name': kinds[path.suffix.lower()], 'path': given}
   if path.is_file():
-    raise InputError(f'DATA: {given} is a file; expected a folder of images, a .csv or an .npz file, or a name')
+    raise InputError('DATA', f'{given} is a file', expected='a folder of images, a .csv or an .npz file, or a name')
   known = {*BUILT_IN, *tfds.list_known(data_dir)}
   if given not in known:
     raise InputError('DATA', f'no such folder, file or data set: {given}', fix=nearest(given, known))
@@ -100,5 +100,5 @@ def image_shapes(split: Split) -> np.ndarray:
     except (OSError, ValueError, Image.DecompressionBombError) as error:
       problem = f'{split.name_of(int(at))}: {error}'
   if not shapes:
-    raise InputError(f'DATA: none of the {len(places)} images that were looked at can be read: {problem}')
+    raise InputError('DATA', f'none of the {len(places)} images that were looked at can be read: {problem}')
   return np.array(shapes)

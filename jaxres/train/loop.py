@@ -85,7 +85,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
 def check_workdir(workdir: Any) -> None:
   """Raise InputError where ``workdir``, given from Python, is no path."""
   if not isinstance(workdir, str | os.PathLike) or not os.fspath(workdir):
-    raise InputError(f"workdir: expected the path of a directory, such as 'runs/digits', found {workdir!r:.80}")
+    raise InputError('workdir', expected="the path of a directory, such as 'runs/digits'", found=f'{workdir!r:.80}')
 
 
 def read_initial(setup: Setup) -> Any:

@@ -56,7 +56,7 @@ def fit_batch(config: Mapping[str, Any], free: int | None = None) -> tuple[int, 
     if size // 2 < jax.device_count():
       reason = f'a step of {size} examples takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free'
       raise InputError(
-        f'data.image_size: {reason}; choose a smaller size, such as --image-size 64, or model.remat=True'
+        'data.image_size', reason, fix='choose a smaller size, such as --image-size 64, or model.remat=True'
       )
     size //= 2
 
@@ -117,7 +117,9 @@ def fit_epochs(speed: Speed, steps_per_epoch: float, seconds: float, evaluations
   if epochs * steps_per_epoch < 1:
     needed = (speed.compiling + evaluations * speed.evaluation + speed.step) / MARGIN
     raise InputError(
-      f'--time: {max(0.0, seconds):.0f} s are left, and one step takes {needed:.0f} s with all around it; give more'
+      '--time',
+      f'{max(0.0, seconds):.0f} s are left, and one step takes {needed:.0f} s with all around it',
+      fix='give more',
     )
   return epochs
 

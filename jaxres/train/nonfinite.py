@@ -125,12 +125,14 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], Diagnosis, dict[str
       raise ValueError('it has no array called about')
     about = parse_json(str(content['about']), finite=False)  # the loss may be NaN
   except ValueError as error:
-    raise InputError(f'{where}: not a file of a bad step: {error}; {AGAIN}') from None
+    raise InputError(where, f'not a file of a bad step: {error}', fix=AGAIN) from None
   about = schema.check_fields(about, ABOUT, f'{where}: about', optional=('split_rule',), fix=AGAIN)
   diagnosis = schema.check_fields(about['found'], DIAGNOSIS, f'{where}: about.found', closed=True, fix=AGAIN)
   ids = content.get('ids', np.empty(0))
   if ids.dtype.kind not in 'iu' or ids.ndim != 1 or not ids.size:
-    raise InputError(f'{where}: ids: expected whole numbers [B], found {ids.dtype.name} {list(ids.shape)}; {AGAIN}')
+    raise InputError(
+      f'{where}: ids', expected='whole numbers [B]', found=f'{ids.dtype.name} {list(ids.shape)}', fix=AGAIN
+    )
   then = Diagnosis(**diagnosis | {'bad': tuple(diagnosis['bad'])})
   config = workdir_lib.as_config(about['config'], f'{where}: config')
   return content, then, config, about.get('split_rule', 1)  # a jaxres that knew one rule wrote none
@@ -143,7 +145,9 @@ def replay(path: pathlib.Path) -> tuple[Diagnosis, Diagnosis, np.ndarray]:
     InputError: the file, or the data of its config, cannot be used.
   """
   if not path.exists():
-    raise InputError(f'--replay: no such file: {path}; a run that stops at a step that is not finite writes one')
+    raise InputError(
+      '--replay', f'no such file: {path}', fix='a run that stops at a step that is not finite writes one'
+    )
   content, then, config, split_rule = read(path)
   setup = make_setup(config, split_rule)
   setup.dataset.place(setup.mesh)

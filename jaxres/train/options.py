@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxres.errors import InputError
+from jaxres.errors import InputError, check_range
 
 
 class Options(NamedTuple):
@@ -70,14 +70,10 @@ COUNTS = ('scan_steps', 'patience', 'recalibrate_bn', 'max_rollbacks')
 def check(options: Options) -> None:
   """Raise InputError where a field is out of its range, whatever the data and the model."""
   for name in POSITIVE:
-    if not 0 < (value := getattr(options, name)) < float('inf'):
-      raise InputError(f'train.{name}: expected more than 0, found {value}')
+    check_range(f'train.{name}', getattr(options, name), above=0)
   for name in COUNTS:
-    if (value := getattr(options, name)) < 0:
-      raise InputError(f'train.{name}: expected 0 or more, found {value}')
-  if not 0 <= options.seed < 2**63:
-    raise InputError(f'train.seed: expected 0 to 2**63 - 1, found {options.seed}')
-  if not 0.0 <= options.ema < 1.0:
-    raise InputError(f'train.ema: expected a decay in [0, 1), found {options.ema}')
+    check_range(f'train.{name}', getattr(options, name), low=0)
+  check_range('train.seed', options.seed, low=0, below=2**63)
+  check_range('train.ema', options.ema, low=0, below=1)
   if options.spike_factor and not 1.0 < options.spike_factor < float('inf'):
-    raise InputError(f'train.spike_factor: expected 0, or a factor above 1; found {options.spike_factor}')
+    raise InputError('train.spike_factor', expected='0, or a factor above 1', found=options.spike_factor)

@@ -112,7 +112,7 @@ def make_plan(train: data.Pipeline, options: Options) -> Plan:
   interval = options.eval_every_epochs * steps_per_epoch
   if total > MAX_STEPS or total / interval > MAX_EVALUATIONS:
     problem = f'{epochs:g} epochs are {total:,} steps and {total / interval:,.0f} evaluations'
-    raise InputError(f'train.epochs: {problem}; expected at most {MAX_STEPS:,} and {MAX_EVALUATIONS:,}')
+    raise InputError('train.epochs', problem, expected=f'at most {MAX_STEPS:,} and {MAX_EVALUATIONS:,}')
   between = {round(k * interval) for k in range(1, int(total / interval) + 1)}
   return Plan(total, steps_per_epoch, tuple(sorted(step for step in between | {total} if 0 < step <= total)))
 
@@ -125,7 +125,8 @@ def check_batch(batch_size: int, size: int, epochs: float) -> None:
   """
   if batch_size <= size:
     return
-  problem = f'data.batch_size: a batch of {batch_size:,} has more than the {size:,} training examples'
+  problem = f'a batch of {batch_size:,} has more than the {size:,} training examples'
+  fix = f'set data.batch_size to at most {size:,}'
   if epochs * size < batch_size:
-    raise InputError(f'{problem} in {epochs:g} epochs: less than one step; set data.batch_size to at most {size:,}')
-  print_status(f'{problem}: it holds examples twice; set data.batch_size to at most {size:,}')
+    raise InputError('data.batch_size', f'{problem} in {epochs:g} epochs: less than one step', fix=fix)
+  print_status(f'data.batch_size: {problem}: it holds examples twice; {fix}')

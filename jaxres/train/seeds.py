@@ -50,7 +50,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
     InputError: as ``train.train_and_evaluate``.
   """
   if type(seeds) is not int or seeds < 2:
-    raise InputError(f'seeds: expected 2 or more, found {seeds!r:.80}')
+    raise InputError('seeds', expected='2 or more', found=f'{seeds!r:.80}')
   loop.check_workdir(workdir)
   configs = {}
   for k in range(seeds):

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jaxres import data, evaluate, models, optim, state, tasks
 from jaxres.data import augment as augment_lib
-from jaxres.errors import InputError
+from jaxres.errors import InputError, check_range
 from jaxres.models import ResNet, layers, speedrun
 from jaxres.optim import freezing
 from jaxres.runtime import sharding
@@ -107,7 +107,7 @@ def make_setup(
   evaluate.check_views(views, dataset.evaluated.image_shape)
   augment_lib.check(augment, dataset.info.image_shape, task.labels)
   if options.patience and dataset.val is None:
-    raise InputError('train.patience: early stopping looks at the validation split; set data.val, such as 0.1')
+    raise InputError('train.patience', 'early stopping looks at the validation split', fix='set data.val, such as 0.1')
   check_accumulate(options.accumulate, dataset.train.batch_size, mesh)
   model = fit_outputs(model, config['model']['num_classes'], task.num_outputs(dataset.info))
   extras = place_extras(task, dataset, mesh)
@@ -206,7 +206,9 @@ def fit_outputs(model: ResNet, num_classes: int | None, num_outputs: int) -> Res
     InputError: the config asks for another number.
   """
   if num_classes not in (None, num_outputs):
-    raise InputError(f'model.num_classes: {num_classes}, but the data asks for {num_outputs} outputs; leave it out')
+    raise InputError(
+      'model.num_classes', f'{num_classes}, but the data asks for {num_outputs} outputs', fix='leave it out'
+    )
   return model.clone(num_classes=num_outputs)
 
 
@@ -227,12 +229,11 @@ def first_transform(model: ResNet, dataset: data.Dataset) -> Callable[[Any], Any
 
 def check_accumulate(accumulate: int, batch_size: int, mesh: Mesh) -> None:
   """Raise InputError where a batch cannot be split into ``accumulate`` parts that the devices divide."""
-  if accumulate < 1:
-    raise InputError(f'train.accumulate: expected 1 or more, found {accumulate}')
+  check_range('train.accumulate', accumulate, low=1)
   if batch_size % (accumulate * mesh.size):
     fix = f'use a data.batch_size that is a multiple of {accumulate * mesh.size}'
     problem = f'{accumulate} parts of a batch of {batch_size} are not equal on {mesh.size} devices'
-    raise InputError(f'train.accumulate: {problem}; {fix}')
+    raise InputError('train.accumulate', problem, fix=fix)
 
 
 def check_norms(model: ResNet, image_shape: tuple[int, int, int], examples: int) -> None:
@@ -259,7 +260,7 @@ def check_norms(model: ResNet, image_shape: tuple[int, int, int], examples: int)
     if math.prod(output.shape[:-1]) == 1 and norm not in model.frozen_norms:
       problem = f'one example at a time, of which {norm} sees one pixel: BatchNorm of a single value learns nothing'
       fix = 'use a larger data.batch_size, a smaller train.accumulate, larger images, or model.bn=frozen'
-      raise InputError(f'data.batch_size: {problem}; {fix}')
+      raise InputError('data.batch_size', problem, fix=fix)
 
 
 def suggest_less_memory(batch_size: int, accumulate: int, mesh: Mesh) -> str:

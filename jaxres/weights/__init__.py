@@ -81,7 +81,7 @@ def to_variables(
   known = names.torch_names([*leaves, *names.counters(leaves)], dialect)
   left_out = _match_skipped(skip, known, [*state_dict, *skipped], where)
   if variables is None and (bare := [path for path in leaves if path in left_out]):
-    raise InputError(f'{where}: skip: nothing would give {_join_names(bare)} their values')
+    raise InputError(where, f'skip: nothing would give {_join_names(bare)} their values')
   wanted = {path: name for path, name in known.items() if path in leaves and path not in left_out}
   allowed = {known.get(name, name) for name in left_out} | set(known.values())
   missing = [name for name in wanted.values() if name not in state_dict]
@@ -104,7 +104,7 @@ def to_variables(
     kinds = {kind: listed for kind, listed in complaints.items() if listed}
     max_shown = -(-SHOWN // len(kinds))  # of several kinds fewer each: it is one short line
     problems = '; '.join(f'{kind}: {_join_names(listed, max_shown)}' for kind, listed in kinds.items())
-    raise InputError(f'{where}{_describe(state_dict)} does not fit the model: {problems}')
+    raise InputError(f'{where}{_describe(state_dict)}', f'does not fit the model: {problems}')
   loaded = {path: names.to_jaxres(state_dict[name]) for path, name in wanted.items()}
   return flax.traverse_util.unflatten_dict(leaves | loaded, sep='/')
 
@@ -172,7 +172,7 @@ def _match_skipped(skip: Sequence[str], known: Mapping[str, str], given: Iterabl
     matches = {key for key, name in candidates.items() if pattern.fullmatch(name)}
     if not matches:
       near = 'names read like "head/fc/kernel" or "fc.weight"'
-      raise InputError(f'{where}: skip: {pattern.pattern!r} matches nothing; {near}')
+      raise InputError(where, f'skip: {pattern.pattern!r} matches nothing', fix=near)
     result |= matches
   return result | {path for path, name in known.items() if name in result}
 

@@ -63,7 +63,7 @@ def recognize(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict', s
   except (LookupError, ValueError, ZeroDivisionError):
     names = ', '.join(describe_value(name, 40) for name in [*shapes][:4]) or 'nothing'
     raise InputError(
-      f'{where}: no ResNet that jaxres knows; expected conv1.weight, layer1.0.conv1.weight ..., found {names} ...'
+      where, 'no ResNet that jaxres knows', expected='conv1.weight, layer1.0.conv1.weight ...', found=f'{names} ...'
     ) from None
   alike = {name: _differing(name, options) for name in models.list_models() if _of_model(MODELS[name]()) == seen}
   if alike:  # resnet50 and resnet50d differ in options alone
@@ -71,11 +71,9 @@ def recognize(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict', s
     return Architecture(name, alike[name], channels)
   kind = 'bottlenecks' if seen.expansion == 4 else 'basic blocks'
   more = ', SE' * seen.se + ', pre-activation' * seen.preact
-  raise InputError(
-    f'{where}: a ResNet of {list(seen.stage_sizes)!s:.60} {kind} of {list(seen.widths)!s:.60} channels, '
-    f'stem {seen.stem_width}, groups {seen.groups}, width per group {seen.width_per_group}{more}; '
-    'no network of jaxres.models.list_models() is like it'
-  )
+  network = f'a ResNet of {list(seen.stage_sizes)!s:.60} {kind} of {list(seen.widths)!s:.60} channels'
+  details = f'stem {seen.stem_width}, groups {seen.groups}, width per group {seen.width_per_group}{more}'
+  raise InputError(where, f'{network}, {details}', fix='no network of jaxres.models.list_models() is like it')
 
 
 def _look(shapes: Shapes) -> _Seen:
@@ -101,7 +99,7 @@ def _options(shapes: Shapes, dialect: Dialect, seen: _Seen, where: str, given_st
   """Return the arguments of ``models.create`` that tensors show."""
   stem = 'deep' if 'conv1.0.weight' in shapes else STEM_OF_SIZE[shapes['conv1.weight'][2]]
   if given_stem and (given_stem if stem != 'cifar' else given_stem.removesuffix('_pool')) != stem:
-    raise InputError(f'{where}: its stem is {stem!r}, not {given_stem!r}: leave --stem (model.stem) out')
+    raise InputError(where, f'its stem is {stem!r}, not {given_stem!r}: leave --stem (model.stem) out')
   stem = given_stem or stem
   reshapes = len(seen.widths) > 1
   shortcut = 'average' if dialect.average else 'projection'

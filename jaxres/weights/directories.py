@@ -81,18 +81,18 @@ def read(directory: pathlib.Path) -> Pretrained:
     with open_regular(path) as file:
       data = file.read()
   except OSError as error:
-    raise InputError(f'{path}: cannot be read: {error.strerror or error}') from None
+    raise InputError(path, f'cannot be read: {error.strerror or error}') from None
   if hashlib.sha256(data).hexdigest() != given['sha256']:
-    raise InputError(f'{path}: damaged, or of another model.json: its sha256 is not that in {described}')
+    raise InputError(path, f'damaged, or of another model.json: its sha256 is not that in {described}')
   variables = flax.traverse_util.unflatten_dict(safetensors.read(data, str(path)), sep='/')
   options, classes = given['model'], given['class_names']
   check_network(variables, options, described)
   if given['channels'] != count_channels(variables):
     problem = f'channels: expected {count_channels(variables)} as the weights have, found {given["channels"]}'
-    raise InputError(f'{described}: {problem}; {PUT_BACK}')
+    raise InputError(described, problem, fix=PUT_BACK)
   if classes and len(classes) != options['num_classes']:
     problem = f'class_names: expected {options["num_classes"]:,} as the weights have, found {len(classes):,}'
-    raise InputError(f'{described}: {problem}; {PUT_BACK}')
+    raise InputError(described, problem, fix=PUT_BACK)
   dialect, origin = Dialect(**given['names']), given['origin']
   batches = given['num_batches_tracked']
   names, seen = classes and tuple(classes), given.get('preprocessing')
@@ -104,19 +104,19 @@ def read_description(path: pathlib.Path) -> dict[str, Any]:
   """Return the content of a ``model.json``, compared with its own digest, which an older jaxres did not write."""
   given = read_json(path)
   if isinstance(given, dict) and given.get('format', 1) not in (1, FORMAT):
-    raise InputError(f'{path}: format {schema.brief(given["format"])}; this jaxres reads 1 and {FORMAT}')
+    raise InputError(path, f'format {schema.brief(given["format"])}', fix=f'this jaxres reads 1 and {FORMAT}')
   older = isinstance(given, dict) and given.get('format', 1) == 1
   optional = ('preprocessing', *(('description_sha256', 'format') if older else ()))
   schema.check_fields(given, MODEL, path, optional=optional, closed=True)
   schema.check_fields(given['names'], NAMES, f'{path}: names', closed=True)
   rest = {name: value for name, value in given.items() if name != 'description_sha256'}
   if given.get('description_sha256', digests.json_digest(rest)) != digests.json_digest(rest):
-    raise DamagedError(f'{path}: damaged: it was edited, or its SHA-256 was; {PUT_BACK}')
+    raise DamagedError(path, 'damaged: it was edited, or its SHA-256 was', fix=PUT_BACK)
   options = workdir.as_config({'model': given['model']}, path)['model']
   if 'dtype' in given['model'] or options['num_classes'] is None:
-    raise DamagedError(f'{path}: model: expected num_classes, and no dtype; {PUT_BACK}')
+    raise DamagedError(f'{path}: model', expected='num_classes, and no dtype', fix=PUT_BACK)
   try:
     models.create(**given['model'], dtype='float32')
   except InputError as error:
-    raise DamagedError(f'{path}: {f"{error}":.240}; {PUT_BACK}') from None
+    raise DamagedError(path, f'{f"{error}":.240}', fix=PUT_BACK) from None
   return given

@@ -66,7 +66,7 @@ def convert(raw: np.ndarray, dtype: str, name: str, where: str) -> np.ndarray:
   with np.errstate(over='ignore'):
     result = raw.astype(np.float32, copy=False)
   if dtype == 'float64' and (np.isinf(result) & np.isfinite(raw)).any():
-    raise InputError(f'{where}: {describe_value(name)} is float64 and has numbers too large for float32')
+    raise InputError(where, f'{describe_value(name)} is float64 and has numbers too large for float32')
   return result
 
 

@@ -53,9 +53,9 @@ def find_head(variables: Mapping[str, Any], where: object) -> np.ndarray:
   try:
     kernel: np.ndarray = variables['params']['head']['fc']['kernel']
   except (LookupError, TypeError):
-    raise DamagedError(f'{where}: it has no params/head/fc/kernel: no network of jaxres') from None
+    raise DamagedError(where, 'it has no params/head/fc/kernel: no network of jaxres') from None
   if getattr(kernel, 'ndim', 0) != 2:
-    raise DamagedError(f'{where}: params/head/fc/kernel is no matrix: no network of jaxres')
+    raise DamagedError(where, 'params/head/fc/kernel is no matrix: no network of jaxres')
   return kernel
 
 
@@ -64,12 +64,12 @@ def check_network(variables: Mapping[str, Any], options: Mapping[str, Any], wher
   classes = find_head(variables, where).shape[1]
   if options['num_classes'] != classes:
     problem = f'model.num_classes: expected {classes:,} as the weights have, found {options["num_classes"]:,}'
-    raise InputError(f'{where}: {problem}; {PUT_BACK}')
+    raise InputError(where, problem, fix=PUT_BACK)
   model = models.create(**options, dtype='float32')
   try:
     wanted = weights.abstract(model, count_channels(variables))
   except (LookupError, TypeError, AttributeError):
-    raise DamagedError(f'{where}: its stem is that of no network of jaxres') from None
+    raise DamagedError(where, 'its stem is that of no network of jaxres') from None
   digests.check_like(digests.kinds(variables), digests.kinds(wanted), f'{where}: no {options["name"]}')
 
 

@@ -73,7 +73,7 @@ def load(data: Any, where: str, start: int = 0, max_opcodes: int | None = None) 
     raise
   except (ValueError, TypeError, LookupError, struct.error, OverflowError) as error:
     reason = str(error) if isinstance(error, ValueError) else 'the pickle breaks off or is damaged'
-    raise InputError(f'{where}: it cannot be read as a file of torch.save: {reason} (byte {machine.at})') from None
+    raise InputError(where, f'it cannot be read as a file of torch.save: {reason} (byte {machine.at})') from None
 
 
 class _Machine:
@@ -245,6 +245,7 @@ class _Machine:
 
   def make_error(self, what: str) -> InputError:
     return InputError(
-      f'{self.where}: refused: its pickle asks for {what}, and only tensors and plain containers are read; nothing of '
-      'it was run. Where you trust the file, save its state dict alone'
+      self.where,
+      f'refused: its pickle asks for {what}, and only tensors and plain containers are read',
+      fix='nothing of it was run. Where you trust the file, save its state dict alone',
     )

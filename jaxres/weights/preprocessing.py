@@ -32,17 +32,17 @@ def parse(given: Any, where: str) -> Preprocessing:
     InputError: a field is missing or of another kind.
   """
   if not isinstance(given, Mapping) or {*given} != {*Preprocessing._fields}:
-    raise InputError(f'{where}: expected {", ".join(Preprocessing._fields)}')
+    raise InputError(where, expected=', '.join(Preprocessing._fields))
   mean, std, size, crop = (given[name] for name in Preprocessing._fields)
   for name, values in (('mean', mean), ('std', std)):
     if not isinstance(values, list) or not 1 <= len(values) <= MAX_CHANNELS or not all(map(_is_number, values)):
-      raise InputError(f'{where}: {name}: expected a finite number for each channel')
+      raise InputError(f'{where}: {name}', expected='a finite number for each channel')
   if len(mean) != len(std) or min(std) <= 0:
-    raise InputError(f'{where}: std: expected {len(mean)} numbers greater than 0')
+    raise InputError(f'{where}: std', expected=f'{len(mean)} numbers greater than 0')
   if not isinstance(size, list) or len(size) != 2 or any(type(n) is not int or not 1 <= n <= MAX_SIZE for n in size):
-    raise InputError(f'{where}: image_size: expected height and width in pixels, 1 to {MAX_SIZE}')
+    raise InputError(f'{where}: image_size', expected=f'height and width in pixels, 1 to {MAX_SIZE}')
   if not _is_number(crop) or not 0 < crop <= 1:
-    raise InputError(f'{where}: center_crop: expected a share greater than 0, up to 1')
+    raise InputError(f'{where}: center_crop', expected='a share greater than 0, up to 1')
   return Preprocessing(tuple(map(float, mean)), tuple(map(float, std)), (size[0], size[1]), float(crop))
 
 

@@ -49,7 +49,7 @@ def make_init(
       options: dict[str, Any] = {'step': step, 'new_head': new_head, 'class_names': class_names, 'prefix': prefix}
       return load(source, model, variables, skip, **options)
     except InputError as error:
-      raise InputError(f'init.source: {error}') from None
+      raise InputError('init.source', error) from None
 
   return init
 
@@ -92,24 +92,26 @@ def load(
     for note in file.notes if distributed.is_main_process() else ():
       print(printable(f'{where}: {note}'))
   elif prefix:
-    raise InputError(f'{place}: prefix is for tensors of torch files; leave it out')
+    raise InputError(place, 'prefix is for tensors of torch files', fix='leave it out')
   else:
     pretrained = sources.read(source, step)
     state_dict, where, theirs, skipped = pretrained.state_dict(), place, pretrained.class_names, frozenset()
   name, _, _ = weights.recognize(state_dict, where)
   if weights.name_of(models.create(name)) != weights.name_of(model):
-    raise InputError(f'{where}: it holds a {name}, and the model is a {weights.name_of(model)}; set model.name={name}')
+    raise InputError(
+      where, f'it holds a {name}, and the model is a {weights.name_of(model)}', fix=f'set model.name={name}'
+    )
   skip = (*skip, 'head/.*') if new_head else skip
   state_dict = adapt_channels(state_dict, count_channels(variables))
   try:
     loaded = weights.to_variables(state_dict, model, variables, skip=skip, skipped=skipped, where=where)
   except InputError as error:
     fix = 'init.skip names what keeps its fresh values, init.new_head=True is for another head'
-    raise InputError(f'{error}; {fix}') from None
+    raise InputError(error.field, error.problem, fix=f'{error.fix}; {fix}' if error.fix else fix) from None
   taken = loaded['params']['head']['fc']['kernel'] is not variables['params']['head']['fc']['kernel']
   if taken and theirs and class_names and tuple(theirs) != tuple(class_names):
     differ = f'its classes are {", ".join(theirs):.80}, and those of the data {", ".join(class_names):.80}'
-    raise InputError(f'{where}: {differ}; set init.new_head=True')
+    raise InputError(where, differ, fix='set init.new_head=True')
   return loaded
 
 

@@ -79,7 +79,7 @@ def read_file(path: str | pathlib.Path, skip: Sequence[str] = (), prefix: str | 
   path = user_path(path)
   where = str(path)
   if (shard := SHARD.search(path.name)) and int(shard[2]) > 1:
-    raise InputError(f'{where}: part {int(shard[1])} of {int(shard[2])} of a network; {JOIN}')
+    raise InputError(where, f'part {int(shard[1])} of {int(shard[2])} of a network', fix=JOIN)
   data = _map(path, where)
   content, arrays_of = _format(data, where)(data, where)
   selection = select(content, where, skip, prefix)
@@ -91,14 +91,14 @@ def read_file(path: str | pathlib.Path, skip: Sequence[str] = (), prefix: str | 
 def _map(path: pathlib.Path, where: str) -> Any:
   """Return the content of a regular file, mapped: a pipe or a device could be read without end."""
   if path.is_dir():
-    raise InputError(f'{where}: a directory; expected a file of torch.save or safetensors')
+    raise InputError(where, 'a directory', expected='a file of torch.save or safetensors')
   try:
     with open_regular(path) as file:
       return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   except ValueError:  # of mmap
-    raise InputError(f'{where}: the file is empty') from None
+    raise InputError(where, 'the file is empty') from None
   except OSError as error:
-    raise InputError(f'{where}: cannot be read: {error.strerror or error}') from None
+    raise InputError(where, f'cannot be read: {error.strerror or error}') from None
 
 
 def _dtype(value: Any) -> str:
@@ -116,7 +116,7 @@ def _judge(selection: Selection, where: str) -> dict[str, Any]:
     if not problem:
       result[name] = value
     elif name not in selection.skipped:
-      raise InputError(f'{where}: {problem}')
+      raise InputError(where, problem)
   return result
 
 
@@ -152,7 +152,7 @@ def _format(data: Any, where: str) -> Callable[[Any, str], tuple[Any, ArraysOf]]
     known = f'an index of the parts of a network; {JOIN}'
   elif head.startswith(b'\x1f\x8b'):
     known = 'compressed by gzip; unpack it first'
-  raise InputError(f'{where}: {known}')
+  raise InputError(where, known)
 
 
 def _read_safetensors(data: Any, where: str) -> tuple[Any, ArraysOf]:
@@ -166,7 +166,7 @@ def _read_zip(data: Any, where: str) -> tuple[Any, ArraysOf]:
   entries = zipped.entries(data, where)
   names = [name for name in entries if name.endswith('/data.pkl')]
   if len(names) != 1:
-    raise InputError(f'{where}: a zip archive, but not of torch.save: it has no data.pkl, or several')
+    raise InputError(where, 'a zip archive, but not of torch.save: it has no data.pkl, or several')
   root = names[0].removesuffix('data.pkl')
   start, size = entries[names[0]]
   content, _ = pickles.load(data[start : start + min(size, pickles.MAX_BYTES + 1)], where)
@@ -181,26 +181,26 @@ def _read_legacy(data: Any, where: str) -> tuple[Any, ArraysOf]:
   """Read the format before torch 1.6: five pickles, then each storage after its size."""
   magic, at = pickles.load(data, where, 0, MAX_PREAMBLE)
   if type(magic) is not int or magic != LEGACY_MAGIC:
-    raise InputError(f'{where}: a pickle, but not of torch.save')
+    raise InputError(where, 'a pickle, but not of torch.save')
   protocol, at = pickles.load(data, where, at, MAX_PREAMBLE)
   system, at = pickles.load(data, where, at, MAX_PREAMBLE)
   if type(protocol) is not int or protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
     version = str(protocol) if type(protocol) is int else describe_value(protocol)
-    raise InputError(f'{where}: torch.save of protocol {version:.20}, which is not known')
+    raise InputError(where, f'torch.save of protocol {version:.20}, which is not known')
   order = '<' if system.get('little_endian', True) else '>'
   content, at = pickles.load(data, where, at)
   keys, at = pickles.load(data, where, at)
   if not isinstance(keys, list) or not all(type(key) is str for key in keys):
-    raise InputError(f'{where}: damaged: it does not list its storages')
+    raise InputError(where, 'damaged: it does not list its storages')
   sizes = _storage_sizes(content)
   places: dict[str, tuple[int, int]] = {}
   for key in keys:
     if key not in sizes or at + 8 + sizes[key][1] > len(data):
-      raise InputError(f'{where}: cut off or damaged: storage {describe_value(key, 40)!r} does not lie in the file')
+      raise InputError(where, f'cut off or damaged: storage {describe_value(key, 40)!r} does not lie in the file')
     elements = int.from_bytes(data[at : at + 8], 'little' if order == '<' else 'big')
     if elements != sizes[key][0]:
       raise InputError(
-        f'{where}: damaged: storage {describe_value(key, 40)!r} has {elements} numbers, not {sizes[key][0]}'
+        where, f'damaged: storage {describe_value(key, 40)!r} has {elements} numbers, not {sizes[key][0]}'
       )
     places[key] = at + 8, sizes[key][1]
     at += 8 + sizes[key][1]
@@ -233,10 +233,10 @@ def _arrays(
     if problem := _extent_problem(tensor, storages):
       if name in skipped:
         continue
-      raise InputError(f'{where}: damaged: {describe_value(name)} {problem}')
+      raise InputError(where, f'damaged: {describe_value(name)} {problem}')
     total += math.prod(tensor.shape) * dtypes.ITEMSIZE[tensor.storage.dtype]
     if total > MAX_SHARING * len(storages.data):
-      raise InputError(f'{where}: refused: its tensors have many times the bytes of the file')
+      raise InputError(where, 'refused: its tensors have many times the bytes of the file')
     result[name] = dtypes.convert(_view(tensor, storages), tensor.storage.dtype, name, where)
   return result
 

@@ -54,7 +54,7 @@ def read(data: bytes, where: str) -> dict[str, np.ndarray]:
   header = entries(data, where)
   for name, entry in header.items():
     if problem := dtypes.problem(name, entry.dtype):
-      raise InputError(f'{where}: {problem}')
+      raise InputError(where, problem)
   return arrays(data, header, where)
 
 
@@ -70,16 +70,16 @@ def entries(data: Any, where: str) -> dict[str, Entry]:
   """
   length = int.from_bytes(data[:8], 'little')
   if length > len(data) - 8 or len(data) < 8:
-    raise InputError(f'{where}: damaged or cut off: a safetensors header of {length} bytes in a file of {len(data)}')
+    raise InputError(where, f'damaged or cut off: a safetensors header of {length} bytes in a file of {len(data)}')
   if length > MAX_HEADER:
-    raise InputError(f'{where}: refused: a safetensors header of {length} bytes, more than {MAX_HEADER}')
+    raise InputError(where, f'refused: a safetensors header of {length} bytes, more than {MAX_HEADER}')
   try:
     header = json.loads(bytes(data[8 : 8 + length]).decode(), object_pairs_hook=_unique)
     header.pop('__metadata__', None)
     result = {name: _entry(name, entry) for name, entry in header.items()}
   except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
     reason = describe_value(str(error), 100)
-    raise InputError(f'{where}: damaged: the safetensors header cannot be read: {reason}') from None
+    raise InputError(where, f'damaged: the safetensors header cannot be read: {reason}') from None
   _check_extents(result, len(data) - 8 - length, where)
   return result
 
@@ -100,7 +100,7 @@ def arrays(data: bytes, header: Mapping[str, Entry], where: str) -> dict[str, np
   try:
     content = dict(deserialize(data))
   except SafetensorError as error:
-    raise InputError(f'{where}: damaged or cut off: {describe_value(str(error), 100)}') from None
+    raise InputError(where, f'damaged or cut off: {describe_value(str(error), 100)}') from None
   result = {}
   for name, (given, dtype, shape, *_) in header.items():
     raw = dtypes.view(content[given]['data'], dtype, math.prod(shape), 0)
@@ -130,12 +130,12 @@ def _check_extents(header: Mapping[str, Entry], size: int, where: str) -> None:
     fits = bits is None or entry.stop - entry.start == math.prod(entry.shape) * bits
     if entry.start != end or entry.stop < end or entry.stop > size or not fits:
       problem = f'the bytes of {describe_value(name)} are {entry.start:.4g} to {entry.stop:.4g} of {size}'
-      raise InputError(f'{where}: damaged or cut off: {problem}')
+      raise InputError(where, f'damaged or cut off: {problem}')
     if math.prod(max(n, 1) for n in entry.shape) > max(size, 1):
-      raise InputError(f'{where}: damaged: {describe_value(name)} has no numbers and a shape beyond the file')
+      raise InputError(where, f'damaged: {describe_value(name)} has no numbers and a shape beyond the file')
     end = entry.stop
   if end != size:
-    raise InputError(f'{where}: damaged: {size - end} bytes belong to no tensor')
+    raise InputError(where, f'damaged: {size - end} bytes belong to no tensor')
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

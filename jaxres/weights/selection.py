@@ -69,10 +69,10 @@ def select(content: Any, where: str, skip: Sequence[str] = (), prefix: str | Non
     if any(matches) and (is_outside or not any(matches[1:])):
       continue
     if name in result:
-      raise InputError(f'{where}: two tensors are called {describe_value(name)}; {_how_to_choose()}')
+      raise InputError(where, f'two tensors are called {describe_value(name)}', fix=_how_to_choose())
     if not any(matches) and not isinstance(value, KINDS):
       problem = f'{describe_value(raw)} is no tensor but a {type(value).__name__}'
-      raise InputError(f'{where}: {problem}; expected a state dict; --skip (init.skip) leaves it out')
+      raise InputError(where, problem, expected='a state dict', fix='--skip (init.skip) leaves it out')
     result[name] = value
   return Selection(result, frozenset(skipped), left_out)
 
@@ -88,7 +88,7 @@ def compile_patterns(skip: Sequence[str], where: str) -> list[re.Pattern[str]]:
     try:
       patterns.append(re.compile(pattern))
     except re.error as error:
-      raise InputError(f'{where}: skip: {pattern!r} is no regular expression: {error}') from None
+      raise InputError(where, f'skip: {pattern!r} is no regular expression: {error}') from None
   return patterns
 
 
@@ -114,7 +114,7 @@ def _choose(
     if isinstance(content, dict):
       kind = 'keys ' + (', '.join(describe_value(key, 30) for key in itertools.islice(content, LISTED)) or 'none')
     expected = 'expected one, or one under "state_dict", "model" or another key'
-    raise InputError(f'{where}: it holds no state dict of a ResNet; found {kind}; {expected}')
+    raise InputError(where, f'it holds no state dict of a ResNet; found {kind}', fix=expected)
   chosen = candidates if prefix is None else _match_prefix(candidates, prefix.strip('.'), keys)
   if len(chosen) == 1:
     return chosen[0][1:]
@@ -124,8 +124,8 @@ def _choose(
     ' ...' if len(labels) > LISTED else ''
   )
   if prefix is not None and not chosen:
-    raise InputError(f'{where}: no network of prefix {describe_value(prefix)!r} there; expected one of {listed}')
-  raise InputError(f'{where}: it holds {len(labels)} networks, with prefixes {listed}; {_how_to_choose()}')
+    raise InputError(where, f'no network of prefix {describe_value(prefix)!r} there', expected=f'one of {listed}')
+  raise InputError(where, f'it holds {len(labels)} networks, with prefixes {listed}', fix=_how_to_choose())
 
 
 def _how_to_choose() -> str:
@@ -193,12 +193,12 @@ def _networks(tensors: Mapping[Any, Any], patterns: Sequence[re.Pattern[str]]) -
 
 def _check_names(tensors: Mapping[Any, Any], where: str) -> None:
   if len(tensors) > pickles.MAX_TENSORS:
-    raise InputError(f'{where}: refused: a state dict of {len(tensors):,} entries, more than {pickles.MAX_TENSORS:,}')
+    raise InputError(where, f'refused: a state dict of {len(tensors):,} entries, more than {pickles.MAX_TENSORS:,}')
   for name in tensors:
     if type(name) is not str:
-      raise InputError(f'{where}: a tensor is called by a {type(name).__name__}; expected a state dict')
+      raise InputError(where, f'a tensor is called by a {type(name).__name__}', expected='a state dict')
     if len(name) > MAX_NAME:
-      raise InputError(f'{where}: refused: {describe_value(name)} is the name of a tensor, of {len(name):,} characters')
+      raise InputError(where, f'refused: {describe_value(name)} is the name of a tensor, of {len(name):,} characters')
 
 
 def _strip(
@@ -235,7 +235,7 @@ def _strip(
         continue
       if not _matches(patterns, result[short][0]):
         raise InputError(
-          f'{where}: two tensors are called {describe_value(short)} without their prefix; {_how_to_choose()}'
+          where, f'two tensors are called {describe_value(short)} without their prefix', fix=_how_to_choose()
         )
     result[short] = name, value
   return result, left_out

@@ -50,24 +50,24 @@ def read(
   directory = user_path(place)
   is_written = (directory / 'model.json').is_file()
   if step not in ('latest', 'best') and (kind == 'torchvision' or is_written):
-    raise InputError(f'{place}: it is no run, and has no step {step}; leave the step out')
+    raise InputError(place, f'it is no run, and has no step {step}', fix='leave the step out')
   if kind == 'torchvision':
     path = _file(place)
     return _of_torch(weights.read_file(path, skip, prefix), path, skip, stem)
   for word, value in {'skip': skip, 'prefix': prefix, 'stem': stem}.items():
     if value:
-      raise InputError(f'{place}: {word} is for tensors of torch files; leave it out')
+      raise InputError(place, f'{word} is for tensors of torch files', fix='leave it out')
   if is_written:
     return directories.read(directory)
   if directory.is_file():
-    raise InputError(f'{directory}: a file; leave out "jaxres:", which is for directories')
+    raise InputError(directory, 'a file', fix='leave out "jaxres:", which is for directories')
   if (directory / 'config.json').is_file():
     if _snapshot(directory) and not (directory / 'checkpoints').exists():
-      raise InputError(f'{directory}: a directory of the hub; leave out "jaxres:", which is for what jaxres wrote')
+      raise InputError(directory, 'a directory of the hub', fix='leave out "jaxres:", which is for what jaxres wrote')
     return _read_run(directory, step)._replace(preprocessing=preprocessing_of(directory), notes=_choice(step))
   if inside := runs_in(directory):
-    raise InputError(f'{directory}: {len(inside)} runs are in it; name one: {" ".join(map(str, inside[:8]))}')
-  raise InputError(f'{directory}: no weights of jaxres: expected model.json, or config.json and checkpoints/ of a run')
+    raise InputError(directory, f'{len(inside)} runs are in it', fix=f'name one: {" ".join(map(str, inside[:8]))}')
+  raise InputError(directory, 'no weights of jaxres', expected='model.json, or config.json and checkpoints/ of a run')
 
 
 def runs_in(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -90,11 +90,11 @@ def read_class_names(path: str, pretrained: Pretrained) -> tuple[str, ...]:
     names = tuple(read_regular(user_path(path, '--class_names'), MAX_TEXT_BYTES).decode('utf-8-sig').split('\n'))
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, 'strerror', None) or error
-    raise InputError(f'--class_names {path}: cannot be read: {reason}') from None
+    raise InputError(f'--class_names {path}', f'cannot be read: {reason}') from None
   names = names[:-1] if names[-1] == '' else names
   if len(names) != pretrained.options['num_classes']:
     raise InputError(
-      f'--class_names {path}: {len(names)} names, but the network has {pretrained.options["num_classes"]} classes'
+      f'--class_names {path}', f'{len(names)} names, but the network has {pretrained.options["num_classes"]} classes'
     )
   return names
 
@@ -109,7 +109,7 @@ def parse(source: str) -> tuple[str, str]:
     InputError: it is no text or path.
   """
   if not isinstance(source, str | os.PathLike) or not os.fspath(source):
-    raise InputError(f'source: expected a path, torchvision:NAME or jaxres:DIR, found {source!r:.80}')
+    raise InputError('source', expected='a path, torchvision:NAME or jaxres:DIR', found=f'{source!r:.80}')
   source = os.fspath(source)
   kind, colon, place = source.partition(':')
   if not (colon and kind in SOURCES):
@@ -141,7 +141,7 @@ def _of_torch(file: weights.File, path: pathlib.Path, skip: Sequence[str], stem:
   dialect = weights.dialect_of(file.tensors)
   if f'{dialect.head}.weight' not in file.tensors:
     fix = f'a training gives it one: --config.init.source={path} --config.init.new_head=True'
-    raise InputError(f'{path}: a {architecture.name} without a classifier; {fix}')
+    raise InputError(path, f'a {architecture.name} without a classifier', fix=fix)
   model = models.create(**options, dtype='float32')
   variables = weights.to_variables(file.tensors, model, skip=skip, skipped=file.skipped, where=str(path))
   notes = (*file.notes, *_guesses(model, stem))
@@ -213,15 +213,15 @@ def _choose(where: pathlib.Path, paths: Mapping[int, pathlib.Path], step: str) -
     if paths:
       closed = next((path for path in paths.values() if not os.access(path, os.R_OK | os.X_OK)), None)
       if closed and closed.exists():
-        raise InputError(f'{closed}: cannot be read: Permission denied')
-      raise reader.DamagedError(f'no checkpoint there: none of {len(paths)} has a state')
-    raise InputError(f'{where}: no checkpoint there; expected the workdir of a run that has saved one')
+        raise InputError(closed, 'cannot be read: Permission denied')
+      raise reader.DamagedError(where, f'no checkpoint there: none of {len(paths)} has a state')
+    raise InputError(where, 'no checkpoint there', expected='the workdir of a run that has saved one')
   if step == 'latest':
     return known[-1]
   if step == 'best':
     return max(known, key=lambda number: checkpoint.rank(reader.read_scores(paths[number])))
   if not step.isdecimal() or int(step) not in known:
-    raise InputError(f'{where}: no step {step}; there are {known}')
+    raise InputError(where, f'no step {step}', fix=f'there are {known}')
   return int(step)
 
 

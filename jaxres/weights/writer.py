@@ -32,11 +32,11 @@ def write(path: str | pathlib.Path, state_dict: Mapping[str, np.ndarray]) -> Non
   """
   path = user_path(path)
   if path.suffix not in SUFFIXES:
-    raise InputError(f'{path}: expected a name that ends in {", ".join(SUFFIXES)}')
+    raise InputError(path, expected=f'a name that ends in {", ".join(SUFFIXES)}')
   arrays = {name: np.asarray(value) for name, value in state_dict.items()}
   for name, value in arrays.items():
     if value.dtype.name not in STORAGES:
-      raise InputError(f'{path}: {name} is {value.dtype}; expected float32 or int64')
+      raise InputError(path, f'{name} is {value.dtype}', expected='float32 or int64')
   with file_errors(path), complete(path) as part:
     if path.suffix in PTH:
       _write_zip(pathlib.Path(part.name), arrays)

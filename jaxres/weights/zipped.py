@@ -30,25 +30,25 @@ def entries(data: Any, where: str) -> dict[str, tuple[int, int]]:
     with zipfile.ZipFile(data) as archive:  # a mapped file reads and seeks like any other
       infos = archive.infolist()
   except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, struct.error) as error:
-    raise InputError(f'{where}: cut off or damaged: {describe_value(str(error), 100)}') from None
+    raise InputError(where, f'cut off or damaged: {describe_value(str(error), 100)}') from None
   if any(info.filename.endswith('/constants.pkl') for info in infos):  # its code is compressed
-    raise InputError(f'{where}: a TorchScript archive, which holds code; save the state dict of the module instead')
+    raise InputError(where, 'a TorchScript archive, which holds code', fix='save the state dict of the module instead')
   extents: dict[str, tuple[int, int]] = {}
   end = 0
   for info in sorted(infos, key=lambda info: info.header_offset):
     _check(info, extents, where)
     start = _data_start(data, info)
     if start is None or start + info.file_size > len(data):
-      raise InputError(f'{where}: cut off or damaged: {describe_value(info.filename)!r} does not lie in the file')
+      raise InputError(where, f'cut off or damaged: {describe_value(info.filename)!r} does not lie in the file')
     if info.header_offset < end:
-      raise InputError(f'{where}: refused: its entries overlap')
+      raise InputError(where, 'refused: its entries overlap')
     end = start + info.file_size
     extents[info.filename] = start, info.file_size
   with memoryview(data) as view:
     for info in infos:
       start, size = extents[info.filename]
       if info.CRC and zlib.crc32(view[start : start + size]) != info.CRC:  # torch can be told to write 0
-        raise InputError(f'{where}: damaged: the checksum of {describe_value(info.filename)!r} is wrong')
+        raise InputError(where, f'damaged: the checksum of {describe_value(info.filename)!r} is wrong')
   return extents
 
 
@@ -58,16 +58,16 @@ def _count(data: Any, where: str) -> None:
   for _ in range(MAX_ENTRIES + 1):
     if (at := data.find(DIRECTORY, at + 1)) < 0:
       return
-  raise InputError(f'{where}: refused: a zip archive of more than {MAX_ENTRIES:,} entries')
+  raise InputError(where, f'refused: a zip archive of more than {MAX_ENTRIES:,} entries')
 
 
 def _check(info: zipfile.ZipInfo, extents: dict[str, tuple[int, int]], where: str) -> None:
   name = info.filename
   if '..' in name.split('/') or name.startswith('/') or name in extents or len(name) > MAX_NAME:
-    raise InputError(f'{where}: refused: an entry is called {describe_value(name)!r}, which torch.save never writes')
+    raise InputError(where, f'refused: an entry is called {describe_value(name)!r}, which torch.save never writes')
   if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
     raise InputError(
-      f'{where}: refused: {describe_value(name)!r} is compressed or encrypted; torch.save never does that'
+      where, f'refused: {describe_value(name)!r} is compressed or encrypted', fix='torch.save never does that'
     )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxres import config as config_lib
 from jaxres.data.augment import geometry, mixing, pixels, policies
 from jaxres.data.types import Labels
-from jaxres.errors import InputError
+from jaxres.errors import InputError, check_range
 
 Batch = dict[str, jax.Array]
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
@@ -162,11 +162,11 @@ def check(augment: Augment, image_shape: tuple[int, int, int], labels: Labels) -
   """Raise InputError where ``augment`` cannot be done to images ``[H, W, C]`` with ``labels``; nothing is compiled."""
   if augment.mix and labels.soften is None:
     raise InputError(
-      f'augment.mixup: the task learns {labels.kind}, which cannot be mixed; leave mixup and cutmix at 0'
+      'augment.mixup', f'the task learns {labels.kind}, which cannot be mixed', fix='leave mixup and cutmix at 0'
     )
   if augment.moves and labels.rank == 2:
     problem = f'the task learns {labels.kind}, and labels do not move with the pixels yet'
-    raise InputError(f'augment: {problem}; leave crop_pad, flip, resized_crop, rotate and policy out')
+    raise InputError('augment', problem, fix='leave crop_pad, flip, resized_crop, rotate and policy out')
   images = jax.ShapeDtypeStruct((2, *image_shape), jnp.uint8)
   jax.eval_shape(augment.images, jax.eval_shape(lambda: jax.random.key(0)), images)
 
@@ -213,23 +213,20 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 def _check_sizes(**sizes: int) -> None:
   for name, size in sizes.items():
-    if size < 0:
-      raise InputError(f'augment.{name}: expected pixels, 0 or more, found {size}')
+    check_range(f'augment.{name}', size, low=0, unit='pixels')
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
   if not low <= value <= high:
-    raise InputError(f'augment.{name}: expected {low} to {high}, found {value}')
+    raise InputError(f'augment.{name}', expected=f'{low} to {high}', found=value)
 
 
 def _check_crop(scale: Sequence[float]) -> None:
   if scale and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
-    raise InputError(
-      f'augment.resized_crop: expected two shares of the area, such as (0.08, 1.0), found {tuple(scale)}'
-    )
+    raise InputError('augment.resized_crop', expected='two shares of the area, such as (0.08, 1.0)', found=tuple(scale))
 
 
 def _check_jitter(strengths: Sequence[float]) -> None:
   if strengths and not (len(strengths) == 4 and min(strengths) >= 0 and strengths[3] <= 0.5):
     expected = 'brightness, contrast, saturation (0 or more) and hue (0 to 0.5)'
-    raise InputError(f'augment.jitter: expected {expected}, such as (0.4, 0.4, 0.4, 0.1), found {tuple(strengths)}')
+    raise InputError('augment.jitter', expected=f'{expected}, such as (0.4, 0.4, 0.4, 0.1)', found=tuple(strengths))

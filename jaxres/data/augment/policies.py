@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxres.data.augment import geometry, pixels
-from jaxres.errors import InputError, nearest
+from jaxres.errors import check_word
 
 BINS = 31  # magnitudes from the least to the greatest; torchvision's number
 # What moves pixels: magnitudes float64 [N], height, width to the coefficients of affine maps, [N, 6].
@@ -129,10 +129,9 @@ def make(policy: str, layers: int, magnitude: int, fill: int) -> Callable[[jax.A
     'randaugment': (randaugment, layers, np.array([magnitude])),
     'trivialaugment': (trivialaugment, 1, np.arange(BINS)),
   }
+  check_word('augment.policy', policy, ['none', *spaces])
   if policy == 'none':
     return None
-  if policy not in spaces:
-    raise InputError('augment.policy', f'unknown value {policy!r}', fix=nearest(policy, ['none', *spaces]))
   space, times, bins = spaces[policy]
 
   def transform(rng: jax.Array, images: jax.Array) -> jax.Array:

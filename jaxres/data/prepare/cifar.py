@@ -50,10 +50,12 @@ def prepare(name: str, data_dir: str | None = None, archive: str | None = None) 
     return folder
   if folder.exists():
     raise InputError(
-      f'{folder} exists but is no {name} in array_record format; move it away or choose another --data_dir'
+      folder, f'exists but is no {name} in array_record format', fix='move it away or choose another --data_dir'
     )
   if not tfds.has_array_record():
-    raise InputError('array_record is not installed (it has wheels for Linux only); ' + tfds.without_array_record(name))
+    raise InputError(
+      name, 'array_record is not installed (it has wheels for Linux only)', fix=tfds.without_array_record(name)
+    )
   contents = cifar.read(published, cifar.find_archive(published, root, archive))
   print_status(f'writing {_count(contents)} to {folder}')
   with file_errors(folder):
@@ -85,7 +87,7 @@ def prepare_npz(name: str, file: str, archive: str | None = None) -> pathlib.Pat
   published = _get_published(name)
   path = output_path(file, '--npz')
   if path.suffix != '.npz':
-    raise InputError(f'--npz {file}: expected a file name that ends in .npz')
+    raise InputError(f'--npz {file}', expected='a file name that ends in .npz')
   if path.exists():
     _check_npz(path, name)
     print_status(f'{name} is already prepared in {path}')
@@ -102,7 +104,7 @@ def prepare_npz(name: str, file: str, archive: str | None = None) -> pathlib.Pat
 
 def _get_published(name: str) -> Published:
   if name not in PUBLISHED:
-    raise InputError(f'cannot prepare {name!r}', fix=nearest(name, PUBLISHED))
+    raise InputError('jaxres prepare', f'cannot prepare {name!r}', fix=nearest(name, PUBLISHED))
   return PUBLISHED[name]
 
 
@@ -134,6 +136,6 @@ def _check_npz(path: pathlib.Path, name: str) -> None:
   try:
     existing = str(load_npz(path, 'name')['name'])
   except ValueError as error:
-    raise InputError(f'{path} exists and is not {name}: remove it or choose another name') from error
+    raise InputError(path, f'exists and is not {name}', fix='remove it or choose another name') from error
   if existing != name:
-    raise InputError(f'{path} exists and holds {existing}, not {name}: choose another name')
+    raise InputError(path, f'exists and holds {existing}, not {name}', fix='choose another name')

@@ -15,7 +15,7 @@ from jaxres.data.prepare.writer import write
 from jaxres.data.sources import folder, tfds
 from jaxres.data.splits import with_test
 from jaxres.data.types import Encoded
-from jaxres.errors import InputError, print_status, printable
+from jaxres.errors import InputError, check_range, print_status, printable
 from jaxres.files import complete, file_errors
 from jaxres.paths import output_path, user_path
 
@@ -50,12 +50,14 @@ def pack(path: str, name: str, data_dir: str | None = None, max_bad: int = 0) ->
   """
   if not _NAME.fullmatch(name) or name in _TAKEN:
     expected = f'another word than {", ".join(_TAKEN)}' if name in _TAKEN else 'lower-case letters, digits and _'
-    raise InputError(f'--name {name}: expected {expected}')
+    raise InputError(f'--name {name}', expected=expected)
   target = tfds.root(data_dir) / name / VERSION
   if target.exists():
-    raise InputError(f'{target} exists; move it away or choose another --name')
+    raise InputError(target, 'exists', fix='move it away or choose another --name')
   if not tfds.has_array_record():
-    raise InputError('array_record is not installed (it has wheels for Linux only); use --npz FILE --image_size S')
+    raise InputError(
+      target, 'array_record is not installed (it has wheels for Linux only)', fix='use --npz FILE --image_size S'
+    )
   splits, names = _find_splits(path, max_bad)
   stored = _escape_names(path, names)
 
@@ -86,11 +88,10 @@ def pack_npz(path: str, file: str, image_size: int, max_bad: int = 0) -> pathlib
   """
   target = output_path(file, '--npz')
   if target.suffix != '.npz':
-    raise InputError(f'--npz {file}: expected a file name that ends in .npz')
+    raise InputError(f'--npz {file}', expected='a file name that ends in .npz')
   if target.exists():
-    raise InputError(f'{target} exists; remove it or choose another name')
-  if image_size < 1:
-    raise InputError(f'--image_size: expected pixels, 1 or more, found {image_size}')
+    raise InputError(target, 'exists', fix='remove it or choose another name')
+  check_range('--image_size', image_size, low=1, unit='pixels')
   splits, names = _find_splits(path, max_bad)
   source = with_test(splits, names, path, seed=0)
   parts = {'train': source.train, 'test': source.test, 'val': source.val}
@@ -108,18 +109,17 @@ def pack_npz(path: str, file: str, image_size: int, max_bad: int = 0) -> pathlib
 
 def _find_splits(path: str, max_bad: int) -> tuple[dict[str, Encoded], tuple[str, ...]]:
   """Return the splits, less the bad images, and the names of the classes."""
-  if max_bad < 0:
-    raise InputError(f'--max_bad: expected 0 or more, found {max_bad}')
+  check_range('--max_bad', max_bad, low=0)
   if not user_path(path).is_dir():
-    raise InputError(f'no such folder: {path}')
+    raise InputError(path, 'no such folder')
   splits, names = folder.find(path)
   if len(names) < 2:
-    raise InputError(f'{path}: expected at least two classes, found {len(names)}: {", ".join(names)}')
+    raise InputError(path, expected='at least two classes', found=f'{len(names)}: {", ".join(names)}')
   bad: list[str] = []
   splits = {split: _keep_good(data, bad, max_bad) for split, data in splits.items()}
   for split, data in splits.items():
     if not len(data.labels) or (split == 'train' and len(np.unique(data.labels)) < len(names)):
-      raise InputError(f'{path}: a class of the split {split} has no image that can be decoded')
+      raise InputError(path, f'a class of the split {split} has no image that can be decoded')
   return splits, names
 
 
@@ -128,7 +128,7 @@ def _escape_names(path: str, names: Sequence[str]) -> list[str]:
   stored = [printable(name) for name in names]
   if len(set(stored)) < len(names):
     same = next(name for name in stored if stored.count(name) > 1)
-    raise InputError(f'{path}: two classes are called {same} where they are not UTF-8; rename one of the folders')
+    raise InputError(path, f'two classes are called {same} where they are not UTF-8', fix='rename one of the folders')
   return stored
 
 
@@ -140,7 +140,7 @@ def _keep_good(data: Encoded, bad: list[str], max_bad: int) -> Encoded:
     bad.append(data.name_of(at))
     if len(bad) > max_bad:
       limit = f', and --max_bad is {max_bad}' if max_bad else ', or leave such out with --max_bad N'
-      raise InputError(f'{bad[-1]}: {reason}; repair or remove it{limit}')
+      raise InputError(bad[-1], reason, fix=f'repair or remove it{limit}')
     print_status(f'left out {len(bad)} of at most {max_bad}: {bad[-1]}: {reason}')
   return data.take(good)
 

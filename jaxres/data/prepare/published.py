@@ -51,9 +51,11 @@ def prepare(name: str, data_dir: str | None = None) -> pathlib.Path:
     return folder
   if folder.exists():
     fix = 'move it away or choose another --data_dir'
-    raise InputError(f'{folder} exists but is no {name} in array_record format; {fix}')
+    raise InputError(folder, f'exists but is no {name} in array_record format', fix=fix)
   if not tfds.has_array_record():
-    raise InputError(f'array_record is not installed (it has wheels for Linux only); {tfds.without_array_record(name)}')
+    raise InputError(
+      name, 'array_record is not installed (it has wheels for Linux only)', fix=tfds.without_array_record(name)
+    )
   paths = {key: _fetch(file, root / 'downloads' / name) for key, file in published.files.items()}
   splits = _zip_splits(published, paths['train']) if 'train' in paths else _idx_splits(published, paths)
   print_status(f'writing {name} to {folder}')
@@ -84,9 +86,9 @@ def _idx_splits(published: Published, paths: dict[str, pathlib.Path]) -> dict[st
     where = paths[f'{split}-images']
     if images.shape[1:] != published.shape[:2] or len(images) != len(labels):
       reality = f'{list(images.shape)} and {len(labels):,} labels'
-      raise InputError(f'{where}: expected images of {published.shape[:2]} and as many labels, found {reality}')
+      raise InputError(where, expected=f'images of {published.shape[:2]} and as many labels', found=reality)
     if labels.max(initial=0) >= len(published.class_names):
-      raise InputError(f'{where}: label {labels.max()}, but {len(published.class_names)} classes')
+      raise InputError(where, f'label {labels.max()}, but {len(published.class_names)} classes')
     splits[split] = functools.partial(_arrays, split, images, labels)
   return splits
 
@@ -108,13 +110,13 @@ def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
     with gzip.open(path) as file:
       content = file.read(MAX_BYTES + 1)
   except (OSError, EOFError, zlib.error) as error:
-    raise InputError(f'{path}: cannot read it as .gz: {error}') from error
+    raise InputError(path, f'cannot read it as .gz: {error}') from error
   start = 4 + 4 * dimensions
   if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
-    raise InputError(f'{path}: no IDX file of unsigned bytes in {dimensions} dimensions')
+    raise InputError(path, f'no IDX file of unsigned bytes in {dimensions} dimensions')
   shape = np.frombuffer(content[4:start], '>u4').astype(int).tolist()
   if math.prod(shape) != len(content) - start:
-    raise InputError(f'{path}: {shape} values are {math.prod(shape):,}, and it holds {len(content) - start:,}')
+    raise InputError(path, f'{shape} values are {math.prod(shape):,}, and it holds {len(content) - start:,}')
   return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -138,14 +140,16 @@ def _members(path: pathlib.Path, class_names: Sequence[str]) -> list[tuple[str, 
     with zipfile.ZipFile(path) as archive:
       infos = archive.infolist()
   except (OSError, zipfile.BadZipFile) as error:
-    raise InputError(f'{path}: cannot read it as .zip: {error}') from error
+    raise InputError(path, f'cannot read it as .zip: {error}') from error
   members = {info.filename: match[1] for info in infos if (match := _JPEG.fullmatch(info.filename))}
   unknown = sorted(set(members.values()) - set(class_names))
   missing = sorted(set(class_names) - set(members.values()))
   if unknown or missing:
-    raise InputError(f'{path}: expected images of the classes {", ".join(class_names)}; differing: {unknown + missing}')
+    raise InputError(
+      path, expected=f'images of the classes {", ".join(class_names)}', fix=f'differing: {unknown + missing}'
+    )
   if any(info.file_size > MAX_MEMBER for info in infos) or sum(info.file_size for info in infos) > MAX_BYTES:
-    raise InputError(f'{path}: its members are larger than images of such a set')
+    raise InputError(path, 'its members are larger than images of such a set')
   return sorted(members.items())
 
 

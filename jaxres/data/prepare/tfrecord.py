@@ -44,11 +44,11 @@ def convert(folder: str, data_dir: str | None = None) -> pathlib.Path:
   shards, full_name = _shards(source)
   target = tfds_lib.root(data_dir) / full_name
   if target.resolve() == source.resolve():
-    raise InputError(f'{source} lies in {tfds_lib.root(data_dir)} itself; give another place with --data_dir')
+    raise InputError(source, f'lies in {tfds_lib.root(data_dir)} itself', fix='give another place with --data_dir')
   if target.exists():
-    raise InputError(f'{target} exists; move it away or choose another --data_dir')
+    raise InputError(target, 'exists', fix='move it away or choose another --data_dir')
   if not tfds_lib.has_array_record():
-    raise InputError('array_record is not installed (it has wheels for Linux only)')
+    raise InputError(target, 'array_record is not installed (it has wheels for Linux only)')
   with file_errors(target):
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'incomplete.{secrets.token_hex(4)}_{target.name}')
@@ -78,13 +78,13 @@ def read(path: pathlib.Path) -> Iterator[bytes]:
     while head := file.read(_HEAD.size):
       length, crc = _HEAD.unpack(head) if len(head) == _HEAD.size else (size, 0)
       if len(head) == _HEAD.size and crc != mask_crc(crc32c(head[:8])):
-        raise InputError(f'{path}: record {number} is damaged: the checksum of its length is wrong')
+        raise InputError(path, f'record {number} is damaged: the checksum of its length is wrong')
       if file.tell() + length + _CRC.size > size:
-        raise InputError(f'{path}: it is truncated: record {number} ends after the end of the file')
+        raise InputError(path, f'it is truncated: record {number} ends after the end of the file')
       data = file.read(length)
       crc = _CRC.unpack(file.read(_CRC.size))[0]
       if check_data and crc != mask_crc(check_data(data)):
-        raise InputError(f'{path}: record {number} is damaged: the checksum of its data is wrong')
+        raise InputError(path, f'record {number} is damaged: the checksum of its data is wrong')
       yield data
       number += 1
 
@@ -128,11 +128,11 @@ def _shards(folder: pathlib.Path) -> tuple[dict[pathlib.Path, int], str]:
   """Return the shards of a set in tfrecord format with their numbers of records, and its name/config/version."""
   info = folder / 'dataset_info.json'
   if not info.is_file():
-    expected = 'expected the folder of a version of a TFDS set, such as .../mnist/3.0.1'
-    raise InputError(f'{folder}: it has no dataset_info.json; {expected}')
+    expected = 'the folder of a version of a TFDS set, such as .../mnist/3.0.1'
+    raise InputError(folder, 'it has no dataset_info.json', expected=expected)
   form = tfds_lib.file_format(info)
   if form != 'tfrecord':
-    raise InputError(f'{folder} is in {form} format; expected tfrecord')
+    raise InputError(folder, f'is in {form} format', expected='tfrecord')
   import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
 
   try:
@@ -143,10 +143,10 @@ def _shards(folder: pathlib.Path) -> tuple[dict[pathlib.Path, int], str]:
       for path, size in zip(split.filepaths, split.shard_lengths, strict=True)
     }
   except Exception as error:  # TFDS raises nearly every type there is
-    raise InputError(f'cannot read {folder}: {" ".join(str(error).split())}') from error
+    raise InputError(folder, f'cannot be read: {" ".join(str(error).split())}') from error
   missing = [shard for shard in shards if not shard.is_file()]
   if missing:
-    raise InputError(f'{folder}: it has no file {missing[0].name}')
+    raise InputError(folder, f'it has no file {missing[0].name}')
   return shards, builder_info.full_name
 
 
@@ -162,7 +162,7 @@ def _copy_shard(source: pathlib.Path, target: pathlib.Path, size: int) -> None:
   finally:
     writer.close()
   if count != size:
-    raise InputError(f'{source}: expected {size} records, as dataset_info.json says, found {count}')
+    raise InputError(source, expected=f'{size} records, as dataset_info.json says', found=count)
 
 
 def _copy_metadata(source: pathlib.Path, target: pathlib.Path, shards: set[pathlib.Path]) -> None:

@@ -44,32 +44,30 @@ def read_npz(path: str | None, labels: Labels = CLASSES) -> Source:
     InputError: the file is missing or unreadable, or an array is missing or has another shape or dtype.
   """
   if not path:
-    raise InputError("data.path: data.name='arrays' reads an .npz file; give its path")
+    raise InputError('data.path', "data.name='arrays' reads an .npz file", fix='give its path')
   path = str(user_path(path, 'data.path'))
   if os.path.isdir(path):
-    raise InputError(f'data.path: {path} is a folder; expected an .npz file, or set data.name=folder')
+    raise InputError('data.path', f'{path} is a folder', expected='an .npz file, or set data.name=folder')
   if not os.path.exists(path):
-    raise InputError(f'data.path: no such file: {path}')
+    raise InputError('data.path', f'no such file: {path}')
   try:
     content = load_npz(pathlib.Path(path))
   except ValueError as error:
-    raise InputError(f'{path}: not a readable .npz file: {error}') from None
+    raise InputError(path, f'not a readable .npz file: {error}') from None
   train, test = (_split(path, content, split, labels) for split in ('train', 'test'))
   val = _split(path, content, 'val', labels) if 'val_x' in content or 'val_y' in content else None
   for split, other in (('test', test), ('val', val)):
     if other and train.images.shape[1:] != other.images.shape[1:]:
       shapes = f'{train.images.shape[1:]} and {other.images.shape[1:]}'
-      raise InputError(f'{path}: train_x and {split}_x hold images of different shapes: {shapes}')
+      raise InputError(path, f'train_x and {split}_x hold images of different shapes: {shapes}')
     if other and labels.rank == 1 and train.labels.shape[1:] != other.labels.shape[1:]:
       lengths = f'{train.labels.shape[1]} and {other.labels.shape[1]} numbers'
-      raise InputError(f'{path}: train_y and {split}_y hold labels of different lengths: {lengths}')
+      raise InputError(path, f'train_y and {split}_y hold labels of different lengths: {lengths}')
   if content.get('class_names', np.empty(1)).ndim != 1:
-    raise InputError(f'{path}: class_names: expected a list of names, found {_kind(content["class_names"])}')
+    raise InputError(f'{path}: class_names', expected='a list of names', found=_kind(content['class_names']))
   names = content['class_names'] if 'class_names' in content else _list_classes(path, train, labels)
   if labels.are_classes and len(names) <= train.labels.max():
-    raise InputError(
-      f'{path}: class_names has {len(names)} names, and a training example has label {train.labels.max()}'
-    )
+    raise InputError(path, f'class_names has {len(names)} names, and a training example has label {train.labels.max()}')
   return Source(train, test, _unique(path, [_text(path, name) for name in names]), val)
 
 
@@ -78,10 +76,10 @@ def _unique(path: str, names: list[str]) -> tuple[str, ...]:
   first: dict[str, int] = {}
   for number, name in enumerate(names):
     if not name:
-      raise InputError(f'{path}: class_names: the name of class {number} is empty')
+      raise InputError(path, f'class_names: the name of class {number} is empty')
     if first.setdefault(name, number) != number:
       both = f'classes {first[name]} and {number} are both called {shorten(name)!r}'
-      raise InputError(f'{path}: class_names: {both}; give each its own name')
+      raise InputError(path, f'class_names: {both}', fix='give each its own name')
   return tuple(names)
 
 
@@ -92,7 +90,7 @@ def _text(path: str, name: object) -> str:
   try:
     return name.decode('utf-8')
   except UnicodeDecodeError as error:
-    raise InputError(f'{path}: class_names: {bytes(name)[:80]!r} is not UTF-8: {error.reason}') from None
+    raise InputError(path, f'class_names: {bytes(name)[:80]!r} is not UTF-8: {error.reason}') from None
 
 
 def _list_classes(path: str, train: Arrays, labels: Labels) -> Sequence[object]:
@@ -109,7 +107,7 @@ def _count_classes(path: str, train: Arrays) -> range:
   gaps = np.flatnonzero(numbers != np.arange(len(numbers)))
   if len(gaps):
     expected = 'expected 0, 1, ... with no gap, or an array class_names beside them'
-    raise InputError(f'{path}: no training example has label {gaps[0]}, one has {numbers[gaps[0]]}; {expected}')
+    raise InputError(path, f'no training example has label {gaps[0]}, one has {numbers[gaps[0]]}', fix=expected)
   return range(len(numbers))
 
 
@@ -117,14 +115,14 @@ def _split(path: str, content: dict[str, np.ndarray], split: str, of: Labels) ->
   for name in (f'{split}_x', f'{split}_y'):
     if name not in content:
       names = shorten(', '.join(content)) or 'nothing'
-      raise InputError(f'{path}: no array {name}; found {names}; expected train_x, train_y, test_x, test_y')
+      raise InputError(path, f'no array {name}; found {names}', expected='train_x, train_y, test_x, test_y')
   images, labels = content[f'{split}_x'], content[f'{split}_y']
   if images.ndim == 3:
     images = images[..., None]
   _check_images(path, f'{split}_x', images, len(labels) if labels.ndim else 0, _channels(path, content))
   converted = of.convert(labels, images.shape, f'{path}: {split}_y', _label_fix(labels, images) * of.are_classes)
   if not len(images):
-    raise InputError(f'{path}: {split}_x is empty; expected at least one image')
+    raise InputError(path, f'{split}_x is empty', expected='at least one image')
   if images.max() <= 1 < images[0].size:
     print_status(f'{path}: {split}_x has no value above 1: black images; levels are 0..255')
   return Arrays(images, converted)
@@ -136,7 +134,7 @@ def _channels(path: str, content: dict[str, np.ndarray]) -> int | None:
   if given is None:
     return None
   if given.dtype.kind not in 'iu' or given.size != 1 or given.item() < 1:
-    raise InputError(f'{path}: channels: expected one whole number, 1 or more, found {_kind(given)}')
+    raise InputError(f'{path}: channels', expected='one whole number, 1 or more', found=_kind(given))
   return int(given.item())
 
 
@@ -153,12 +151,12 @@ def _check_images(path: str, name: str, images: np.ndarray, count: int, channels
   shape = list(images.shape)
   if images.dtype != np.uint8 or images.ndim != 4 or 0 in shape[1:]:
     found = f'{_kind(images)}{_image_fix(name, images)}'
-    raise InputError(f'{path}: {name}: expected uint8 [N, H, W, C] with values 0..255, found {found}')
+    raise InputError(f'{path}: {name}', expected='uint8 [N, H, W, C] with values 0..255', found=found)
   if shape[3] == count != shape[0] and shape[2] <= MAX_CHANNELS:
     fix = f'use {name}.transpose(3, 0, 1, 2)'
-    raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, which has the examples last; {fix}')
+    raise InputError(f'{path}: {name}', expected='[N, H, W, C]', found=f'{shape}, which has the examples last', fix=fix)
   if problem := _axes_problem(name, shape, channels):
-    raise InputError(f'{path}: {name}: expected [N, H, W, C], found {shape}, {problem}')
+    raise InputError(f'{path}: {name}', expected='[N, H, W, C]', found=f'{shape}, {problem}')
 
 
 def _kind(array: np.ndarray) -> str:

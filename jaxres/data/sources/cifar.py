@@ -75,10 +75,12 @@ def find_archive(published: Published, root: pathlib.Path, given: str | None) ->
   if given:
     path = user_path(given, '--archive')
     if not path.exists():
-      raise InputError(f'--archive {given}: no such file')
+      raise InputError(f'--archive {given}', 'no such file')
     digest = files.sha256_of(path)
     if digest != published.sha256:
-      raise InputError(f'--archive {given} is not {published.url}: expected sha256 {published.sha256}, found {digest}')
+      raise InputError(
+        f'--archive {given}', f'is not {published.url}', expected=f'sha256 {published.sha256}', found=digest
+      )
     return path
   path = root / 'downloads' / published.url.rpartition('/')[2]
   if not (path.is_file() and files.sha256_of(path) == published.sha256):
@@ -105,7 +107,7 @@ def read(published: Published, path: pathlib.Path) -> Contents:
   contents = _members(path, set(wanted))
   missing = [member for member in wanted if member not in contents]
   if missing:
-    raise InputError(f'{path}: it has no file {missing[0]}')
+    raise InputError(path, f'it has no file {missing[0]}')
   names = {label: tuple(contents[member].decode('ascii').split()) for label, member in published.names.items()}
   splits = {
     split: _records(b''.join(contents[m] for m in members), names, f'{path}, {members[0]}')
@@ -124,7 +126,7 @@ def _members(path: pathlib.Path, wanted: set[str]) -> dict[str, bytes]:
         if file is not None:
           contents[member.name] = file.read()
   except (OSError, EOFError, tarfile.TarError) as error:
-    raise InputError(f'{path}: cannot read it as .tar.gz: {error}') from error
+    raise InputError(path, f'cannot read it as .tar.gz: {error}') from error
   return contents
 
 
@@ -132,11 +134,11 @@ def _records(data: bytes, names: dict[str, tuple[str, ...]], where: str) -> Spli
   """Split records into labels and images, after checking both."""
   size = len(names) + _PIXELS
   if not data or len(data) % size:
-    raise InputError(f'{where}: expected records of {size} bytes, found {len(data)} bytes in all')
+    raise InputError(where, expected=f'records of {size} bytes', found=f'{len(data)} bytes in all')
   records = np.frombuffer(data, np.uint8).reshape(-1, size)
   labels = {label: records[:, i] for i, label in enumerate(names)}
   for label, values in labels.items():
     if values.max() >= len(names[label]):
-      raise InputError(f'{where}: {label} {values.max()}, but only {len(names[label])} class names')
+      raise InputError(where, f'{label} {values.max()}, but only {len(names[label])} class names')
   images = records[:, len(names) :].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
   return Split(images, labels)

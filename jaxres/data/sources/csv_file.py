@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jaxres.data.sources import files, folder
 from jaxres.data.splits import say_lookalikes, with_test
 from jaxres.data.types import Source
-from jaxres.errors import InputError, nearest
+from jaxres.errors import InputError, check_word, nearest
 from jaxres.paths import open_regular, shorten
 
 COLUMNS = ('path', 'label', 'split')
@@ -41,14 +41,14 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2, tested: str = 'sp
   rows = read_rows(file)
   names = files.sort_classes({row.label for row in rows if row.split == 'train'})
   if not names:
-    raise InputError(f'{file}: it lists no training images')
+    raise InputError(file, 'it lists no training images')
   say_lookalikes(str(file), names)
   number = {label: k for k, label in enumerate(names)}
   splits: dict[str, list[Row]] = collections.defaultdict(list)
   for row in rows:
     if row.label not in number:
       missing = f'the class {shorten(row.label)!r} is in {row.split} but not in train; {nearest(row.label, names)}'
-      raise InputError(f'{file}:{row.line}: {missing}')
+      raise InputError(f'{file}:{row.line}', missing)
     splits[row.split].append(row)
   encoded = {
     split: files.make_encoded(
@@ -80,9 +80,9 @@ def read_rows(file: pathlib.Path) -> list[Row]:
       reader = csv.reader(_without_blanks(stream), strict=True)
       rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
   except csv.Error as error:
-    raise InputError(f'{file}:{reader.line_num}: not a readable CSV file: {error}') from None
+    raise InputError(f'{file}:{reader.line_num}', f'not a readable CSV file: {error}') from None
   except (OSError, ValueError) as error:
-    raise InputError(f'{file}: not a readable CSV file: {getattr(error, "strerror", None) or error}') from None
+    raise InputError(file, f'not a readable CSV file: {getattr(error, "strerror", None) or error}') from None
   columns = _columns(file, rows[0][1] if rows else [])
   seen: dict[str, int] = {}
   return [_row(file, line, cells, columns, seen) for line, cells in rows[1:]]
@@ -126,16 +126,14 @@ def _end(pattern: re.Pattern[str], line: str, at: int) -> int:
 def _columns(file: pathlib.Path, header: list[str]) -> list[str]:
   """Return the names of the columns, of which those that are known count, in any case of letters."""
   if any(map(_is_no_text, header)):
-    raise InputError(f'{file}: not a readable CSV file: its first line is no UTF-8 text; save it as UTF-8')
+    raise InputError(file, 'not a readable CSV file: its first line is no UTF-8 text', fix='save it as UTF-8')
   columns = [name.lower() if name.lower() in COLUMNS else name for name in header]
   if not set(COLUMNS[:2]) <= set(columns):
     names = shorten(', '.join(map(repr, header))) or 'none'
-    raise InputError(
-      f'{file}: expected the columns path, label and optionally split, separated by commas; found {names}'
-    )
+    raise InputError(file, expected='the columns path, label and optionally split, separated by commas', found=names)
   twice = [name for name in COLUMNS if columns.count(name) > 1]
   if twice:
-    raise InputError(f'{file}: {columns.count(twice[0])} columns are called {twice[0]}; expected one')
+    raise InputError(file, f'{columns.count(twice[0])} columns are called {twice[0]}', expected='one')
   return columns
 
 
@@ -146,18 +144,17 @@ def _is_no_text(cell: str) -> bool:
 def _row(file: pathlib.Path, line: int, row: list[str], columns: list[str], seen: dict[str, int]) -> Row:
   if len(row) > len(columns):
     problem = f'{len(row)} cells, and the header has {len(columns)}; quote a cell that has a comma: "a, b"'
-    raise InputError(f'{file}:{line}: {problem}')
+    raise InputError(f'{file}:{line}', problem)
   cells = dict.fromkeys(COLUMNS, '') | dict(zip(columns, row, strict=False))
   if not cells['path'] or not cells['label']:
-    raise InputError(f'{file}:{line}: no {"path" if cells["label"] else "label"}')
+    raise InputError(f'{file}:{line}', f'no {"path" if cells["label"] else "label"}')
   split = cells['split'] or 'train'
-  if split not in files.SPLITS:
-    raise InputError(f'{file}:{line}', f'unknown split {shorten(split)!r}', fix=nearest(split, files.SPLITS))
+  check_word(f'{file}:{line}', shorten(split), files.SPLITS, 'split')
   path = os.path.normpath(file.parent / cells['path'])
   if not os.path.isfile(path):
-    raise InputError(f'{file}:{line}: {_why_no_file(path)}: {shorten(path)}')
+    raise InputError(f'{file}:{line}', f'{_why_no_file(path)}: {shorten(path)}')
   if path in seen:
-    raise InputError(f'{file}:{line}: {cells["path"]} is listed in line {seen[path]} too')
+    raise InputError(f'{file}:{line}', f'{cells["path"]} is listed in line {seen[path]} too')
   seen[path] = line
   return Row(line, path, cells['label'], split, pathlib.Path(os.path.normpath(cells['path'])).as_posix())
 

@@ -50,7 +50,7 @@ def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tup
     names, files = _classes(root, root, split_rule)
     if set(map(str.lower, names)) <= set(files_lib.SPLITS):
       layout = f'the sub-folders are {", ".join(names)}, with images directly in them'
-      raise InputError(f'{root}: {layout}; expected a sub-folder per class, in train, val and test or without them')
+      raise InputError(root, layout, expected='a sub-folder per class, in train, val and test or without them')
     return {'train': files}, names
   _report_loose_files(root)
   flat = [name for name in files_lib.SPLITS if name not in splits and os.path.isdir(root / name)]
@@ -61,7 +61,7 @@ def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tup
   if odd:
     raise InputError(root, f'{odd[0]!r} is no split', fix=nearest(odd[0], files_lib.SPLITS))
   if 'train' not in splits:
-    raise InputError(f'{root}: there is {" and ".join(splits)} but no train folder with a sub-folder per class')
+    raise InputError(root, f'there is {" and ".join(splits)} but no train folder with a sub-folder per class')
   by_split = {name: _classes(root, folder, split_rule) for name, folder in splits.items()}
   names = by_split['train'][0]
   for split, (others, _) in by_split.items():
@@ -70,18 +70,18 @@ def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tup
       (set(names) - set(others), 'train', split),
     ):
       if missing:
-        raise InputError(f'{root}: the class {min(missing)!r} is in {here} but not in {there}; expected equal classes')
+        raise InputError(root, f'the class {min(missing)!r} is in {here} but not in {there}', expected='equal classes')
   return {split: files for split, (_, files) in by_split.items()}, names
 
 
 def _check_exists(path: str | None, name: str, what: str) -> pathlib.Path:
   if not path:
-    raise InputError(f'data.path: data.name={name!r} reads {what}; give its path')
+    raise InputError('data.path', f'data.name={name!r} reads {what}', fix='give its path')
   place = user_path(path, 'data.path')
   if name != 'folder' and place.is_dir():
-    raise InputError(f'data.path: {path} is a folder; expected {what}, or set data.name=folder')
+    raise InputError('data.path', f'{path} is a folder', expected=f'{what}, or set data.name=folder')
   if not (place.is_dir() if name == 'folder' else place.exists()):
-    raise InputError(f'data.path: no such {"folder" if name == "folder" else "file"}: {path}; expected {what}')
+    raise InputError('data.path', f'no such {"folder" if name == "folder" else "file"}: {path}', expected=what)
   return place
 
 
@@ -102,11 +102,11 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
   if not classes:
     there = listing.list_folder(root)
     files = len(there.images) + len(there.others)
-    raise InputError(f'{root}: expected a sub-folder of images per class, found none (and {files} files)')
+    raise InputError(root, expected='a sub-folder of images per class', found=f'none (and {files} files)')
   if set(map(str.lower, classes)) <= set(files_lib.SPLITS) and not any(map(_holds_files, classes.values())):
     folders = ', '.join(classes)
     raise InputError(
-      f'{root}: the sub-folders are {folders}; splits are called {", ".join(files_lib.SPLITS)}, in lower case'
+      root, f'the sub-folders are {folders}', fix=f'splits are called {", ".join(files_lib.SPLITS)}, in lower case'
     )
   if top == root:
     _report_loose_files(root)
@@ -118,7 +118,7 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
   left_out = [_list_left_out(each) for each in listings]
   for name, each, kept, lost in zip(names, listings, images, left_out, strict=True):
     if not kept or (split_rule > 1 and len(lost) >= len(kept)):
-      raise InputError(_explain_too_few(classes[name], each, kept, lost))
+      raise InputError(classes[name], _explain_too_few(each, kept, lost))
   _report_left_out(root, listings, images, left_out)
   paths = [path for kept in images for path in kept]
   labels = [label for label, kept in enumerate(images) for _ in kept]
@@ -138,12 +138,10 @@ def _list_left_out(listing_of: listing.Listing) -> list[str]:
   return [*listing_of.broken, *deeper]
 
 
-def _explain_too_few(folder: pathlib.Path, listing_of: listing.Listing, kept: list[str], lost: list[str]) -> str:
+def _explain_too_few(listing_of: listing.Listing, kept: list[str], lost: list[str]) -> str:
   """Return what is wrong with the folder of a class that has no images, or more that are left out."""
   if not lost:
-    return (
-      f'{folder}: no images: expected files that end in {", ".join(SUFFIXES)}, found {len(listing_of.others)} others'
-    )
+    return f'no images: expected files that end in {", ".join(SUFFIXES)}, found {len(listing_of.others)} others'
   problems = [
     f'{len(listing_of.broken)} are links to nothing that can be read, or no files: repair or remove them'
     * bool(listing_of.broken),
@@ -151,7 +149,7 @@ def _explain_too_few(folder: pathlib.Path, listing_of: listing.Listing, kept: li
     * (len(lost) > len(listing_of.broken)),
   ]
   counts = f'{len(kept)} images are directly in it and {len(lost)} are left out, such as {lost[0]}'
-  return f'{folder}: {counts}: {"; ".join(filter(None, problems))}'
+  return f'{counts}: {"; ".join(filter(None, problems))}'
 
 
 def _report_left_out(

@@ -51,8 +51,9 @@ def read(name: str, data_dir: str | None = None, seed: int = 0, tested: str = 's
   folder = _find(name, data_dir)
   if not has_array_record():
     raise InputError(
-      f'{name}: reading {folder} needs the package array_record, which has wheels for Linux only; '
-      + without_array_record(name)
+      name,
+      f'reading {folder} needs the package array_record, which has wheels for Linux only',
+      fix=without_array_record(name),
     )
   import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
 
@@ -74,7 +75,7 @@ def read(name: str, data_dir: str | None = None, seed: int = 0, tested: str = 's
   except Exception as error:  # TFDS and array_record raise nearly every type there is
     reason = shorten(' '.join(str(error).split()))
     raise InputError(
-      f'cannot read {folder}: {reason}; remove that folder and {prepare_again(name, data_dir)}'
+      folder, f'cannot be read: {reason}', fix=f'remove that folder and {prepare_again(name, data_dir)}'
     ) from error
   return with_test(_name_splits(folder, splits), tuple(features['label'].names), str(folder), seed, tested)
 
@@ -104,7 +105,7 @@ def check_access(name: str, data_dir: str | os.PathLike[str] | None = None) -> N
   for place in (folder, *(folder / entry for entry in _entries(folder) if _VERSION.fullmatch(entry))):
     for path in (place, *(place / entry for entry in _entries(place))):
       if os.path.exists(path) and not os.access(path, os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK):
-        raise InputError(f'cannot read {path}: {os.strerror(errno.EACCES)}')
+        raise InputError(path, f'cannot be read: {os.strerror(errno.EACCES)}')
 
 
 def _entries(folder: pathlib.Path) -> list[str]:
@@ -148,15 +149,17 @@ def _find(name: str, data_dir: str | None) -> pathlib.Path:
     folder, form = list(versions.items())[-1]
     if form == 'tfrecord':
       convert = f'`jaxres prepare tfrecord {shell_word(str(folder))} --data_dir ELSEWHERE`'
-      raise InputError(f'{folder} is in tfrecord format; run {convert} and set data.data_dir=ELSEWHERE')
+      raise InputError(folder, 'is in tfrecord format', fix=f'run {convert} and set data.data_dir=ELSEWHERE')
     raise InputError(
-      f'{folder} is in {form} format, which only TensorFlow reads; expected {_FORMAT}: '
-      f'move it away or choose another data.data_dir, and {fix}'
+      folder,
+      f'is in {form} format, which only TensorFlow reads',
+      expected=_FORMAT,
+      fix=f'move it away or choose another data.data_dir, and {fix}',
     )
   if name not in PREPARABLE:
     raise InputError(parent, f'no data set {name!r}', fix=f'{nearest(name, list_known(data_dir))}; else {fix}')
   problem = 'that directory does not exist' if not parent.is_dir() else f'no {parent / name}/*.*.*'
-  raise InputError(f'{name} is not in {parent} ({problem}); {fix} or set data.download=True')
+  raise InputError(name, f'is not in {parent} ({problem})', fix=f'{fix} or set data.download=True')
 
 
 def _versions(folder: pathlib.Path) -> dict[pathlib.Path, str]:
@@ -171,7 +174,7 @@ def file_format(info: pathlib.Path) -> str:
   try:
     return str(json.loads(read_regular(info, MAX_TEXT_BYTES)).get('fileFormat', 'tfrecord'))
   except (OSError, ValueError, AttributeError) as error:
-    raise InputError(f'cannot read {info}: {error}; remove {info.parent} and prepare it again') from error
+    raise InputError(info, f'cannot be read: {error}', fix=f'remove {info.parent} and prepare it again') from error
 
 
 def prepare_again(name: str, data_dir: str | None) -> str:
@@ -186,17 +189,16 @@ def _check_features(folder: pathlib.Path, features: Any, splits: Any) -> None:
   """Raise an InputError unless ``read`` can read the set."""
   kinds = {key: type(feature).__name__ for key, feature in features.items()}
   if (kinds.get('image'), kinds.get('label')) != ('Image', 'ClassLabel'):
-    raise InputError(
-      f'{folder} is no image-classification set: expected the features image: Image and '
-      f'label: ClassLabel, found {shorten(", ".join(f"{k}: {v}" for k, v in kinds.items()))}'
-    )
+    features_there = shorten(', '.join(f'{name}: {kind}' for name, kind in kinds.items()))
+    expected = 'the features image: Image and label: ClassLabel'
+    raise InputError(folder, 'is no image-classification set', expected=expected, found=features_there)
   if 'train' not in splits:
-    raise InputError(f"{folder} has no split 'train'; its splits: {shorten(', '.join(splits))}")
+    raise InputError(folder, "has no split 'train'", fix=f'its splits: {shorten(", ".join(splits))}')
   empty = [split for split in SPLITS if split in splits and not splits[split].num_examples]
   if empty:
-    raise InputError(f'{folder} {empty[0]}: the split is empty')
+    raise InputError(folder, f'{empty[0]}: the split is empty')
   if features['image'].np_dtype != np.uint8 or features['image'].shape[-1] not in _MODES:
-    raise InputError(f'{folder}: expected uint8 images of 1, 3 or 4 channels, found {features["image"]}')
+    raise InputError(folder, expected='uint8 images of 1, 3 or 4 channels', found=features['image'])
 
 
 def _split(folder: pathlib.Path, split: str, source: Any, features: Any) -> Split:
@@ -251,7 +253,7 @@ def _arrays(examples: list[dict[str, Any]], where: str, channels: int, num_class
   if wrong.size and not (labels == -1).all():
     at = int(wrong[0])
     problem = f'label {labels[at]}, expected 0 to {num_classes - 1}'
-    raise InputError(f'{where}, example {_example_name(examples[at], at)}: {problem}')
+    raise InputError(f'{where}, example {_example_name(examples[at], at)}', problem)
   return Arrays(_decode(examples, where, channels), labels)
 
 
@@ -271,13 +273,15 @@ def _decode(examples: list[dict[str, Any]], where: str, channels: int) -> np.nda
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
       reason = str(error).split(' <_io')[0]  # less the address of a buffer
       problem = f'cannot decode its image: {reason}'
-      raise InputError(f'{where}, example {_example_name(example, at)}: {problem}') from error
+      raise InputError(f'{where}, example {_example_name(example, at)}', problem) from error
     if at == 0:
       images = np.empty((len(examples), *pixels.shape), np.uint8)
     if pixels.shape != images.shape[1:]:
       raise InputError(
-        f'{where}, example {_example_name(example, at)}: expected an image of {images.shape[1:]} '
-        f'as the first, found {pixels.shape}: only images of one size fit in one array'
+        f'{where}, example {_example_name(example, at)}',
+        expected=f'an image of {images.shape[1:]} as the first',
+        found=f'{pixels.shape}',
+        fix='only images of one size fit in one array',
       )
     images[at] = pixels
   return images
