@@ -1,8 +1,9 @@
 """jaxres: train, fine-tune, understand and ship ResNets in JAX and Flax."""
 
 import importlib.metadata
-import re
 import warnings
+
+import packaging.version
 
 __version__ = '0.1.0'
 TESTED_JAX = ('0.10.2', '0.13')  # from the first, before the second: the range of pyproject.toml, docs/known-issues.md
@@ -15,16 +16,13 @@ def _warn_of_untested_jax() -> None:
   except importlib.metadata.PackageNotFoundError:  # what imports jax will say so
     return
   first, end = TESTED_JAX
-  if not _numbers(first) <= _numbers(version) < _numbers(end):
+  parse = packaging.version.parse
+  if not parse(first) <= parse(version) < parse(end):
     message = (
       f'jaxres is tested with jax {first} or newer and older than {end}, found jax {version}; '
       f"to have one of these: pip install 'jax>={first},<{end}'"
     )
     warnings.warn_explicit(message, UserWarning, '<jaxres>', 1, __name__)  # with no line of source below it
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-  return tuple(int(number) for number in re.findall(r'\d+', version)[:3])
 
 
 _warn_of_untested_jax()

@@ -3,15 +3,12 @@
 import contextlib
 import errno
 import hashlib
-import http.client
 import json
 import math
 import os
 import pathlib
 import secrets
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -214,45 +211,44 @@ def download(url: str, path: pathlib.Path, sha256: str, size: int | None, fix: s
   Raises:
     InputError: it cannot be downloaded, or is another file.
   """
+  import pooch  # takes a while, and downloads are rare
+
   try:
     with complete(path) as part:
-      with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-        expected = size or min(int(response.headers.get('Content-Length') or MAX_BYTES), MAX_BYTES)
-        digest = _copy(response, part, expected, f'downloading {url}')
+      progress = _Progress(part, size, f'downloading {url}')
+      pooch.HTTPDownloader(progressbar=progress, chunk_size=_CHUNK, timeout=TIMEOUT_S)(url, part, None)
+      digest, count = sha256_of(pathlib.Path(part.name)), part.tell()
       if not digest.startswith(sha256):
-        raise InputError(
-          url,
-          expected=f'{expected} bytes with sha256 {sha256}',
-          found=f'{part.tell()} bytes with {digest}',
-          fix=f'try again, {fix}',
-        )
-  except (OSError, http.client.HTTPException) as error:
-    if isinstance(error, urllib.error.HTTPError):
-      error.close()  # it holds the connection
-    reason = getattr(error, 'reason', None) or error
+        expected = f'{size or count} bytes with sha256 {sha256}'
+        raise InputError(url, expected=expected, found=f'{count} bytes with {digest}', fix=f'try again, {fix}')
+  except OSError as error:
+    response = getattr(error, 'response', None)
+    reason = f'HTTP status {response.status_code}' if response is not None else error.strerror or error
     raise InputError(url, f'cannot download to {path}: {reason}', fix=f'try again, {fix}') from error
 
 
-def _copy(source: IO[bytes], target: IO[bytes], size: int, what: str) -> str:
-  """Copy ``source`` to ``target`` with a progress line, no further than just over ``size`` bytes.
+class _Progress:
+  """What ``pooch`` tells how far a download is: a line on standard error; it ends where too much comes."""
 
-  Returns:
-    The SHA-256 of what was copied.
-  """
-  digest, done, shown = hashlib.sha256(), 0, -1
-  on_terminal = sys.stderr.isatty()
-  step, end = (1, '\r') if on_terminal else (25, '\n')  # percent
-  try:
-    while done <= size and (chunk := source.read(_CHUNK)):
-      digest.update(chunk)
-      target.write(chunk)
-      done += len(chunk)
-      percent = 100 * done // size // step * step
-      if percent > shown:
-        shown = percent
-        line = f'{what}: {done / 1e6:.0f} of {size / 1e6:.0f} MB'
-        print(printable(line), end=end, file=sys.stderr, flush=True)
-  finally:
-    if on_terminal:
+  def __init__(self, file: IO[bytes], size: int | None, what: str) -> None:
+    self.file, self.what, self.max_bytes, self.total = file, what, size or MAX_BYTES, 0
+    self.shown, self.on_terminal = -1, sys.stderr.isatty()
+
+  def update(self, _: int) -> None:
+    """Show how much is in the file."""
+    done, step = self.file.tell(), 1 if self.on_terminal else 25  # percent
+    if done > self.max_bytes:
+      raise OSError(errno.EFBIG, f'more than {self.max_bytes} bytes came')
+    percent = 100 * done // (self.total or self.max_bytes) // step * step
+    if percent > self.shown:
+      self.shown = percent
+      line = f'{self.what}: {done / 1e6:.0f} of {(self.total or self.max_bytes) / 1e6:.0f} MB'
+      print(printable(line), end='\r' if self.on_terminal else '\n', file=sys.stderr, flush=True)
+
+  def reset(self) -> None:
+    """Do nothing: what is in the file counts."""
+
+  def close(self) -> None:
+    """End the line."""
+    if self.on_terminal:
       print(file=sys.stderr)
-  return digest.hexdigest()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from jaxres import config as config_lib
 from jaxres import data, losses, metrics
@@ -118,7 +119,7 @@ def mean_log_probability(each: jax.Array) -> jax.Array:
 
 def likeliest_classes(logits: np.ndarray, class_names: Sequence[str], max_classes: int) -> Answer:
   """Return the likeliest classes of an image with their probabilities, by logits float32 ``[K]``."""
-  probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+  probabilities = scipy.special.softmax(np.float64(logits))
   likeliest = np.argsort(-logits, kind='stable')[:max_classes]
   rows = [(class_names[k], float(probabilities[k])) for k in likeliest]
   content = {'top': [{'class': name, 'probability': p} for name, p in rows]}

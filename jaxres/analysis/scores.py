@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from jaxres import metrics
 from jaxres.evaluate import Outputs
@@ -24,14 +25,12 @@ Scores = dict[str, Any]
 
 def softmax(logits: np.ndarray) -> np.ndarray:
   """Return the probabilities, float64 ``[N, K]``."""
-  exponentials = np.exp(np.float64(logits) - logits.max(-1, keepdims=True))
-  return exponentials / exponentials.sum(-1, keepdims=True)
+  return scipy.special.softmax(np.float64(logits), axis=-1)
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Return the loss of each example in nats, float64 ``[N]``."""
-  logits = np.float64(logits) - logits.max(-1, keepdims=True)
-  return np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels]
+  return -scipy.special.log_softmax(np.float64(logits), axis=-1)[np.arange(len(labels)), labels]
 
 
 def rank_of_label(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

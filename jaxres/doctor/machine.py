@@ -4,13 +4,14 @@ import contextlib
 import importlib.metadata
 import os
 import pathlib
-import re
 import shutil
 from typing import Literal
 
 import jax
 import jax.extend
 import jaxlib.version
+import packaging.requirements
+import packaging.version
 
 from jaxres.doctor import known_sums
 from jaxres.doctor.check import Check, Checks
@@ -45,33 +46,25 @@ def check_machine() -> Checks:
 def check_versions() -> Checks:
   """Check the versions that must fit together."""
   ours, lib = jax.__version__, jaxlib.version.__version__
-  fits = ours.split('.')[:2] == lib.split('.')[:2]
+  fits = packaging.version.parse(ours).release[:2] == packaging.version.parse(lib).release[:2]
   fix = '' if fits else ': they must be of one release; install both again'
   yield Check('jax, jaxlib', 'ok' if fits else 'problem', f'{ours}, {lib}{fix}')
   for requirement in importlib.metadata.requires('jaxres') or ():
-    name, bounds = re.match(r'([\w.-]+)(?:\[[\w,]+\])?\s*([^;]*)', requirement).groups()  # type: ignore[union-attr]
-    if 'extra ==' in requirement:
+    needed = packaging.requirements.Requirement(requirement)
+    if needed.marker and not needed.marker.evaluate({'extra': ''}):
       continue
     try:
-      installed = importlib.metadata.version(name)
+      installed = importlib.metadata.version(needed.name)
     except importlib.metadata.PackageNotFoundError:
-      yield Check(name, 'problem', f'not installed; jaxres needs {name}{bounds}')
+      yield Check(needed.name, 'problem', f'not installed; jaxres needs {needed.name}{needed.specifier}')
       continue
-    if not _satisfies(installed, bounds):
-      yield Check(name, 'warning', f'{installed}; jaxres is made for {bounds}')
+    if not needed.specifier.contains(installed, prereleases=True):
+      yield Check(needed.name, 'warning', f'{installed}; jaxres is made for {needed.specifier}')
   if jax.default_backend() != 'cpu':
     yield Check('platform', 'ok', ' '.join(jax.extend.backend.get_backend().platform_version.split()))
     for package in ('nvidia-cudnn-cu12', 'nvidia-cuda-runtime-cu12', 'jax-cuda12-plugin'):
       with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         yield Check(package, 'ok', importlib.metadata.version(package))
-
-
-def _satisfies(version: str, bounds: str) -> bool:
-  number = lambda text: tuple(int(part) for part in re.findall(r'\d+', text)[:3])
-  for sign, bound in re.findall(r'(>=|<)([\d.]+)', bounds):
-    if (number(version) < number(bound)) == (sign == '>='):
-      return False
-  return True
 
 
 def check_memory(device: jax.Device) -> Checks:

@@ -50,7 +50,7 @@ def make_schedule(
   schedules = {
     'cosine': lambda: optax.cosine_decay_schedule(lr, left),
     'onecycle': lambda: onecycle(lr, total_steps, warmup_steps or ONECYCLE_RISE * total_steps),
-    'exponential': lambda: lambda step: lr * gamma ** (step / steps_per_epoch),
+    'exponential': lambda: optax.exponential_decay(lr, steps_per_epoch, gamma),
     'polynomial': lambda: lambda step: lr * (1.0 - jnp.clip(step / left, 0.0, 1.0)) ** power,
     'step': lambda: optax.piecewise_constant_schedule(lr, {m - warmup_steps: gamma for m in milestones}),
     'constant': lambda: optax.constant_schedule(lr),
