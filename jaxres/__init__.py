@@ -1,8 +1,13 @@
 """jaxres: train, fine-tune, understand and ship ResNets in JAX and Flax."""
 
+import importlib
 import importlib.metadata
 import re
 import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from jaxres.analysis.loaded import load as load
 
 __version__ = '0.1.0'
 TESTED_JAX = ('0.10.2', '0.13')  # from the first, before the second: the range of pyproject.toml, docs/known-issues.md
@@ -25,6 +30,17 @@ def _warn_of_untested_jax() -> None:
 
 def _numbers(version: str) -> tuple[int, ...]:
   return tuple(int(number) for number in re.findall(r'\d+', version)[:3])
+
+
+def __getattr__(name: str) -> Any:
+  """Return ``jaxres.load``, which is imported when it is first needed: `import jaxres` loads neither JAX nor NumPy."""
+  if name != 'load':
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return importlib.import_module('.analysis.loaded', __name__).load
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), 'load'})
 
 
 _warn_of_untested_jax()
