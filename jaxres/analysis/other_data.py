@@ -252,7 +252,8 @@ def compare(
   if numbers is None:
     compared = task_scores.compare(outputs, first.task)
   else:
-    compared = scores.compare(outputs, dict.fromkeys(outputs), classes)
+    is_unnamed = tuple(classes) == _numbers(len(classes)) and len(examples.class_names) == len(classes)
+    compared = scores.compare(outputs, dict.fromkeys(outputs), examples.class_names if is_unnamed else classes)
   notes = _notes(networks, examples, how)
   for name, network in networks.items():
     about = {'origin': network.origin, 'preprocessing': describe_preprocessing(network)}

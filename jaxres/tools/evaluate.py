@@ -71,6 +71,8 @@ def compare_on_data(args: argparse.Namespace) -> dict[str, Any]:
   if args.data_path:
     raise InputError('--data_path', "it says where a run's data is now", fix='give --data alone')
   directories = [f'{path}' for source in args.runs for path in sources.list_runs(source) or [source]]
+  if len({*directories}) < len(directories):
+    raise InputError(f'a network is named twice: {" ".join(directories)}')
   fallback = other_data.fallback_preset(args.data)
   options = read_preprocessing(args)
   enable_compilation_cache()
@@ -79,8 +81,6 @@ def compare_on_data(args: argparse.Namespace) -> dict[str, Any]:
     network = predict.load(source, args.step if sources.is_run(source) else 'best', **options, fallback=fallback)
     name = pathlib.PurePath(source).name
     networks[source if name in networks else name] = network
-  if len(networks) < len(directories):
-    raise InputError(f'a network is named twice: {" ".join(directories)}')
   labels = next(iter(networks.values())).task.labels
   examples = other_data.read(args.data, args.split, args.data_dir, labels)
   return other_data.compare(networks, examples, args.batch_size or predict.BATCH_SIZE)
