@@ -256,7 +256,7 @@ def make_features(predictor: Predictor) -> Network:
   return run
 
 
-def padded_size(count: int, batch_size: int) -> int:
+def pad_size(count: int, batch_size: int) -> int:
   """Return the size of the batch that ``count`` images go in: one of at most three, so that little is compiled."""
   return next(size for size in (*_BATCHES, batch_size) if size >= count or size >= batch_size)
 
@@ -269,7 +269,7 @@ def run_batches(network: Network, variables: Any, images: np.ndarray, batch_size
   outputs = []
   for start in range(0, len(images), batch_size):
     part = images[start : start + batch_size]
-    batch = np.zeros((min(padded_size(len(part), batch_size), batch_size), *part.shape[1:]), np.uint8)
+    batch = np.zeros((min(pad_size(len(part), batch_size), batch_size), *part.shape[1:]), np.uint8)
     batch[: len(part)] = part
     outputs.append(np.asarray(network(variables, batch))[: len(part)])
   return np.concatenate(outputs)

@@ -112,7 +112,7 @@ def remove(copy: pathlib.Path, rooms: Sequence[str]) -> list[str]:
 
 
 def users_of(copy: pathlib.Path, removed: Sequence[str], folders: Sequence[str] = ('jaxres', 'main.py')) -> list[str]:
-  """Return the modules in ``folders`` that import a removed one anywhere, but for the tools' table and ``jaxres.load``."""
+  """Return the modules in ``folders`` that import a removed one anywhere, but for the tools' table and the root."""
   is_gone = lambda word: any(f'{word}.'.startswith(f'{name}.') for name in removed)
   users = []
   for path in (path for folder in folders for path in ([copy / folder, *sorted((copy / folder).rglob('*.py'))])):
