@@ -13,7 +13,7 @@ from jaxres.analysis import compare, other_data, runs, scores
 from jaxres.errors import InputError, check_range
 from jaxres.files import file_errors
 from jaxres.log.console import console
-from jaxres.paths import output_path
+from jaxres.paths import output_path, user_path
 from jaxres.runtime.compiler import enable_compilation_cache
 from jaxres.tools.arguments import add_preprocessing, read_preprocessing
 from jaxres.tools.run_arguments import add_runs, read_runs
@@ -52,7 +52,8 @@ def compare_runs(args: argparse.Namespace) -> dict[str, Any]:
     InputError: one is weights alone, or an argument is for those.
   """
   for source in args.runs:
-    if not sources.is_run(source):
+    is_there = user_path(sources.parse(source)[1]).exists() or source.startswith('torchvision:')
+    if is_there and not sources.is_run(source):
       problem = 'it is weights, which have no data'
       raise InputError(source, problem, fix='give some: --data DIR, FILE or NAME, such as --data cifar10')
   for name, value in read_preprocessing(args).items():

@@ -112,6 +112,9 @@ def test_weights_alone(tmp_path, npz, tiny, capsys) -> None:
   assert fail(capsys, source) == (
     f'error: {source}: it is weights, which have no data; give some: --data DIR, FILE or NAME, such as --data cifar10'
   )
+  assert fail(capsys, 'nowhere') == (
+    'error: nowhere: no run there: expected a workdir, with config.json and checkpoints/'
+  )
   assert 'it does not say what images it was trained on' in fail(capsys, source, '--data', path)
   assert "unknown preset 'cifar'; did you mean 'cifar10'?" in fail(capsys, source, '--data', path, '--preset=cifar')
   three = make_arrays(classes=3)
