@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,20 +12,19 @@ from PIL import Image
 from jaxres import models, tasks, workdir
 from jaxres.data import decode, listing
 from jaxres.data.augment import normalize
-from jaxres.data.statistics import IMAGENET
 from jaxres.errors import InputError, check_range, print_status
-from jaxres.files import sha256_of
 from jaxres.paths import read_regular, user_path
 from jaxres.runtime.compiler import jit
-from jaxres.weights import published, sources
+from jaxres.weights import presets, sources
 
-# torchvision's evaluation of its published weights, by recipe: https://pytorch.org/vision/stable/models.html
-IMAGE_SIZE, RESIZED = 224, {'v1': 256, 'v2': 232}
 UNKNOWN = (
   'it does not say what images it was trained on: give --mean, --std and --image_size (and --center_crop, the share of '
   'the short side that is kept), such as --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --image_size 224 '
-  '--center_crop 0.875 for ImageNet as torchvision has it; or predict by the run itself'
+  f'--center_crop 0.875 for ImageNet as torchvision has it; or --preset {", ".join(presets.PRESETS)}; or predict by '
+  'the run itself'
 )
+BATCH_SIZE = 32  # images at a time
+_BATCHES = (1, 8)  # the smaller batches that there is a program for
 
 
 class Predictor(NamedTuple):
@@ -40,6 +39,8 @@ class Predictor(NamedTuple):
   std: tuple[float, ...]
   origin: str = ''  # which weights, and of a run which checkpoint
   task: tasks.Task = tasks.make('classification')  # what its outputs mean
+  has_names: bool = True  # whether the classes are called by more than their numbers
+  notes: tuple[str, ...] = ()  # what a person should know of the preprocessing
 
   def describe(self, outputs: np.ndarray, max_answers: int) -> tasks.Answer:
     """Return what ``outputs``, float32 ``[K]``, say of an image: of many parts, such as classes, the first."""
@@ -72,6 +73,8 @@ def load(
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
   center_crop: float | None = None,
+  preset: str | None = None,
+  fallback: str | None = None,
 ) -> Predictor:
   """Return what predicts as the run or the weights at ``source`` do.
 
@@ -86,6 +89,8 @@ def load(
     mean: of each channel, on the scale 0..1, in place of the source's own; one number is that of every channel.
     std: standard deviation of each channel, on the scale 0..1.
     center_crop: the share of the resized short side that is kept, in place of the source's own.
+    preset: the name of mean, std, size and crop, in place of the source's own: one of ``presets.PRESETS``.
+    fallback: a preset for a source that says nothing; it is noted where it is used. None uses none.
 
   Raises:
     InputError: the source or the file cannot be used, or what its images are normalized by is not known.
@@ -96,13 +101,20 @@ def load(
   given = _check_input_spec(InputSpec(_floats('mean', mean), _floats('std', std), image_size, center_crop))
   pretrained = sources.read(source, step)
   names = sources.read_class_names(class_names, pretrained) if class_names else pretrained.class_names
+  has_names = names is not None
+  notes: tuple[str, ...] = ()
   names = names or tuple(map(str, range(pretrained.options['num_classes'])))
   kind, place = sources.parse(source)
   if kind == 'jaxres' and not (user_path(place) / 'model.json').is_file():
+    if preset:
+      raise InputError('--preset', f'{preset}, but {source} is a run, which has its own; leave it out')
     model, known, shape, task = _of_run(pretrained, user_path(place), given.image_size)
   else:
     model, task = pretrained.model(), tasks.make('classification')
     known = _read_published(place) if kind == 'torchvision' else _read_preprocessing(pretrained, source)
+    if preset is None and known.mean is None and given.mean is None and fallback is not None:
+      preset, notes = fallback, (f'{source} does not say its preprocessing: taken is the preset {fallback}',)
+    known = _of_preset(preset) if preset else known
     size = given.image_size or known.image_size or 0
     shape = (size, size, pretrained.channels)
   used_mean, used_std = (
@@ -113,7 +125,8 @@ def load(
   if shape[0] != shape[1] or shape[2] not in (1, 3):
     raise InputError(source, f'it sees images of {list(shape)}', fix='predict makes square ones of 1 or 3 channels')
   keep = given.center_crop or known.center_crop or 1.0
-  return Predictor(model, pretrained.variables, names, shape, keep, used_mean, used_std, pretrained.origin, task)
+  parts = (model, pretrained.variables, names, shape, keep, used_mean, used_std, pretrained.origin, task)
+  return Predictor(*parts, has_names, notes)
 
 
 def _of_run(
@@ -171,14 +184,15 @@ def _read_preprocessing(pretrained: sources.Pretrained, source: str) -> InputSpe
 
 
 def _read_published(place: str) -> InputSpec:
-  """Return what torchvision's evaluation does to an image where ``place`` is weights that it published, or nothing."""
-  path = user_path(place)
-  if path.is_file():
-    named = [name for name, digits in published.DIGITS.items() if digits in path.name]
-    place = next((name for name in named if sha256_of(path).startswith(published.DIGITS[name])), '')
-  if place not in published.DIGITS:
-    return InputSpec()
-  return InputSpec(*IMAGENET, IMAGE_SIZE, IMAGE_SIZE / RESIZED['v2' if place.endswith('-v2') else 'v1'])
+  """Return what is done to an image where ``place`` is weights that somebody published and jaxres knows, or nothing."""
+  name = presets.recognize(place, user_path(place))
+  return _of_preset(name) if name else InputSpec()
+
+
+def _of_preset(name: str) -> InputSpec:
+  """Return what the preset called ``name`` does to an image. Raises as ``presets.find``."""
+  preset = presets.find(name)
+  return InputSpec(preset.mean, preset.std, preset.image_size[0], preset.center_crop)
 
 
 def find_images(words: Iterable[str]) -> list[pathlib.Path]:
@@ -214,33 +228,77 @@ def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
   return images
 
 
-def predict(predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int = 32) -> Iterator[Prediction]:
-  """Yield the logits of each image, in the order of ``paths``; an image that cannot be read has its problem instead.
+Network = Callable[[Any, np.ndarray], jax.Array]  # variables and uint8 [B, H, W, C] to outputs, float32 [B, ...]
 
-  Args:
-    predictor: of ``load``.
-    paths: image files, strings too; ``find_images`` looks for them in folders.
-    batch_size: images at a time.
 
-  Raises:
-    InputError: an argument is of another type.
-  """
-  paths = check_paths(predictor, paths, batch_size)
+def make_network(predictor: Predictor) -> Network:
+  """Return the jitted function of variables and images to outputs; it compiles once for each size of a batch."""
 
   @jit
   def run(variables: Any, images: jax.Array) -> jax.Array:
     logits: Any = predictor.model.apply(variables, normalize(images, predictor.mean, predictor.std), train=False)
     return logits
 
-  size = min(batch_size, len(paths))
-  for start in range(0, len(paths), size):
-    batch, problems = read_batch(paths[start : start + size], predictor, size)
-    if len(problems) == len(paths[start : start + size]):  # nothing to compile for
-      yield from (Prediction(paths[start + i], None, problem) for i, problem in problems.items())
+  return run
+
+
+def make_features(predictor: Predictor) -> Network:
+  """Return the jitted function of variables and images to what the classifier is given, float32 ``[B, D]``."""
+
+  @jit
+  def run(variables: Any, images: jax.Array) -> jax.Array:
+    images = normalize(images, predictor.mean, predictor.std)
+    stages: Any = predictor.model.apply(variables, images, train=False, method='features')
+    features: jax.Array = predictor.model.pool_features(stages).astype(np.float32)
+    return features
+
+  return run
+
+
+def pad_size(count: int, batch_size: int) -> int:
+  """Return the size of the batch that ``count`` images go in: one of at most three, so that little is compiled."""
+  return next(size for size in (*_BATCHES, batch_size) if size >= count or size >= batch_size)
+
+
+def run_batches(network: Network, variables: Any, images: np.ndarray, batch_size: int = BATCH_SIZE) -> np.ndarray:
+  """Return the outputs of ``network`` for one or more images, uint8 ``[N, H, W, C]``.
+
+  The last batch is filled up with zeros, and its outputs are cut off.
+  """
+  outputs = []
+  for start in range(0, len(images), batch_size):
+    part = images[start : start + batch_size]
+    batch = np.zeros((min(pad_size(len(part), batch_size), batch_size), *part.shape[1:]), np.uint8)
+    batch[: len(part)] = part
+    outputs.append(np.asarray(network(variables, batch))[: len(part)])
+  return np.concatenate(outputs)
+
+
+def predict(
+  predictor: Predictor, paths: Sequence[pathlib.Path], batch_size: int = BATCH_SIZE, network: Network | None = None
+) -> Iterator[Prediction]:
+  """Yield the logits of each image, in the order of ``paths``; an image that cannot be read has its problem instead.
+
+  Args:
+    predictor: of ``load``.
+    paths: image files, strings too; ``find_images`` looks for them in folders.
+    batch_size: images at a time.
+    network: of ``make_network``; None makes one.
+
+  Raises:
+    InputError: an argument is of another type.
+  """
+  paths = check_paths(predictor, paths, batch_size)
+  network = network or make_network(predictor)
+  for start in range(0, len(paths), batch_size):
+    part = paths[start : start + batch_size]
+    batch, problems = read_batch(part, predictor, len(part))
+    if len(problems) == len(part):  # nothing to compile for
+      yield from (Prediction(part[i], None, problem) for i, problem in problems.items())
       continue
-    logits = np.asarray(run(predictor.variables, batch))
+    logits = run_batches(network, predictor.variables, batch, batch_size)
     problems = not_finite(logits) | problems
-    for i, path in enumerate(paths[start : start + size]):
+    for i, path in enumerate(part):
       yield Prediction(path, None if i in problems else logits[i], problems.get(i, ''))
 
 
@@ -285,6 +343,36 @@ def read(path: pathlib.Path, predictor: Predictor) -> np.ndarray:
     OSError: the file cannot be read.
     BadImageError: it is no image.
   """
+  return decode_as_seen(read_regular(path, decode.MAX_FILE_BYTES), predictor)
+
+
+def decode_as_seen(content: bytes, predictor: Predictor) -> np.ndarray:
+  """Return the image in the ``content`` of a file as ``predictor`` sees it, uint8 ``[H, W, C]``.
+
+  Raises:
+    BadImageError: it is no image.
+  """
   height, _, channels = predictor.image_shape
-  pixels = decode.decode_image(read_regular(path, decode.MAX_FILE_BYTES), height, predictor.center_crop)
+  pixels = decode.decode_image(content, height, predictor.center_crop)
   return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert('L'))[..., None]
+
+
+def resize(pixels: np.ndarray, predictor: Predictor) -> np.ndarray:
+  """Return an image in memory as ``predictor`` sees it, uint8 ``[H, W, C]``: as ``read`` has a file of these pixels.
+
+  Args:
+    pixels: uint8 ``[h, w, c]``; of one channel where the network takes three all are equal, and of three where it takes
+      one they are made gray.
+    predictor: of ``load``.
+
+  Raises:
+    InputError: the image has another number of channels.
+  """
+  height, width, channels = predictor.image_shape
+  if pixels.shape[2] not in (1, 3) and pixels.shape[2] != channels:
+    raise InputError('images', expected=f'{channels} channels', found=f'{list(pixels.shape)}')
+  if pixels.shape[:2] != (height, width) or predictor.center_crop != 1.0:
+    pixels = decode.resize_image(pixels, height, predictor.center_crop)
+  if pixels.shape[2] == channels:
+    return pixels
+  return np.asarray(Image.fromarray(pixels).convert('L'))[..., None] if channels == 1 else pixels.repeat(channels, 2)

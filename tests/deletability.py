@@ -112,12 +112,12 @@ def remove(copy: pathlib.Path, rooms: Sequence[str]) -> list[str]:
 
 
 def users_of(copy: pathlib.Path, removed: Sequence[str], folders: Sequence[str] = ('jaxres', 'main.py')) -> list[str]:
-  """Return the modules in ``folders`` that import a removed one anywhere, but for the table of tools."""
+  """Return the modules in ``folders`` that import a removed one anywhere, but for the tools' table and the root."""
   is_gone = lambda word: any(f'{word}.'.startswith(f'{name}.') for name in removed)
   users = []
   for path in (path for folder in folders for path in ([copy / folder, *sorted((copy / folder).rglob('*.py'))])):
     name = '.'.join(path.relative_to(copy).with_suffix('').parts).removesuffix('.__init__')
-    if path.is_file() and name != 'jaxres.cli' and any(map(is_gone, house.imported_words(path))):
+    if path.is_file() and name not in ('jaxres', 'jaxres.cli') and any(map(is_gone, house.imported_words(path))):
       users.append(name)
   return users
 

@@ -29,7 +29,7 @@ LAYERS = [  # of packages and of modules at the root, from the ground
   {'report'},
   {'tools'},
   {'cli'},
-  {'__main__'},
+  {'__main__', ''},  # '' is the package itself, which has jaxres.load when it is first used
 ]
 Graph = dict[str, set[str]]  # the modules that each module imports, by their names with all dots
 

@@ -19,6 +19,7 @@ ELSEWHERE = {
   'checkpoint/steps.py': 'checkpoint/test_checkpoint.py',
   'data/fingerprints.py': 'data/test_splits.py',
   'data/images.py': 'data/sources/test_folder.py',
+  'data/pixels.py': 'data/sources/test_memory.py',
   'data/prepare/writer.py': 'data/prepare/test_folder.py',
   'data/sources/cifar.py': 'data/prepare/test_cifar.py',
   'data/sources/csv_file.py': 'data/sources/test_folder.py',

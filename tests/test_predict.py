@@ -254,5 +254,5 @@ def test_every_way_to_name_the_same_weights(tmp_path, tiny, capsys) -> None:
   with pytest.raises(SystemExit):
     cli.main(['evaluate', hub])
   assert capsys.readouterr().err == (
-    f'error: {hub}: no run there: expected a workdir, with config.json and checkpoints/\n'
+    f'error: {hub}: it is weights, which have no data; give some: --data DIR, FILE or NAME, such as --data cifar10\n'
   )

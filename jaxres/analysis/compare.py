@@ -118,7 +118,9 @@ def notes(compared: Mapping[str, Any]) -> list[str]:
   lines = [note for column in columns(compared).values() for note in column['notes']]
   if 'metrics' in compared:
     return [*dict.fromkeys(lines)]
-  if compared['split'] == 'val':
+  if 'data' in compared:
+    lines.append('no temperature: it is fitted on a validation split of the data of a run')
+  elif compared['split'] == 'val':
     lines.append('no temperature: it is fitted on the validation split, and is not evaluated there')
   elif any(column['temperature'] is None for column in columns(compared).values()):
     lines.append('no temperature without validation examples: they are held out by data.val')

@@ -12,7 +12,7 @@ from jaxres.data.fingerprints import fingerprint
 from jaxres.data.images import Images, decode_all, drop_bad
 from jaxres.data.prepare import published
 from jaxres.data.resident import Batch, Resident
-from jaxres.data.sources import arrays, csv_file, folder, tfds
+from jaxres.data.sources import arrays, csv_file, folder, memory, tfds
 from jaxres.data.splits import check_labels, check_source, draw, hold_out, keep_classes, report_untrained
 from jaxres.data.statistics import IMAGENET, STATISTICS, channel_statistics
 from jaxres.data.stream import Examples, Stream
@@ -86,6 +86,7 @@ def load(
   seed: int = 0,
   split_rule: Any = 2,  # SPLIT_RULE, as config.py reads it from the text
   labels: Any = None,
+  examples: Any = None,
 ) -> Dataset:
   """Return the data set called ``name``.
 
@@ -124,6 +125,7 @@ def load(
       1, of runs that do not say theirs: by their place in the list, and a folder's classes are by the alphabet even
       where all are numbers. Arrays and TFDS sets are drawn by their place in either.
     labels: what labels are, ``Task.labels``; it is no field of the config. None are class numbers.
+    examples: the data itself, as of ``memory.read``, where ``name`` is ``'arrays'``; it is no field of the config.
 
   Raises:
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
@@ -138,7 +140,10 @@ def load(
   check_word('data.test', test, TESTED)
   labels = labels or CLASSES
   check_source(name, labels, ANY_LABELS, classes)
-  source = check_labels(name, _read(name, data_dir, path, download, seed, split_rule, labels, test), labels)
+  if examples is not None:
+    source = check_labels('data', memory.read(examples, labels, seed, test), labels)
+  else:
+    source = check_labels(name, _read(name, data_dir, path, download, seed, split_rule, labels, test), labels)
   if classes is not None:
     source = check_labels(name, keep_classes(source, classes), labels)
   train, held_out = hold_out(source, val, seed, fold, labels)

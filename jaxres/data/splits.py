@@ -23,12 +23,15 @@ def with_test(
     where: the data set's place, for messages.
     seed: of the draw.
     tested: ``'split'`` holds out a stratified fifth of the training examples, ``'val'`` takes the val split, which is
-      none then, ``'none'`` has no test split, whatever there is.
+      none then, ``'none'`` has no test split, whatever there is; ``'published'`` has what there is and nothing else,
+      as who scores a network reads it.
 
   Raises:
     InputError: there are fewer than two classes or too few training examples; or ``tested`` is ``'val'``, and there is
       no val split, or a test split.
   """
+  if tested == 'published':
+    return Source(splits['train'], splits.get('test'), names, splits.get('val'))
   if len(names) < 2:
     raise InputError(where, expected='at least two classes', found=f'{len(names)}: {", ".join(names)}')
   train, test, val = splits['train'], splits.get('test'), splits.get('val')

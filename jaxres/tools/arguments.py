@@ -1,16 +1,25 @@
 """Arguments that say which network: a run, or weights of any kind."""
 
 import argparse
+from typing import Any
 
 from jaxres import predict
 from jaxres.errors import InputError
-from jaxres.weights import sources
+from jaxres.weights import presets, sources
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
   """Add the arguments that say what ``predict.load`` reads; ``read_predictor`` calls it with them."""
   default = sources.DEFAULT_STEP
   parser.add_argument('--step', default=default, metavar='N', help=f'of a run: {sources.STEP_HELP}')
+  add_preprocessing(parser)
+
+
+def add_preprocessing(parser: argparse.ArgumentParser) -> None:
+  """Add the arguments that say what is done to an image, and how classes are called."""
+  parser.add_argument(
+    '--preset', metavar='NAME', help=f'mean, std, size and crop by name: {", ".join(presets.PRESETS)}'
+  )
   parser.add_argument('--class_names', metavar='FILE', help='text: a class name a line, in the order of the logits')
   parser.add_argument('--image_size', type=int, metavar='N', help="pixels a side, in place of the source's own")
   parser.add_argument('--mean', metavar='X,X,X', help='of each channel, 0 to 1, where the weights do not say theirs')
@@ -25,9 +34,14 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_predictor(args: argparse.Namespace) -> predict.Predictor:
   """Return what ``load`` reads as the arguments of ``add_source_arguments`` say. Raises as that."""
+  return predict.load(args.source, args.step, **read_preprocessing(args))
+
+
+def read_preprocessing(args: argparse.Namespace) -> dict[str, Any]:
+  """Return what the arguments of ``add_preprocessing`` say, by the arguments of ``predict.load``."""
   mean, std = (_numbers(f'--{name}', getattr(args, name)) for name in ('mean', 'std'))
-  options = {'mean': mean, 'std': std, 'center_crop': args.center_crop}
-  return predict.load(args.source, args.step, args.class_names, args.image_size, **options)
+  names = ('class_names', 'image_size', 'center_crop', 'preset')
+  return {'mean': mean, 'std': std} | {name: getattr(args, name) for name in names}
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:

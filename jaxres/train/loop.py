@@ -40,12 +40,20 @@ class Ending(NamedTuple):
   why: str  # 'done', 'asked' or 'not finite'
 
 
-def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str]) -> dict[str, float]:
+def train_and_evaluate(
+  config: Mapping[str, Any], workdir: str | os.PathLike[str], data: Any = None
+) -> dict[str, float]:
   """Train what ``config`` says, from the newest checkpoint in ``workdir`` if there is one.
 
   Args:
     config: of ``jaxres.config.make``, or a dict of some of its sections; defaults fill in the rest.
     workdir: gets checkpoints, ``config.json``, ``metrics.jsonl``, event files, ``parameters.txt``, ``curves.png``.
+    data: what is trained on, in place of what ``config.data`` names, whose other fields hold: a dict of arrays
+      ``train_x`` and ``train_y``, perhaps ``val_x``, ``val_y``, ``test_x``, ``test_y`` and ``class_names``; a pair
+      ``(images, labels)``; an iterable of examples or batches ``(image, label)`` that can be iterated over again, such
+      as a list, a torch ``DataLoader`` or a ``tf.data.Dataset``; or a dict of ``'train'``, ``'val'`` and ``'test'``,
+      each a pair or an iterable. Images are uint8 ``[N, H, W, C]``, or floats from 0 to 1, which are rounded to 8 bits;
+      labels int ``[N]``. It is read once, into memory. A run goes on with equal data in an equal order alone.
 
   Returns:
     The last metrics by name: those of the task, such as ``loss`` (nats) and ``top1`` (a fraction), of ``train/``,
@@ -61,13 +69,15 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike[str
   enable_compilation_cache()
   console.quiet = not distributed.is_main_process()
   config = config_lib.to_dict(config_lib.complete(config))
+  if data is not None:
+    config['data'] |= {'name': 'arrays', 'path': None}
   set_deterministic(config['train']['deterministic'])
   checkpoint.check(**config['checkpoint'])
   place = workdir_lib.choose(workdir, config)
   with lock_workdir(place):
     workdir_lib.check_config(place, config)
     config = workdir_lib.resolve_dtype(place, config)
-    setup = make_setup(config, workdir_lib.split_rule(place))
+    setup = make_setup(config, workdir_lib.split_rule(place), examples=data)
     workdir_lib.check_data(place, setup.dataset.info)
     initial = None if workdir_lib.has_checkpoint(place) else read_initial(setup)
     with explain_oom('the training examples', 'set data.pipeline=stream, which holds a few batches of them'):

@@ -83,7 +83,10 @@ class Setup(NamedTuple):
 
 
 def make_setup(
-  config: Mapping[str, Mapping[str, Any]], split_rule: int = data.SPLIT_RULE, dataset: data.Dataset | None = None
+  config: Mapping[str, Mapping[str, Any]],
+  split_rule: int = data.SPLIT_RULE,
+  dataset: data.Dataset | None = None,
+  examples: Any = None,
 ) -> Setup:
   """Return what the sections of a config make; the data, which is slow to read, comes last of what it is made of.
 
@@ -91,6 +94,7 @@ def make_setup(
     config: every section with every field, of ``config.to_dict``.
     split_rule: of ``data.load``; that of the run which goes on.
     dataset: what is trained on, in place of what the section ``data`` names, where it was read before or is made.
+    examples: of ``data.load``.
 
   Raises:
     InputError: a section cannot be used.
@@ -103,7 +107,7 @@ def make_setup(
   mesh = sharding.make_mesh()
   sharding.check_batch_size(config['data']['batch_size'], mesh)
   task = tasks.make_from(config['train'])
-  dataset = dataset or data.load(**config['data'], split_rule=split_rule, labels=task.labels)
+  dataset = dataset or data.load(**config['data'], split_rule=split_rule, labels=task.labels, examples=examples)
   evaluate.check_views(views, dataset.evaluated.image_shape)
   augment_lib.check(augment, dataset.info.image_shape, task.labels)
   if options.patience and dataset.val is None:

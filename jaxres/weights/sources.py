@@ -80,6 +80,18 @@ def runs_in(directory: pathlib.Path) -> list[pathlib.Path]:
   return [path for _, _, path in sorted((match[1], int(match[2]), path) for match, path in run_directories if match)]
 
 
+def is_run(source: str) -> bool:
+  """Return whether ``source`` is the workdir of a run, or a directory of several, not weights alone."""
+  kind, place = parse(source)
+  directory = user_path(place)
+  return kind == 'jaxres' and not (directory / 'model.json').is_file()
+
+
+def list_runs(source: str) -> list[pathlib.Path]:
+  """Return the runs of a series at ``source``; none where it is a run or weights."""
+  return runs_in(user_path(parse(source)[1])) if is_run(source) else []
+
+
 def read_class_names(path: str, pretrained: Pretrained) -> tuple[str, ...]:
   """Return the class names in a text file, one a line.
 

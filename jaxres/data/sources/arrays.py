@@ -44,7 +44,8 @@ def read_npz(path: str | None, labels: Labels = CLASSES) -> Source:
     InputError: the file is missing or unreadable, or an array is missing or has another shape or dtype.
   """
   if not path:
-    raise InputError('data.path', "data.name='arrays' reads an .npz file", fix='give its path')
+    fix = 'give its path; a run on arrays in memory needs them again: jaxres.load(RUN).evaluate((images, labels))'
+    raise InputError('data.path', "data.name='arrays' reads an .npz file", fix=fix)
   path = str(user_path(path, 'data.path'))
   if os.path.isdir(path):
     raise InputError('data.path', f'{path} is a folder', expected='an .npz file, or set data.name=folder')
@@ -54,7 +55,23 @@ def read_npz(path: str | None, labels: Labels = CLASSES) -> Source:
     content = load_npz(pathlib.Path(path))
   except ValueError as error:
     raise InputError(path, f'not a readable .npz file: {error}') from None
-  train, test = (_split(path, content, split, labels) for split in ('train', 'test'))
+  return make_source(path, content, labels)
+
+
+def make_source(path: str, content: dict[str, np.ndarray], labels: Labels, *, needs_test: bool = True) -> Source:
+  """Return the data set of ``content``, the arrays of ``read_npz``; without a test split where ``needs_test`` is False.
+
+  Args:
+    path: what the arrays are from, for the errors.
+    content: arrays by name.
+    labels: what they are.
+    needs_test: whether it is an error that there is no test split.
+
+  Raises:
+    InputError: an array is missing or has another shape or dtype.
+  """
+  train = _split(path, content, 'train', labels)
+  test = _split(path, content, 'test', labels) if needs_test or 'test_x' in content or 'test_y' in content else None
   val = _split(path, content, 'val', labels) if 'val_x' in content or 'val_y' in content else None
   for split, other in (('test', test), ('val', val)):
     if other and train.images.shape[1:] != other.images.shape[1:]:
