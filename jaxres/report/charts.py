@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from jaxres.errors import printable
 from jaxres.report.text import escape
 
@@ -16,7 +18,7 @@ LOGARITHMIC = 50  # times the smallest value: larger ranges of positive ones hav
 Points = Sequence[tuple[float, float]]
 
 
-def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Callable[[float], str]) -> str:
+def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Callable[[float], str]) -> Markup:
   """Return lines over a common axis; pointer and arrow keys read their values.
 
   Args:
@@ -28,7 +30,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
   kept = {name: _thin([p for p in points if all(map(math.isfinite, p))]) for name, points in series.items()}
   kept = {name: points for name, points in kept.items() if points}
   if not kept:
-    return ''
+    return Markup()
   xs, ys = ([p[axis] for points in kept.values() for p in points] for axis in (0, 1))
   x_at = _scale([min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1], LEFT, WIDTH - RIGHT)
   x_ticks = [x for x in ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
@@ -55,7 +57,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
     f'y1="4" y2="4"/></svg>{escape(name)}</li>'
     for k, name in enumerate(kept)
   )
-  return (
+  return Markup(
     f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
     f'{_svg(f"{title} over {x_label}: {ends}. Arrow keys read the values.", content, "tabindex=0")}'
     f'<output aria-live="polite">{escape(f"At the end: {end}")}</output>'
@@ -64,7 +66,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str, show: Cal
   )
 
 
-def reliability_chart(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
+def reliability_chart(title: str, bins: Sequence[Mapping[str, Any]]) -> Markup:
   """Return a bar of accuracy for each bin of confidence, beside the line on which the two are equal.
 
   The more examples are in a bin, the stronger is the color of its bar.
@@ -87,7 +89,7 @@ def reliability_chart(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
   equal = f'<line class="equal" x1="{x_at(0):g}" y1="{y_at(0):g}" x2="{x_at(1):g}" y2="{y_at(1):g}"/>'
   content = _axes(x_ticks, y_ticks, x_at, y_at, 'confidence', lambda y: f'{y:.0%}') + ''.join(map(bar, filled)) + equal
   readings = ''.join(f'<li>{escape(_describe_bar(row))}</li>' for row in filled)
-  return (
+  return Markup(
     f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
     f'{_svg(f"{title}: accuracy for each bin of confidence; the numbers follow", content)}'
     f'<details><summary>Numbers</summary><ul>{readings}</ul></details></figure>'
@@ -98,7 +100,7 @@ def _describe_bar(row: Mapping[str, Any]) -> str:
   return f'confidence {row["confidence"]:.1%}: accuracy {row["accuracy"]:.1%} of {row["examples"]:,} examples'
 
 
-def heatmap(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+def heatmap(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
   """Return a confusion matrix as a table: a row for each label; its hits are green, the more mistakes the redder.
 
   Args:
@@ -114,7 +116,7 @@ def heatmap(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
       for j, value in enumerate(row)
     )
     rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-  return (
+  return Markup(
     '<div class="scroll" role="region" aria-label="Confusion matrix" tabindex="0"><table class="heat">'
     f'<caption>Rows are labels, columns predictions.</caption><thead><tr><td></td>{head}</tr></thead>'
     f'<tbody>{"".join(rows)}</tbody></table></div>'

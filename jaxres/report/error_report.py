@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from jaxres.analysis import images as images_lib
 from jaxres.analysis import label_errors, runs
@@ -53,7 +54,7 @@ def _label_section(run: runs.Run, split: str, labels: Mapping[str, Any]) -> html
   return html.section(f'labels-{split}', f'Labels: {split}', html.paragraph(text), html.gallery(cells))
 
 
-def _pair_figure(run: runs.Run, row: Mapping[str, Any]) -> str:
+def _pair_figure(run: runs.Run, row: Mapping[str, Any]) -> Markup:
   pair = label_errors.Pair(*(row[name] for name in label_errors.Pair._fields))
   difference = 'other sizes' if row['difference'] is None else f'{row["difference"]:.1f} levels apart'
   shown = run.describe_example(pair.split, pair.example), run.describe_example(pair.other_split, pair.other_example)

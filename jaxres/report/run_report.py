@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from markupsafe import Markup
 
 from jaxres import config as config_lib
 from jaxres import data, evaluate, trees, workdir
@@ -56,7 +57,9 @@ def make_report(run_list: Sequence[runs.Run], batch_size: int | None = None) -> 
     looks = [*_quality(run_scores, run), *_examples(run, test)] if run.task.labels.are_classes else _worst(run, test)
     parts = [*looks, *_weights(run), *_making(run, timing)]
     sections += _name_sections(parts, run.name, number, len(run_list))
-  intro = ''.join(html.paragraph(f'{run.config["model"]["name"]}, {_data_name(run)}: {run.origin}') for run in run_list)
+  intro = Markup().join(
+    html.paragraph(f'{run.config["model"]["name"]}, {_data_name(run)}: {run.origin}') for run in run_list
+  )
   return html.document(_title(run_list), intro + _headline(compared), sections)
 
 
@@ -73,7 +76,7 @@ def _data_name(run: runs.Run) -> str:
   return f'{name} {path}' if path else str(name)
 
 
-def _headline(compared: Mapping[str, Any]) -> str:
+def _headline(compared: Mapping[str, Any]) -> Markup:
   """Return the figures that matter most: several of one run, the first of them of each of several."""
   columns = compare.columns(compared)
   rows = {row[0]: row[1:] for row in compare.rows(compared)}
@@ -115,7 +118,7 @@ def _curves(run_list: Sequence[runs.Run]) -> Section:
     known = {name: metric for run in run_list for name, metric in run.task.metrics.items()}
     show = functools.partial(format_value, quantity, known=known)
     charts.append(html.line_chart(title, series, 'epoch', show))
-  shown = f'<div class="charts">{"".join(charts)}</div>' if any(charts) else html.paragraph('metrics.jsonl is empty.')
+  shown = html.group('charts', charts) if any(charts) else html.paragraph('metrics.jsonl is empty.')
   return html.section('curves', 'Curves', shown)
 
 
@@ -129,7 +132,7 @@ def _quality(run_scores: Mapping[str, Any], run: runs.Run) -> list[Section]:
   """Return what the scores of one run say, class by class."""
   names, matrix = run.class_names, run_scores['confusion']
   worst = [[names[a], names[b], f'{count:,}'] for a, b, count in scores.rank_confusions(matrix)[:10]]
-  drawn = html.heatmap(matrix, names) if len(names) <= MAX_CLASSES else ''
+  drawn = html.heatmap(matrix, names) if len(names) <= MAX_CLASSES else Markup()
   commonest = html.table(['class', 'taken for', 'examples'], worst) if worst else html.paragraph('None.')
   columns = ('precision', 'recall', 'f1', 'roc_auc', 'average_precision')
   bars = [
@@ -152,7 +155,7 @@ def _quality(run_scores: Mapping[str, Any], run: runs.Run) -> list[Section]:
       'Classes',
       html.table(['class', 'examples', 'precision', 'recall', 'F1', 'ROC-AUC', 'average precision'], bars),
     ),
-    html.section('calibration', 'Calibration', html.paragraph(error), f'<div class="charts">{"".join(charts)}</div>'),
+    html.section('calibration', 'Calibration', html.paragraph(error), html.group('charts', charts)),
   ]
 
 
@@ -189,7 +192,7 @@ def _worst(run: runs.Run, test: evaluate.Outputs) -> list[Section]:
   return [html.section('worst', 'Largest losses', html.paragraph(WORST), html.gallery(cells))]
 
 
-def _gallery(run: runs.Run, test: evaluate.Outputs, confidence: np.ndarray, index: np.ndarray) -> str:
+def _gallery(run: runs.Run, test: evaluate.Outputs, confidence: np.ndarray, index: np.ndarray) -> Markup:
   images = run.get_pipeline('test').get_images(index)
   return html.gallery(
     [
@@ -208,7 +211,7 @@ def _describe_image(run: runs.Run, test: evaluate.Outputs, i: int, confidence: s
   return f'Test image {file or i}, {label}', f'{predicted} {confidence}'.rstrip() + more + named
 
 
-def _overlays(run: runs.Run, test: evaluate.Outputs, index: np.ndarray) -> str:
+def _overlays(run: runs.Run, test: evaluate.Outputs, index: np.ndarray) -> Markup:
   images = run.get_pipeline('test').get_images(index)
   info, model = run.dataset.info, run.model.clone(dtype=jnp.float32)
   if not len(index):
@@ -231,7 +234,7 @@ def _weights(run: runs.Run) -> list[Section]:
   stem = run.variables['params']['stem']
   kernel = np.asarray((stem.get('conv') or stem['conv1'])['kernel'])
   shown = [
-    f'<img src="{images_lib.data_uri(image)}" alt="Filter {k}">' for k, image in enumerate(images_lib.filters(kernel))
+    html.picture(images_lib.data_uri(image), f'Filter {k}') for k, image in enumerate(images_lib.filters(kernel))
   ]
   batch = data.first_batch(run.dataset.train)
   images = normalize(batch['image'], run.dataset.info.mean, run.dataset.info.std)
@@ -251,7 +254,7 @@ def _weights(run: runs.Run) -> list[Section]:
   total = f'All weights together have norm {weight:.4g}, all gradients {gradient:.4g}.'
   table = html.table(['parameter', 'shape', 'norm', 'norm of the gradient'], rows)
   return [
-    html.section('filters', 'Filters', html.paragraph(FILTERS), f'<div class="filters">{"".join(shown)}</div>'),
+    html.section('filters', 'Filters', html.paragraph(FILTERS), html.group('filters', shown)),
     html.section('norms', 'Norms', html.paragraph(f'{total} {text}'), html.details(f'{len(rows)} parameters', table)),
   ]
 
@@ -286,7 +289,7 @@ def _making(run: runs.Run, timing: str) -> list[Section]:
   ]
 
 
-def _environment(run: runs.Run) -> str:
+def _environment(run: runs.Run) -> Markup:
   try:
     environment = workdir.read_environment(run.path)
   except DamagedError as error:  # the page has the rest
