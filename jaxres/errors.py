@@ -79,12 +79,13 @@ def check_range(
   if is_high_enough and is_low_enough and math.isfinite(value):
     return
   if end is None:
-    span = f'{start:,} or more' if above is None else f'more than {start:,}'
+    span = f'{start} or more' if above is None else f'more than {start}'
   elif start is None:
-    span = f'at most {end:,}' if below is None else f'less than {end:,}'
+    span = f'at most {end}' if below is None else f'less than {end}'
   else:
-    span = f'a value in {"[" if above is None else "("}{start:,}, {end:,}{"]" if below is None else ")"}'
-  raise InputError(field, expected=f'{unit}, {span}' if unit else span, found=value)
+    span = f'a value in {"[" if above is None else "("}{start}, {end}{"]" if below is None else ")"}'
+  kind = unit or ('a finite number' if math.isinf(value) else '')
+  raise InputError(field, expected=f'{kind}, {span}' if kind else span, found=value)
 
 
 def check_word(field: str, word: object, known: Iterable[object], kind: str = 'value') -> None:

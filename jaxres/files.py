@@ -223,7 +223,8 @@ def download(url: str, path: pathlib.Path, sha256: str, size: int | None, fix: s
         raise InputError(url, expected=expected, found=f'{count} bytes with {digest}', fix=f'try again, {fix}')
   except OSError as error:
     response = getattr(error, 'response', None)
-    reason = f'HTTP status {response.status_code}' if response is not None else error.strerror or error
+    status = f'{response.status_code} {response.reason}' if response is not None else ''
+    reason = status or error.strerror or str(error).rpartition(': ')[2].rstrip('")')  # behind the names of classes
     raise InputError(url, f'cannot download to {path}: {reason}', fix=f'try again, {fix}') from error
 
 
@@ -238,7 +239,7 @@ class _Progress:
     """Show how much is in the file."""
     done, step = self.file.tell(), 1 if self.on_terminal else 25  # percent
     if done > self.max_bytes:
-      raise OSError(errno.EFBIG, f'more than {self.max_bytes} bytes came')
+      raise OSError(errno.EFBIG, f'expected {self.max_bytes} bytes, found more')
     percent = 100 * done // (self.total or self.max_bytes) // step * step
     if percent > self.shown:
       self.shown = percent

@@ -95,13 +95,13 @@ def test_an_interrupt_is_one_line_and_status_130(capsys, tool):
     ),
     (['prepare', 'cifar_10'], "did you mean 'cifar10'?"),
     (['prepare', 'cifar10', '--npz', 'x.npz', '--data_dir', 'd'], 'give one of them'),
-    (['prepare', 'cifar10', 'photos'], '`jaxres prepare cifar10` takes no photos'),
-    (['prepare', 'tfrecord', 'd', '--max_bad', '0'], '`jaxres prepare tfrecord` takes no --max_bad'),
-    (['prepare', 'folder', '--name', 'x'], '`jaxres prepare folder` needs DIR'),
+    (['prepare', 'cifar10', 'photos'], 'jaxres prepare cifar10: it takes no photos'),
+    (['prepare', 'tfrecord', 'd', '--max_bad', '0'], 'jaxres prepare tfrecord: it takes no --max_bad'),
+    (['prepare', 'folder', '--name', 'x'], 'jaxres prepare folder: it needs DIR'),
     (['prepare', 'folder', 'p', '--name', 'x', '--npz', 'x.npz', '--image_size', '8'], 'give one of them'),
-    (['prepare', 'folder', 'photos', '--npz', 'x.npz'], '--npz FILE and --image_size S go together'),
+    (['prepare', 'folder', 'photos', '--npz', 'x.npz'], '--npz, --image_size: they go together'),
     (['prepare', 'folder', 'photos', '--name', 'x', '--image_size', '8'], 'go together'),
-    (['prepare', 'tfrecord'], '`jaxres prepare tfrecord` needs DIR'),
+    (['prepare', 'tfrecord'], 'jaxres prepare tfrecord: it needs DIR'),
   ],
 )
 def test_wrong_words_are_one_line_and_status_2(capsys, tool, monkeypatch, words, expected):
@@ -163,4 +163,4 @@ def test_no_network_is_one_line_and_status_2(capsys, monkeypatch, tmp_path):
   monkeypatch.setitem(prepare_cifar.PUBLISHED, 'cifar10', prepare_cifar.PUBLISHED['cifar10']._replace(url=url))
   status, line = ended(capsys, 'prepare', 'cifar10', '--data_dir', os.fspath(tmp_path))
   assert status == 2
-  assert f'cannot download {url}' in line
+  assert f'{url}: cannot download' in line

@@ -40,7 +40,7 @@ def test_an_error_says_where_and_what(path) -> None:
 @pytest.mark.parametrize(
   ('bounds', 'right', 'wrong', 'span'),
   [
-    ({'low': 0}, [0, 1.5, None], [-1, float('inf')], '0 or more'),
+    ({'low': 0}, [0, 1.5, None], [-1], '0 or more'),
     ({'above': 0}, [1e-9], [0, -1], 'more than 0'),
     ({'high': 5}, [5, -7], [5.1], 'at most 5'),
     ({'below': 5}, [4.9], [5], 'less than 5'),

@@ -65,7 +65,7 @@ def test_every_field_is_found_without_its_section() -> None:
     (['--config.train=3'], '--config.train: a section; expected a field of it: epochs, '),
     (['--config.optim.lrr=1', '--config.foo.x=1'], "--config.foo.x: unknown config section 'foo'"),
     (['--foo=1'], 'unrecognized arguments: --foo=1; `jaxres train --help` shows what there is'),
-    (['photos'], 'DATA photos, but --config'),
+    (['photos'], 'DATA: photos, but --config'),
     (['--epochs', '3', '--config.train.epochs=4'], '--config.train.epochs: it is given twice'),
     (['--seeds', '0'], '--seeds: expected 1 or more, found 0'),
     (['--seeds', 'x'], "argument --seeds: invalid int value: 'x'"),
@@ -195,7 +195,7 @@ def test_files_that_are_no_config(name: str, content: bytes, message: str, tmp_p
     (['--config', 'configs'], 'configs is a directory; expected a file or a run; there is configs/digits.py, '),
     (['--config='], '--config: no file is named: jaxres train --config'),
     (['--config', '--workdir'], 'argument --config: expected one argument'),
-    (['--workdir', 'x'], 'DATA or --config is missing, such as `jaxres train photos/`'),
+    (['--workdir', 'x'], 'DATA or --config: missing; such as `jaxres train photos/`'),
   ],
 )
 def test_names_that_are_no_config(words: list[str], message: str, monkeypatch, capsys) -> None:

@@ -135,10 +135,10 @@ def test_a_target_at_the_threshold_is_not_above_it(batch, smoothing: float, thre
 
 def test_bad_input() -> None:
   for name in ('label_smoothing', 'target_threshold'):
-    with pytest.raises(InputError, match=rf'train.{name}: expected a fraction in \[0, 1\), found -0.1'):
+    with pytest.raises(InputError, match=rf'train.{name}: expected a value in \[0, 1\), found -0.1'):
       losses.get('sigmoid_xent', **{name: -0.1})
   losses.get('sigmoid_xent', label_smoothing=0.999, target_threshold=0.999)
-  with pytest.raises(InputError, match='train.target_threshold: expected a fraction in'):
+  with pytest.raises(InputError, match='train.target_threshold: expected a value in'):
     losses.get('sigmoid_xent', target_threshold=1.0)
   with pytest.raises(InputError, match="only train.loss='sigmoid_xent' has one"):
     losses.get('softmax_xent', target_threshold=0.2)

@@ -122,7 +122,7 @@ def test_bad_input_is_one_line(tmp_path, tiny) -> None:
   weights.write(tmp_path / 'tiny.pth', make_state(4))
   good = str(tmp_path / 'tiny.pth')
   (tmp_path / 'empty').mkdir()
-  with pytest.raises(InputError, match='no images there: expected files that end in .jpg'):
+  with pytest.raises(InputError, match='no images there; expected files that end in .jpg'):
     predict.find_images([str(tmp_path / 'empty')])
   with pytest.raises(InputError, match='--image_size: expected pixels, 1 or more, found 0'):
     predict.load(good, image_size=0)

@@ -274,7 +274,7 @@ def test_what_is_appended_is_whole_or_not_there(tmp_path, monkeypatch) -> None:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   monkeypatch.setattr(pathlib.Path, 'open', lambda self, *args, **kw: Full(opened(self, *args, **kw)))
-  with pytest.raises(InputError, match=f'the disk is full: cannot write {path}'):
+  with pytest.raises(InputError, match=f'{path}: the disk is full, cannot write'):
     files.append(path, b'two\n')
   with pytest.raises(InputError, match='the disk is full'):
     files.append(tmp_path / 'new', b'two\n')

@@ -55,4 +55,4 @@ def test_a_file_that_cannot_be_written(config, tmp_path, capsys) -> None:
   capsys.readouterr()
   with pytest.raises(SystemExit):
     cli.main(['evaluate', str(tmp_path / 'run'), '--out', '/dev/null/x.json'])
-  assert capsys.readouterr().err == 'error: cannot write /dev/null/x.json: Not a directory\n'
+  assert capsys.readouterr().err == 'error: /dev/null/x.json: cannot write: Not a directory\n'

@@ -176,7 +176,7 @@ def test_what_was_there_stays_where_a_file_cannot_be_written(tmp_path, monkeypat
     return Full(self, mode) if self.name.startswith(name) else opened(self, mode, *args, **more)
 
   monkeypatch.setattr(pathlib.Path, 'open', full)
-  with pytest.raises(InputError, match='the disk is full: cannot write '):
+  with pytest.raises(InputError, match='the disk is full, cannot write: '):
     write()
   monkeypatch.undo()
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -132,7 +132,7 @@ def test_leaving_the_context_commits_even_on_an_error(tmp_path) -> None:
 
 @pytest.mark.parametrize('options', [{'keep_latest': 0}, {'keep_best': -1}])
 def test_bad_input(tmp_path, options: dict) -> None:
-  with pytest.raises(InputError, match='checkpoint: expected'), checkpoint.open_manager(tmp_path, **options):
+  with pytest.raises(InputError, match='checkpoint.keep_.*: expected'), checkpoint.open_manager(tmp_path, **options):
     pass
 
 

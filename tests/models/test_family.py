@@ -328,7 +328,7 @@ def test_no_rng_is_needed_where_nothing_is_dropped() -> None:
 @pytest.mark.parametrize('field', ['dropout', 'stochastic_depth'])
 @pytest.mark.parametrize('value', [-0.1, 1.0, 1.5, float('nan')])
 def test_rates_out_of_range_are_input_errors(field: str, value: float) -> None:
-  with pytest.raises(InputError, match=rf'^model\.{field}: expected a rate .* found {value}$'):
+  with pytest.raises(InputError, match=rf'^model\.{field}: expected a value .* found {value}$'):
     models.create('resnet20', **{field: value})
 
 

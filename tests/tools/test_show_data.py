@@ -83,7 +83,7 @@ def test_a_stream_shows_whole_originals_and_its_own_crops(photos: pathlib.Path) 
     (['--config', 'none.py', '--out', 'x.png'], 'no such file: none.py'),
     ([*DIGITS, '--out', 'x.txt'], '--out x.txt: expected a picture'),
     ([*DIGITS, '--out', 'x.png', '--draws=0'], '--draws: expected 1 or more, found 0'),
-    ([*DIGITS, '--out', '/dev/null/x.png'], 'cannot write /dev/null/x.png: '),
+    ([*DIGITS, '--out', '/dev/null/x.png'], '/dev/null/x.png: cannot write: '),
     (DIGITS, 'the following arguments are required: --out'),
   ],
 )

@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_listed(tiny):
   assert 'extra4 and 45 more' in refused(weights.to_variables, state | many, model)
   wrong = models.create('resnet20', num_classes=4)
   line = refused(weights.to_variables, state, wrong, where='x.pth')
-  assert 'x.pth (tiny, num_classes=4, 3 channels) does not fit the model: missing: layer1.1.conv1.weight' in line
+  assert 'x.pth (tiny, num_classes=4, 3 channels): does not fit the model: missing: layer1.1.conv1.weight' in line
   half = state | {'fc.bias': state['fc.bias'].astype(np.float16)}
   assert 'not float32: fc.bias' in refused(weights.to_variables, half, model)
   scalar = state | {'bn1.num_batches_tracked': np.zeros(3, np.int64)}

@@ -50,7 +50,7 @@ def prepare(name: str, data_dir: str | None = None, archive: str | None = None) 
     return folder
   if folder.exists():
     raise InputError(
-      folder, f'exists but is no {name} in array_record format', fix='move it away or choose another --data_dir'
+      folder, f'it exists but is no {name} in array_record format', fix='move it away or choose another --data_dir'
     )
   if not tfds.has_array_record():
     raise InputError(
@@ -136,6 +136,6 @@ def _check_npz(path: pathlib.Path, name: str) -> None:
   try:
     existing = str(load_npz(path, 'name')['name'])
   except ValueError as error:
-    raise InputError(path, f'exists and is not {name}', fix='remove it or choose another name') from error
+    raise InputError(path, f'it exists and is not {name}', fix='remove it or choose another name') from error
   if existing != name:
-    raise InputError(path, f'exists and holds {existing}, not {name}', fix='choose another name')
+    raise InputError(path, f'it exists and holds {existing}, not {name}', fix='choose another name')

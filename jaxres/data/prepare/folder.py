@@ -53,7 +53,7 @@ def pack(path: str, name: str, data_dir: str | None = None, max_bad: int = 0) ->
     raise InputError(f'--name {name}', expected=expected)
   target = tfds.root(data_dir) / name / VERSION
   if target.exists():
-    raise InputError(target, 'exists', fix='move it away or choose another --name')
+    raise InputError(target, 'it exists', fix='move it away or choose another --name')
   if not tfds.has_array_record():
     raise InputError(
       target, 'array_record is not installed (it has wheels for Linux only)', fix='use --npz FILE --image_size S'
@@ -90,7 +90,7 @@ def pack_npz(path: str, file: str, image_size: int, max_bad: int = 0) -> pathlib
   if target.suffix != '.npz':
     raise InputError(f'--npz {file}', expected='a file name that ends in .npz')
   if target.exists():
-    raise InputError(target, 'exists', fix='remove it or choose another name')
+    raise InputError(target, 'it exists', fix='remove it or choose another name')
   check_range('--image_size', image_size, low=1, unit='pixels')
   splits, names = _find_splits(path, max_bad)
   source = with_test(splits, names, path, seed=0)

@@ -51,7 +51,7 @@ def prepare(name: str, data_dir: str | None = None) -> pathlib.Path:
     return folder
   if folder.exists():
     fix = 'move it away or choose another --data_dir'
-    raise InputError(folder, f'exists but is no {name} in array_record format', fix=fix)
+    raise InputError(folder, f'it exists but is no {name} in array_record format', fix=fix)
   if not tfds.has_array_record():
     raise InputError(
       name, 'array_record is not installed (it has wheels for Linux only)', fix=tfds.without_array_record(name)

@@ -44,9 +44,9 @@ def convert(folder: str, data_dir: str | None = None) -> pathlib.Path:
   shards, full_name = _shards(source)
   target = tfds_lib.root(data_dir) / full_name
   if target.resolve() == source.resolve():
-    raise InputError(source, f'lies in {tfds_lib.root(data_dir)} itself', fix='give another place with --data_dir')
+    raise InputError(source, f'it lies in {tfds_lib.root(data_dir)} itself', fix='give another place with --data_dir')
   if target.exists():
-    raise InputError(target, 'exists', fix='move it away or choose another --data_dir')
+    raise InputError(target, 'it exists', fix='move it away or choose another --data_dir')
   if not tfds_lib.has_array_record():
     raise InputError(target, 'array_record is not installed (it has wheels for Linux only)')
   with file_errors(target):
@@ -132,7 +132,7 @@ def _shards(folder: pathlib.Path) -> tuple[dict[pathlib.Path, int], str]:
     raise InputError(folder, 'it has no dataset_info.json', expected=expected)
   form = tfds_lib.file_format(info)
   if form != 'tfrecord':
-    raise InputError(folder, f'is in {form} format', expected='tfrecord')
+    raise InputError(folder, f'it is in {form} format', expected='tfrecord')
   import tensorflow_datasets as tfds  # slow; never imports TensorFlow here
 
   try:

@@ -149,17 +149,17 @@ def _find(name: str, data_dir: str | None) -> pathlib.Path:
     folder, form = list(versions.items())[-1]
     if form == 'tfrecord':
       convert = f'`jaxres prepare tfrecord {shell_word(str(folder))} --data_dir ELSEWHERE`'
-      raise InputError(folder, 'is in tfrecord format', fix=f'run {convert} and set data.data_dir=ELSEWHERE')
+      raise InputError(folder, 'it is in tfrecord format', fix=f'run {convert} and set data.data_dir=ELSEWHERE')
     raise InputError(
       folder,
-      f'is in {form} format, which only TensorFlow reads',
+      f'it is in {form} format, which only TensorFlow reads',
       expected=_FORMAT,
       fix=f'move it away or choose another data.data_dir, and {fix}',
     )
   if name not in PREPARABLE:
     raise InputError(parent, f'no data set {name!r}', fix=f'{nearest(name, list_known(data_dir))}; else {fix}')
   problem = 'that directory does not exist' if not parent.is_dir() else f'no {parent / name}/*.*.*'
-  raise InputError(name, f'is not in {parent} ({problem})', fix=f'{fix} or set data.download=True')
+  raise InputError(name, f'not in {parent} ({problem})', fix=f'{fix} or set data.download=True')
 
 
 def _versions(folder: pathlib.Path) -> dict[pathlib.Path, str]:
@@ -191,9 +191,9 @@ def _check_features(folder: pathlib.Path, features: Any, splits: Any) -> None:
   if (kinds.get('image'), kinds.get('label')) != ('Image', 'ClassLabel'):
     features_there = shorten(', '.join(f'{name}: {kind}' for name, kind in kinds.items()))
     expected = 'the features image: Image and label: ClassLabel'
-    raise InputError(folder, 'is no image-classification set', expected=expected, found=features_there)
+    raise InputError(folder, 'it is no image-classification set', expected=expected, found=features_there)
   if 'train' not in splits:
-    raise InputError(folder, "has no split 'train'", fix=f'its splits: {shorten(", ".join(splits))}')
+    raise InputError(folder, "it has no split 'train'", fix=f'its splits: {shorten(", ".join(splits))}')
   empty = [split for split in SPLITS if split in splits and not splits[split].num_examples]
   if empty:
     raise InputError(folder, f'{empty[0]}: the split is empty')

@@ -208,9 +208,9 @@ for write in (lambda: prepare.prepare('cifar10', sys.argv[1], sys.argv[2]),
   command = [sys.executable, '-c', script, str(data_dir), str(archive)]
   found = subprocess.run(command, capture_output=True, text=True, check=True)
   array_record, npz = found.stdout.splitlines()
-  assert array_record.startswith(f'cannot write {data_dir}/cifar10/3.0.2: ')
+  assert array_record.startswith(f'{data_dir}/cifar10/3.0.2: cannot write: ')
   assert 'File too large' in array_record
-  assert npz == f'cannot write {data_dir}/x.npz: File too large'
+  assert npz == f'{data_dir}/x.npz: cannot write: File too large'
   assert files_below(data_dir) == []
 
 
@@ -314,7 +314,7 @@ def test_what_lies_in_the_way_is_not_overwritten(data_dir, archive):
   mine = data_dir / 'cifar10' / '3.0.2' / 'mine'
   mine.write_text('x')
   line = complaint(prepare_cifar.prepare, 'cifar10', str(data_dir), str(archive))
-  assert f'{data_dir}/cifar10/3.0.2 exists but is no cifar10' in line
+  assert f'{data_dir}/cifar10/3.0.2: it exists but is no cifar10' in line
   assert mine.read_text() == 'x'
 
 
@@ -423,7 +423,7 @@ def test_a_download_that_fails_leaves_nothing(data_dir, archive, monkeypatch):
   cases = [
     (Server(other), hashlib.sha256(other).hexdigest()),
     (Server(content + b'x' * (1 << 22)), 'expected '),  # not read to its end
-    (Server(content[:-100], claimed=len(content)), 'found '),
+    (Server(content[:-100], claimed=len(content)), 'IncompleteRead'),
     (Server(b'not here', status=404), 'Not Found'),
   ]
   for server, expected in cases:
@@ -441,7 +441,7 @@ def test_no_network_is_one_line_within_seconds(data_dir, archive, monkeypatch):
     url = server.url
   publish(monkeypatch, 'cifar10', archive, url=url)  # nothing listens there any more
   line = complaint(prepare_cifar.prepare, 'cifar10', str(data_dir))
-  assert f'cannot download {url}' in line
+  assert f'{url}: cannot download' in line
   assert 'Connection refused' in line
   assert '--archive FILE' in line
 
@@ -462,7 +462,7 @@ def test_an_interrupted_download_leaves_nothing(data_dir, archive, monkeypatch):
   def interrupted(*args):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(files_lib, '_copy', interrupted)
+  monkeypatch.setattr(files_lib._Progress, 'update', interrupted)
   with Server(archive.read_bytes()) as server:
     publish(monkeypatch, 'cifar10', archive, url=server.url)
     with pytest.raises(KeyboardInterrupt):

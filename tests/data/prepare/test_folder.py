@@ -149,7 +149,7 @@ def test_wrong_input_is_explained(tmp_path, monkeypatch) -> None:
     assert f'--name {name}: expected lower-case letters' in complaint(str(root), name, str(tmp_path))
   for name in ('folder', 'cifar10'):
     assert f'--name {name}: expected another word than digits' in complaint(str(root), name, str(tmp_path))
-  assert 'no such folder: /none' in complaint('/none', 'x', str(tmp_path))
+  assert '/none: no such folder' in complaint('/none', 'x', str(tmp_path))
   assert '--max_bad: expected 0 or more, found -1' in complaint(str(root), 'x', str(tmp_path), -1)
   (tmp_path / 'empty').mkdir()
   assert 'expected a sub-folder of images per class, found none' in complaint(
@@ -160,7 +160,7 @@ def test_wrong_input_is_explained(tmp_path, monkeypatch) -> None:
     path.write_bytes(b'')
   assert 'a class of the split train has no image' in complaint(str(root), 'x', str(tmp_path), 9)
   (tmp_path / 'x/1.0.0').mkdir(parents=True)
-  assert 'x/1.0.0 exists; move it away' in complaint(str(root), 'x', str(tmp_path))
+  assert 'x/1.0.0: it exists; move it away' in complaint(str(root), 'x', str(tmp_path))
   monkeypatch.setitem(sys.modules, 'array_record', None)
   assert 'use --npz FILE --image_size S' in complaint(str(root), 'y', str(tmp_path))
 
@@ -181,7 +181,7 @@ def test_a_set_is_called_as_its_folder(tmp_path, folder, name) -> None:
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path) -> None:
   root = photos(tmp_path / 'photos', train=2, test=1)
   (tmp_path / 'file').write_text('')
-  assert f'cannot write {tmp_path}/file/x/1.0.0: ' in complaint(str(root), 'x', str(tmp_path / 'file'))
+  assert f'{tmp_path}/file/x/1.0.0: cannot write: ' in complaint(str(root), 'x', str(tmp_path / 'file'))
 
 
 def test_npz_holds_the_resized_images(tmp_path, monkeypatch) -> None:
@@ -197,7 +197,7 @@ def test_npz_holds_the_resized_images(tmp_path, monkeypatch) -> None:
       np.testing.assert_array_equal(getattr(ours, split).device_data[key], getattr(theirs, split).device_data[key])
   assert [p.name for p in file.parent.iterdir()] == ['x.npz']
   for arguments, message in (
-    ((str(root), str(file), 9), 'x.npz exists; remove it'),
+    ((str(root), str(file), 9), 'x.npz: it exists; remove it'),
     ((str(root), 'x.zip', 9), 'ends in .npz'),
     ((str(root), 'x.npz', 0), '--image_size: expected pixels'),
   ):

@@ -165,17 +165,17 @@ def test_wrong_places_are_explained(tmp_path, monkeypatch):
   assert 'no dataset_info.json; expected the folder of a version' in complaint(
     prepare_tfrecord.convert, str(tmp_path), None
   )
-  assert f'{original} is in array_record format; expected tfrecord' in complaint(
+  assert f'{original}: it is in array_record format; expected tfrecord' in complaint(
     prepare_tfrecord.convert, str(original), None
   )
   line = complaint(prepare_tfrecord.convert, str(folder), str(tmp_path / 'tf'))
   assert f'{folder} lies in {tmp_path}/tf itself; give another place with --data_dir' in line
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tf'))
   assert 'itself; give another place' in complaint(prepare_tfrecord.convert, str(folder))
-  assert '1.0.0 exists; move it away' in complaint(prepare_tfrecord.convert, str(folder), str(tmp_path / 'original'))
+  assert '1.0.0: it exists; move it away' in complaint(prepare_tfrecord.convert, str(folder), str(tmp_path / 'original'))
   (tmp_path / 'file').write_text('')
   line = complaint(prepare_tfrecord.convert, str(folder), str(tmp_path / 'file'))
-  assert f'cannot write {tmp_path}/file/tiny/1.0.0: ' in line
+  assert f'{tmp_path}/file/tiny/1.0.0: cannot write: ' in line
   assert (folder / 'dataset_info.json').exists()
   monkeypatch.setitem(sys.modules, 'array_record', None)
   assert 'array_record is not installed' in complaint(prepare_tfrecord.convert, str(folder), str(tmp_path / 'new'))

@@ -273,9 +273,9 @@ def test_integer_labels_are_in_the_order_of_their_values(tmp_path, capsys) -> No
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ('', 'expected the columns path, label and optionally split, separated by commas; found none'),
+    ('', 'expected the columns path, label and optionally split, separated by commas, found none'),
     ('file,label\nimages/0.png,a', "found 'file', 'label'"),
-    ('path;label\nimages/0.png;a', "separated by commas; found 'path;label'"),
+    ('path;label\nimages/0.png;a', "separated by commas, found 'path;label'"),
     ('path,label\nimages/0.png,--5\nimages/1.png,7', 'too few to hold a fifth out'),
     ('path,label\n', 'it lists no training images'),
     ('path,label\nimages/0.png,a\nimages/none.png,b', r'list.csv:3: no such file: .*images/none.png'),

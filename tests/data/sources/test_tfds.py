@@ -398,7 +398,7 @@ def test_a_damaged_set_is_never_read(tmp_path, damage):
   (path,) = folder.glob('*test.array_record*')
   DAMAGE[damage](path)
   line = complaint('tiny', str(tmp_path))
-  assert 'cannot read ' in line
+  assert 'cannot be read: ' in line
   assert f'remove {folder}' in line or 'remove that folder' in line
 
 
