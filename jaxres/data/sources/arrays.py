@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxres.data import sampler
+from jaxres.data.splits import say_lookalikes
 from jaxres.data.types import CLASSES, Arrays, Labels, Source
 from jaxres.errors import InputError, print_status
 from jaxres.npz import load_npz
@@ -70,7 +71,9 @@ def read_npz(path: str | None, labels: Labels = CLASSES) -> Source:
     raise InputError(
       f'{path}: class_names has {len(names)} names, and a training example has label {train.labels.max()}'
     )
-  return Source(train, test, _unique(path, [_text(path, name) for name in names]), val)
+  unique = _unique(path, [_text(path, name) for name in names])
+  say_lookalikes(path, unique)
+  return Source(train, test, unique, val)
 
 
 def _unique(path: str, names: list[str]) -> tuple[str, ...]:
