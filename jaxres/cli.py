@@ -149,3 +149,7 @@ def _hint(unknown: list[str], parser: argparse.ArgumentParser, overrides: list[s
   fields = command_line.all_fields() if has_config else []
   hint = command_line.unknown_flag(unknown[0], following, flags, fields) if unknown[0].startswith('-') else ''
   return hint or f'`{parser.prog} --help` shows what there is'
+
+
+if __name__ == '__main__':
+  raise SystemExit(main())

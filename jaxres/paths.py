@@ -11,6 +11,8 @@ import stat
 from jaxres.errors import InputError, printable
 
 MAX_TEXT_BYTES = 64 << 20  # of a file of class names, JSON or Python that is read at once
+RUN_FILES = ('config.json', 'data.json', 'environment.json', 'metrics.jsonl', 'seeds.json', 'folds.json')
+WEIGHTS_FILES = ('model.json', 'weights.safetensors')
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*):/')  # pathlib makes one slash of two
 _KINDS = {
   stat.S_IFDIR: 'a directory',
@@ -73,12 +75,24 @@ def output_path(given: str | os.PathLike[str], flag: str) -> pathlib.Path:
   """Return ``user_path`` of a file to write, which takes the place of one that is there.
 
   Raises:
-    InputError: as ``user_path``; or there is a directory or a device, which must not be replaced by a file.
+    InputError: as ``user_path``; or there is a directory, a device, or what a run or converted weights are read from,
+      which must not be replaced by a file.
   """
   path = user_path(given, flag)
-  if path.exists() and (kind := _kind(os.stat(path).st_mode)):
+  if path.exists() and (kind := _kind(os.stat(path).st_mode) or _part_of(path.resolve())):
     raise InputError(flag, f'{path} is {kind}', expected='the name of a file to write')
   return path
+
+
+def _part_of(path: pathlib.Path) -> str:
+  """Return what cannot be read any more once ``path`` is another file; nothing where there is no such thing."""
+  folder = path.parent
+  if path.name in WEIGHTS_FILES and all((folder / name).is_file() for name in WEIGHTS_FILES):
+    return 'a part of converted weights'
+  if path.name in RUN_FILES and ((folder / 'checkpoints').is_dir() or path.name in RUN_FILES[-2:]):
+    return 'a file of a run'
+  inside = any(parent.name == 'checkpoints' and (parent.parent / 'config.json').exists() for parent in path.parents)
+  return 'a part of a checkpoint' if inside else ''
 
 
 def check_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> int:

@@ -266,6 +266,28 @@ def test_a_device_is_not_replaced_by_a_file(place, capsys) -> None:
   assert '--out: /dev/null is a character device' in error_of(['evaluate', 'run', '--out', '/dev/null'], capsys)
 
 
+PARTS = {
+  'a file of a run': ['r/config.json', 'r/data.json', 'r/environment.json', 'r/metrics.jsonl', 'link', 's/seeds.json'],
+  'a part of a checkpoint': ['r/checkpoints/6/about', 'r/checkpoints/6/d/x'],
+  'a part of converted weights': ['w/model.json', 'w/weights.safetensors'],
+}
+
+
+@pytest.mark.parametrize(('kind', 'name'), [(kind, name) for kind, names in PARTS.items() for name in names])
+def test_what_a_run_is_read_from_is_not_replaced(kind: str, name: str, tmp_path) -> None:
+  files = [tmp_path / each for names in PARTS.values() for each in names if each != 'link']
+  for file in files:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text('{}')
+  (tmp_path / 'link').symlink_to('r/config.json')
+  with pytest.raises(InputError, match=f'--out: .* is {kind}; expected the name of a file'):
+    output_path(tmp_path / name, '--out')
+  (tmp_path / 'r/report.html').write_text('')
+  (tmp_path / 'config.json').write_text('{}')
+  for free in ('r/report.html', 'r/new.json', 'config.json', 'w/scores.json'):
+    assert output_path(tmp_path / free, '--out') == tmp_path / free
+
+
 def test_a_path_that_is_not_utf8(tmp_path) -> None:
   path = tmp_path / os.fsdecode(b'caf\xe9')
   assert user_path(path) == path

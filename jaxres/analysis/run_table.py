@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from jaxres import workdir
 from jaxres.errors import InputError
 from jaxres.files import DamagedError
-from jaxres.log import rows
 from jaxres.runtime import lock
 
 SKIPPED = ('checkpoints', 'dry_run')  # directories of a run that hold no other
@@ -67,7 +66,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _row(path: pathlib.Path, config: Mapping[str, Any], fields: Mapping[str, Any]) -> Row:
-  log, _ = rows.read(path / 'metrics.jsonl')
+  log = workdir.read_metrics(path)  # says which lines are damaged
   lead = 'ema/' if config['train.ema'] else ''
   evaluations = [row for row in log if f'{lead}test/top1' in row or f'{lead}val/top1' in row]
   scored = [row for row in evaluations if f'{lead}val/top1' in row]

@@ -98,6 +98,9 @@ def to_variables(
       if value.shape != shapes[name]
     ],
     'not finite': [name for name in wanted.values() if name in given and not np.isfinite(given[name]).all()],
+    'a negative variance': [  # the network would make NaN of every image
+      name for path, name in wanted.items() if path.endswith('/var') and name in given and (given[name] < 0).any()
+    ],
     'not float32': [name for name in wanted.values() if name in given and given[name].dtype != np.float32],
   }
   if any(complaints.values()):

@@ -62,6 +62,19 @@ def test_a_damaged_run_is_told_and_the_others_are_shown(runs, capsys) -> None:
   assert '30.00%' in captured.out
 
 
+@pytest.mark.parametrize('damage', ['utf-16', 'directory', 'garbage'])
+def test_a_damaged_log_is_told(runs, capsys, damage: str) -> None:
+  log = runs / 'deep/b/metrics.jsonl'
+  content = log.read_bytes()
+  log.unlink()
+  if damage == 'directory':
+    log.mkdir()
+  else:
+    log.write_bytes(content.decode().encode('utf-16') if damage == 'utf-16' else b'x\n' + content)
+  run_table.read(runs)
+  assert f'warning: {log}: ' in capsys.readouterr().err
+
+
 def test_where_no_runs_are(tmp_path) -> None:
   with pytest.raises(InputError, match='no run in'):
     run_table.read(tmp_path)

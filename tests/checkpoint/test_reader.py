@@ -136,7 +136,7 @@ def test_what_is_not_finite_is_never_saved(copy, digests, field: str, value: flo
   state = make_train_state(4)
   bad = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(value) if x.dtype == jnp.float32 else x, getattr(state, field))
   with (
-    pytest.raises(InputError, match=f'step 4 is not saved: {field}/'),
+    pytest.raises(InputError, match=f'step 4: the state is not saved: {field}/'),
     checkpoint.open_manager(copy, keep_latest=3) as manager,
   ):
     checkpoint.save(manager, state.replace(**{field: bad}), PROGRESS, {})

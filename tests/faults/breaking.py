@@ -164,7 +164,7 @@ def full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     (disk / 'filling').unlink()
     resumed, _ = finish(begin(scratch, workdir, LENGTH))
     alike = resumed == 0 and digest(workdir) == uninterrupted(scratch)
-  one_line = status == 2 and said.startswith('error: the disk is full') and '\n' not in said
+  one_line = status == 2 and said.startswith('error: ') and 'the disk is full' in said and '\n' not in said
   ok = (one_line or status == 0) and bool(steps) and not damaged and not left and alike
   return {
     'room': room,

@@ -108,7 +108,9 @@ def late_full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Ro
     ]
     good = small or damage(place, newest(place)) is None
     logged = (place / 'metrics.jsonl').exists() if small else False
-  told = status == 2 and said.startswith('error: the disk is full') and '\n' not in said and str(disk) in said
+  told = (
+    status == 2 and said.startswith('error: ') and 'the disk is full' in said and '\n' not in said and str(disk) in said
+  )
   return {
     'small': small,
     'status': status,

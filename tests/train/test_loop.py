@@ -215,7 +215,7 @@ def test_one_batch_is_learnt_by_heart(config: dict, tmp_path) -> None:
     ({'train': {'patience': -1}}, 'train.patience: expected 0 or more'),
     ({'train': {'patience': 2}}, 'train.patience: early stopping looks at the validation split; set data.val'),
     ({'train': {'ema': 1.0}}, r'train.ema: expected a value in \[0, 1\), found 1.0'),
-    ({'train': {'seed': -1}}, r'train.seed: expected 0 to 2\*\*63 - 1, found -1'),
+    ({'train': {'seed': -1}}, 'train.seed: expected a value in .*, found -1'),
     ({'checkpoint': {'keep_latest': 0}}, 'checkpoint.keep_latest: expected 1 or more'),
     ({'tta': {'crop': 9}}, 'tta: crops of 9 from images of 8x8 padded by 0'),
     ({'train': {'target_threshold': 0.2}}, "train.target_threshold: only train.loss='sigmoid_xent' has one"),

@@ -161,6 +161,16 @@ def test_what_does_not_fit_is_listed(tiny):
   assert 'bn1.num_batches_tracked [3] instead of []' in refused(weights.to_variables, scalar, model)
 
 
+@pytest.mark.parametrize('value', [-1e-30, -3.0])
+def test_a_negative_variance_is_refused(tiny, value):
+  state = make_state(4)
+  state['layer1.0.bn2.running_var'][3] = value
+  with pytest.raises(InputError, match=r'does not fit the model: a negative variance: layer1\.0\.bn2\.running_var'):
+    weights.to_variables(state, models.create('tiny', num_classes=4), where='x.pth')
+  state['layer1.0.bn2.running_var'][3] = -0.0
+  weights.to_variables(state, models.create('tiny', num_classes=4), where='x.pth')
+
+
 def test_skip_keeps_what_the_variables_had(tiny):
   model = models.create(tiny, num_classes=9, dtype='float32')
   fresh = weights.to_variables(make_state(9, seed=1), model)

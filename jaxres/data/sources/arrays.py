@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxres.data import sampler
+from jaxres.data.splits import say_lookalikes
 from jaxres.data.types import CLASSES, Arrays, Labels, Source
 from jaxres.errors import InputError, print_status
 from jaxres.npz import load_npz
@@ -84,8 +85,11 @@ def make_source(path: str, content: dict[str, np.ndarray], labels: Labels, *, ne
     raise InputError(f'{path}: class_names', expected='a list of names', found=_kind(content['class_names']))
   names = content['class_names'] if 'class_names' in content else _list_classes(path, train, labels)
   if labels.are_classes and len(names) <= train.labels.max():
-    raise InputError(path, f'class_names has {len(names)} names, and a training example has label {train.labels.max()}')
-  return Source(train, test, _unique(path, [_text(path, name) for name in names]), val)
+    problem = f'class_names has {len(names)} names, and a training example has label {train.labels.max()}'
+    raise InputError(path, problem)
+  unique = _unique(path, [_text(path, name) for name in names])
+  say_lookalikes(path, unique)
+  return Source(train, test, unique, val)
 
 
 def _unique(path: str, names: list[str]) -> tuple[str, ...]:

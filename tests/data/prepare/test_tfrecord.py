@@ -172,7 +172,9 @@ def test_wrong_places_are_explained(tmp_path, monkeypatch):
   assert f'{folder} lies in {tmp_path}/tf itself; give another place with --data_dir' in line
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tf'))
   assert 'itself; give another place' in complaint(prepare_tfrecord.convert, str(folder))
-  assert '1.0.0: it exists; move it away' in complaint(prepare_tfrecord.convert, str(folder), str(tmp_path / 'original'))
+  assert '1.0.0: it exists; move it away' in complaint(
+    prepare_tfrecord.convert, str(folder), str(tmp_path / 'original')
+  )
   (tmp_path / 'file').write_text('')
   line = complaint(prepare_tfrecord.convert, str(folder), str(tmp_path / 'file'))
   assert f'{tmp_path}/file/tiny/1.0.0: cannot write: ' in line

@@ -216,6 +216,11 @@ def test_classes_have_different_names(npz) -> None:
     arrays.read_npz(npz(**given(), class_names=np.array(['a', 'b', '', 'd'])))
 
 
+def test_classes_that_are_called_alike_are_said(npz, capsys) -> None:
+  arrays.read_npz(npz(**given(), class_names=np.array(['cat', 'dog', 'Cat', 'd'])))
+  assert "'cat' and 'Cat' are 2 classes; write them alike if they are one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   'change',
   [

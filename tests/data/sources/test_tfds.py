@@ -139,12 +139,12 @@ def test_another_format_says_so(tmp_path):
   (folder / 'dataset_info.json').write_text(json.dumps(info))
   assert not tfds_lib.is_prepared('tiny', str(tmp_path))
   line = complaint('tiny', str(tmp_path))
-  assert f'{folder} is in tfrecord format; run `jaxres prepare tfrecord {folder} --data_dir ELSEWHERE`' in line
+  assert f'{folder}: it is in tfrecord format; run `jaxres prepare tfrecord {folder} --data_dir ELSEWHERE`' in line
 
   info['fileFormat'] = 'riegeli'
   (folder / 'dataset_info.json').write_text(json.dumps(info))
   line = complaint('tiny', str(tmp_path))
-  assert f'{folder} is in riegeli format' in line
+  assert f'{folder}: it is in riegeli format' in line
   assert "download_and_prepare(file_format='array_record')" in line
   (tmp_path / 'tiny').rename(tmp_path / 'cifar10')
   assert f'run `jaxres prepare cifar10 --data_dir {tmp_path}`' in complaint('cifar10', tmp_path)
