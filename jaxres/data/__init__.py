@@ -132,25 +132,17 @@ def load(
   """
   config_lib.check_types('data', locals())
   check_word('data.pipeline', pipeline, PIPELINES)
-  _check_fields(batch_size, val, limit, seed)
+  _check_fields(batch_size, val, limit, seed, mean, std)
   _check_fold(fold, val)
-  if (mean is None) != (std is None):
-    raise InputError('data.mean', 'give data.mean and data.std, or neither')
   _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
   check_word('data.test', test, TESTED)
   labels = labels or CLASSES
   check_source(name, labels, ANY_LABELS, classes)
-  if examples is not None:
-    source = check_labels('data', memory.read(examples, labels, seed, test), labels)
+  if examples is None:
+    where, source = name, _read(name, data_dir, path, download, seed, split_rule, labels, test)
   else:
-    source = check_labels(name, _read(name, data_dir, path, download, seed, split_rule, labels, test), labels)
-  if classes is not None:
-    source = check_labels(name, keep_classes(source, classes), labels)
-  train, held_out = hold_out(source, val, seed, fold, labels)
-  if limit is not None and limit < len(train.labels):
-    train = train.take(draw(train, limit, seed, 'limit', labels))
-  if labels.are_classes:
-    report_untrained(train.labels, source.class_names)
+    where, source = 'data', memory.read(examples, labels, seed, test)
+  source, train, held_out = _choose_examples(where, source, labels, classes, val, fold, limit, seed)
 
   files: dict[str, Callable[[int], str]] = {}  # by split
 
@@ -169,21 +161,54 @@ def load(
   build_pipeline = lambda train_split, part: make_pipeline(
     train_split, pipeline, batch_size, seed, workers, files.get(part)
   )
-  eval_size = eval_image_size or image_size
   train_split = load_split(train, image_size)
-  test_split = load_split(source.test, eval_size, 'test') if source.test else None
-  val_split = load_split(held_out, eval_size, 'val') if held_out else None
+  test_split = load_split(source.test, eval_image_size or image_size, 'test') if source.test else None
+  val_split = load_split(held_out, eval_image_size or image_size, 'val') if held_out else None
   _check_shapes(test_split or val_split or train_split if eval_image_size else train_split, val_split, test_split)
-  if not (mean and std):
-    mean, std = STATISTICS.get(name) or (channel_statistics(train.images) if isinstance(train, Arrays) else IMAGENET)
-  _check_statistics(mean, std, _shape(train_split))
-  splits = {'train': train, 'val': held_out, 'test': source.test}
-  fingerprints = {part: fingerprint(split) for part, split in splits.items() if split}
+  mean, std = _choose_statistics(name, train, mean, std, _shape(train_split))
+  splits = zip(('train', 'val', 'test'), (train, held_out, source.test), strict=True)
+  fingerprints = {part: fingerprint(split) for part, split in splits if split}
   info = Info(source.class_names, _shape(train_split), mean, std, fingerprints, split_rule)
   val_pipeline, test_pipeline = (
     build_pipeline(part, name) if part else None for part, name in ((val_split, 'val'), (test_split, 'test'))
   )
   return Dataset(build_pipeline(train_split, 'train'), val_pipeline, test_pipeline, info)
+
+
+def _choose_examples(
+  name: str,
+  source: Source,
+  labels: Labels,
+  classes: tuple[int | str, ...] | None,
+  val: float,
+  fold: tuple[int, ...],
+  limit: int | None,
+  seed: int,
+) -> tuple[Source, Split, Split | None]:
+  """Return the source of the chosen classes, the examples of its training split that train, and those held out."""
+  source = check_labels(name, source, labels)
+  if classes is not None:
+    source = check_labels(name, keep_classes(source, classes), labels)
+  train, held_out = hold_out(source, val, seed, fold, labels)
+  if limit is not None and limit < len(train.labels):
+    train = train.take(draw(train, limit, seed, 'limit', labels))
+  if labels.are_classes:
+    report_untrained(train.labels, source.class_names)
+  return source, train, held_out
+
+
+def _choose_statistics(
+  name: str,
+  train: Split,
+  mean: tuple[float, ...] | None,
+  std: tuple[float, ...] | None,
+  shape: tuple[int, int, int],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Return mean and standard deviation of each channel: those given, published, ImageNet's, or of the examples."""
+  if not (mean and std):
+    mean, std = STATISTICS.get(name) or (channel_statistics(train.images) if isinstance(train, Arrays) else IMAGENET)
+  _check_statistics(mean, std, shape)
+  return mean, std
 
 
 def make_pipeline(
@@ -271,11 +296,20 @@ def _with_tested(name: str, source: Source, tested: str) -> Source:
   return source._replace(test=None) if tested == 'none' else source
 
 
-def _check_fields(batch_size: int, val: float, limit: int | None, seed: int) -> None:
+def _check_fields(
+  batch_size: int,
+  val: float,
+  limit: int | None,
+  seed: int,
+  mean: tuple[float, ...] | None,
+  std: tuple[float, ...] | None,
+) -> None:
   check_range('data.seed', seed, low=0, below=2**63)
   check_range('data.batch_size', batch_size, low=1)
   check_range('data.val', val, low=0, below=1)
   check_range('data.limit', limit, low=1)
+  if (mean is None) != (std is None):
+    raise InputError('data.mean', 'give data.mean and data.std, or neither')
 
 
 def _check_fold(fold: tuple[int, ...], val: float) -> None:

@@ -164,30 +164,21 @@ def train_to_end(
   watch: signals.PreemptionGuard,
 ) -> Ending:
   """Train, evaluate, log and save until the plan ends, a signal has come or a step is not finite."""
-  plan, start = setup.plan, int(train_state.step)
-  hyperparameters = Hyperparameters(np.float32(ROLLBACK_SCALE**progress.rollbacks))
-  rate = lambda step: (
-    float(hyperparameters.lr_scale) * float(setup.lr_schedule(step))
-  )  # exact: the scale is a power of two
-  if start < plan.eval_steps[-1]:
+  plan, start, last = setup.plan, int(train_state.step), setup.plan.eval_steps[-1]
+  hyperparameters = Hyperparameters(np.float32(ROLLBACK_SCALE**progress.rollbacks))  # exact: a power of two
+  rate = lambda step: float(hyperparameters.lr_scale) * float(setup.lr_schedule(step))
+  if start < last:
     check_room(manager.place, train_state)
-  print_start(train_state.params, workdir, start, plan.eval_steps[-1], plan.steps_per_epoch, setup.model.dtype.name)
-  with RunLog(
-    workdir,
-    start,
-    plan.eval_steps[-1],
-    plan.steps_per_epoch,
-    setup.options.spike_factor,
-    setup.task.metrics,
-    setup.task.monitor,
-  ) as run_log:
-    if start < plan.eval_steps[-1]:
+  print_start(train_state.params, workdir, start, last, plan.steps_per_epoch, setup.model.dtype.name)
+  task, spike_factor = setup.task, setup.options.spike_factor
+  with RunLog(workdir, start, last, plan.steps_per_epoch, spike_factor, task.metrics, task.monitor) as run_log:
+    if start < last:
       console.print(f'compiling the training step: {setup.config["model"]["name"]}, {describe_batch(setup)}')
     for segment_start, end in plan.segments(start, pending=bool(progress.partial)):
       if progress.stale >= setup.options.patience > 0:
-        console.print(f'stopped early: validation {setup.task.monitor} is no better since {progress.stale} evaluations')
+        console.print(f'stopped early: validation {task.monitor} is no better since {progress.stale} evaluations')
         break
-      meter = Meter(run_log, rate, setup.options.log_every_steps, progress.partial, setup.task.means)
+      meter = Meter(run_log, rate, setup.options.log_every_steps, progress.partial, task.means)
       train_state = train_segment(setup, train_state, hyperparameters, segment_start, end, meter, watch)
       if not meter.finite:
         return Ending(train_state, progress, 'not finite')
@@ -198,12 +189,12 @@ def train_to_end(
         return Ending(train_state, progress, 'asked')
       train_state, scores = evaluation[0], meter.row(end) | evaluation[1]
       run_log.write(end, scores)
-      progress = progress.advance(end, scores, setup.task.score)
+      progress = progress.advance(end, scores, task.score)
       asked = watch.is_requested()  # behind the last batch: what is evaluated is kept
       checkpoint.save(manager, train_state, progress._asdict(), rank_scores(setup, scores), setup.config, commit=asked)
       if asked:
         return Ending(train_state, progress, 'asked')
-  if start >= plan.eval_steps[-1]:
+  if start >= last:
     console.print(f'{workdir} is finished; more train.epochs extend it')
   return Ending(train_state, progress, 'done')
 
