@@ -41,6 +41,7 @@ ROWS = {
   'report': Tool('jaxres.tools.report', 'one page on what runs learned: scores, curves, mistakes, what they look at'),
   'predict': Tool('jaxres.tools.predict', 'the likeliest classes of image files, by a run or by weights'),
   'convert': Tool('jaxres.tools.convert', 'torch weights to jaxres, and jaxres weights to torch'),
+  'export': Tool('jaxres.tools.export', 'a bundle: ONNX, StableHLO and weights that answer as the run does'),
   'digest': Tool('jaxres.tools.digest', 'one SHA-256 of all that a checkpoint holds'),
   'doctor': Tool('jaxres.tools.doctor', 'what is wrong here: devices, versions, the data, the checkpoints, the config'),
   'prepare': Tool(
@@ -56,7 +57,8 @@ OTHER_WORDS = {  # that other programs have, and what to type here
   'eval': 'jaxres evaluate RUN', 'test': 'jaxres evaluate RUN', 'score': 'jaxres evaluate RUN',
   'validate': 'jaxres evaluate RUN', 'compare': 'jaxres evaluate RUN RUN', 'confusion': 'jaxres evaluate RUN',
   'infer': 'jaxres predict RUN IMAGE', 'inference': 'jaxres predict RUN IMAGE', 'classify': 'jaxres predict RUN IMAGE',
-  'export': 'jaxres convert RUN TARGET', 'import': 'jaxres convert FILE TARGET', 'download': 'jaxres prepare',
+  **dict.fromkeys(('ship', 'onnx', 'deploy'), 'jaxres export RUN OUT'),
+  'import': 'jaxres convert FILE TARGET', 'download': 'jaxres prepare',
   'gradcam': 'jaxres explain RUN IMAGE', 'saliency': 'jaxres explain RUN IMAGE', 'check': 'jaxres doctor',
   'mistakes': 'jaxres errors RUN', 'benchmark': 'jaxres profile', 'folds': 'jaxres crossval',
   'show': 'jaxres show-data',

@@ -98,7 +98,7 @@ def load(
   names = sources.read_class_names(class_names, pretrained) if class_names else pretrained.class_names
   names = names or tuple(map(str, range(pretrained.options['num_classes'])))
   kind, place = sources.parse(source)
-  if kind == 'jaxres' and not (user_path(place) / 'model.json').is_file():
+  if kind == 'jaxres' and not sources.is_described(user_path(place)):
     model, known, shape, task = _of_run(pretrained, user_path(place), given.image_size)
   else:
     model, task = pretrained.model(), tasks.make('classification')

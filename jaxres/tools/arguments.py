@@ -25,12 +25,17 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_predictor(args: argparse.Namespace) -> predict.Predictor:
   """Return what ``load`` reads as the arguments of ``add_source_arguments`` say. Raises as that."""
-  mean, std = (_numbers(f'--{name}', getattr(args, name)) for name in ('mean', 'std'))
+  mean, std = (read_numbers(f'--{name}', getattr(args, name)) for name in ('mean', 'std'))
   options = {'mean': mean, 'std': std, 'center_crop': args.center_crop}
   return predict.load(args.source, args.step, args.class_names, args.image_size, **options)
 
 
-def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+def read_numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+  """Return the numbers of a flag such as ``--mean``; None where it was not given.
+
+  Raises:
+    InputError: they are no numbers with commas.
+  """
   try:
     return None if text is None else tuple(float(word) for word in text.strip('()[]').split(','))
   except ValueError:
