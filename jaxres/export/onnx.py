@@ -1,214 +1,25 @@
-"""Networks as ONNX: a walk through the model, block by block, that writes nodes with the weights at each path.
+"""Networks as ONNX: ``model.onnx`` for images of one size, ``model_resize.onnx`` for images of any.
 
-Inside it is ``[B, C, H, W]``, which onnxruntime is fast at, with one transpose at the boundary; BatchNorms are folded
-into the convolutions before them, in float64. Source of the operators: https://onnx.ai/onnx/operators/.
+Inside it is ``[B, C, H, W]``, which onnxruntime is fast at, with one transpose at the boundary.
 """
 
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 
 import jaxres
+from jaxres.data import decode
 from jaxres.errors import InputError
 from jaxres.export import network as network_lib
 from jaxres.export.graph import Graph
 from jaxres.export.network import Network
-from jaxres.models import ResNet, blocks, speedrun
-from jaxres.models.resnet import ACTIVATIONS
+from jaxres.export.onnx_blocks import write_network
 
-FILE = 'model.onnx'
-
-
-class Place(NamedTuple):
-  """Where a block is: its path, its channels before the expansion, and its strides."""
-
-  path: str
-  width: int
-  strides: int
-
-
-def activate(graph: Graph, model: ResNet, x: str) -> str:
-  """Add the activation of ``model``."""
-  name = next((name for name, function in ACTIVATIONS.items() if model.act in (name, function)), None)
-  if name == 'relu':
-    return graph.add('Relu', x)
-  if name == 'leaky_relu':
-    return graph.add('LeakyRelu', x, alpha=0.01)
-  if name == 'silu':
-    return graph.add('Mul', x, graph.add('Sigmoid', x))
-  if name == 'gelu':  # by the error function
-    root, one, half = (graph.constant(f'gelu/{value:g}', value) for value in (np.sqrt(2), 1, 0.5))
-    erf = graph.add('Add', graph.add('Erf', graph.add('Div', x, root)), one)
-    return graph.add('Mul', graph.add('Mul', x, erf), half)
-  raise InputError(f'model.act: {model.act!r:.80} cannot be written as ONNX; expected one of {", ".join(ACTIVATIONS)}')
-
-
-def max_pool(graph: Graph, x: str) -> str:
-  """Add the 3x3 max-pool of stride 2 of the stems, padded as torch does."""
-  return graph.add('MaxPool', x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-
-
-def finish_stem(graph: Graph, model: ResNet, x: str, conv: str, norm: str, strides: int = 1) -> str:
-  """Add the last convolution of a stem, and its norm and activation where the stem has them."""
-  if model.block.preact:
-    return graph.conv(x, conv, strides)
-  return activate(graph, model, graph.conv(x, conv, strides, norm=norm))
-
-
-def write_cifar_stem(graph: Graph, model: ResNet, x: str) -> str:
-  """Add a ``stems.CifarStem``."""
-  return finish_stem(graph, model, x, 'stem/conv', 'stem/bn')
-
-
-def write_cifar_pool_stem(graph: Graph, model: ResNet, x: str) -> str:
-  """Add a ``stems.CifarPoolStem``."""
-  return max_pool(graph, write_cifar_stem(graph, model, x))
-
-
-def write_imagenet_stem(graph: Graph, model: ResNet, x: str) -> str:
-  """Add a ``stems.ImageNetStem``."""
-  return max_pool(graph, finish_stem(graph, model, x, 'stem/conv', 'stem/bn', 2))
-
-
-def write_deep_stem(graph: Graph, model: ResNet, x: str) -> str:
-  """Add a ``stems.DeepStem``."""
-  x = activate(graph, model, graph.conv(x, 'stem/conv1', 2, norm='stem/bn1'))
-  x = activate(graph, model, graph.conv(x, 'stem/conv2', norm='stem/bn2'))
-  return max_pool(graph, finish_stem(graph, model, x, 'stem/conv3', 'stem/bn3'))
-
-
-def write_whitening_stem(graph: Graph, model: ResNet, x: str) -> str:
-  """Add a ``speedrun.WhiteningStem``."""
-  return activate(graph, model, graph.conv(x, 'stem/conv', padding=0))
-
-
-STEMS: dict[str, Callable[[Graph, ResNet, str], str]] = {
-  'cifar': write_cifar_stem,
-  'cifar_pool': write_cifar_pool_stem,
-  'imagenet': write_imagenet_stem,
-  'deep': write_deep_stem,
-  'whitening': write_whitening_stem,
-}
-
-
-def write_shortcut(graph: Graph, model: ResNet, x: str, place: Place) -> str:
-  """Add what ``blocks.shortcut`` does; nothing where ``x`` has the shape of the block's output."""
-  channels, strides = place.width * model.block.expansion, place.strides
-  if strides == 1 and graph.channels[x] == channels:
-    return x
-  if model.shortcut == 'pad':
-    return pad_shortcut(graph, x, channels, strides)
-  norm = '' if model.block.preact else f'{place.path}/shortcut/bn'
-  if model.shortcut == 'average' and strides > 1:  # at an odd edge the mean of what is left
-    window = {'kernel_shape': [strides, strides], 'strides': [strides, strides]}
-    x, strides = graph.add('AveragePool', x, ceil_mode=1, count_include_pad=0, **window), 1
-  return graph.conv(x, f'{place.path}/shortcut/conv', strides, norm=norm)
-
-
-def pad_shortcut(graph: Graph, x: str, channels: int, strides: int) -> str:
-  """Add option A: every ``strides``-th pixel, and channels of zeros on both sides."""
-  missing = channels - graph.channels[x]
-  if strides > 1:
-    words = {'start': [0, 0], 'end': [np.iinfo(np.int32).max] * 2, 'axes': [2, 3], 'steps': [strides] * 2}
-    x = graph.add('Slice', x, *(graph.constant(f'subsample/{name}', value, np.int64) for name, value in words.items()))
-  before, after = missing // 2, missing - missing // 2
-  pads = graph.constant(f'pad/{before}_{after}', [0, before, 0, 0, 0, after, 0, 0], np.int64)
-  return graph.add('Pad', x, pads, channels=channels)
-
-
-def write_se(graph: Graph, path: str, x: str) -> str:
-  """Add a ``blocks.SqueezeExcitation``."""
-  gate = graph.add('Relu', graph.conv(graph.add('GlobalAveragePool', x), f'{path}/reduce'))
-  return graph.add('Mul', x, graph.add('Sigmoid', graph.conv(gate, f'{path}/expand')))
-
-
-def write_branch(
-  graph: Graph, model: ResNet, x: str, place: Place, strides: Sequence[int], groups: Sequence[int]
-) -> str:
-  """Add the convolutions of a block with a norm after each, and an activation between them.
-
-  Args:
-    graph: that is written.
-    model: the network.
-    x: the input.
-    place: of the block.
-    strides: of each convolution.
-    groups: of each convolution.
-  """
-  for i, (stride, group) in enumerate(zip(strides, groups, strict=True), 1):
-    x = activate(graph, model, x) if i > 1 else x
-    x = graph.conv(x, f'{place.path}/conv{i}', stride, group, norm=f'{place.path}/bn{i}')
-  return write_se(graph, f'{place.path}/se', x) if model.se else x
-
-
-def write_basic(graph: Graph, model: ResNet, x: str, place: Place) -> str:
-  """Add a ``blocks.BasicBlock``."""
-  y = write_branch(graph, model, x, place, (place.strides, 1), (model.groups,) * 2)
-  return activate(graph, model, graph.add('Add', y, write_shortcut(graph, model, x, place)))
-
-
-def write_bottleneck(graph: Graph, model: ResNet, x: str, place: Place) -> str:
-  """Add a ``blocks.BottleneckBlock``."""
-  y = write_branch(graph, model, x, place, (1, place.strides, 1), (1, model.groups, 1))
-  return activate(graph, model, graph.add('Add', y, write_shortcut(graph, model, x, place)))
-
-
-def write_preact(
-  graph: Graph, model: ResNet, x: str, place: Place, strides: Sequence[int], groups: Sequence[int]
-) -> str:
-  """Add a pre-activation block: norm and activation before each convolution; a norm between two is folded."""
-  path, count = place.path, len(strides)
-  y = activated = activate(graph, model, graph.norm(x, f'{path}/bn1'))
-  for i, (stride, group) in enumerate(zip(strides, groups, strict=True), 1):
-    following = f'{path}/bn{i + 1}' if i < count else ''
-    y = graph.conv(y, f'{path}/conv{i}', stride, group, norm=following)
-    y = activate(graph, model, y) if following else y
-  y = write_se(graph, f'{path}/se', y) if model.se else y
-  keeps_shape = place.strides == 1 and graph.channels[x] == place.width * model.block.expansion
-  return graph.add('Add', y, write_shortcut(graph, model, x if keeps_shape else activated, place))
-
-
-def write_preact_basic(graph: Graph, model: ResNet, x: str, place: Place) -> str:
-  """Add a ``blocks.PreactBasicBlock``."""
-  return write_preact(graph, model, x, place, (place.strides, 1), (model.groups,) * 2)
-
-
-def write_preact_bottleneck(graph: Graph, model: ResNet, x: str, place: Place) -> str:
-  """Add a ``blocks.PreactBottleneckBlock``."""
-  return write_preact(graph, model, x, place, (1, place.strides, 1), (1, model.groups, 1))
-
-
-def write_pool_block(graph: Graph, model: ResNet, x: str, place: Place) -> str:
-  """Add a ``speedrun.PoolBlock``."""
-  x = graph.add('MaxPool', graph.conv(x, f'{place.path}/conv1'), kernel_shape=[2, 2], strides=[2, 2])
-  x = activate(graph, model, graph.norm(x, f'{place.path}/bn1'))
-  y = graph.conv(x, f'{place.path}/conv2', norm=f'{place.path}/bn2')
-  y = write_se(graph, f'{place.path}/se', y) if model.se else y
-  return activate(graph, model, graph.add('Add', y, x))
-
-
-BLOCKS: dict[type[blocks.Block], Callable[[Graph, ResNet, str, Place], str]] = {
-  blocks.BasicBlock: write_basic,
-  blocks.BottleneckBlock: write_bottleneck,
-  blocks.PreactBasicBlock: write_preact_basic,
-  blocks.PreactBottleneckBlock: write_preact_bottleneck,
-  speedrun.PoolBlock: write_pool_block,
-}
-
-
-def write_head(graph: Graph, model: ResNet, x: str, temperature: float) -> None:
-  """Add the pooling and the classifier: ``logits`` and ``probabilities``."""
-  pooled = graph.add('Flatten', graph.add({'mean': 'GlobalAveragePool', 'max': 'GlobalMaxPool'}[model.pool], x))
-  kernel, bias = (model.logit_scale * graph.leaf(f'params/head/fc/{name}') for name in ('kernel', 'bias'))
-  weights = graph.constant('head/fc/kernel', kernel), graph.constant('head/fc/bias', bias)
-  logits = graph.add('Gemm', pooled, *weights, name='logits')
-  if temperature != 1:
-    logits = graph.add('Div', logits, graph.constant('temperature', temperature))
-  graph.add('Softmax', logits, name='probabilities', axis=1)
+FILE, RESIZES = 'model.onnx', 'model_resize.onnx'
+RESIZED_TOLERANCE = 0.02  # of logits, where a pixel may be one level off
 
 
 def normalize(graph: Graph, x: str, network: Network) -> str:
@@ -219,41 +30,55 @@ def normalize(graph: Graph, x: str, network: Network) -> str:
   return graph.add('Sub', x, graph.constant('input/shift', mean / std))
 
 
-def make_model(network: Network) -> onnx.ModelProto:
+def resize(graph: Graph, x: str, size: int, keep: float) -> str:
+  """Add ``data.decode``'s way from an image to its center: the short side to ``size / keep``, the center of ``size``.
+
+  Args:
+    graph: that is written.
+    x: uint8 ``[B, C, H, W]``.
+    size: pixels a side of the result.
+    keep: the share of the resized short side that is kept.
+
+  Returns:
+    uint8 ``[B, C, size, size]``.
+  """
+  constant = lambda name, value: graph.constant(f'resize/{name}', value, np.int64)
+  short, wanted = constant('short', max(size, round(size / keep))), constant('size', [size, size])
+  shape = graph.add('Shape', x, start=2, end=4)
+  smallest = graph.add('ReduceMin', shape, keepdims=1)
+  sizes = graph.add('Div', graph.add('Mul', shape, short), smallest)  # of whole numbers, downwards
+  # All four sizes and no axes: onnxruntime moves the transpose behind this node, and forgets the axes.
+  all_sizes = graph.add('Concat', graph.add('Shape', x, start=0, end=2), sizes, axis=0)
+  options: dict[str, Any] = {'mode': 'linear', 'antialias': 1, 'exclude_outside': 1}
+  resized = graph.add('Resize', x, '', '', all_sizes, **options)
+  rest = graph.add('Cast', graph.add('Sub', sizes, wanted), to=onnx.TensorProto.FLOAT)
+  half = graph.add('Mul', rest, graph.constant('resize/half', 0.5))
+  start = graph.add('Cast', graph.add('Round', half), to=onnx.TensorProto.INT64)  # of halves to even, as Python's
+  end = graph.add('Add', start, wanted)
+  return graph.add('Slice', resized, start, end, constant('axes', [2, 3]))
+
+
+def make_model(network: Network, *, resizes: bool = False) -> onnx.ModelProto:
   """Return ``network`` as a model of ONNX.
 
   Its input ``images`` is uint8 ``[B, H, W, C]`` of any B; its outputs are ``logits`` and ``probabilities``, float32
   ``[B, K]``.
+
+  Args:
+    network: what is written.
+    resizes: take images of any H and W, and resize and crop them inside as the evaluation does.
 
   Raises:
     InputError: it has a part that cannot be written.
   """
   graph = Graph(network.variables)
   x = graph.add('Transpose', 'images', perm=[0, 3, 1, 2])
+  if resizes:
+    x = resize(graph, x, network.preprocessing.image_size[0], network.preprocessing.center_crop)
   write_network(graph, network, normalize(graph, x, network))
-  return graph.to_model(
-    ('batch', *network.image_shape), len(network.class_names), network.describe(), jaxres.__version__
-  )
-
-
-def write_network(graph: Graph, network: Network, x: str) -> None:
-  """Add all of ``network``, given its normalized images ``[B, C, H, W]``.
-
-  Raises:
-    InputError: it has a part that cannot be written.
-  """
-  model = network.model
-  if model.block not in BLOCKS:
-    raise InputError(f'model.block: {model.block.__name__} cannot be written as ONNX')
-  x = STEMS[model.stem_type](graph, model, x)
-  for i, (size, width) in enumerate(zip(model.stage_sizes, model.widths, strict=True)):
-    for j in range(size):
-      place = Place(f'stage{i + 1}/block{j}', width, 2 if i and not j else 1)
-      x = BLOCKS[model.block](graph, model, x, place)
-  if model.block.preact:
-    x = activate(graph, model, graph.norm(x, 'norm'))
-  write_head(graph, model, x, network.temperature or 1.0)
-  assert not graph.unused, f'weights that no node uses: {sorted(graph.unused)}'
+  size = ('height', 'width') if resizes else network.preprocessing.image_size
+  shape = ('batch', *size, network.channels)
+  return graph.to_model(shape, len(network.class_names), network.describe(), jaxres.__version__)
 
 
 def make_session(model: bytes | str, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -268,27 +93,45 @@ def make_session(model: bytes | str, threads: int = 0) -> onnxruntime.InferenceS
   return onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
 
 
-def check(model: onnx.ModelProto, network: Network) -> None:
+def check(model: onnx.ModelProto, network: Network, *, resizes: bool = False) -> None:
   """Check a model: by onnx's checker with shape inference, and by onnxruntime, whose answers are those of jaxres.
+
+  Args:
+    model: of ``make_model``.
+    network: what it was written from.
+    resizes: as of ``make_model``.
 
   Raises:
     InputError: onnxruntime's logits are others.
   """
   onnx.checker.check_model(model, full_check=True)
   session = make_session(model.SerializeToString())
-  images = network_lib.make_images(network)
-  expected = network_lib.compute_answer(network, images)
+  images = pixels = network_lib.make_images(network)
+  size, keep = network.preprocessing.image_size[0], network.preprocessing.center_crop
+  if resizes:
+    images = np.tile(images, (1, 2, 3, 1))[:, : size + size // 2]
+    pixels = np.stack([decode.resize_image(image, size, keep) for image in images])
+  expected, _ = network_lib.compute_answer(network, pixels)
+  tolerance = RESIZED_TOLERANCE if resizes else network_lib.TOLERANCE
   for batch in (slice(None), slice(1)):
     logits, _ = session.run(None, {'images': images[batch]})
-    error = network_lib.relative_error(logits, expected[0][batch])
-    if not error < network_lib.TOLERANCE:
+    error = network_lib.relative_error(logits, expected[batch])
+    if not error < tolerance:
       problem = f'its logits differ from those of jaxres by {error:.1e} of the largest'
-      raise InputError(f'{FILE}: {problem}; expected less than {network_lib.TOLERANCE:.0e}; nothing was written')
+      name = RESIZES if resizes else FILE
+      raise InputError(f'{name}: {problem}; expected less than {tolerance:.0e}; nothing was written')
 
 
 def write(directory: pathlib.Path, network: Network) -> list[str]:
-  """Write ``model.onnx``, checked, to ``directory``; return the names of the files."""
-  model = make_model(network)
-  check(model, network)
-  (directory / FILE).write_bytes(model.SerializeToString())
-  return [FILE]
+  """Write ``model.onnx``, and of square images ``model_resize.onnx``; return the names of the files.
+
+  Raises:
+    InputError: the network cannot be written, or the logits of a file are others.
+  """
+  height, width = network.preprocessing.image_size
+  names = {FILE: False} | ({RESIZES: True} if height == width else {})
+  for name, resizes in names.items():
+    model = make_model(network, resizes=resizes)
+    check(model, network, resizes=resizes)
+    (directory / name).write_bytes(model.SerializeToString())
+  return [*names]

@@ -1,11 +1,12 @@
 """Networks as StableHLO, by jax.export: one program for CPU and CUDA, for any number of images.
 
 It is a cache: such a file is read for some months by newer versions of JAX and some weeks by older ones
-(https://docs.jax.dev/en/latest/export/export.html, "Compatibility guarantees"), so `jaxres export BUNDLE` makes it again
-from the weights beside it.
+(https://docs.jax.dev/en/latest/export/export.html, "Compatibility guarantees"), so `jaxres export BUNDLE` makes it
+again from the weights beside it.
 """
 
 import pathlib
+import struct
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jaxres.export import network as network_lib
 from jaxres.export.network import Network
 
 FILE = 'model.stablehlo'
+UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError, RuntimeError, struct.error)
 PLATFORMS = ('cpu', 'cuda')
 
 
@@ -37,7 +39,7 @@ def read(path: pathlib.Path) -> Any:
   """
   try:
     return jax_export.deserialize(bytearray(path.read_bytes()))
-  except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+  except UNREADABLE as error:
     reason = f'jax {jax.__version__} does not read it: {" ".join(str(error).split()):.160}'
     fix = f'`jaxres export {path.parent}` makes it again from the weights'
     raise InputError(f'{path}: {reason}; {fix}') from None

@@ -1,61 +1,24 @@
 """The ONNX writer against jaxres' forward pass: live statistics, live activations, every model of the table."""
 
-from typing import Any
-
 import jax
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_images
 
-from jaxres import models, weights
+from jaxres import models
+from jaxres.data import decode
 from jaxres.errors import InputError
 from jaxres.export.network import Network, compute_answer, make_images, relative_error
 from jaxres.models import blocks, resnet
-from jaxres.weights.preprocessing import Preprocessing
+from tests.export.networks import SHORT, make_network, wrap
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 from jaxres.export import onnx as writer  # noqa: E402
+from jaxres.export.graph import Graph  # noqa: E402
 
 BATCHES = (1, 2, 7, 64)
 SLOW = ('resnet101', 'resnet152', 'resnext', 'wide_', 'wrn', '110', '164', 'resnet50', '44', '56')
-
-
-def make_live(model: models.ResNet, channels: int, seed: int = 0) -> dict[str, Any]:
-  """Return variables in which every leaf matters: random statistics, scales of both signs, biases."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path: Any, leaf: Any) -> np.ndarray:
-    name, shape = path[-1].key, leaf.shape
-    if name == 'kernel':
-      return rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32)
-    if name == 'var':
-      return rng.uniform(0.5, 2, shape).astype(np.float32)
-    if name == 'scale':
-      return (rng.uniform(0.3, 0.8, shape) * rng.choice([-1, 1, 1], shape)).astype(np.float32)
-    return rng.normal(0, 0.3, shape).astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, weights.abstract(model, channels))
-
-
-def make_network(
-  name: str,
-  shape: tuple[int, int, int] = (32, 32, 3),
-  temperature: float | None = None,
-  classes: int = 11,
-  **options: Any,
-) -> Network:
-  model = models.create(name, num_classes=classes, dtype='float32', **options)
-  return wrap(model, shape, temperature)
-
-
-def wrap(model: models.ResNet, shape: tuple[int, int, int] = (32, 32, 3), temperature: float | None = None) -> Network:
-  *size, channels = shape
-  mean, std = (tuple(np.linspace(low, high, channels).tolist()) for low, high in ((0.4, 0.6), (0.2, 0.3)))
-  preprocessing = Preprocessing(mean, std, tuple(size), 1.0)
-  names = tuple(f'class {i}' for i in range(model.num_classes))
-  return Network(
-    model, make_live(model, channels), channels, preprocessing, names, 'classification', temperature, 'a test'
-  )
 
 
 def check_answers(network: Network) -> None:
@@ -79,7 +42,6 @@ def test_every_model_answers_as_jaxres_does(name: str) -> None:
   check_answers(make_network(name))
 
 
-SHORT = {'stage_sizes': (1, 2), 'widths': (8, 16), 'num_classes': 5}
 VARIANTS = {
   'imagenet stem': {'block': blocks.BasicBlock, 'stem_type': 'imagenet'},
   'deep stem, pre-activation': {'block': blocks.PreactBasicBlock, 'stem_type': 'deep', 'shortcut': 'average'},
@@ -134,3 +96,36 @@ def test_what_cannot_be_written_is_named() -> None:
   block = type('OtherBlock', (blocks.BasicBlock,), {})
   with pytest.raises(InputError, match=r'model.block: OtherBlock cannot be written'):
     writer.make_model(network._replace(model=network.model.clone(block=block)))
+
+
+@pytest.mark.parametrize(('size', 'keep', 'levels'), [(224, 0.875, 1), (224, 1.0, 1), (32, 1.0, 1), (500, 0.9, 2)])
+def test_resizing_inside_is_that_of_pillow(size: int, keep: float, levels: int) -> None:
+  """On photographs, of several shapes: the pixels that the network is given differ by a level at most in few."""
+  graph = Graph({})
+  output = writer.resize(graph, graph.add('Transpose', 'images', perm=[0, 3, 1, 2]), size, keep)
+  images = onnx.helper.make_tensor_value_info('images', onnx.TensorProto.UINT8, ['batch', 'height', 'width', 3])
+  pixels = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.UINT8, ['batch', 3, size, size])
+  parts = onnx.helper.make_graph(graph.nodes, 'resize', [images], [pixels], [*graph.constants.values()])
+  model = onnx.helper.make_model(parts, opset_imports=[onnx.helper.make_opsetid('', 18)], ir_version=8)
+  session = writer.make_session(model.SerializeToString())
+  first, second = load_sample_images().images
+  for photo in (first, second, first[:301, :133], second[:50, :47], first[:, :639], second[:224, :224]):
+    (result,) = session.run(None, {'images': np.stack([photo, photo])})
+    expected = decode.resize_image(photo, size, keep)
+    difference = np.abs(result.transpose(0, 2, 3, 1) - expected.astype(int))
+    assert difference.max() <= levels
+    assert (difference > 0).mean() < 0.15
+
+
+@pytest.mark.parametrize('keep', [1.0, 0.8])
+def test_images_of_any_size_are_answered_as_jaxres_does(keep: float) -> None:
+  network = make_network('resnet20')
+  network = network._replace(preprocessing=network.preprocessing._replace(center_crop=keep))
+  model = writer.make_model(network, resizes=True)
+  writer.check(model, network, resizes=True)
+  session = writer.make_session(model.SerializeToString())
+  photos = np.stack([image[:400] for image in load_sample_images().images])
+  expected, _ = compute_answer(network, np.stack([decode.resize_image(photo, 32, keep) for photo in photos]))
+  (logits,) = session.run(['logits'], {'images': photos})
+  assert relative_error(logits, expected) < 5e-3
+  assert (logits.argmax(1) == expected.argmax(1)).all()
