@@ -42,6 +42,7 @@ ROWS = {
   'predict': Tool('jaxres.tools.predict', 'the likeliest classes of image files, by a run or by weights'),
   'convert': Tool('jaxres.tools.convert', 'torch weights to jaxres, and jaxres weights to torch'),
   'export': Tool('jaxres.tools.export', 'a bundle: ONNX, StableHLO and weights that answer as the run does'),
+  'benchmark': Tool('jaxres.tools.benchmark', 'the formats of a bundle side by side: size, top-1, latency, memory'),
   'digest': Tool('jaxres.tools.digest', 'one SHA-256 of all that a checkpoint holds'),
   'doctor': Tool('jaxres.tools.doctor', 'what is wrong here: devices, versions, the data, the checkpoints, the config'),
   'prepare': Tool(
@@ -60,7 +61,7 @@ OTHER_WORDS = {  # that other programs have, and what to type here
   **dict.fromkeys(('ship', 'onnx', 'deploy'), 'jaxres export RUN OUT'),
   'import': 'jaxres convert FILE TARGET', 'download': 'jaxres prepare',
   'gradcam': 'jaxres explain RUN IMAGE', 'saliency': 'jaxres explain RUN IMAGE', 'check': 'jaxres doctor',
-  'mistakes': 'jaxres errors RUN', 'benchmark': 'jaxres profile', 'folds': 'jaxres crossval',
+  'mistakes': 'jaxres errors RUN', 'bench': 'jaxres benchmark BUNDLE', 'folds': 'jaxres crossval',
   'show': 'jaxres show-data',
   'list': 'jaxres runs DIR', 'ls': 'jaxres runs DIR', 'lr_find': 'jaxres lr-find --config C',
   'version': 'jaxres --version', 'help': 'jaxres --help',
