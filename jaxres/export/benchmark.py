@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import pathlib
 import resource
+import sys
 import tempfile
 import time
 from typing import Any, NamedTuple
@@ -82,8 +83,20 @@ def measure(directory: pathlib.Path, name: str, images_path: str, seconds: float
       start = time.perf_counter()
       engine(part)
       times[batch].append(time.perf_counter() - start)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux has kB
-  return Measured(np.concatenate(logits)[: len(images)], times, peak)
+  return Measured(np.concatenate(logits)[: len(images)], times, read_peak_bytes())
+
+
+def read_peak_bytes() -> int:
+  """Return the most memory that this process has had.
+
+  Where the system says so in /proc, it is that of this program alone: ``ru_maxrss`` is not less than what the parent
+  had when it started this process.
+  """
+  try:
+    status = pathlib.Path('/proc/self/status').read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith('VmHWM'))) * 1024
+  except (OSError, StopIteration):
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def run(directory: pathlib.Path, images: np.ndarray, labels: np.ndarray | None, seconds: float) -> dict[str, Any]:
