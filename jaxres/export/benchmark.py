@@ -100,7 +100,7 @@ def read_peak_bytes() -> int:
 
 
 def run(directory: pathlib.Path, images: np.ndarray, labels: np.ndarray | None, seconds: float) -> dict[str, Any]:
-  """Return what every engine of a bundle did, each in a process of its own.
+  """Return what every engine of a bundle did, each in a separate process.
 
   Args:
     directory: the bundle.

@@ -44,8 +44,9 @@ def run(args: argparse.Namespace) -> int:
     network = writer.make_network(*writer.read(f'jaxres:{directory}', 'best'))
     images, labels = make_images(network, args.limit or 64), None
   result = benchmark.run(directory, images, labels, args.seconds)
-  print('\n'.join(map(printable, benchmark.format_table(result))))
-  print(f'{result["examples"]:,} examples; CPU: {" ".join(result["cpu_flags"]) or "unknown"}')
+  for line in benchmark.format_table(result):
+    print(printable(line))
+  print(printable(f'{result["examples"]:,} examples; CPU: {" ".join(result["cpu_flags"]) or "unknown"}'))
   if out:
     write_atomic(out, json.dumps({'bundle': str(directory), 'versions': description['versions'], **result}, indent=2))
     benchmark.draw(result, pathlib.Path(out).with_suffix('.png'))
