@@ -213,10 +213,12 @@ def download(url: str, path: pathlib.Path, sha256: str, size: int | None, fix: s
   """
   import pooch  # takes a while, and downloads are rare
 
+  connections: list[Any] = []  # which pooch leaves open where it fails
+  hooks = {'response': lambda response, **_: connections.append(response)}
   try:
     with complete(path) as part:
       progress = _Progress(part, size, f'downloading {url}')
-      pooch.HTTPDownloader(progressbar=progress, chunk_size=_CHUNK, timeout=TIMEOUT_S)(url, part, None)
+      pooch.HTTPDownloader(progressbar=progress, chunk_size=_CHUNK, timeout=TIMEOUT_S, hooks=hooks)(url, part, None)
       digest, count = sha256_of(pathlib.Path(part.name)), part.tell()
       if not digest.startswith(sha256):
         expected = f'{size or count} bytes with sha256 {sha256}'
@@ -226,6 +228,9 @@ def download(url: str, path: pathlib.Path, sha256: str, size: int | None, fix: s
     status = f'{response.status_code} {response.reason}' if response is not None else ''
     reason = status or error.strerror or str(error).rpartition(': ')[2].rstrip('")')  # behind the names of classes
     raise InputError(url, f'cannot download to {path}: {reason}', fix=f'try again, {fix}') from error
+  finally:
+    for connection in connections:
+      connection.close()
 
 
 class _Progress:

@@ -105,9 +105,9 @@ def load(
   notes: tuple[str, ...] = ()
   names = names or tuple(map(str, range(pretrained.options['num_classes'])))
   kind, place = sources.parse(source)
-  if kind == 'jaxres' and not (user_path(place) / 'model.json').is_file():
+  if kind == 'jaxres' and not sources.is_described(user_path(place)):
     if preset:
-      raise InputError('--preset', f'{preset}, but {source} is a run, which has its own; leave it out')
+      raise InputError('--preset', f'{preset}, but {source} is a run, which has its own', fix='leave it out')
     model, known, shape, task = _of_run(pretrained, user_path(place), given.image_size)
   else:
     model, task = pretrained.model(), tasks.make('classification')

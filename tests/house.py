@@ -25,7 +25,7 @@ LAYERS = [  # of packages and of modules at the root, from the ground
   {'weights'},
   {'predict'},
   {'train'},
-  {'analysis', 'sweep', 'doctor'},
+  {'analysis', 'export', 'sweep', 'doctor'},
   {'report'},
   {'tools'},
   {'cli'},

@@ -144,5 +144,5 @@ def test_bad_input() -> None:
     losses.get('softmax_xent', target_threshold=0.2)
   with pytest.raises(InputError, match=r"train.loss: unknown loss 'softmax'; did you mean 'softmax_xent'\?"):
     losses.get('softmax')
-  with pytest.raises(InputError, match='train.label_smoothing: expected a fraction'):
+  with pytest.raises(InputError, match='train.label_smoothing: expected a value'):
     losses.get('softmax_xent', label_smoothing=1.0)

@@ -32,7 +32,8 @@ def max_over_map(x: jax.Array) -> jax.Array:
   It is taken by its place: the gradient of ``jnp.max`` looks for the value, which XLA:CPU may compute once more in
   another fusion, with another last bit, so that nothing is equal to it.
   """
-  x = x.reshape(len(x), -1, x.shape[-1])
+  batch, height, width, channels = x.shape  # the batch may be symbolic
+  x = x.reshape(batch, height * width, channels)
   return jnp.take_along_axis(x, jnp.argmax(x, axis=1, keepdims=True), axis=1)[:, 0]
 
 

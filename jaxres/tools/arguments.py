@@ -39,12 +39,17 @@ def read_predictor(args: argparse.Namespace) -> predict.Predictor:
 
 def read_preprocessing(args: argparse.Namespace) -> dict[str, Any]:
   """Return what the arguments of ``add_preprocessing`` say, by the arguments of ``predict.load``."""
-  mean, std = (_numbers(f'--{name}', getattr(args, name)) for name in ('mean', 'std'))
+  mean, std = (read_numbers(f'--{name}', getattr(args, name)) for name in ('mean', 'std'))
   names = ('class_names', 'image_size', 'center_crop', 'preset')
   return {'mean': mean, 'std': std} | {name: getattr(args, name) for name in names}
 
 
-def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+def read_numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+  """Return the numbers of a flag such as ``--mean``; None where it was not given.
+
+  Raises:
+    InputError: they are no numbers with commas.
+  """
   try:
     return None if text is None else tuple(float(word) for word in text.strip('()[]').split(','))
   except ValueError:

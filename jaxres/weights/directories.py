@@ -53,20 +53,29 @@ def write(directory: str | pathlib.Path, pretrained: Pretrained) -> None:
     with complete(directory / 'weights.safetensors') as part:
       safetensors.write(pathlib.Path(part.name), tensors, {'format': 'jaxres'})
       digest = hashlib.sha256(pathlib.Path(part.name).read_bytes()).hexdigest()
-    description = {
-      'format': FORMAT,
-      'model': pretrained.options,
-      'channels': pretrained.channels,
-      'names': pretrained.dialect._asdict(),
-      'num_batches_tracked': pretrained.batches,
-      'class_names': pretrained.class_names,
-      'origin': pretrained.origin,
-      'preprocessing': pretrained.preprocessing and pretrained.preprocessing._asdict(),
-      'sha256': digest,
-    }
-    description['description_sha256'] = digests.json_digest(description)
     with complete(directory / 'model.json') as part:
-      part.write((json.dumps(description, indent=2) + '\n').encode())
+      part.write((json.dumps(describe(pretrained, digest), indent=2) + '\n').encode())
+
+
+def describe(pretrained: Pretrained, digest: str) -> dict[str, Any]:
+  """Return the content of ``model.json``.
+
+  Args:
+    pretrained: the network.
+    digest: SHA-256 of the file of its weights.
+  """
+  description = {
+    'format': FORMAT,
+    'model': pretrained.options,
+    'channels': pretrained.channels,
+    'names': pretrained.dialect._asdict(),
+    'num_batches_tracked': pretrained.batches,
+    'class_names': pretrained.class_names,
+    'origin': pretrained.origin,
+    'preprocessing': pretrained.preprocessing and pretrained.preprocessing._asdict(),
+    'sha256': digest,
+  }
+  return description | {'description_sha256': digests.json_digest(description)}
 
 
 def read(directory: pathlib.Path) -> Pretrained:
@@ -75,8 +84,21 @@ def read(directory: pathlib.Path) -> Pretrained:
   Raises:
     InputError: it cannot be read, is damaged, or the two files do not belong together.
   """
-  path, described = directory / 'weights.safetensors', directory / 'model.json'
-  given = read_description(described)
+  described = directory / 'model.json'
+  return read_weights(directory / 'weights.safetensors', read_description(described), described)
+
+
+def read_weights(path: pathlib.Path, given: dict[str, Any], described: object) -> Pretrained:
+  """Return the network of a description and the file of its weights.
+
+  Args:
+    path: of the weights.
+    given: the description, of ``check_description``.
+    described: where it is, for the error.
+
+  Raises:
+    InputError: they cannot be read, are damaged, or do not belong together.
+  """
   try:
     with open_regular(path) as file:
       data = file.read()
@@ -102,7 +124,15 @@ def read(directory: pathlib.Path) -> Pretrained:
 
 def read_description(path: pathlib.Path) -> dict[str, Any]:
   """Return the content of a ``model.json``, compared with its own digest, which an older jaxres did not write."""
-  given = read_json(path)
+  return check_description(read_json(path), path)
+
+
+def check_description(given: Any, path: object) -> dict[str, Any]:
+  """Return ``given``, the content of a ``model.json``, checked; ``path`` says where it is, for the error.
+
+  Raises:
+    InputError: it is that of a newer jaxres, or not what was written.
+  """
   if isinstance(given, dict) and given.get('format', 1) not in (1, FORMAT):
     raise InputError(path, f'format {schema.brief(given["format"])}', fix=f'this jaxres reads 1 and {FORMAT}')
   older = isinstance(given, dict) and given.get('format', 1) == 1

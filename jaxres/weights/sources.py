@@ -17,7 +17,7 @@ from jaxres.errors import InputError
 from jaxres.log.console import format_value
 from jaxres.models import ResNet
 from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, user_path
-from jaxres.weights import directories, published
+from jaxres.weights import bundle, directories, published
 from jaxres.weights.names import Dialect
 from jaxres.weights.network import Pretrained, check_network, count_channels, find_head
 from jaxres.weights.preprocessing import Preprocessing
@@ -36,7 +36,7 @@ def read(
   Args:
     source: ``'torchvision:NAME'`` (published weights, downloaded once), ``'torchvision:PATH'`` or ``'PATH'`` (a file
       of any torch ResNet, or a directory of Hugging Face's hub), ``'jaxres:DIR'`` or ``'DIR'`` (of
-      ``directories.write``, or the workdir of a run).
+      ``directories.write``, a bundle, or the workdir of a run).
     step: of a run with several checkpoints: ``'latest'``, ``'best'`` (by validation) or a number.
     skip: regular expressions of what in a torch file is not part of the network, such as ``'aux.*'``.
     prefix: of the network in a torch file with several, such as ``'ema_model'``.
@@ -48,7 +48,7 @@ def read(
   kind, place = parse(source)
   step = str(step)
   directory = user_path(place)
-  is_written = (directory / 'model.json').is_file()
+  is_written = is_described(directory)
   if step not in ('latest', 'best') and (kind == 'torchvision' or is_written):
     raise InputError(place, f'it is no run, and has no step {step}', fix='leave the step out')
   if kind == 'torchvision':
@@ -58,7 +58,7 @@ def read(
     if value:
       raise InputError(place, f'{word} is for tensors of torch files', fix='leave it out')
   if is_written:
-    return directories.read(directory)
+    return bundle.read(directory) if bundle.is_bundle(directory) else directories.read(directory)
   if directory.is_file():
     raise InputError(directory, 'a file', fix='leave out "jaxres:", which is for directories')
   if (directory / 'config.json').is_file():
@@ -68,6 +68,11 @@ def read(
   if inside := runs_in(directory):
     raise InputError(directory, f'{len(inside)} runs are in it', fix=f'name one: {" ".join(map(str, inside[:8]))}')
   raise InputError(directory, 'no weights of jaxres', expected='model.json, or config.json and checkpoints/ of a run')
+
+
+def is_described(directory: pathlib.Path) -> bool:
+  """Return whether ``directory`` says itself what its weights are: a bundle, or of ``directories.write``."""
+  return bundle.is_bundle(directory) or (directory / 'model.json').is_file()
 
 
 def runs_in(directory: pathlib.Path) -> list[pathlib.Path]:

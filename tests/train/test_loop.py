@@ -146,7 +146,7 @@ def test_a_run_compiles_one_program_or_two_and_another_seed_none(
   config: dict, tmp_path, monkeypatch, scan_steps
 ) -> None:
   made, make_setup = [], loop.make_setup
-  monkeypatch.setattr(loop, 'make_setup', lambda *args: made.append(make_setup(*args)) or made[-1])
+  monkeypatch.setattr(loop, 'make_setup', lambda *args, **more: made.append(make_setup(*args, **more)) or made[-1])
   fields = {'scan_steps': scan_steps, 'log_every_steps': 4, 'epochs': 2.5}  # 4 = 3 + 1 steps between rows of the log
   metrics = loop.train_and_evaluate(merged(config, train=fields), tmp_path / 'run')
   assert made[0].train_steps._cache_size() == (1 if scan_steps == 1 else 2)

@@ -169,7 +169,7 @@ def test_wrong_places_are_explained(tmp_path, monkeypatch):
     prepare_tfrecord.convert, str(original), None
   )
   line = complaint(prepare_tfrecord.convert, str(folder), str(tmp_path / 'tf'))
-  assert f'{folder} lies in {tmp_path}/tf itself; give another place with --data_dir' in line
+  assert f'{folder}: it lies in {tmp_path}/tf itself; give another place with --data_dir' in line
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tf'))
   assert 'itself; give another place' in complaint(prepare_tfrecord.convert, str(folder))
   assert '1.0.0: it exists; move it away' in complaint(
