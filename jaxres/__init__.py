@@ -21,8 +21,8 @@ def _warn_of_untested_jax() -> None:
   except importlib.metadata.PackageNotFoundError:  # what imports jax will say so
     return
   first, end = TESTED_JAX
-  parse = packaging.version.parse
-  if not parse(first) <= parse(version) < parse(end):
+  release = lambda text: packaging.version.parse(text).release  # a version before a release counts as it
+  if not release(first) <= release(version) < release(end):
     message = (
       f'jaxres is tested with jax {first} or newer and older than {end}, found jax {version}; '
       f"to have one of these: pip install 'jax>={first},<{end}'"

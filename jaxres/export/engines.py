@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxres.errors import InputError
 from jaxres.export import bundle as writer
+from jaxres.runtime.compiler import jit
 from jaxres.weights import bundle
 
 Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # uint8 [B, H, W, C] to float32 [B, K], twice
@@ -41,7 +42,7 @@ def open_engine(directory: pathlib.Path, name: str) -> Engine:
 
 def _open_jaxres(directory: pathlib.Path) -> Engine:
   pretrained, about = writer.read(f'jaxres:{directory}', 'best')
-  answer = jax.jit(writer.make_network(pretrained, about).answer)
+  answer = jit(writer.make_network(pretrained, about).answer)
   return lambda images: jax.device_get(answer(jnp.asarray(images)))
 
 
@@ -55,5 +56,5 @@ def _open_onnx(path: pathlib.Path) -> Engine:
 def _open_stablehlo(path: pathlib.Path) -> Engine:
   from jaxres.export import stablehlo
 
-  call = jax.jit(stablehlo.read(path).call)
+  call = jit(stablehlo.read(path).call)
   return lambda images: jax.device_get(tuple(call(jnp.asarray(images))))

@@ -11,6 +11,7 @@ import numpy as np
 import jaxres
 from jaxres.data.augment import normalize
 from jaxres.models import ResNet
+from jaxres.runtime.compiler import jit
 from jaxres.weights.preprocessing import Preprocessing
 
 TOLERANCE = 1e-4  # of an exported file's logits, as a share of the largest
@@ -73,7 +74,7 @@ def make_images(network: Network, count: int = CHECK_EXAMPLES, seed: int = 0) ->
 def compute_answer(network: Network, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Return the logits and the probabilities that jaxres computes, float32 ``[B, K]``, of uint8 ``[B, H, W, C]``."""
   with jax.default_matmul_precision('highest'):
-    logits, probabilities = jax.jit(network.answer)(jnp.asarray(images))
+    logits, probabilities = jit(network.answer)(jnp.asarray(images))
   return np.asarray(logits), np.asarray(probabilities)
 
 

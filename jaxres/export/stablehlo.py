@@ -28,7 +28,8 @@ def make_program(network: Network) -> Any:
   (batch,) = jax_export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, *network.image_shape), jnp.uint8)
   with jax.default_matmul_precision('highest'):
-    return jax_export.export(jax.jit(network.answer), platforms=PLATFORMS)(images)
+    program = jax.jit(network.answer, compiler_options=None)  # what compiles it, where it runs, has its options
+    return jax_export.export(program, platforms=PLATFORMS)(images)
 
 
 def read(path: pathlib.Path) -> Any:

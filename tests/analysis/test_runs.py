@@ -70,7 +70,7 @@ def test_data_that_has_moved(trained, config, tmp_path) -> None:
 
 
 def test_bad_input_is_one_line(trained, config, npz, tmp_path, capsys) -> None:
-  with pytest.raises(InputError, match='nowhere: no run there: expected a workdir'):
+  with pytest.raises(InputError, match='nowhere: no run there; expected a workdir'):
     runs.read_runs([str(tmp_path / 'nowhere')])
   (tmp_path / 'begun').mkdir()
   (tmp_path / 'begun/config.json').write_text((pathlib.Path(trained) / 'config.json').read_text())

@@ -54,7 +54,7 @@ def test_what_passes_is_waited_for(tmp_path, monkeypatch, pauses, number: int) -
 def test_what_does_not_pass_is_one_line_and_nothing_moves(tmp_path, monkeypatch, number: int) -> None:
   (tmp_path / 'a').mkdir()
   refuse(monkeypatch, os, 'rename', number, 99)
-  with pytest.raises(InputError, match=f'cannot rename {tmp_path}/a to b: {os.strerror(number)}; nothing is lost'):
+  with pytest.raises(InputError, match=f'{tmp_path}/a: cannot be renamed to b: {os.strerror(number)}; nothing is lost'):
     moves.rename(tmp_path / 'a', tmp_path / 'b')
   refuse(monkeypatch, os, 'rmdir', number, 99)
   assert moves.delete(tmp_path / 'a') == os.strerror(number)
@@ -72,7 +72,7 @@ def test_a_rename_whose_answer_was_lost_is_done(tmp_path, monkeypatch) -> None:
   monkeypatch.setattr(os, 'rename', rename)
   moves.rename(tmp_path / 'a', tmp_path / 'b')
   assert [path.name for path in tmp_path.iterdir()] == ['b']
-  with pytest.raises(InputError, match='cannot rename .*: No such file'):
+  with pytest.raises(InputError, match='cannot be renamed .*: No such file'):
     moves.rename(tmp_path / 'none', tmp_path / 'c')
 
 
@@ -122,7 +122,10 @@ def test_a_rename_around_a_save_that_fails_is_one_line_and_loses_nothing(tmp_pat
     'put aside': lambda: (directory / '2/digests/metadata').write_text('{}') and None,
   }
   changes[at]()
-  with monkeypatch.context() as patch, pytest.raises(InputError, match='cannot rename .*: Stale file handle; nothing'):
+  with (
+    monkeypatch.context() as patch,
+    pytest.raises(InputError, match='cannot be renamed .*: Stale file handle; nothing'),
+  ):
     refuse(patch, moves.os, 'rename', errno.ESTALE, 99)
     with checkpoint.open_manager(directory, keep_latest=2) as manager:
       checkpoint.save(manager, make_state(2).replace(params={'a': jnp.zeros(3)}), {}, {}, commit=True)

@@ -249,7 +249,7 @@ def test_every_schedule_is_finite_in_the_shortest_runs(total: int) -> None:
     ({'name': 'sdg'}, r"optim.name: unknown optimizer 'sdg'; did you mean 'sgd'\?"),
     ({'no_decay': ('bn',)}, "optim.no_decay: 'bn' matches no parameter"),
     ({'l1': -0.1}, 'optim.l1: expected 0 or more, found -0.1'),
-    ({'clip_norm': float('inf')}, 'optim.clip_norm: expected 0 or more, found inf'),
+    ({'clip_norm': float('inf')}, 'optim.clip_norm: expected a finite number, 0 or more, found inf'),
     ({'layer_decay': -1.0}, 'optim.layer_decay: expected 0 or more, found -1.0'),
     ({'power': -1.0}, 'optim.power: expected 0 or more, found -1.0'),
     ({'lr_mult': (('stem/.*', -1.0),)}, 'optim.lr_mult: expected 0 or more, found -1.0'),

@@ -192,10 +192,10 @@ def test_the_arguments() -> None:
 @pytest.mark.parametrize(
   ('given', 'message'),
   [
-    ((None, 2, 0), '--coordinator is missing: several processes take --coordinator HOST:PORT'),
-    (('a:1', None, 0), '--num_processes is missing'),
-    (('a:1', 2, None), '--process_id is missing'),
-    (('a', 2, 0), "--coordinator: expected HOST:PORT of process 0, such as node1:1234; found 'a'"),
+    ((None, 2, 0), '--coordinator: it is missing; several processes take --coordinator HOST:PORT'),
+    (('a:1', None, 0), '--num_processes: it is missing'),
+    (('a:1', 2, None), '--process_id: it is missing'),
+    (('a', 2, 0), "--coordinator: expected HOST:PORT of process 0, such as node1:1234, found 'a'"),
     (('a:1', 2, 2), '--process_id: expected 0 to 1, found 2'),
   ],
 )
@@ -237,7 +237,7 @@ def test_what_a_launcher_says_is_what_jax_joins(monkeypatch, environ: dict, meth
 
 
 def test_launchers_that_say_too_little(monkeypatch) -> None:
-  with pytest.raises(InputError, match='this Open MPI does not say where process 0 is: give --coordinator HOST:PORT'):
+  with pytest.raises(InputError, match='Open MPI: it does not say where process 0 is; give --coordinator HOST:PORT'):
     distributed.detect_launcher({'OMPI_COMM_WORLD_SIZE': '2'})
   pod = {'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '0'}
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
@@ -271,7 +271,7 @@ def test_a_launcher_that_says_half() -> None:
   done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=120)
   assert done.returncode == 2
   last = done.stderr.splitlines()[-1]  # JAX has said that it does not know where it is
-  assert last.startswith("error: the launcher does not say 'SLURM_STEP_NODELIST': give --coordinator HOST:PORT")
+  assert last.startswith("error: the launcher: it does not say 'SLURM_STEP_NODELIST'; give --coordinator HOST:PORT")
   assert 'Traceback' not in done.stderr
 
 

@@ -82,7 +82,7 @@ def test_the_state_stays_as_before_the_step_to_the_bit(poisoned, tmp_path, monke
 def test_a_rollback_halves_the_rate_and_is_remembered(poisoned, tmp_path, monkeypatch, capsys) -> None:
   config = merged(poisoned, train={'epochs': 1, 'max_rollbacks': 2, 'eval_every_epochs': 0.17})
   made, make_setup = [], loop.make_setup
-  monkeypatch.setattr(loop, 'make_setup', lambda *args: made.append(make_setup(*args)) or made[-1])
+  monkeypatch.setattr(loop, 'make_setup', lambda *args, **more: made.append(make_setup(*args, **more)) or made[-1])
   with pytest.raises(NotFiniteError):
     loop.train_and_evaluate(config, tmp_path / 'run')
   assert [setup.train_steps._cache_size() for setup in made] == [1]  # another rate is another argument
