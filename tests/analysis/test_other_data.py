@@ -113,7 +113,7 @@ def test_weights_alone(tmp_path, npz, tiny, capsys) -> None:
     f'error: {source}: it is weights, which have no data; give some: --data DIR, FILE or NAME, such as --data cifar10'
   )
   assert fail(capsys, 'nowhere') == (
-    'error: nowhere: no run there: expected a workdir, with config.json and checkpoints/'
+    'error: nowhere: no run there; expected a workdir, with config.json and checkpoints/'
   )
   assert 'it does not say what images it was trained on' in fail(capsys, source, '--data', path)
   assert "unknown preset 'cifar'; did you mean 'cifar10'?" in fail(capsys, source, '--data', path, '--preset=cifar')
@@ -127,7 +127,7 @@ def test_arguments_of_weights_are_none_of_a_run(config, tmp_path, npz, capsys) -
   assert fail(capsys, run, '--preset=imagenet').startswith('error: --preset: a run on its data has that in its config')
   assert 'is a run, which has its own' in fail(capsys, run, '--data', path, '--preset=imagenet')
   assert fail(capsys, run, '--data', 'nowhere').startswith('error: DATA: no such folder, file or data set: nowhere')
-  assert fail(capsys, run, run, '--data', path).startswith('error: a network is named twice')
+  assert fail(capsys, run, run, '--data', path).startswith('error: RUN: a network is named twice')
   assert fail(capsys, run, '--data', path, '--batch_size=0') == 'error: --batch_size: expected 1 or more, found 0'
 
 

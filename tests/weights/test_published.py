@@ -1,4 +1,6 @@
 import hashlib
+import http.server
+import threading
 
 import pytest
 
@@ -10,15 +12,20 @@ from tests.weights.files import make_state
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-  """A directory that is torchvision's server, with one file of random weights called resnet18."""
+  """A directory that a server on this machine shows as torchvision's does: one file of random weights, of resnet18."""
   directory = tmp_path / 'server'
   weights.write(directory / 'x.pth', make_state(4))
   digits = hashlib.sha256((directory / 'x.pth').read_bytes()).hexdigest()[:8]
   (directory / 'x.pth').rename(directory / f'resnet18-{digits}.pth')
-  monkeypatch.setattr(published, 'URL', directory.as_uri() + '/')
   monkeypatch.setitem(published.DIGITS, 'resnet18', digits)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  return directory
+  handler = lambda *args: http.server.SimpleHTTPRequestHandler(*args, directory=str(directory))
+  monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, 'log_message', lambda *_: None)
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as running:
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    monkeypatch.setattr(published, 'URL', f'http://127.0.0.1:{running.server_port}/')
+    yield directory
+    running.shutdown()
 
 
 def test_the_table_is_of_models():
