@@ -91,10 +91,8 @@ def to_dict(config: Mapping[str, Any]) -> dict[str, Any]:
       )
     if section in SECTIONS and not isinstance(fields, Mapping):
       example = next(iter(schema(section)))
-      expected = f'expected a dict of fields, such as dict({example}=...)'
-      raise InputError(
-        section, f'{expected}, found {_describe_value(fields)}', fix=f'known: {", ".join(schema(section))}'
-      )
+      expected, fix = f'a dict of fields, such as dict({example}=...)', f'known: {", ".join(schema(section))}'
+      raise InputError(section, expected=expected, found=_describe_value(fields), fix=fix)
   return {section: dict(fields) if isinstance(fields, Mapping) else fields for section, fields in config.items()}
 
 

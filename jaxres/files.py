@@ -84,7 +84,7 @@ def read_json(
     return None
   except (OSError, ValueError) as error:
     reason = f'{getattr(error, "strerror", None) or error}'
-    raise DamagedError(where or path, f'cannot be read: {reason:.120}{fix and "; "}{fix}') from None
+    raise DamagedError(where or path, f'cannot be read: {reason:.120}', fix=fix) from None
 
 
 def parse_json(content: bytes | str, *, finite: bool = True) -> Any:

@@ -84,8 +84,7 @@ def get(name: str, *, label_smoothing: float = 0.0, target_threshold: float = 0.
   check_range('train.label_smoothing', label_smoothing, low=0, below=1)
   check_range('train.target_threshold', target_threshold, low=0, below=1)
   if target_threshold and name != 'sigmoid_xent':
-    raise InputError(
-      'train.target_threshold', f"only train.loss='sigmoid_xent' has one, found {name!r}", fix='leave it out'
-    )
+    problem = f"only train.loss='sigmoid_xent' has one, not {name!r}"
+    raise InputError('train.target_threshold', problem, fix='leave it out')
   threshold = {'target_threshold': target_threshold} if target_threshold else {}
   return functools.partial(LOSSES[name], label_smoothing=label_smoothing, **threshold)

@@ -37,8 +37,8 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
   text = os.fspath(given)
   where = f'{flag}: {text}' if flag else text
   if scheme := _SCHEME.match(text):
-    fix = 'expected a path on this machine; copy it here or mount it'
-    raise InputError(where, f'{scheme[1]}:// is not supported', fix=fix)
+    problem, expected = f'{scheme[1]}:// is not supported', 'a path on this machine'
+    raise InputError(where, problem, expected=expected, fix='copy it here or mount it')
   path = pathlib.Path(os.path.expanduser(text))  # pathlib's own takes ./~x for ~x
   if text.startswith('~') and str(path).startswith('~'):
     home = text.partition('/')[0]

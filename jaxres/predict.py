@@ -156,8 +156,7 @@ def _floats(name: str, values: Any) -> tuple[float, ...] | None:
 def _check_input_spec(given: InputSpec) -> InputSpec:
   """Return ``given``; raise InputError where a value is out of its range."""
   check_range('--image_size', given.image_size, low=1, unit='pixels')
-  if given.center_crop is not None and not 0 < given.center_crop <= 1:
-    raise InputError('--center_crop', expected='a share in (0, 1]', found=given.center_crop)
+  check_range('--center_crop', given.center_crop, above=0, high=1)
   if (given.mean is None) != (given.std is None):
     raise InputError('--mean', 'give --mean and --std, or neither')
   if given.std is not None and not all(0 < value < float('inf') for value in given.std):

@@ -319,8 +319,9 @@ def class_names(workdir: pathlib.Path, classes: int, channels: int, *, exact: bo
   known |= {'channels': content['image_shape'][2]} if 'image_shape' in content else {}
   for name, expected in {'class_names': classes, 'channels': channels}.items():
     if known.get(name, expected) != expected:
-      problem = f'expected {expected:,} as the checkpoint has, found {known[name]:,}'
-      raise files.DamagedError(workdir / 'data.json', f'{name}: {problem}', fix=files.PUT_BACK)
+      wanted = f'{expected:,} as the checkpoint has'
+      where = f'{workdir}/data.json: {name}'
+      raise files.DamagedError(where, expected=wanted, found=f'{known[name]:,}', fix=files.PUT_BACK)
   return tuple(content['class_names'])
 
 

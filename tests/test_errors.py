@@ -1,12 +1,14 @@
 import ast
 import pathlib
 import pickle
+import re
 
 import pytest
 
 from jaxres.errors import InputError, check_range, check_word, nearest, one_line
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'jaxres'
+ERRORS = ('InputError', 'DamagedError', 'NotFiniteError')
 SEVERAL = {  # lines of several problems, each with its field, or of another library
   'InputError(config_lib.join_limited(problems))', 'InputError(join_limited(problems))', 'InputError(str(error))',
 }  # fmt: skip
@@ -31,10 +33,14 @@ def test_an_input_error_is_one_line_of_its_parts(given, line) -> None:
 @pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_an_error_says_where_and_what(path) -> None:
   for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition('.')[2] in ('InputError', 'DamagedError'):
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition('.')[2] in ERRORS:
       given = {keyword.arg for keyword in node.keywords}
       is_structured = len(node.args) == 2 or (len(node.args) == 1 and 'expected' in given)
       assert is_structured or ast.unparse(node) in SEVERAL, f'{path}:{node.lineno}: {ast.unparse(node)}'
+      sentences = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == 'fix')]
+      words = [each.value for part in sentences for each in ast.walk(part) if isinstance(each, ast.Constant)]
+      misplaced = [word for word in words if isinstance(word, str) and re.search(r'\b(expected|found) ', word)]
+      assert not misplaced, f'{path}:{node.lineno}: {misplaced} is for expected= and found='
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_paths_may_be_strings(tmp_path, tiny) -> None:
     ({'mean': [0.5], 'std': [0.0], 'image_size': 8}, '--std: expected numbers above 0'),
     ({'mean': [0.5, 0.5], 'std': [0.1, 0.1], 'image_size': 8}, 'expected 3 numbers, one a channel, found 2'),
     ({'mean': 'x', 'std': [0.1], 'image_size': 8}, "mean: expected numbers, one a channel, found 'x'"),
-    ({'mean': [0.5], 'std': [0.1], 'image_size': 8, 'center_crop': 2.0}, r'--center_crop: expected a share in \(0, 1]'),
+    ({'mean': [0.5], 'std': [0.1], 'image_size': 8, 'center_crop': 2.0}, r'--center_crop: expected a value in \(0, 1]'),
     ({'mean': [0.5], 'std': [0.1]}, 'it does not say what images'),
   ],
 )

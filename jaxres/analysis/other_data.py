@@ -52,7 +52,7 @@ def read(given: str, split: str | None = None, data_dir: str | None = None, labe
     InputError: it is nothing of these, cannot be read, or has no such split.
   """
   fields = locate(os.fspath(given), data_dir)
-  source = data_lib._read(
+  source = data_lib.read_source(
     fields['name'], data_dir, fields.get('path'), False, 0, data_lib.SPLIT_RULE, labels, 'published'
   )
   name = os.fspath(given)

@@ -48,7 +48,7 @@ def check_like(actual: Mapping[str, str], wanted: Mapping[str, str], where: str)
   for name in sorted(actual.keys() | wanted.keys()):
     one, other = (tree[name].split()[0] if name in tree else 'nothing' for tree in (actual, wanted))
     if one != other:
-      raise InputError(where, f'it holds {one} as {name}, expected {other}')
+      raise InputError(f'{where}: {name}', expected=other, found=one)
 
 
 def kinds(tree: Any) -> dict[str, str]:

@@ -51,8 +51,9 @@ def explain_disk_errors(directory: pathlib.Path) -> Iterator[None]:
       for partial in directory.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(partial, ignore_errors=True)
     kept = ', '.join(map(str, steps.list_steps(directory))) or 'none'
-    problem = f'the disk is full: {directory}' if full else f'cannot write {directory}: {reason}'
-    raise InputError(problem, f'saved are the steps: {kept}', fix=AGAIN if full else AS_BEFORE) from error
+    problem = 'the disk is full' if full else f'cannot write: {reason}'
+    saved = f'saved are the steps: {kept}'
+    raise InputError(directory, problem, fix=f'{saved}; {AGAIN if full else AS_BEFORE}') from error
 
 
 @contextlib.contextmanager

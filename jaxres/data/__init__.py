@@ -139,7 +139,7 @@ def load(
   labels = labels or CLASSES
   check_source(name, labels, ANY_LABELS, classes)
   if examples is None:
-    where, source = name, _read(name, data_dir, path, download, seed, split_rule, labels, test)
+    where, source = name, read_source(name, data_dir, path, download, seed, split_rule, labels, test)
   else:
     where, source = 'data', memory.read(examples, labels, seed, test)
   source, train, held_out = _choose_examples(where, source, labels, classes, val, fold, limit, seed)
@@ -252,7 +252,7 @@ def resize(data: Arrays, size: int, center_crop: float, labels: Labels = CLASSES
   return Arrays(np.stack([decode.resize_image(image, size, center_crop) for image in data.images]), data.labels)
 
 
-def _read(
+def read_source(
   name: str,
   data_dir: str | None,
   path: str | None,
@@ -316,7 +316,7 @@ def _check_fold(fold: tuple[int, ...], val: float) -> None:
   if fold and not (len(fold) == 2 and 0 <= fold[0] < fold[1] and fold[1] > 1):
     raise InputError('data.fold', expected='() or (k, n), part k of n from 0 to n - 1, n at least 2', found=fold)
   if fold and val:
-    raise InputError('data.fold', f'{fold}, but data.val={val} holds examples out too', fix='leave it at 0')
+    raise InputError('data.fold', f'{fold}, but data.val={val} holds examples out too', fix='leave data.val at 0')
 
 
 def _check_image_fields(
@@ -329,8 +329,7 @@ def _check_image_fields(
 ) -> None:
   for field, size in (('image_size', image_size), ('eval_image_size', eval_image_size)):
     check_range(f'data.{field}', size, low=1, unit='pixels')
-  if not 0.0 < center_crop <= 1.0:
-    raise InputError('data.center_crop', expected='a share in (0, 1]', found=center_crop)
+  check_range('data.center_crop', center_crop, above=0, high=1)
   if crop_scale and not (len(crop_scale) == 2 and 0.0 < crop_scale[0] <= crop_scale[1] <= 1.0):
     raise InputError('data.crop_scale', expected='() or two ascending shares in (0, 1]', found=crop_scale)
   check_range('data.workers', workers, low=1)
@@ -347,8 +346,8 @@ def _check_shapes(first: LoadedSplit, *others: LoadedSplit | None) -> None:
 
 def _check_statistics(mean: tuple[float, ...], std: tuple[float, ...], shape: tuple[int, int, int]) -> None:
   if not len(mean) == len(std) == shape[2] or min(std) <= 0:
-    expected = f'expected {shape[2]} numbers each, one a channel, and std above 0'
-    raise InputError('data.mean', expected, fix=f'found mean {mean} and std {std}')
+    expected = f'{shape[2]} numbers each, one a channel, and std above 0'
+    raise InputError('data.mean', expected=expected, found=f'mean {mean} and std {std}')
 
 
 def _shape(loaded: LoadedSplit) -> tuple[int, int, int]:

@@ -76,9 +76,8 @@ class Images:
       if at in self._bad:
         return
       if len(self._bad) >= self.max_bad:
-        raise InputError(
-          self.split.name_of(at), f'{reason}; repair or remove it', fix=f'data.max_bad is {self.max_bad}'
-        )
+        fix = f'repair or remove it; data.max_bad is {self.max_bad}'
+        raise InputError(self.split.name_of(at), reason, fix=fix)
       self._bad[at] = reason
       print_status(
         f'bad training example {len(self._bad)} of at most {self.max_bad}: {self.split.name_of(at)}: {reason}'

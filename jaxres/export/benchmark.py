@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy import stats
 
 from jaxres import data, files, tasks, workdir
 from jaxres.errors import InputError, print_status
@@ -21,7 +22,6 @@ from jaxres.runtime import sharding
 from jaxres.weights import bundle
 
 BATCHES = (1, 32)
-NORMAL_95 = 1.959964  # quantile of the normal distribution of a two-sided interval of 95 %
 CPU_FLAGS = ('avx2', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_bf16', 'neon', 'asimd')
 
 
@@ -52,7 +52,7 @@ def read_examples(run: pathlib.Path, split: str, **moved: str | None) -> tuple[n
   """
   config = workdir.read_config(run)
   if config is None:
-    raise InputError(run, 'no run there: expected a workdir, with config.json', fix='say where by --run')
+    raise InputError(run, 'no run there', expected='a workdir, with config.json', fix='say where by --run')
   fields = config['data'] | {name: value for name, value in moved.items() if value is not None}
   labels = tasks.make_from(config['train']).labels
   dataset = data.load(**fields, split_rule=workdir.split_rule(run), labels=labels)
@@ -140,19 +140,12 @@ def summarize(measured: Measured, expected: np.ndarray, labels: np.ndarray | Non
   row['logit_error'] = float(np.abs(measured.logits - expected).max() / np.abs(expected).max())
   if labels is not None:
     right = int((answers == labels).sum())
-    row |= {'top1': right / len(labels), 'top1_interval': wilson_interval(right, len(labels))}
+    interval = stats.binomtest(right, len(labels)).proportion_ci(method='wilson')
+    row |= {'top1': right / len(labels), 'top1_interval': (float(interval.low), float(interval.high))}
   for batch, seconds in measured.seconds.items():
     p50, p95 = (float(np.percentile(seconds, q)) for q in (50, 95))
     row[f'batch{batch}'] = {'p50_ms': 1e3 * p50, 'p95_ms': 1e3 * p95, 'images_per_s': batch / p50}
   return row | {'peak_bytes': measured.peak_bytes}
-
-
-def wilson_interval(right: int, count: int) -> tuple[float, float]:
-  """Return the 95 % interval of a fraction ``right / count`` (Wilson 1927)."""
-  z, p = NORMAL_95, right / count
-  middle, scale = p + z**2 / (2 * count), 1 + z**2 / count
-  half = z * math.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
-  return (middle - half) / scale, (middle + half) / scale
 
 
 def read_cpu_flags() -> list[str]:

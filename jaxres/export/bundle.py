@@ -13,7 +13,7 @@ import numpy as np
 
 import jaxres
 from jaxres import predict, tasks, workdir
-from jaxres.errors import InputError
+from jaxres.errors import InputError, check_range
 from jaxres.export import formats
 from jaxres.export.network import Network
 from jaxres.files import file_errors, sha256_of
@@ -51,8 +51,7 @@ def read(
   Raises:
     InputError: it cannot be read, or what its images are normalized by is not known.
   """
-  if temperature is not None and not 0 < temperature < float('inf'):
-    raise InputError('--temperature', expected='a number greater than 0', found=temperature)
+  check_range('--temperature', temperature, above=0)
   pretrained = sources.read(source, step)
   given = {name: value for name, value in spec.items() if value is not None}
   if given or pretrained.preprocessing is None:

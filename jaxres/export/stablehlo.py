@@ -19,6 +19,7 @@ from jaxres.export import network as network_lib
 from jaxres.export.network import Network
 
 FILE = 'model.stablehlo'
+# What JAX and flatbuffers, which checks nothing, raise of a file of another version or of bytes that are none.
 UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError, RuntimeError, struct.error)
 PLATFORMS = ('cpu', 'cuda')
 
@@ -28,8 +29,7 @@ def make_program(network: Network) -> Any:
   (batch,) = jax_export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, *network.image_shape), jnp.uint8)
   with jax.default_matmul_precision('highest'):
-    program = jax.jit(network.answer, compiler_options=None)  # what compiles it, where it runs, has its options
-    return jax_export.export(program, platforms=PLATFORMS)(images)
+    return jax_export.export(jax.jit(network.answer), platforms=PLATFORMS)(images)
 
 
 def read(path: pathlib.Path) -> Any:

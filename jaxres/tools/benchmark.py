@@ -4,7 +4,7 @@ import argparse
 import json
 import pathlib
 
-from jaxres.errors import InputError, print_status, printable
+from jaxres.errors import check_range, print_status, printable
 from jaxres.export import benchmark
 from jaxres.export import bundle as writer
 from jaxres.export.network import make_images
@@ -31,8 +31,7 @@ def run(args: argparse.Namespace) -> int:
   """Measure, and print a table."""
   directory = user_path(args.bundle)
   out = output_path(args.out, '--out') if args.out else None
-  if args.limit is not None and args.limit < 1:
-    raise InputError('--limit', expected='1 or more', found=args.limit)
+  check_range('--limit', args.limit, low=1)
   description = bundle.read_description(directory)
   place = user_path(args.workdir or description['source'])
   if args.workdir or (place / 'config.json').is_file():

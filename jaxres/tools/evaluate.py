@@ -67,8 +67,7 @@ def compare_runs(args: argparse.Namespace) -> dict[str, Any]:
 
 def compare_on_data(args: argparse.Namespace) -> dict[str, Any]:
   """Return the scores of runs or weights on the data that ``--data`` names. Raises InputError."""
-  if args.batch_size is not None:
-    check_range('--batch_size', args.batch_size, low=1)
+  check_range('--batch_size', args.batch_size, low=1)
   if args.data_path:
     raise InputError('--data_path', "it says where a run's data is now", fix='give --data alone')
   directories = [f'{path}' for source in args.runs for path in sources.list_runs(source) or [source]]

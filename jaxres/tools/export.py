@@ -5,7 +5,7 @@ import argparse
 from jaxres.errors import InputError, printable
 from jaxres.export import bundle, formats
 from jaxres.paths import user_path
-from jaxres.tools.arguments import add_source_arguments, read_numbers
+from jaxres.tools.arguments import add_source_arguments, read_preprocessing
 from jaxres.weights import bundle as reader
 from jaxres.weights import sources
 
@@ -34,9 +34,7 @@ def run(args: argparse.Namespace) -> int:
     bundle.check_target(target)
   words = args.format or (again and ','.join(formats.of_files([*reader.read_description(place)['files']])))
   names = formats.parse(words or (formats.ALWAYS if again else formats.DEFAULT))
-  spec = {name: read_numbers(f'--{name}', getattr(args, name)) for name in ('mean', 'std')}
-  spec |= {'image_size': args.image_size, 'center_crop': args.center_crop}
-  pretrained, about = bundle.read(args.source, args.step, args.temperature, args.class_names, **spec)
+  pretrained, about = bundle.read(args.source, args.step, args.temperature, **read_preprocessing(args))
   sizes = bundle.export(pretrained, about, target, names)
   print(printable(f'{target}: {pretrained.options["name"]} from {pretrained.origin}'))
   for name, size in sizes.items():

@@ -63,7 +63,9 @@ def look(fields: Mapping[str, Any]) -> Facts:
   download = name in tfds.PREPARABLE and not tfds.is_prepared(name, data_dir)
   quiet = contextlib.nullcontext() if download else contextlib.redirect_stderr(io.StringIO())
   with quiet:  # the training reads it too, and says what there is to say; a download shows how far it is
-    source = data._read(name, data_dir, fields.get('path'), download, fields.get('seed', 0), data.SPLIT_RULE, CLASSES)
+    source = data.read_source(
+      name, data_dir, fields.get('path'), download, fields.get('seed', 0), data.SPLIT_RULE, CLASSES
+    )
   shapes = image_shapes(source.train)
   heights, widths = shapes[:, 0], shapes[:, 1]
   return Facts(

@@ -81,8 +81,9 @@ def explain(setup: Setup, train_state: TrainState, workdir: pathlib.Path) -> Not
   except (OSError, InputError) as error:
     again = f'no file of it could be written: {getattr(error, "strerror", None) or error}'
   examples = ', '.join([*map(str, ids[:SHOWN_IDS]), *['...'] * (len(ids) > SHOWN_IDS)])
-  fix = f'lower optim.lr or lengthen optim.warmup_epochs; {again}'
-  return NotFiniteError(f'{diagnosis.describe()}; the batch is of training examples {examples}; {fix}')
+  step, _, values = diagnosis.describe().partition(': ')
+  problem = f'{values}; the batch is of training examples {examples}'
+  return NotFiniteError(step, problem, fix=f'lower optim.lr or lengthen optim.warmup_epochs; {again}')
 
 
 def write(

@@ -56,7 +56,7 @@ def read_description(directory: pathlib.Path) -> dict[str, Any]:
   path = directory / NAME
   given = read_json(path, fix=AGAIN)
   if given is None:
-    raise InputError(directory, f'no bundle: expected {NAME}, as `jaxres export` writes it')
+    raise InputError(directory, 'no bundle', expected=f'{NAME}, as `jaxres export` writes it')
   number = given.get('schema') if isinstance(given, dict) else None
   if type(number) is int and number > SCHEMA:
     raise InputError(path, f'schema {number:,} of a newer jaxres; this one reads {SCHEMA}', fix='upgrade jaxres')
@@ -65,7 +65,7 @@ def read_description(directory: pathlib.Path) -> dict[str, Any]:
   if digests.json_digest(rest) != given['sha256']:
     raise DamagedError(path, 'damaged: it was edited, or its SHA-256 was', fix=AGAIN)
   if odd := [name for name in given['files'] if name.startswith('/') or {'..', '\0'} & {*name, *name.split('/')}]:
-    raise DamagedError(path, f'files: expected paths of files below it, found {odd[0]!r:.80}', fix=AGAIN)
+    raise DamagedError(f'{path}: files', expected='paths of files below it', found=f'{odd[0]!r:.80}', fix=AGAIN)
   directories.check_description(given['network'], f'{path}: network')
   return given
 

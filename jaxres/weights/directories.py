@@ -110,11 +110,11 @@ def read_weights(path: pathlib.Path, given: dict[str, Any], described: object) -
   options, classes = given['model'], given['class_names']
   check_network(variables, options, described)
   if given['channels'] != count_channels(variables):
-    problem = f'channels: expected {count_channels(variables)} as the weights have, found {given["channels"]}'
-    raise InputError(described, problem, fix=PUT_BACK)
+    expected = f'{count_channels(variables)} as the weights have'
+    raise InputError(f'{described}: channels', expected=expected, found=given['channels'], fix=PUT_BACK)
   if classes and len(classes) != options['num_classes']:
-    problem = f'class_names: expected {options["num_classes"]:,} as the weights have, found {len(classes):,}'
-    raise InputError(described, problem, fix=PUT_BACK)
+    expected = f'{options["num_classes"]:,} as the weights have'
+    raise InputError(f'{described}: class_names', expected=expected, found=f'{len(classes):,}', fix=PUT_BACK)
   dialect, origin = Dialect(**given['names']), given['origin']
   batches = given['num_batches_tracked']
   names, seen = classes and tuple(classes), given.get('preprocessing')

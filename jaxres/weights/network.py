@@ -63,8 +63,8 @@ def check_network(variables: Mapping[str, Any], options: Mapping[str, Any], wher
   """Raise InputError where ``variables`` are not those of the network of ``options``, by name, dtype and shape."""
   classes = find_head(variables, where).shape[1]
   if options['num_classes'] != classes:
-    problem = f'model.num_classes: expected {classes:,} as the weights have, found {options["num_classes"]:,}'
-    raise InputError(where, problem, fix=PUT_BACK)
+    expected, there = f'{classes:,} as the weights have', f'{options["num_classes"]:,}'
+    raise InputError(f'{where}: model.num_classes', expected=expected, found=there, fix=PUT_BACK)
   model = models.create(**options, dtype='float32')
   try:
     wanted = weights.abstract(model, count_channels(variables))

@@ -3,7 +3,7 @@
 import pathlib
 
 from jaxres.data.statistics import IMAGENET, STATISTICS
-from jaxres.errors import InputError, nearest
+from jaxres.errors import check_word
 from jaxres.files import sha256_of
 from jaxres.weights import published
 from jaxres.weights.preprocessing import Preprocessing
@@ -29,8 +29,7 @@ def find(name: str) -> Preprocessing:
   Raises:
     InputError: there is none of that name.
   """
-  if name not in PRESETS:
-    raise InputError('--preset', f'unknown preset {name!r}', fix=nearest(name, PRESETS))
+  check_word('--preset', name, PRESETS, 'preset')
   return PRESETS[name]
 
 

@@ -113,8 +113,8 @@ def _choose(
     kind = f'a {type(content).__name__}'
     if isinstance(content, dict):
       kind = 'keys ' + (', '.join(describe_value(key, 30) for key in itertools.islice(content, LISTED)) or 'none')
-    expected = 'expected one, or one under "state_dict", "model" or another key'
-    raise InputError(where, f'it holds no state dict of a ResNet; found {kind}', fix=expected)
+    expected = 'one, or one under "state_dict", "model" or another key'
+    raise InputError(where, 'it holds no state dict of a ResNet', expected=expected, found=kind)
   chosen = candidates if prefix is None else _match_prefix(candidates, prefix.strip('.'), keys)
   if len(chosen) == 1:
     return chosen[0][1:]

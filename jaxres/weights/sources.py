@@ -89,7 +89,7 @@ def is_run(source: str) -> bool:
   """Return whether ``source`` is the workdir of a run, or a directory of several, not weights alone."""
   kind, place = parse(source)
   directory = user_path(place)
-  return kind == 'jaxres' and not (directory / 'model.json').is_file()
+  return kind == 'jaxres' and not is_described(directory)
 
 
 def list_runs(source: str) -> list[pathlib.Path]:

@@ -304,7 +304,10 @@ def test_a_disk_that_cannot_be_written_any_more_is_one_line(tmp_path, monkeypatc
 
   with checkpoint.open_manager(tmp_path / 'c') as manager:
     checkpoint.save(manager, make_state(1), {}, {}, commit=True)
-    with monkeypatch.context() as patch, pytest.raises(InputError, match=rf'cannot write .*{words}.*steps: 1; make it'):
+    with (
+      monkeypatch.context() as patch,
+      pytest.raises(InputError, match=rf'cannot write: .*{words}.*steps: 1; make it'),
+    ):
       patch.setattr(ocp.CheckpointManager, 'save', refuse)
       checkpoint.save(manager, make_state(2), {}, {})
 

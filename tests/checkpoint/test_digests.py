@@ -83,9 +83,9 @@ def test_integers_are_finite() -> None:
   ('there', 'message'),
   [
     ({'a': 'float32[2] 0f', 'b': 'int32[] 3c'}, None),
-    ({'a': 'float32[3] 0f', 'b': 'int32[] 3c'}, r'x: it holds float32\[3\] as a, expected float32\[2\]$'),
-    ({'a': 'float32[2] 0f'}, r'x: it holds nothing as b, expected int32\[\]$'),
-    ({'a': 'float32[2] 0f', 'b': 'int32[] 3c', 'c': 'int8[] 1'}, r'x: it holds int8\[\] as c, expected nothing$'),
+    ({'a': 'float32[3] 0f', 'b': 'int32[] 3c'}, r'x: a: expected float32\[2\], found float32\[3\]$'),
+    ({'a': 'float32[2] 0f'}, r'x: b: expected int32\[\], found nothing$'),
+    ({'a': 'float32[2] 0f', 'b': 'int32[] 3c', 'c': 'int8[] 1'}, r'x: c: expected nothing, found int8\[\]$'),
   ],
 )
 def test_what_differs_first_is_named(there: dict[str, str], message: str | None) -> None:

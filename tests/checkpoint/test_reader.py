@@ -123,8 +123,8 @@ def test_another_shape_or_dtype_is_refused(copy) -> None:
   place = sharding.replicated_sharding(sharding.make_mesh())
   with checkpoint.open_manager(copy, keep_latest=3) as manager:
     for change, message in (
-      (jax.ShapeDtypeStruct((64, 32), jnp.int32), r'it holds float32\[64,32\] as params/a, expected int32\[64,32\]'),
-      (jax.ShapeDtypeStruct((64, 3), jnp.float32), r'it holds float32\[64,32\] as params/a, expected float32\[64,3\]'),
+      (jax.ShapeDtypeStruct((64, 32), jnp.int32), r'params/a: expected int32\[64,32\], found float32\[64,32\]'),
+      (jax.ShapeDtypeStruct((64, 3), jnp.float32), r'params/a: expected float32\[64,3\], found float32\[64,32\]'),
     ):
       with pytest.raises(InputError, match=message):
         checkpoint.restore(manager, template.replace(params={'a': change}), place)

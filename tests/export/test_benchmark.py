@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from jaxres import cli, data
 from jaxres.export import benchmark, engines
@@ -50,9 +49,3 @@ def test_the_formats_of_a_bundle_of_a_run(config, tmp_path, npz, capsys, monkeyp
   np.testing.assert_array_equal(labels, arrays['label'])
   logits, probabilities = engines.open_engine(tmp_path / 'bundle', 'onnx')(images[:3])
   assert logits.shape == probabilities.shape == (3, 4)
-
-
-@pytest.mark.parametrize(('right', 'count'), [(0, 10), (7, 10), (9_512, 10_000)])
-def test_the_interval_is_that_of_wilson(right: int, count: int) -> None:
-  expected = stats.binomtest(right, count).proportion_ci(method='wilson')
-  np.testing.assert_allclose(benchmark.wilson_interval(right, count), (expected.low, expected.high), atol=1e-7)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxres import cli, predict
+from jaxres import cli, predict, weights
 from jaxres.export import bundle, formats
 from jaxres.weights import bundle as reader
-from jaxres.weights import sources
+from jaxres.weights import presets, sources
 from tests.helpers import merged
 from tests.train.runs import make_run
 from tests.weights.files import make_state
@@ -41,6 +41,17 @@ def fail(*words: str, capsys) -> str:
 
 def names_in(folder: pathlib.Path) -> set[str]:
   return {path.name for path in folder.iterdir()}
+
+
+def test_weights_that_say_nothing_are_exported_with_a_preset(tmp_path, tiny) -> None:
+  weights.write(tmp_path / 'w.pth', make_state(4))
+  words = [str(tmp_path / 'w.pth'), str(tmp_path / 'bundle'), '--format', 'safetensors', '--preset', 'cifar10']
+  assert cli.main(['export', *words]) == 0
+  network = reader.read_description(tmp_path / 'bundle')['network']
+  expected = presets.PRESETS['cifar10']
+  assert network['preprocessing'] == {
+    name: list(value) if isinstance(value, tuple) else value for name, value in expected._asdict().items()
+  }
 
 
 def test_a_bundle_answers_as_the_run_in_every_format(run, tmp_path, capsys) -> None:
@@ -111,7 +122,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, capsys, monkeyp
   assert 'no weights of jaxres' in fail(str(tmp_path / 'empty'), str(out), capsys=capsys)
   assert "did you mean 'onnx'?" in fail(run, str(out), '--format', 'onxx', capsys=capsys)
   assert 'there is a directory already' in fail(run, str(tmp_path / 'full'), capsys=capsys)
-  assert 'greater than 0' in fail(run, str(out), '--temperature', '-1', capsys=capsys)
+  assert 'more than 0' in fail(run, str(out), '--temperature', '-1', capsys=capsys)
   assert 'expected a new directory' in fail(run, capsys=capsys)
   with monkeypatch.context() as patch:
     patch.setitem(formats.FORMATS, 'onnx', formats.Format('jaxres.export.onnx', ('not_there',), 'export'))

@@ -79,7 +79,7 @@ def test_a_stream_shows_whole_originals_and_its_own_crops(photos: pathlib.Path) 
       [*DIGITS, '--config.augment.rotate=far', '--out', 'x.png'],
       "--config.augment.rotate: expected float, found 'far'",
     ),
-    ([*DIGITS, '--config.augment.erase=2', '--out', 'x.png'], 'augment.erase: expected 0 to 1, found 2.0'),
+    ([*DIGITS, '--config.augment.erase=2', '--out', 'x.png'], 'augment.erase: expected a value in [0, 1], found 2.0'),
     (['--config', 'none.py', '--out', 'x.png'], 'no such file: none.py'),
     ([*DIGITS, '--out', 'x.txt'], '--out x.txt: expected a picture'),
     ([*DIGITS, '--out', 'x.png', '--draws=0'], '--draws: expected 1 or more, found 0'),

@@ -14,6 +14,8 @@ from tests.train.runs import make_run
 def test_damaged_and_newer_bundles_are_refused(config, tmp_path, npz) -> None:
   run, out = make_run(merged(config, train={'epochs': 1}), tmp_path, npz), tmp_path / 'bundle'
   cli.main(['export', run, str(out), '--format', 'safetensors'])
+  assert sources.is_run(run)
+  assert not sources.is_run(str(out))
   path = out / 'bundle.json'
   intact, content = path.read_bytes(), json.loads(path.read_text())
   for change, line in (
@@ -43,5 +45,5 @@ def test_damaged_and_newer_bundles_are_refused(config, tmp_path, npz) -> None:
 
 def test_a_directory_that_is_no_bundle(tmp_path) -> None:
   assert not bundle.is_bundle(tmp_path)
-  with pytest.raises(InputError, match=r'no bundle: expected bundle.json'):
+  with pytest.raises(InputError, match=r'no bundle; expected bundle.json'):
     bundle.read(tmp_path)

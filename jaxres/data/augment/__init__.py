@@ -108,16 +108,17 @@ def make(
     InputError: a field is out of range.
   """
   config_lib.check_types('augment', locals())
-  _check_sizes(crop_pad=crop_pad, cutout=cutout)
-  _check_range('fill', fill, 0, 255)
-  _check_range('erase', erase, 0, 1)
-  _check_range('rotate', rotate, 0, 180)
-  _check_range('randaugment_layers', randaugment_layers, 0, 16)
-  _check_range('randaugment_magnitude', randaugment_magnitude, 0, policies.BINS - 1)
+  check_range('augment.crop_pad', crop_pad, low=0, unit='pixels')
+  check_range('augment.cutout', cutout, low=0, unit='pixels')
+  check_range('augment.fill', fill, low=0, high=255)
+  check_range('augment.erase', erase, low=0, high=1)
+  check_range('augment.rotate', rotate, low=0, high=180)
+  check_range('augment.randaugment_layers', randaugment_layers, low=0, high=16)
+  check_range('augment.randaugment_magnitude', randaugment_magnitude, low=0, high=policies.BINS - 1)
   _check_crop(resized_crop)
   _check_jitter(jitter)
   for name, alpha in (('mixup', mixup), ('cutmix', cutmix)):
-    _check_range(name, alpha, 0, 1000)
+    check_range(f'augment.{name}', alpha, low=0, high=1000)
   steps: list[Transform | None] = [
     functools.partial(geometry.random_resized_crop, scale=resized_crop) if resized_crop else None,
     functools.partial(geometry.random_rotation, degrees=rotate, fill=fill) if rotate else None,
@@ -209,16 +210,6 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
   scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
   shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
   return images.astype(jnp.float32) * scale - shift
-
-
-def _check_sizes(**sizes: int) -> None:
-  for name, size in sizes.items():
-    check_range(f'augment.{name}', size, low=0, unit='pixels')
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-  if not low <= value <= high:
-    raise InputError(f'augment.{name}', expected=f'{low} to {high}', found=value)
 
 
 def _check_crop(scale: Sequence[float]) -> None:

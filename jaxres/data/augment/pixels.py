@@ -92,7 +92,7 @@ def to_gray(image: jax.Array) -> jax.Array:
   if channels == 1:
     return image
   if channels != 3:
-    raise InputError('augment', f'color operations want images of 1 or 3 channels, found {channels}')
+    raise InputError('augment', 'color operations', expected='images of 1 or 3 channels', found=channels)
   weights = jnp.array([19595, 38470, 7471], jnp.int32)
   return ((image.astype(jnp.int32) * weights).sum(-1, keepdims=True) + 0x8000 >> 16).astype(jnp.uint8)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from jaxres.data.prepare.writer import write
 from jaxres.data.sources import cifar, tfds
 from jaxres.data.sources.cifar import PUBLISHED, SIDE, Contents, Published, Split
-from jaxres.errors import InputError, nearest, print_status
+from jaxres.errors import InputError, check_word, print_status
 from jaxres.files import complete, file_errors
 from jaxres.npz import load_npz
 from jaxres.paths import output_path
@@ -103,8 +103,7 @@ def prepare_npz(name: str, file: str, archive: str | None = None) -> pathlib.Pat
 
 
 def _get_published(name: str) -> Published:
-  if name not in PUBLISHED:
-    raise InputError('jaxres prepare', f'cannot prepare {name!r}', fix=nearest(name, PUBLISHED))
+  check_word('jaxres prepare', name, PUBLISHED, 'data set')
   return PUBLISHED[name]
 
 

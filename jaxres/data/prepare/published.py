@@ -145,9 +145,8 @@ def _members(path: pathlib.Path, class_names: Sequence[str]) -> list[tuple[str, 
   unknown = sorted(set(members.values()) - set(class_names))
   missing = sorted(set(class_names) - set(members.values()))
   if unknown or missing:
-    raise InputError(
-      path, expected=f'images of the classes {", ".join(class_names)}', fix=f'differing: {unknown + missing}'
-    )
+    problem = f'its classes differ in {unknown + missing}'
+    raise InputError(path, problem, expected=f'images of the classes {", ".join(class_names)}')
   if any(info.file_size > MAX_MEMBER for info in infos) or sum(info.file_size for info in infos) > MAX_BYTES:
     raise InputError(path, 'its members are larger than images of such a set')
   return sorted(members.items())

@@ -127,8 +127,8 @@ def _count_classes(path: str, train: Arrays) -> range:
   numbers = np.unique(train.labels)
   gaps = np.flatnonzero(numbers != np.arange(len(numbers)))
   if len(gaps):
-    expected = 'expected 0, 1, ... with no gap, or an array class_names beside them'
-    raise InputError(path, f'no training example has label {gaps[0]}, one has {numbers[gaps[0]]}', fix=expected)
+    problem = f'no training example has label {gaps[0]}, one has {numbers[gaps[0]]}'
+    raise InputError(path, problem, expected='0, 1, ... with no gap, or an array class_names beside them')
   return range(len(numbers))
 
 
@@ -136,7 +136,7 @@ def _split(path: str, content: dict[str, np.ndarray], split: str, of: Labels) ->
   for name in (f'{split}_x', f'{split}_y'):
     if name not in content:
       names = shorten(', '.join(content)) or 'nothing'
-      raise InputError(path, f'no array {name}; found {names}', expected='train_x, train_y, test_x, test_y')
+      raise InputError(path, f'no array {name}', expected='train_x, train_y, test_x, test_y', found=names)
   images, labels = content[f'{split}_x'], content[f'{split}_y']
   if images.ndim == 3:
     images = images[..., None]

@@ -47,8 +47,8 @@ def read_csv(path: str | None, seed: int, split_rule: int = 2, tested: str = 'sp
   splits: dict[str, list[Row]] = collections.defaultdict(list)
   for row in rows:
     if row.label not in number:
-      missing = f'the class {shorten(row.label)!r} is in {row.split} but not in train; {nearest(row.label, names)}'
-      raise InputError(f'{file}:{row.line}', missing)
+      problem = f'the class {shorten(row.label)!r} is in {row.split} but not in train'
+      raise InputError(f'{file}:{row.line}', problem, fix=nearest(row.label, names))
     splits[row.split].append(row)
   encoded = {
     split: files.make_encoded(
@@ -143,8 +143,8 @@ def _is_no_text(cell: str) -> bool:
 
 def _row(file: pathlib.Path, line: int, row: list[str], columns: list[str], seen: dict[str, int]) -> Row:
   if len(row) > len(columns):
-    problem = f'{len(row)} cells, and the header has {len(columns)}; quote a cell that has a comma: "a, b"'
-    raise InputError(f'{file}:{line}', problem)
+    problem = f'{len(row)} cells, and the header has {len(columns)}'
+    raise InputError(f'{file}:{line}', problem, fix='quote a cell that has a comma: "a, b"')
   cells = dict.fromkeys(COLUMNS, '') | dict(zip(columns, row, strict=False))
   if not cells['path'] or not cells['label']:
     raise InputError(f'{file}:{line}', f'no {"path" if cells["label"] else "label"}')

@@ -39,7 +39,8 @@ def read(given: Any, labels: Labels = CLASSES, seed: int = 0, tested: str = 'spl
   train, test, names, val = arrays.make_source('data', content, labels, needs_test=False)
   splits = {'train': train} | ({'val': val} if val else {}) | ({'test': test} if test else {})
   if test is None and tested == 'split' and not labels.are_classes:
-    raise InputError('data', f"no test split, and {labels.kind} are not held out; give test, or data.test='none'")
+    problem = f'no test split, and {labels.kind} are not held out'
+    raise InputError('data', problem, fix="give test, or data.test='none'")
   return with_test(splits, names, 'data', seed, tested)
 
 
@@ -93,7 +94,7 @@ def read_split(given: Any, name: str, labels: Labels = CLASSES) -> tuple[np.ndar
     pixels = to_pixels(image if is_batch else _add_axis(image, where), f'{where}: image')
     if images and pixels.shape[1:] != images[0].shape[1:]:
       shapes = f'{list(pixels.shape[1:])}, and the first {list(images[0].shape[1:])}'
-      raise InputError(where, f'the image is {shapes}; make all of one size')
+      raise InputError(where, f'the image is {shapes}', fix='make all of one size')
     images.append(pixels)
     targets.append(label if is_batch else label[None])
   if not images:
@@ -126,13 +127,12 @@ def _iterate(given: Any, name: str) -> Iterator[Any]:
   """
   if isinstance(given, Iterator):
     fix = 'give what makes it, such as a list, a DataLoader or a tf.data.Dataset'
-    raise InputError(
-      name, f'a {type(given).__name__} can be read only once, and a run that goes on reads it again; {fix}'
-    )
+    problem = f'a {type(given).__name__} can be read only once, and a run that goes on reads it again'
+    raise InputError(name, problem, fix=fix)
   if isinstance(given, str | bytes | os.PathLike):
     raise InputError(name, expected=EXPECTED, found=repr(given)[:80], fix='the section data of the config names files')
   if hasattr(given, 'cardinality') and int(given.cardinality()) == -1:
-    raise InputError(name, 'it has no end; leave out .repeat()')
+    raise InputError(name, 'it has no end', fix='leave out .repeat()')
   if hasattr(given, 'as_numpy_iterator'):
     elements: Iterator[Any] = given.as_numpy_iterator()
     return elements

@@ -252,8 +252,8 @@ def _arrays(examples: list[dict[str, Any]], where: str, channels: int, num_class
   wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
   if wrong.size and not (labels == -1).all():
     at = int(wrong[0])
-    problem = f'label {labels[at]}, expected 0 to {num_classes - 1}'
-    raise InputError(f'{where}, example {_example_name(examples[at], at)}', problem)
+    example = f'{where}, example {_example_name(examples[at], at)}: label'
+    raise InputError(example, expected=f'0 to {num_classes - 1}', found=labels[at])
   return Arrays(_decode(examples, where, channels), labels)
 
 

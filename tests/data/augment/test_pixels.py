@@ -120,7 +120,7 @@ def test_hue_is_that_of_colorsys_within_a_level(turn: float) -> None:
 
 
 def test_colour_wants_one_or_three_channels() -> None:
-  with pytest.raises(InputError, match='color operations want images of 1 or 3 channels, found 4'):
+  with pytest.raises(InputError, match='color operations; expected images of 1 or 3 channels, found 4'):
     pixels.color(jnp.zeros((5, 5, 4), jnp.uint8), 0.5)
 
 

@@ -44,7 +44,7 @@ def change(**changes: np.ndarray) -> dict:
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    ({'train_x': np.zeros(3)}, 'no array train_y; found train_x; expected train_x, train_y, test_x, test_y'),
+    ({'train_x': np.zeros(3)}, 'no array train_y; expected train_x, train_y, test_x, test_y, found train_x'),
     (change(train_x=np.zeros((96, 8, 8, 3), np.float32)), r'train_x: expected uint8 \[N, H, W, C\].*found float32'),
     (change(train_x=np.zeros((96, 64), np.uint8)), r'train_x: expected uint8 .*found uint8 \[96, 64\]'),
     (change(test_y=np.zeros(3, int)), r'test_y: expected integers \[40\], found int64 \[3\]'),
@@ -246,7 +246,7 @@ def test_what_arrays_say_never_makes_a_long_line(npz, change: dict) -> None:
 
 def test_many_other_arrays_are_not_all_listed(npz) -> None:
   path = npz(**{f'array{i}': np.zeros(1) for i in range(2000)})
-  with pytest.raises(InputError, match='no array train_x; found array0, ') as caught:
+  with pytest.raises(InputError, match='no array train_x; .* found array0, ') as caught:
     arrays.read_npz(path)
   assert len(str(caught.value).replace(path, '')) < 400
 

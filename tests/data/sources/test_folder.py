@@ -455,7 +455,7 @@ def test_a_folder_of_other_kinds_becomes_rgb(kind: str, suffix: str, tmp_path) -
   ('options', 'message'),
   [
     ({'image_size': 0}, 'data.image_size: expected pixels, 1 or more, found 0'),
-    ({'center_crop': 0.0}, r'data.center_crop: expected a share in \(0, 1\], found 0.0'),
+    ({'center_crop': 0.0}, r'data.center_crop: expected a value in \(0, 1\], found 0.0'),
     ({'crop_scale': (0.5, 0.2)}, r'data.crop_scale: expected \(\) or two ascending shares'),
     ({'crop_scale': (0.5,)}, 'data.crop_scale'),
     ({'crop_scale': (0.0, 1.0)}, 'data.crop_scale'),

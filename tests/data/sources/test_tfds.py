@@ -193,7 +193,7 @@ def test_a_label_out_of_range_names_its_example(tmp_path):
   (folder / 'label.labels.txt').unlink()
   at = int(np.flatnonzero(expected['train'][1] == 3)[0])
   line = complaint('tiny', str(tmp_path))
-  assert f'train, example train_{at:05d}: label 3, expected 0 to 2' in line
+  assert f'train, example train_{at:05d}: label: expected 0 to 2, found 3' in line
 
 
 def test_a_set_of_another_kind_is_refused(tmp_path):
