@@ -39,7 +39,7 @@ def test_a_config_runs(path: pathlib.Path, tmp_path, monkeypatch) -> None:
   content = make_arrays((640, 16), shape=(32, 32, 3), classes=10)
   split = lambda name: Arrays(content[f'{name}_x'], content[f'{name}_y'].astype(np.int32))
   source = Source(split('train'), split('test'), tuple('abcdefghij'))
-  monkeypatch.setattr(data, '_read', lambda *_: source)
+  monkeypatch.setattr(data, 'read_source', lambda *_: source)
   config = load(path).get_config()
   shrink(config.model.name, monkeypatch)
   config.train.dry_run = True
