@@ -377,6 +377,7 @@ def read_step(workdir: pathlib.Path, step: int | None) -> tuple[int, reader.Save
 
   def choose(paths: Mapping[int, pathlib.Path]) -> int:
     if not paths:
+      steps.check_not_inside(workdir)
       raise InputError(directory, 'no checkpoint there', expected='the workdir of a run that has saved one')
     if step is not None and step not in paths:
       raise InputError('--step', f'{directory} has no step {step}', fix=f'there are {", ".join(map(str, paths))}')

@@ -89,9 +89,9 @@ class Browser:
 
   def ask(self, script: str) -> Any:
     """Return the value of an expression in the page."""
-    found = self.call('Runtime.evaluate', expression=script, returnByValue=True)
-    assert 'exceptionDetails' not in found, found
-    return found['result'].get('value')
+    actual = self.call('Runtime.evaluate', expression=script, returnByValue=True)
+    assert 'exceptionDetails' not in actual, actual
+    return actual['result'].get('value')
 
   def press(self, *keys: str) -> None:
     """Press keys, one after the other."""

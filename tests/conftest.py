@@ -44,6 +44,37 @@ def few_programs_at_a_time() -> Iterator[None]:
   jax.clear_caches()
 
 
+@pytest.fixture(autouse=True, scope='module')
+def quick_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Compile with few optimizations, on two of the eight devices, unless the module is marked otherwise.
+
+  ``pytestmark = pytest.mark.optimized`` where speed, exact numbers or the compiled program are the subject, and
+  ``pytest.mark.eight_devices`` where sharding is.
+  """
+  import jax
+
+  marks = {mark.name for mark in request.node.iter_markers()}
+  with pytest.MonkeyPatch.context() as patch:
+    if 'eight_devices' not in marks:
+      devices = jax.devices()[:2]
+      patch.setattr(jax, 'devices', lambda backend=None: devices)
+      patch.setattr(jax, 'device_count', lambda backend=None: len(devices))
+    if 'optimized' not in marks:
+      patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # of child processes
+      jax.config.update('jax_disable_most_optimizations', True)
+    yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Draw no curves at the end of a run, which takes half a second each time, but in tests with the mark ``curves``."""
+  if 'curves' not in request.keywords:
+    from jaxres.log import console
+
+    monkeypatch.setattr(console, 'draw_curves', lambda workdir, *_: workdir / 'curves.png')
+
+
 @pytest.fixture(autouse=True)
 def float32_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
   """Compute in float32 on every CPU: what is expected is exact."""

@@ -117,7 +117,7 @@ def users_of(copy: pathlib.Path, removed: Sequence[str], folders: Sequence[str] 
   users = []
   for path in (path for folder in folders for path in ([copy / folder, *sorted((copy / folder).rglob('*.py'))])):
     name = '.'.join(path.relative_to(copy).with_suffix('').parts).removesuffix('.__init__')
-    if path.is_file() and name not in ('jaxres', 'jaxres.cli') and any(map(is_gone, house.imported_words(path))):
+    if path.is_file() and name not in ('jaxres', 'jaxres.cli') and any(map(is_gone, house.read_imported_words(path))):
       users.append(name)
   return users
 

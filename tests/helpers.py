@@ -30,7 +30,7 @@ def make_arrays(sizes: tuple[int, int] = (96, 40), shape: tuple[int, ...] = (8, 
   return arrays
 
 
-def merged(config: dict, **changes: dict) -> dict:
+def merge(config: dict, **changes: dict) -> dict:
   return {section: config.get(section, {}) | changes.get(section, {}) for section in config | changes}
 
 
@@ -40,8 +40,8 @@ def classification(loss: str = 'softmax_xent', **fields: float) -> tasks.Task:
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
-  found = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return [{k: v for k, v in row.items() if k != 'train/images_per_s'} for row in found]
+  actual = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [{k: v for k, v in row.items() if k != 'train/images_per_s'} for row in actual]
 
 
 def main_command(*arguments: str) -> list[str]:

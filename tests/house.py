@@ -65,7 +65,7 @@ def imports_of(tree: ast.Module) -> Iterator[tuple[str, ...]]:
       yield (node.value,)
 
 
-def imported_words(path: pathlib.Path) -> set[str]:
+def read_imported_words(path: pathlib.Path) -> set[str]:
   """Return all names of modules, or that may be, which a file imports."""
   return {word for words in imports_of(ast.parse(path.read_text())) for word in words}
 

@@ -164,7 +164,7 @@ def run_tests(path: pathlib.Path, source: str, tests: Sequence[str], seconds: fl
   return 'too slow'
 
 
-def mirrored(path: pathlib.Path) -> pathlib.Path:
+def mirror_path(path: pathlib.Path) -> pathlib.Path:
   """Return where the tests of a module are."""
   inside = path.relative_to(ROOT / 'jaxres')
   name = inside.parent.name if inside.name == '__init__.py' else inside.stem
@@ -185,7 +185,7 @@ def main(words: Sequence[str] | None = None) -> int:
   if args.list:
     print('\n'.join(mutant.name for mutant in every))
     return 0
-  tests = args.tests or [str(mirrored(path))]
+  tests = args.tests or [str(mirror_path(path))]
   out = args.out or ROOT / '.mutants' / f'{module_name(path)}.jsonl'
   results = run(path, source, every, tests, out)
   report(module_name(path), every, results)
@@ -210,7 +210,7 @@ def run(
   if run_tests(path, source, tests, 3600) != 'survived':
     sys.exit(f'error: {" ".join(tests)} fail with the module as it is')
   limit = SECONDS + 10 * (time.monotonic() - started)
-  found: dict[str, str] = {}
+  actual: dict[str, str] = {}
   for mutant in every:
     key = hashlib.sha256(f'{salt}\0{mutant.source}'.encode()).hexdigest()
     if key not in results:
@@ -218,8 +218,8 @@ def run(
       with out.open('a') as file:
         print(json.dumps({'key': key, 'mutant': mutant.name, 'result': results[key]}), file=file)
       print(f'{results[key]:9} {mutant.name}', flush=True)
-    found[mutant.source] = results[key]
-  return found
+    actual[mutant.source] = results[key]
+  return actual
 
 
 def report(name: str, every: Sequence[Mutant], results: dict[str, str]) -> None:

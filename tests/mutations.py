@@ -69,13 +69,13 @@ OTHERS = [
 
 def nodes(content: Any) -> list[tuple[Any, Any]]:
   """Return every place of a JSON value: what holds it, and its key or index there."""
-  found, left = [], [content]
+  actual, left = [], [content]
   while left:
     node = left.pop()
     keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else []
-    found += [(node, key) for key in keys]
+    actual += [(node, key) for key in keys]
     left += [node[key] for key in keys]
-  return found
+  return actual
 
 
 def mutate_bytes(rng: random.Random, raw: bytes) -> bytes:
@@ -229,7 +229,7 @@ ERRORS = (files.DamagedError, InputError)
 
 def outcome(read: Callable[[pathlib.Path], Any], directory: pathlib.Path) -> tuple[str, Any]:
   """Return whether a reader accepts or refuses what is there, and its content or line; other errors are raised."""
-  begin = time.perf_counter()
+  start = time.perf_counter()
   try:
     result = 'accepted', read(directory)
   except ERRORS as error:
@@ -237,7 +237,7 @@ def outcome(read: Callable[[pathlib.Path], Any], directory: pathlib.Path) -> tup
     assert '\n' not in result[1]
     assert result[1].isprintable(), ascii(result[1])
     assert len(result[1].replace(str(directory), '')) < LONGEST
-  assert time.perf_counter() - begin < 20  # a second on an idle core
+  assert time.perf_counter() - start < 20  # a second on an idle core
   return result
 
 

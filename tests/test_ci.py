@@ -14,7 +14,7 @@ from tests.helpers import ROOT
 CI = (ROOT / '.ci/run').read_text()
 RUNS = 'def test_a():\n  pass\n'
 SKIPPED = 'import pytest\n\ndef test_b():\n  pytest.skip()\n'
-SKIPPED_AS_A_WHOLE = 'import pytest\n\npytest.importorskip("no_such_module")\n\ndef test_c():\n  pass\n'
+SKIPPED_COMPLETELY = 'import pytest\n\npytest.importorskip("no_such_module")\n\ndef test_c():\n  pass\n'
 FAILS = 'def test_d():\n  assert False\n'
 
 
@@ -24,12 +24,12 @@ FAILS = 'def test_d():\n  assert False\n'
     ({'test_a.py': RUNS}, None),
     ({'test_a.py': RUNS + SKIPPED}, None),
     ({'test_a.py': RUNS, 'test_b.py': SKIPPED}, 'tests.test_b'),
-    ({'test_a.py': RUNS, 'deep/test_c.py': SKIPPED_AS_A_WHOLE}, 'tests.deep.test_c'),
+    ({'test_a.py': RUNS, 'deep/test_c.py': SKIPPED_COMPLETELY}, 'tests.deep.test_c'),
     ({'test_a.py': RUNS, 'test_d.py': FAILS}, 'tests.test_d'),
   ],
   ids=lambda value: '-'.join(value) if isinstance(value, dict) else value,
 )
-def test_a_module_that_was_skipped_as_a_whole_is_an_error(
+def test_a_module_that_was_skipped_as_a_complete_is_an_error(
   tmp_path: pathlib.Path, files: dict[str, str], missing: str | None
 ) -> None:
   (tmp_path / 'pytest.ini').write_text('[pytest]\n')
@@ -66,10 +66,10 @@ def second_python(path: pathlib.Path, pyenv: pathlib.Path) -> str:
 
 @pytest.mark.parametrize(('word', 'runs'), [(r'main\.py', 'python main.py --config'), ('pytest', 'python -m pytest')])
 def test_what_it_runs_is_one_command_of_the_readme(word: str, runs: str) -> None:
-  found = call('command_of_readme', word)
-  assert found in (ROOT / 'README.md').read_text().splitlines()  # so it is one line
-  assert found.startswith('python3 -m venv ')
-  assert runs in found
+  actual = call('command_of_readme', word)
+  assert actual in (ROOT / 'README.md').read_text().splitlines()  # so it is one line
+  assert actual.startswith('python3 -m venv ')
+  assert runs in actual
 
 
 def make_python(file: pathlib.Path, script: str) -> None:

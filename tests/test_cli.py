@@ -26,7 +26,7 @@ def tool(monkeypatch):
   return module
 
 
-def ended(capsys, *words):
+def run_to_end(capsys, *words):
   """Return the exit code and the one line that a failing call prints."""
   with pytest.raises(SystemExit) as caught:
     cli.main(words)
@@ -70,15 +70,15 @@ def test_bad_input_is_one_line_and_status_2(capsys, tool):
     raise InputError('what, where\nand how to fix it')
 
   tool.run = bad
-  assert ended(capsys, 'echo') == (2, 'error: what, where and how to fix it\n')
+  assert run_to_end(capsys, 'echo') == (2, 'error: what, where and how to fix it\n')
 
 
 def test_an_interrupt_is_one_line_and_status_130(capsys, tool):
-  def interrupted(args):
+  def interrupt(args):
     raise KeyboardInterrupt
 
-  tool.run = interrupted
-  assert ended(capsys, 'echo') == (130, 'interrupted\n')
+  tool.run = interrupt
+  assert run_to_end(capsys, 'echo') == (130, 'interrupted\n')
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_an_interrupt_is_one_line_and_status_130(capsys, tool):
 def test_wrong_words_are_one_line_and_status_2(capsys, tool, monkeypatch, words, expected):
   rows = {name: cli.TOOLS[name] for name in ('echo', 'prepare')}
   monkeypatch.setattr(cli, 'TOOLS', rows)
-  status, line = ended(capsys, *words)
+  status, line = run_to_end(capsys, *words)
   assert status == 2
   assert expected in line
 
@@ -161,6 +161,6 @@ def test_prepare_prints_the_command_that_trains(capsys, monkeypatch, words, plac
 def test_no_network_is_one_line_and_status_2(capsys, monkeypatch, tmp_path):
   url = 'http://127.0.0.1:9/set.tar.gz'  # the discard port: nothing listens
   monkeypatch.setitem(prepare_cifar.PUBLISHED, 'cifar10', prepare_cifar.PUBLISHED['cifar10']._replace(url=url))
-  status, line = ended(capsys, 'prepare', 'cifar10', '--data_dir', os.fspath(tmp_path))
+  status, line = run_to_end(capsys, 'prepare', 'cifar10', '--data_dir', os.fspath(tmp_path))
   assert status == 2
   assert f'{url}: cannot download' in line

@@ -28,9 +28,11 @@ def load(path: pathlib.Path):
 
 def shrink(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
   """Make the model called ``name`` compile in seconds: its kind of blocks, one a stage, of 8 channels."""
-  whole = resnet.MODELS[name]
-  stages, widths, block = whole.args
-  little = functools.partial(whole.func, (1,) * len(stages), (8,) * len(widths), block, **whole.keywords)
+  complete_value = resnet.MODELS[name]
+  stages, widths, block = complete_value.args
+  little = functools.partial(
+    complete_value.func, (1,) * len(stages), (8,) * len(widths), block, **complete_value.keywords
+  )
   monkeypatch.setitem(resnet.MODELS, name, little)
 
 
@@ -53,9 +55,9 @@ def test_a_config_runs(path: pathlib.Path, tmp_path, monkeypatch) -> None:
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), weights.abstract(model, 3))
     weights.write(tmp_path / 'ones.pth', weights.from_variables(ones, model))
     config.init.source = str(tmp_path / 'ones.pth')
-  found = loop.train_and_evaluate(config, tmp_path / 'run')
-  assert np.isfinite(found['train/loss'])
-  assert 0 <= found['test/top1'] <= 1
+  actual = loop.train_and_evaluate(config, tmp_path / 'run')
+  assert np.isfinite(actual['train/loss'])
+  assert 0 <= actual['test/top1'] <= 1
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

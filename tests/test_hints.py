@@ -33,13 +33,13 @@ def load(words: list[str]):
 
 
 def test_every_synonym_leads_to_a_field_or_flag() -> None:
-  fields, own = command_line.all_fields(), ['config', 'workdir', 'seeds', 'debug']
+  fields, local = command_line.all_fields(), ['config', 'workdir', 'seeds', 'debug']
   for word, meant in hints.SYNONYMS.items():
-    assert all(each in fields or each.removeprefix('--') in own for each in meant), word
-    assert hints.find(word, fields, own) == meant, word
+    assert all(each in fields or each.removeprefix('--') in local for each in meant), word
+    assert hints.find(word, fields, local) == meant, word
 
 
-def test_every_field_is_found_without_its_section() -> None:
+def test_every_field_is_detected_without_its_section() -> None:
   for field in command_line.all_fields():
     assert field in hints.find(field.partition('.')[2], command_line.all_fields())
 
@@ -227,9 +227,9 @@ def test_a_config_is_repeated_by_the_directory_of_its_run(tmp_path: pathlib.Path
 
 def test_every_difference_is_named_up_to_a_bound() -> None:
   old, new = config_lib.make(), config_lib.make(optim={'lr': 0.5, 'momentum': 0.5}, train={'seed': 3})
-  said = config_lib.describe_changes(config_lib.differences(old, new))
-  assert said.count(' was ') == 3
-  assert 'train.seed was 0 there and is 3 now' in said
+  output = config_lib.describe_changes(config_lib.differences(old, new))
+  assert output.count(' was ') == 3
+  assert 'train.seed was 0 there and is 3 now' in output
   many = {f'optim.x{k}': (0, 1) for k in range(11)}
   assert config_lib.describe_changes(many).endswith('optim.x7 was 0 there and is 1 now, and 3 more')
 

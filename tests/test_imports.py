@@ -75,8 +75,8 @@ def test_the_walk_sees_imports_of_any_kind(tmp_path: pathlib.Path) -> None:
 )
 def test_what_an_import_does_not_load(statement: str, unwanted: list[str]) -> None:
   code = f'{statement}; import sys; print([m for m in {unwanted} if m in sys.modules])'
-  found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-  assert found.stdout.splitlines()[-1] == '[]'
+  actual = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert actual.stdout.splitlines()[-1] == '[]'
 
 
 def test_lines_of_code_are_neither_docstrings_nor_comments(tmp_path: pathlib.Path) -> None:

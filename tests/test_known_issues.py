@@ -13,7 +13,7 @@ import pytest
 from tests.helpers import ROOT
 
 PAGE = (ROOT / 'docs/known-issues.md').read_text()
-# What imports jaxres may set for the whole process is not for the programs.
+# What imports jaxres may set for the process is not for the programs.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ('XLA_FLAGS', 'PYTHONWARNINGS')}
 
 

@@ -85,11 +85,11 @@ def test_the_jobset() -> None:
     flags = flags_of(shlex.split(done.stdout)[1:])
     assert_main_knows(flags)
     host = f'{jobset["metadata"]["name"]}-{job["name"]}-0-0.{jobset["metadata"]["name"]}'
-    found = distributed.initialize_arguments(
+    actual = distributed.initialize_arguments(
       flags['coordinator'], int(flags['num_processes']), int(flags['process_id']), {}
     )
-    assert found['coordinator_address'].split(':')[0] == host
-    assert (found['num_processes'], found['process_id']) == (pods, index)
+    assert actual['coordinator_address'].split(':')[0] == host
+    assert (actual['num_processes'], actual['process_id']) == (pods, index)
 
 
 class Remote:
@@ -110,7 +110,7 @@ class Remote:
 def test_the_ray_launcher(monkeypatch) -> None:
   ray = types.ModuleType('ray')
   ray.init = lambda **_: None
-  ray.get = lambda found: found
+  ray.get = lambda actual: actual
   ray.remote = lambda function=None, **_: Remote(function) if function else Remote
   groups = types.ModuleType('ray.util.placement_group')
   groups.placement_group = lambda bundles, strategy: types.SimpleNamespace(bundles=bundles, ready=lambda: None)

@@ -16,7 +16,6 @@ ELSEWHERE = {
   'checkpoint/about.py': 'checkpoint/test_checkpoint.py',
   'checkpoint/disk.py': 'checkpoint/test_checkpoint.py',
   'checkpoint/manager.py': 'checkpoint/test_checkpoint.py',
-  'checkpoint/steps.py': 'checkpoint/test_checkpoint.py',
   'data/fingerprints.py': 'data/test_splits.py',
   'data/images.py': 'data/sources/test_folder.py',
   'data/pixels.py': 'data/sources/test_memory.py',
@@ -98,7 +97,7 @@ MODULES = sorted(
 )
 
 
-def mirrored(module: str) -> pathlib.Path:
+def mirror_path(module: str) -> pathlib.Path:
   """Return the test file of a module; of a package it is that of its name."""
   path = pathlib.PurePath(module)
   name = path.parent.name if path.name == '__init__.py' else path.stem
@@ -107,7 +106,7 @@ def mirrored(module: str) -> pathlib.Path:
 
 @pytest.mark.parametrize('module', [module for module in MODULES if module != '__init__.py'])
 def test_a_module_has_its_test_file(module: str) -> None:
-  assert mirrored(module).exists() != (module in ELSEWHERE)
+  assert mirror_path(module).exists() != (module in ELSEWHERE)
   if module in ELSEWHERE:
     assert (TESTS / ELSEWHERE[module]).exists()
 

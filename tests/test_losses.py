@@ -113,7 +113,7 @@ def test_the_last_axis_is_reduced(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', losses.LOSSES)
-def test_nothing_is_smoothed_unless_it_is_asked_for(batch, name: str) -> None:
+def test_nothing_is_smoothed_unless_the_option_is_set(batch, name: str) -> None:
   logits, label = map(jnp.asarray, batch)
   plain = losses.LOSSES[name](logits, label)
   target = jax.nn.one_hot(label, 5)

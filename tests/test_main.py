@@ -1,4 +1,4 @@
-"""main.py as a user runs it, in a process of its own."""
+"""main.py as a user runs it, in a separate process."""
 
 import json
 import os
@@ -101,11 +101,11 @@ def fail(capsys: pytest.CaptureFixture, *arguments: str) -> str:
       cli.main(['train', *arguments])
   finally:
     logging.set_verbosity(verbosity)
-  said = capsys.readouterr().err
+  output = capsys.readouterr().err
   assert caught.value.code == 2
-  assert said.startswith('error: ')
-  assert said.count('\n') == 1
-  return said
+  assert output.startswith('error: ')
+  assert output.count('\n') == 1
+  return output
 
 
 @pytest.mark.parametrize('name', BAD)
@@ -133,8 +133,8 @@ def test_a_config_file_that_fails_to_load(tmp_path, capsys) -> None:
   broken.write_text('from jaxres import config\ndef get_config():\n  return config.make(optim=dict(lrr=1.0))\n')
   assert fail(capsys, *words) == "error: optim.lrr: unknown field; did you mean 'lr'?\n"
   broken.write_text('def get_config():\n  return {"optim": {"lr": 0.1}}\n')
-  said = fail(capsys, *words, '--config.data.name=digits')
-  assert "a dict without the section 'data', which cannot be overridden" in said
+  output = fail(capsys, *words, '--config.data.name=digits')
+  assert "a dict without the section 'data', which cannot be overridden" in output
   broken.write_text('x = 1\n')
   assert 'the file has no function get_config()' in fail(capsys, *words)
   broken.write_text('def get_config():\n  return undefined\n')
@@ -145,9 +145,10 @@ def test_a_config_file_that_fails_to_load(tmp_path, capsys) -> None:
 def test_another_config_does_not_touch_a_finished_run(finished, capsys) -> None:
   workdir, _ = finished
   before = json.loads((workdir / 'config.json').read_text())
-  said = fail(capsys, *TINY, '--workdir', str(workdir), '--config.optim.lr=0.5', '--config.train.seed=3')
+  output = fail(capsys, *TINY, '--workdir', str(workdir), '--config.optim.lr=0.5', '--config.train.seed=3')
   assert (
-    'holds a run of another config: optim.lr was 0.1 there and is 0.5 now, train.seed was 0 there and is 3 now' in said
+    'holds a run of another config: optim.lr was 0.1 there and is 0.5 now, train.seed was 0 there and is 3 now'
+    in output
   )
   assert json.loads((workdir / 'config.json').read_text()) == before
 

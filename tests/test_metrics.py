@@ -13,9 +13,9 @@ def random_batch(size: int = 200, classes: int = 10) -> tuple[np.ndarray, np.nda
 
 def test_top1_and_top5_are_scikit_learns() -> None:
   logits, label = random_batch()
-  found = metrics.compute_means(metrics.sums(jnp.ones(len(label)), jnp.asarray(logits), jnp.asarray(label)), 'test')
+  actual = metrics.compute_means(metrics.sums(jnp.ones(len(label)), jnp.asarray(logits), jnp.asarray(label)), 'test')
   for k in (1, 5):
-    np.testing.assert_allclose(found[f'test/top{k}'], top_k_accuracy_score(label, logits, k=k, labels=range(10)))
+    np.testing.assert_allclose(actual[f'test/top{k}'], top_k_accuracy_score(label, logits, k=k, labels=range(10)))
 
 
 def test_rank_is_a_stable_sort_of_ties() -> None:
@@ -37,20 +37,20 @@ def test_masked_rows_do_not_count() -> None:
   logits, label = map(jnp.asarray, random_batch())
   loss = jnp.arange(200.0)
   mask = jnp.arange(200) < 70
-  whole = metrics.sums(loss.at[70:].set(jnp.nan), logits, label, mask)
+  complete = metrics.sums(loss.at[70:].set(jnp.nan), logits, label, mask)
   part = metrics.sums(loss[:70], logits[:70], label[:70])
-  assert {name: float(v) for name, v in whole.items()} == {name: float(v) for name, v in part.items()}
-  assert float(whole['count']) == 70
+  assert {name: float(v) for name, v in complete.items()} == {name: float(v) for name, v in part.items()}
+  assert float(complete['count']) == 70
 
 
 def test_of_a_distribution_the_heaviest_class_counts() -> None:
   logits, label = random_batch()
   mixed = 0.6 * np.eye(10)[label] + 0.4 * np.eye(10)[np.roll(label, 1)]
-  found, expected = (metrics.sums(jnp.ones(200), jnp.asarray(logits), jnp.asarray(x)) for x in (mixed, label))
-  assert metrics.compute_means(found, 'a') == metrics.compute_means(expected, 'a')
+  actual, expected = (metrics.sums(jnp.ones(200), jnp.asarray(logits), jnp.asarray(x)) for x in (mixed, label))
+  assert metrics.compute_means(actual, 'a') == metrics.compute_means(expected, 'a')
 
 
-def test_merging_parts_is_the_whole() -> None:
+def test_merging_parts_is_the_complete() -> None:
   logits, label = map(jnp.asarray, random_batch())
   part = lambda s: metrics.sums(jnp.ones(200)[s], logits[s], label[s])
   merged = metrics.merge(part(slice(0, 90)), part(slice(90, 200)))
@@ -60,16 +60,16 @@ def test_merging_parts_is_the_whole() -> None:
 @pytest.mark.parametrize(('classes', 'has_top5'), [(5, False), (6, True)])
 def test_top5_is_left_out_where_every_class_would_be_a_hit(classes: int, has_top5: bool) -> None:
   logits = jnp.eye(classes)
-  found = metrics.compute_means(metrics.sums(jnp.ones(classes), logits, jnp.arange(classes)), 'val')
-  assert found == {'val/loss': 1.0, 'val/top1': 1.0} | ({'val/top5': 1.0} if has_top5 else {})
+  actual = metrics.compute_means(metrics.sums(jnp.ones(classes), logits, jnp.arange(classes)), 'val')
+  assert actual == {'val/loss': 1.0, 'val/top1': 1.0} | ({'val/top5': 1.0} if has_top5 else {})
 
 
 @pytest.mark.parametrize(('rank', 'top1', 'top5'), [(0, 1, 1), (1, 0, 1), (4, 0, 1), (5, 0, 0)])
 def test_a_hit_is_among_the_first_or_the_first_five(rank: int, top1: int, top5: int) -> None:
-  found = metrics.sums(jnp.float32([3.0]), -jnp.arange(10.0)[None], jnp.array([rank]))
+  actual = metrics.sums(jnp.float32([3.0]), -jnp.arange(10.0)[None], jnp.array([rank]))
   assert metrics.label_rank(-jnp.arange(10.0)[None], jnp.array([rank])).tolist() == [rank]
-  assert {name: float(value) for name, value in found.items()} == {'loss': 3, 'top1': top1, 'top5': top5, 'count': 1}
-  assert {value.dtype for value in found.values()} == {jnp.dtype('float32')}
+  assert {name: float(value) for name, value in actual.items()} == {'loss': 3, 'top1': top1, 'top5': top5, 'count': 1}
+  assert {value.dtype for value in actual.values()} == {jnp.dtype('float32')}
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ def test_a_module_and_its_tests_have_one_path() -> None:
   path = mutate.ROOT / 'jaxres/data/sampler.py'
   assert mutate.module_name(path) == 'jaxres.data.sampler'
   assert mutate.module_name(path.with_name('__init__.py')) == 'jaxres.data'
-  assert mutate.mirrored(path) == mutate.ROOT / 'tests/data/test_sampler.py'
-  assert mutate.mirrored(mutate.ROOT / 'jaxres/data/__init__.py') == mutate.ROOT / 'tests/data/test_data.py'
-  assert mutate.mirrored(path).exists()
+  assert mutate.mirror_path(path) == mutate.ROOT / 'tests/data/test_sampler.py'
+  assert mutate.mirror_path(mutate.ROOT / 'jaxres/data/__init__.py') == mutate.ROOT / 'tests/data/test_data.py'
+  assert mutate.mirror_path(path).exists()
 
 
 def test_a_result_is_kept_and_asked_for_once(tmp_path: pathlib.Path, monkeypatch, capsys) -> None:

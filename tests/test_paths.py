@@ -28,7 +28,7 @@ from jaxres.weights.network import Pretrained
 LONG = 'x' * 300
 BAD = ('~nobody_is_called_so/x', 'gs://bucket/x', 's3://bucket/x', f'/tmp/{LONG}', 'a\0b')
 CONFIG = str(pathlib.Path(__file__).parents[1] / 'configs/digits.py')
-COMMANDS = [  # each with BAD where a path is asked for
+COMMANDS = [  # each with BAD where a path is needed
   'evaluate PATH',
   'evaluate RUN --out PATH',
   'evaluate RUN --data_path PATH',
@@ -84,15 +84,15 @@ def weights(tmp_path_factory) -> Iterator[str]:
     options = {'name': 'tiny', 'num_classes': 2, 'stem': 'cifar'}
     model = models.create(**options)
     variables = model.init({'params': jax.random.key(0)}, np.zeros((1, 8, 8, 3), np.float32), train=False)
-    found = Pretrained(dict(variables), options, 3, Dialect.of_model(model.shortcut), 0, None, 'a test')
+    actual = Pretrained(dict(variables), options, 3, Dialect.of_model(model.shortcut), 0, None, 'a test')
     directory = tmp_path_factory.mktemp('weights') / 'w'
-    directories.write(directory, found)
+    directories.write(directory, actual)
     yield str(directory)
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> pathlib.Path:
-  """The working directory: an image, and a run that is asked for last of all."""
+  """The working directory: an image, and a run that is needed last of all."""
   monkeypatch.chdir(tmp_path)
   Image.new('RGB', (8, 8)).save('image.png')
   return tmp_path
@@ -259,8 +259,8 @@ def test_a_file_is_bounded(tmp_path) -> None:
 
 def test_a_device_is_not_replaced_by_a_file(place, capsys) -> None:
   os.mkfifo('fifo')
-  for path, found in (('fifo', 'a FIFO'), ('/dev/null', 'a character device'), ('.', 'a directory')):
-    with pytest.raises(InputError, match=f'--out: .* is {found}; expected the name of a file'):
+  for path, actual in (('fifo', 'a FIFO'), ('/dev/null', 'a character device'), ('.', 'a directory')):
+    with pytest.raises(InputError, match=f'--out: .* is {actual}; expected the name of a file'):
       output_path(path, '--out')
   assert output_path('image.png', '--out') == pathlib.Path('image.png')
   assert '--out: /dev/null is a character device' in error_of(['evaluate', 'run', '--out', '/dev/null'], capsys)

@@ -11,7 +11,7 @@ from jaxres.data import augment
 from jaxres.data.statistics import IMAGENET
 from jaxres.errors import InputError
 from jaxres.weights import published, sources
-from tests.helpers import CLASS_NAMES, merged, save_as_before
+from tests.helpers import CLASS_NAMES, merge, save_as_before
 from tests.train.runs import make_run
 from tests.weights.files import make_state
 
@@ -22,11 +22,11 @@ TOLD = ['--mean', '0.485,0.456,0.406', '--std', '0.229,0.224,0.225']
 @pytest.mark.parametrize('channels', [3, 1])
 def test_a_run_predicts_what_it_evaluates(config, tmp_path, npz, channels) -> None:
   run = make_run(config, tmp_path, npz, shape=(8, 8, channels))
-  dataset = data.load(**merged(config)['data'])
-  found = sources.read(run, 'latest')
+  dataset = data.load(**merge(config)['data'])
+  actual = sources.read(run, 'latest')
   model = models.create('tiny', num_classes=4)
   images = augment.normalize(dataset.test.device_data['image'], dataset.info.mean, dataset.info.std)
-  expected = jax.jit(lambda v, x: model.apply(v, x, train=False))(found.variables, images)
+  expected = jax.jit(lambda v, x: model.apply(v, x, train=False))(actual.variables, images)
   paths = predict.find_images([str(tmp_path / 'images')])
   assert len(paths) == 40
   for batch_size in (7, 64):
@@ -40,7 +40,7 @@ def test_a_run_predicts_what_it_evaluates(config, tmp_path, npz, channels) -> No
 
 def test_images_of_another_size_are_seen_as_evaluation_sees_them(config, tmp_path, npz) -> None:
   """The data set resizes arrays, predict files: both to 12 pixels, the center of 0.75 of the short side."""
-  config = merged(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
+  config = merge(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
   run = make_run(config, tmp_path, npz, shape=(20, 26, 3))
   dataset = data.load(**config['data'])
   predictor = predict.load(run)
@@ -148,7 +148,7 @@ def test_bad_input_is_one_line(tmp_path, tiny) -> None:
 
 
 def test_a_run_and_its_converted_weights_predict_the_same(config, tmp_path, npz, capsys) -> None:
-  config = merged(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
+  config = merge(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
   run, target = make_run(config, tmp_path, npz, shape=(20, 26, 3)), tmp_path / 'converted'
   assert cli.main(['convert', run, str(target)]) == 0
   description = json.loads((target / 'model.json').read_text())

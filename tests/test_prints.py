@@ -48,7 +48,7 @@ def is_protected(node: ast.AST) -> bool:
   return False
 
 
-def unprotected(source: str) -> list[int]:
+def find_unprotected(source: str) -> list[int]:
   """Return the lines of ``source`` that print what is not protected."""
   lines = []
   for node in ast.walk(ast.parse(source)):
@@ -63,7 +63,7 @@ def unprotected(source: str) -> list[int]:
 
 @pytest.mark.parametrize('path', SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_print_is_of_protected_text(path: pathlib.Path) -> None:
-  assert unprotected(path.read_text(encoding='utf-8')) == []
+  assert find_unprotected(path.read_text(encoding='utf-8')) == []
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_every_print_is_of_protected_text(path: pathlib.Path) -> None:
   ],
 )
 def test_the_walk_sees_what_is_not_protected(line: str, is_bad: bool) -> None:
-  assert bool(unprotected(line)) == is_bad
+  assert bool(find_unprotected(line)) == is_bad

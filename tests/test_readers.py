@@ -84,7 +84,7 @@ def test_mutations_of_a_bad_step(tmp_path) -> None:
 
 
 @pytest.mark.parametrize('ids', [[], [0.5], [[1]], ['a'], 3])
-def test_the_ids_of_a_bad_step_are_whole_numbers(tmp_path, ids: Any) -> None:
+def test_the_ids_of_a_bad_step_are_complete_numbers(tmp_path, ids: Any) -> None:
   write_bad_step(tmp_path / 'bad.npz', json.dumps(ABOUT), ids)
   with pytest.raises(InputError, match=r'ids: expected whole numbers \[B\], found'):
     nonfinite.read(tmp_path / 'bad.npz')
@@ -216,7 +216,7 @@ def arguments(tool: Any, *argv: str) -> Any:
   return parser.parse_args(argv)
 
 
-def test_what_is_written_has_a_digest_of_its_own_and_the_old_form_loads(run: pathlib.Path, tmp_path) -> None:
+def test_what_is_written_has_a_digest_and_the_old_form_loads(run: pathlib.Path, tmp_path) -> None:
   directories.write(tmp_path / 'out', sources.read(str(run)))
   path = tmp_path / 'out/model.json'
   content = json.loads(path.read_text())

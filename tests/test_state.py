@@ -8,11 +8,11 @@ from jaxres.state import create, update_ema
 VARIABLES = {'params': {'a': jnp.ones(3), 'b': jnp.zeros(2)}, 'batch_stats': {'mean': jnp.full(2, 5.0)}}
 
 
-def test_a_state_keeps_no_average_unless_it_is_asked_for() -> None:
-  begin = create(VARIABLES, optax.sgd(0.1))
-  assert begin.ema is None
-  assert set(begin.saved_fields) == {'step', 'params', 'batch_stats', 'opt_state'}
-  assert update_ema(begin, 0.9) is begin
+def test_a_state_keeps_no_average_unless_the_option_is_set() -> None:
+  start = create(VARIABLES, optax.sgd(0.1))
+  assert start.ema is None
+  assert set(start.saved_fields) == {'step', 'params', 'batch_stats', 'opt_state'}
+  assert update_ema(start, 0.9) is start
   kept = create(VARIABLES, optax.sgd(0.1), ema=True)
   assert set(kept.saved_fields) == {'step', 'params', 'batch_stats', 'opt_state', 'ema'}
   np.testing.assert_array_equal(kept.ema['batch_stats']['mean'], VARIABLES['batch_stats']['mean'])

@@ -12,7 +12,7 @@ def test_names_and_count() -> None:
   assert trees.count(TREE) == 10
 
 
-def test_match_takes_whole_names() -> None:
+def test_match_takes_complete_names() -> None:
   assert trees.match(TREE, ('stem/bn/.*',), 'x') == {
     'stem': {'conv': {'kernel': False}, 'bn': {'scale': True, 'bias': True}}
   }

@@ -173,14 +173,14 @@ def build(root: pathlib.Path) -> None:
   for name in ('list.csv', 'data.npz', 'x.pth', 'config.py', '0.png'):
     shutil.copy(root / name, root / 'outer' / name)
   directories.write(root / 'converted', sources.read(str(root / 'x.pth')))
-  loop.train_and_evaluate(placed(RUN_CONFIG, root), root / 'run')
+  loop.train_and_evaluate(place_value(RUN_CONFIG, root), root / 'run')
   if importlib.util.find_spec('array_record'):
     from tests.data import sets
 
     sets.write(root / 'sets', sets.features(), {'train': sets.examples(8), 'test': sets.examples(4)})
 
 
-def placed(value: Any, root: pathlib.Path) -> Any:
+def place_value(value: Any, root: pathlib.Path) -> Any:
   return json.loads(json.dumps(value).replace('DATA', str(root)))
 
 
@@ -196,7 +196,7 @@ def results() -> Iterator[dict[str, dict[str, Any]]]:
   (root / 'home').mkdir()
   cases = [
     [words, {str(root / path): mode for path, mode in modes.items()}]
-    for words, modes, _ in placed([*CASES.values()], root)
+    for words, modes, _ in place_value([*CASES.values()], root)
   ]
   home = str(root / 'home')
   environment = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')} | {
@@ -225,10 +225,10 @@ def test_what_may_not_be_read_is_one_line(results, name: str) -> None:
   result = results[name]
   if words[0] == 'doctor':
     assert result['status'] in (1, 2), result
-    said = result['out'] + result['err']
+    output = result['out'] + result['err']
   else:
     assert result['status'] == 2, result['status'] if isinstance(result['status'], str) else result
-    (said,) = [line for line in result['err'].splitlines() if 'error: ' in line]
-  assert 'ermission denied' in said, result
-  assert place in said, result
-  assert 'Traceback' not in said
+    (output,) = [line for line in result['err'].splitlines() if 'error: ' in line]
+  assert 'ermission denied' in output, result
+  assert place in output, result
+  assert 'Traceback' not in output

@@ -27,7 +27,7 @@ from jaxres.runtime.lock import IN_USE, LOCK, NO_LOCKS, find_trainer, lock_workd
 from jaxres.train import loop, seeds
 from jaxres.weights import sources
 from tests.faults import inject
-from tests.helpers import make_arrays, merged, save_as_before
+from tests.helpers import make_arrays, merge, save_as_before
 
 HOLD = """
 import fcntl, json, os, pathlib, socket, sys, time
@@ -72,7 +72,7 @@ def test_what_was_made_for_the_lock_alone_goes_again(tmp_path) -> None:
   assert not [*tmp_path.iterdir()]
 
 
-def test_the_kernel_frees_what_a_killed_process_held(tmp_path, holder) -> None:
+def test_the_kernel_frees_what_a_killed_process_locked(tmp_path, holder) -> None:
   with pytest.raises(InputError, match=f'process {holder.pid} on host'), lock_workdir(tmp_path / 'run'):
     pytest.fail('both are in')
   holder.kill()
@@ -173,11 +173,11 @@ def test_nothing_of_a_training_is_touched_by_a_second(trained, tmp_path, dry_run
   with lock_workdir(place):
     before = everything(place)
     with pytest.raises(InputError, match='is in use'):
-      loop.train_and_evaluate(merged(config, train={'dry_run': dry_run, 'epochs': 9}), tmp_path / 'run')
+      loop.train_and_evaluate(merge(config, train={'dry_run': dry_run, 'epochs': 9}), tmp_path / 'run')
     assert everything(place) == before
 
 
-def test_a_series_is_locked_as_a_whole(trained, tmp_path) -> None:
+def test_a_series_is_locked_as_a_complete(trained, tmp_path) -> None:
   config, _ = trained
   with lock_workdir(tmp_path), pytest.raises(InputError, match='is in use'):
     seeds.train_and_evaluate(config, tmp_path, 2)
@@ -188,7 +188,7 @@ def test_a_series_is_locked_as_a_whole(trained, tmp_path) -> None:
 def test_checkpoints_of_another_run_are_refused(trained, tmp_path, config_file: str) -> None:
   config, source = trained
   shutil.copytree(source, tmp_path / 'run')
-  other = merged(config, train={'seed': 1})
+  other = merge(config, train={'seed': 1})
   file = tmp_path / 'run/config.json'
   if config_file == 'missing':
     file.unlink()
@@ -203,21 +203,21 @@ def test_checkpoints_of_another_run_are_refused(trained, tmp_path, config_file: 
   if config_file == 'of the other':
     return
   assert loop.train_and_evaluate(config, tmp_path / 'run')['test/top1'] >= 0  # of the run that they are of
-  written = config_lib.to_dict(config_lib.complete(merged(config, model={'dtype': 'float32'})))
+  written = config_lib.to_dict(config_lib.complete(merge(config, model={'dtype': 'float32'})))
   assert workdir.read_config(tmp_path / 'run') == written
 
 
 def test_what_may_change_may_differ_in_a_checkpoint(trained, tmp_path) -> None:
   config, source = trained
   shutil.copytree(source, tmp_path / 'run')
-  workdir.check_config(tmp_path / 'run', config_lib.complete(merged(config, train={'epochs': 3})))
+  workdir.check_config(tmp_path / 'run', config_lib.complete(merge(config, train={'epochs': 3})))
 
 
 @pytest.mark.parametrize('look', ['digest', 'evaluate', 'doctor'])
 def test_readers_know_a_checkpoint_of_another_run(trained, tmp_path, look: str) -> None:
   config, source = trained
   shutil.copytree(source, tmp_path / 'run')
-  other = merged(config, optim={'lr': 0.3})
+  other = merge(config, optim={'lr': 0.3})
   (tmp_path / 'run/config.json').write_text(config_lib.to_json(config_lib.complete(other)))
   message = r'of another run: optim.lr was 0.1 there, and is 0.3 in this run'
   if look == 'doctor':
@@ -250,7 +250,7 @@ def test_what_a_kill_left_is_deleted(trained, tmp_path) -> None:
   assert sorted(path.name for path in (tmp_path / 'run').glob('*.part')) == ['my.part', 'x.0123abcd.part']
 
 
-def test_what_is_appended_is_whole_or_not_there(tmp_path, monkeypatch) -> None:
+def test_what_is_appended_is_complete_or_not_there(tmp_path, monkeypatch) -> None:
   path = tmp_path / 'rows'
   files.append(path, b'one\n')
 
@@ -299,12 +299,12 @@ def test_the_lock_says_who_holds_it(tmp_path) -> None:
   assert content == {'pid': os.getpid(), 'host': socket.gethostname()}
 
 
-def swapped(content: dict) -> dict:
+def swap_names(content: dict) -> dict:
   return content | {'class_names': [content['class_names'][k] for k in (1, 0, 2, 3)]}
 
 
 EDITS = {
-  'two names exchanged': swapped,
+  'two names exchanged': swap_names,
   'another mean': lambda content: content | {'mean': [0.5, *content['mean'][1:]]},
   'another std': lambda content: content | {'std': [0.5, *content['std'][1:]]},
   'another rule': lambda content: content | {'split_rule': 1},
@@ -325,7 +325,7 @@ def test_an_edit_of_data_json_is_seen_by_all_that_count_on_it(trained, tmp_path,
   line = re.escape(
     f'{file}: edited since checkpoint 2, or of another run; put it back as jaxres wrote it, or delete it'
   )
-  again = merged(config, train={'epochs': 2})
+  again = merge(config, train={'epochs': 2})
   for look in (
     lambda: loop.train_and_evaluate(again, run),
     lambda: runs.read_runs([str(run)]),
@@ -353,15 +353,15 @@ def test_a_lost_data_json_is_written_again_from_the_same_data_alone(trained, tmp
   arrays['train_x'][0, 0, 0, 0] ^= 1
   np.savez(tmp_path / 'other.npz', **arrays)
   with pytest.raises(InputError, match='holds a run on other data: its SHA-256 was'):
-    loop.train_and_evaluate(merged(config, data={'path': str(tmp_path / 'other.npz')}), run)
+    loop.train_and_evaluate(merge(config, data={'path': str(tmp_path / 'other.npz')}), run)
   assert not (run / 'data.json').exists()
   monkeypatch.setattr(data, 'SPLIT_RULE', 1)  # what a run with nothing there would take
-  loop.train_and_evaluate(merged(config, train={'epochs': 2}), run)
+  loop.train_and_evaluate(merge(config, train={'epochs': 2}), run)
   assert (run / 'data.json').read_text() == written
   assert runs.read_runs([str(run)])[0].dataset.info.split_rule == 2
 
 
-def test_a_run_that_never_said_its_split_is_not_trained_on_another(trained, tmp_path, monkeypatch) -> None:
+def test_a_run_that_never_told_its_split_is_not_trained_on_another(trained, tmp_path, monkeypatch) -> None:
   """Of an older jaxres whose data.json is lost, no checkpoint says what it was trained on."""
   config, _ = trained
   run = tmp_path / 'run'
@@ -372,7 +372,7 @@ def test_a_run_that_never_said_its_split_is_not_trained_on_another(trained, tmp_
   stored = (run / 'data.json').read_text()
   (run / 'data.json').unlink()
   before = everything(run)
-  more, line = merged(config, train={'epochs': 2}), 'data.json: missing, and the checkpoints do not say which examples'
+  more, line = merge(config, train={'epochs': 2}), 'data.json: missing, and the checkpoints do not say which examples'
   for look in (lambda: loop.train_and_evaluate(more, run), lambda: runs.read_runs([str(run)])):
     with pytest.raises(InputError, match=line):
       look()
@@ -401,7 +401,7 @@ def damage_data(file: pathlib.Path) -> None:
 def test_a_damaged_about_of_one_checkpoint_is_put_aside(trained, tmp_path, capfd, damage) -> None:
   config, source = trained
   run = shutil.copytree(source, tmp_path / 'run')
-  config = merged(config, train={'epochs': 2}, checkpoint={'keep_latest': 2})
+  config = merge(config, train={'epochs': 2}, checkpoint={'keep_latest': 2})
   loop.train_and_evaluate(config, run)
   digest = workdir.read_step(run, None)[1].digests
   damage(run / 'checkpoints/4/about/metadata')
@@ -432,7 +432,7 @@ def test_a_workdir_may_be_named_by_the_directory_above(trained, tmp_path, monkey
   (tmp_path / 'link').symlink_to('.')
   monkeypatch.chdir(tmp_path / 'here')
   for epochs in (1, 2):
-    loop.train_and_evaluate(merged(config, train={'epochs': epochs}), place)
+    loop.train_and_evaluate(merge(config, train={'epochs': epochs}), place)
   assert [*steps.list_checkpoints(tmp_path / 'run/checkpoints')] == [4]
   assert workdir.read_step(pathlib.Path(place), None)[0] == 4
   assert runs.read_runs([place])[0].path == pathlib.Path(place)

@@ -331,7 +331,7 @@ def to_torch(tree: Any, thin: bool, average: bool = False) -> dict[str, torch.Te
 
 
 def averages(net: nn.Module) -> bool:
-  """Return whether the shortcuts of ``net`` begin with a pool."""
+  """Return whether the shortcuts of ``net`` start with a pool."""
   return any(isinstance(module, nn.AvgPool2d) for module in net.modules())
 
 

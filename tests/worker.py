@@ -42,16 +42,16 @@ def main(path: pathlib.Path, process: int) -> None:
 def record_reads(read: dict[str, list[int]]) -> None:
   ahead = Stream._prefetch
 
-  def recorded(self, tasks):
-    def seen():
+  def record(self, tasks):
+    def see():
       for index, draws, extra in tasks:
         rows = extra['mask'] if extra else slice(None)
         read['eval' if extra else 'train'].append(index[rows].tolist())
         yield index, draws, extra
 
-    return ahead(self, seen())
+    return ahead(self, see())
 
-  Stream._prefetch = recorded
+  Stream._prefetch = record
 
 
 def wait_for(file: pathlib.Path) -> None:
@@ -75,14 +75,14 @@ def ask_to_stop(step: int) -> None:
   """Have SIGTERM come to this process behind ``step``, once."""
   add = Meter.add
 
-  def noted(self, number, sums, *, last):
+  def note(self, number, sums, *, last):
     add(self, number, sums, last=last)
     if number >= step and not asked:
       asked.append(number)
       os.kill(os.getpid(), signal.SIGTERM)
 
   asked: list[int] = []
-  Meter.add = noted
+  Meter.add = note
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxres import data, evaluate, models, tasks, workdir
+from jaxres.checkpoint import steps
 from jaxres.data.fingerprints import same_names
 from jaxres.errors import InputError, make_progress_printer
 from jaxres.files import PUT_BACK, DamagedError
@@ -98,6 +99,7 @@ def read_runs(
   for path, name in zip(directories, names, strict=True):
     config = workdir.read_config(path) if sources.parse(f'{path}')[0] == 'jaxres' else None  # not of the hub
     if config is None:
+      steps.check_not_inside(path)
       raise InputError(path, 'no run there', expected='a workdir, with config.json and checkpoints/')
     check_options(path, config)
     weights = sources.read(str(path), step)
@@ -138,8 +140,8 @@ def predict_split(run: Run, split: str, batch_size: int | None = None) -> evalua
   """
   pipeline = run.get_pipeline(split)
   batch_size = batch_size or run.config['train']['eval_batch_size']
-  most = max(pipeline.size, options.Options().eval_batch_size)  # a larger batch would hold nothing more
-  batch_size = sharding.round_up(min(batch_size, most), run.mesh)
+  largest = max(pipeline.size, options.Options().eval_batch_size)  # a larger batch would hold nothing more
+  batch_size = sharding.round_up(min(batch_size, largest), run.mesh)
   step = evaluate.make_predict_step(run.model, run.dataset.info, pipeline.get_batch, run.mesh)
   with explain_oom(f'{run.path}: {batch_size} examples at a time', f'use --batch_size={batch_size // 2}'):
     tell = make_progress_printer(f'{run.name}, {split}:', TELL_SECONDS)

@@ -73,6 +73,20 @@ def step_of(path: pathlib.Path) -> int:
   return int(path.name.split('.')[0])
 
 
+def check_not_inside(directory: pathlib.Path) -> None:
+  """Raise InputError where ``directory`` is a checkpoint of a run, or the directory of all of them, not the run."""
+  path = directory.absolute()
+  parts = (path, *path.parents[:3])  # state/ and other items are in a checkpoint
+  run = next(
+    (part.parent for part in parts if part.name == 'checkpoints' and (part.parent / 'config.json').exists()), None
+  )
+  if run is None or not path.exists():
+    return
+  inside = path.relative_to(run / 'checkpoints').parts
+  step = f', and --step {inside[0]}' if inside and _is_step(inside[0]) else ''
+  raise InputError(directory, 'part of a run', fix=f'name the run: {run}{step}')
+
+
 def put_aside(path: pathlib.Path) -> pathlib.Path:
   """Rename what has a step's name, so that a run can save that step; return where it is now."""
   names = (path.with_name(f'{path.name}.bad{number or ""}') for number in range(10_000))

@@ -28,11 +28,8 @@ def cross_validate(config: Mapping[str, Any], workdir: str, folds: int) -> dict[
   Raises:
     InputError: as ``train.train_and_evaluate``.
   """
-  configs = {}
-  for k in range(folds):
-    options = config_lib.to_dict(config_lib.complete(config))
-    options['data']['fold'] = (k, folds)
-    configs[f'fold{k}'] = options
+  options = config_lib.to_dict(config_lib.complete(config))
+  configs = {f'fold{k}': {**options, 'data': {**options['data'], 'fold': (k, folds)}} for k in range(folds)}
   check_rules(workdir, configs)
   return seeds.series(configs, workdir, 'folds')
 

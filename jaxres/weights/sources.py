@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxres import checkpoint, metrics, models, tasks, weights, workdir
-from jaxres.checkpoint import reader
+from jaxres.checkpoint import reader, steps
 from jaxres.checkpoint.about import check_made_by
 from jaxres.errors import InputError
 from jaxres.log.console import format_value
@@ -65,6 +65,7 @@ def read(
     if _snapshot(directory) and not (directory / 'checkpoints').exists():
       raise InputError(directory, 'a directory of the hub', fix='leave out "jaxres:", which is for what jaxres wrote')
     return _read_run(directory, step)._replace(preprocessing=preprocessing_of(directory), notes=_choice(step))
+  steps.check_not_inside(directory)
   if inside := runs_in(directory):
     raise InputError(directory, f'{len(inside)} runs are in it', fix=f'name one: {" ".join(map(str, inside[:8]))}')
   raise InputError(directory, 'no weights of jaxres', expected='model.json, or config.json and checkpoints/ of a run')
@@ -247,7 +248,7 @@ def _why(scores: Mapping[str, float], step: str, progress: Mapping[str, Any], op
 
   Args:
     scores: what it is ranked by.
-    step: what was asked for.
+    step: the requested one.
     progress: that was saved in it: it has the metric as it is, where the score is negated if less of it is better.
     options: the section ``train`` of the run's config; of a task of the user's, what its metrics are is not asked, as
       nothing of the user's is needed to read weights.

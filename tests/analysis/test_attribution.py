@@ -60,12 +60,12 @@ def test_every_image_is_seen_alone(method: str, name: str) -> None:
 def test_the_gradient_is_that_of_differences() -> None:
   model, variables = make_model(act='silu')
   images, classes = make_images()
-  found = attribution.gradient(model, variables, images, classes)
+  actual = attribution.gradient(model, variables, images, classes)
   direction = jnp.array(np.random.default_rng(2).normal(size=images.shape), jnp.float32)
   run = jax.jit(lambda x: attribution.score(model, variables, x, classes))
   difference = (run(images + 1e-2 * direction) - run(images - 1e-2 * direction)) / 2e-2
-  np.testing.assert_allclose((found * direction).sum((1, 2, 3)), difference, rtol=2e-2, atol=1e-2)
-  np.testing.assert_array_equal(attribution.saliency(model, variables, images, classes), jnp.abs(found).max(-1))
+  np.testing.assert_allclose((actual * direction).sum((1, 2, 3)), difference, rtol=2e-2, atol=1e-2)
+  np.testing.assert_array_equal(attribution.saliency(model, variables, images, classes), jnp.abs(actual).max(-1))
 
 
 def test_smooth_grad_without_noise_is_the_gradient() -> None:
@@ -100,9 +100,9 @@ def test_grad_cam_by_hand() -> None:
   stage = np.asarray(model.apply(variables, images, train=False, method='features')['stage2'])
   kernel = variables['params']['head']['fc']['kernel'][:, np.asarray(classes)] / stage[0, ..., 0].size
   expected = np.maximum(np.einsum('bhwc,cb->bhw', stage, kernel), 0)
-  found = attribution.grad_cam(model, variables, images, classes)
+  actual = attribution.grad_cam(model, variables, images, classes)
   np.testing.assert_allclose(
-    found, jax.image.resize(expected, (3, SIZE, SIZE), 'bilinear'), rtol=1e-4, atol=1e-5 * expected.max()
+    actual, jax.image.resize(expected, (3, SIZE, SIZE), 'bilinear'), rtol=1e-4, atol=1e-5 * expected.max()
   )
 
 
@@ -119,9 +119,9 @@ def test_guided_activations_let_through_what_is_positive() -> None:
 def test_guided_grad_cam_is_the_product() -> None:
   model, variables = make_model()
   given = (variables, *make_images())
-  found = attribution.guided_grad_cam(model, *given)
+  actual = attribution.guided_grad_cam(model, *given)
   guided = attribution.saliency(model.clone(act=attribution.guide_activation(jax.nn.relu)), *given)
-  np.testing.assert_allclose(found, guided * attribution.grad_cam(model, *given), rtol=1e-5)
+  np.testing.assert_allclose(actual, guided * attribution.grad_cam(model, *given), rtol=1e-5)
   assert np.abs(guided - attribution.saliency(model, *given)).max() > 1e-3
 
 
@@ -135,8 +135,8 @@ def test_occlusion_by_hand() -> None:
       hidden = images.at[:, top : top + 3, left : left + 3].set(0.0)
       total[:, top : top + 3, left : left + 3] += np.asarray(run(images) - run(hidden))[:, None, None]
       covered[top : top + 3, left : left + 3] += 1
-  found = attribution.occlusion(model, variables, images, classes, patch=3, stride=2)
-  np.testing.assert_allclose(found, total / covered, rtol=1e-3, atol=1e-4)
+  actual = attribution.occlusion(model, variables, images, classes, patch=3, stride=2)
+  np.testing.assert_allclose(actual, total / covered, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -160,14 +160,14 @@ def decided(tmp_path_factory) -> tuple[runs.Run, np.ndarray]:
 @pytest.mark.parametrize(
   'method', [pytest.param(m, marks=[] if m in ('integrated', 'gradcam') else pytest.mark.slow) for m in METHODS]
 )
-def test_a_planted_patch_is_found(method: str, decided) -> None:
+def test_a_planted_patch_is_detected(method: str, decided) -> None:
   """Measured: hits 91 to 100 %; shares 37 and 47 % of absolute gradients, which noise has too, and 86 to 96 %."""
   run, where = decided
   assert (runs.predict_split(run, 'test').logits.argmax(1) == run.dataset.test.device_data['label']).mean() > 0.95
-  found = planted_patch.score_maps(run, where, method)
-  assert found['chance'] < 0.25
-  assert found['hit_rate'] > 0.8
-  assert found['share'] > (0.3 if method in ('saliency', 'smoothgrad') else 0.7)
+  actual = planted_patch.score_maps(run, where, method)
+  assert actual['chance'] < 0.25
+  assert actual['hit_rate'] > 0.8
+  assert actual['share'] > (0.3 if method in ('saliency', 'smoothgrad') else 0.7)
 
 
 class Line(NamedTuple):
@@ -200,11 +200,11 @@ def test_the_budget_bounds_the_gradients(monkeypatch) -> None:
   images, classes = make_images(2)
   calls, real = [], attribution._path_gradients
 
-  def counted(*args):
+  def count_calls(*args):
     calls.append(len(args[-1]))
     return real(*args)
 
-  monkeypatch.setattr(attribution, '_path_gradients', counted)
+  monkeypatch.setattr(attribution, '_path_gradients', count_calls)
   attribution.integrated_gradients(model, variables, images, classes, tolerance=0.0, max_gradients=200)
   assert 2 * 100 < sum(calls) <= 2 * (200 + attribution.POINTS)
 
@@ -212,8 +212,8 @@ def test_the_budget_bounds_the_gradients(monkeypatch) -> None:
 def test_parts_that_are_halved_are_a_finer_midpoint_rule() -> None:
   model, variables = make_model('basic')
   images, classes = make_images(1)
-  found = attribution._integrate_gradients(model, variables, images[0], classes[0], 0.0, 33 + attribution.POINTS)
+  actual = attribution._integrate_gradients(model, variables, images[0], classes[0], 0.0, 33 + attribution.POINTS)
   place = (np.arange(32, dtype=np.float32) + 0.5) / 32  # all 16 parts are halved
   sums = sum(np.asarray(attribution.gradient(model, variables, images * at, classes)) for at in place)
   expected = (np.asarray(images[0]) * sums[0] / 32).sum(-1)
-  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+  np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())

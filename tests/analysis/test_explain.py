@@ -15,7 +15,7 @@ from jaxres.analysis import attribution, explain
 from jaxres.analysis import images as images_lib
 from jaxres.errors import InputError, make_progress_printer, time
 from jaxres.tools import explain as explain_tool
-from tests.helpers import CLASS_NAMES, merged
+from tests.helpers import CLASS_NAMES, merge
 from tests.train.runs import make_run
 
 
@@ -42,11 +42,11 @@ def test_the_tool(config, tmp_path, npz, capsys) -> None:
     side, title = images_lib.TITLED + 2 * images_lib.GAP, images_lib.TITLE
     assert picture.size == (7 * side, title + 3 * (title + side))
     picture = np.asarray(picture)
-  with np.load(maps) as found:
-    assert set(found) == {'path', 'klass', *attribution.METHODS}
-    assert found['path'].tolist() == [words[0], words[1], words[3]]
-    assert all(found[name].shape == (3, 8, 8) for name in attribution.METHODS)
-    row = found['gradcam'][2]
+  with np.load(maps) as actual:
+    assert set(actual) == {'path', 'klass', *attribution.METHODS}
+    assert actual['path'].tolist() == [words[0], words[1], words[3]]
+    assert all(actual[name].shape == (3, 8, 8) for name in attribution.METHODS)
+    row = actual['gradcam'][2]
   with Image.open(words[3]) as image:
     pixels = np.asarray(image)
   last = picture[-side:]
@@ -95,12 +95,12 @@ def test_another_class_and_one_channel(config, tmp_path, npz, capsys) -> None:
 
 
 def test_logits_that_are_no_numbers(config, tmp_path, npz) -> None:
-  predictor = predict.load(make_run(merged(config, train={'epochs': 0.5}), tmp_path, npz))
+  predictor = predict.load(make_run(merge(config, train={'epochs': 0.5}), tmp_path, npz))
   broken = predictor._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, predictor.variables))
   (tmp_path / 'zz.jpg').write_bytes(b'no image')
   paths = [tmp_path / 'images/00.png', tmp_path / 'zz.jpg']
-  found = [one.problem for one in explain.explain(broken, paths, ['saliency'])]
-  assert found == ['the logits are not finite', 'cannot decode the image: cannot identify image file']
+  actual = [one.problem for one in explain.explain(broken, paths, ['saliency'])]
+  assert actual == ['the logits are not finite', 'cannot decode the image: cannot identify image file']
 
 
 @pytest.mark.parametrize('method', explain.LIBRARIES)
@@ -114,9 +114,9 @@ def test_libraries_find_the_half_that_decides(method: str, channels: int) -> Non
     right = images[:, :, :4].mean((1, 2, 3)) / 255
     return np.stack([1 - right, right], 1)
 
-  found = explain.LIBRARIES[method](probabilities, image, 1)
-  assert found.shape == (16, 16)
-  assert found[:, :4].mean() > 5 * np.abs(found[:, 4:]).mean()
+  actual = explain.LIBRARIES[method](probabilities, image, 1)
+  assert actual.shape == (16, 16)
+  assert actual[:, :4].mean() > 5 * np.abs(actual[:, 4:]).mean()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_libraries_find_the_half_that_decides(method: str, channels: int) -> Non
   ],
 )
 def test_bad_input_is_one_line(words, message, config, tmp_path, npz, capsys) -> None:
-  run = make_run(merged(config, train={'epochs': 0.5}), tmp_path, npz)
+  run = make_run(merge(config, train={'epochs': 0.5}), tmp_path, npz)
   capsys.readouterr()
   with pytest.raises(SystemExit) as caught:
     cli.main(['explain', run, str(tmp_path / 'images'), *words])
@@ -150,16 +150,16 @@ def test_where_no_image_can_be_read_nothing_is_run(config, tmp_path, npz, monkey
   predictor = predict.load(make_run(config, tmp_path, npz))
   (tmp_path / 'zz.jpg').write_bytes(b'no image')
   monkeypatch.setattr(explain, 'jit', lambda _: lambda *_: pytest.fail('it was run'))
-  (found,) = explain.explain(predictor, [tmp_path / 'zz.jpg'], ['integrated'])
-  assert found.problem.startswith('cannot decode the image')
+  (actual,) = explain.explain(predictor, [tmp_path / 'zz.jpg'], ['integrated'])
+  assert actual.problem.startswith('cannot decode the image')
 
 
 @pytest.mark.parametrize('victim', ['out', 'maps'])
 def test_what_was_there_stays_where_a_file_cannot_be_written(tmp_path, monkeypatch, victim: str) -> None:
   pixels = np.zeros((8, 8, 3), np.uint8)
-  found = [explain.Explanation(tmp_path / 'x.png', pixels, 0, 0.5, {'gradcam': np.ones((8, 8), np.float32)}, None)]
+  actual = [explain.Explanation(tmp_path / 'x.png', pixels, 0, 0.5, {'gradcam': np.ones((8, 8), np.float32)}, None)]
   out, maps = tmp_path / 'a.png', tmp_path / 'b.npz'
-  write = lambda: explain_tool.write(found, ['gradcam'], ['ant'], out, maps)
+  write = lambda: explain_tool.write(actual, ['gradcam'], ['ant'], out, maps)
   write()
   before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
   assert before.keys() == {'a.png', 'b.npz'}
@@ -195,8 +195,8 @@ def test_a_picture_that_its_kind_cannot_hold_is_one_line(tmp_path) -> None:
 
 def test_maps_are_called_as_numpy_calls_them(tmp_path) -> None:
   pixels = np.zeros((8, 8, 3), np.uint8)
-  found = [explain.Explanation(tmp_path / 'x.png', pixels, 0, 0.5, {'gradcam': np.ones((8, 8), np.float32)}, None)]
-  explain_tool.write(found, ['gradcam'], ['ant'], tmp_path / 'a.png', tmp_path / 'maps')
+  actual = [explain.Explanation(tmp_path / 'x.png', pixels, 0, 0.5, {'gradcam': np.ones((8, 8), np.float32)}, None)]
+  explain_tool.write(actual, ['gradcam'], ['ant'], tmp_path / 'a.png', tmp_path / 'maps')
   assert {path.name for path in tmp_path.iterdir()} == {'a.png', 'maps.npz'}
 
 

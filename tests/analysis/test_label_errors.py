@@ -12,7 +12,7 @@ from jaxres import cli
 from jaxres.analysis import label_errors
 from jaxres.evaluate import Outputs
 from jaxres.train import loop
-from tests.helpers import make_arrays, merged
+from tests.helpers import make_arrays, merge
 
 
 def test_the_margin_by_hand() -> None:
@@ -23,25 +23,25 @@ def test_the_margin_by_hand() -> None:
 
 
 def test_confident_learning_by_hand() -> None:
-  """Mean probabilities of the own class are 0.7 and 0.65: only the third example reaches another class's."""
+  """Mean probabilities of the labeled class are 0.7 and 0.65: only the third example reaches another class's."""
   first = np.array([0.9, 0.9, 0.3, 0.6, 0.1])
   logits = np.log(np.stack([first, 1 - first], 1)).astype(np.float32)
   labels = np.array([0, 0, 0, 1, 1])
   np.testing.assert_array_equal(label_errors.find_candidates(logits, labels), [False, False, True, False, False])
 
 
-def test_flipped_labels_are_found() -> None:
+def test_flipped_labels_are_detected() -> None:
   rng = np.random.default_rng(0)
   truth = rng.integers(0, 10, 2000)
   logits = (rng.normal(size=(2000, 10)) + 8 * np.eye(10)[truth]).astype(np.float32)
   flipped = rng.random(2000) < 0.02
   labels = np.where(flipped, (truth + rng.integers(1, 10, 2000)) % 10, truth)
   assert sk.average_precision_score(flipped, label_errors.label_margin(logits, labels)) > 5 * flipped.mean()
-  found = label_errors.find_candidates(logits, labels)
-  assert (found & flipped).sum() > 0.8 * flipped.sum()
+  actual = label_errors.find_candidates(logits, labels)
+  assert (actual & flipped).sum() > 0.8 * flipped.sum()
 
 
-def test_near_duplicates_are_found_first() -> None:
+def test_near_duplicates_are_detected_first() -> None:
   rng = np.random.default_rng(0)
   train_x, test_x = rng.normal(size=(50, 16)), rng.normal(size=(30, 16))
   test_x[[4, 9]] = train_x[[11, 42]] + 0.01 * rng.normal(size=(2, 16))
@@ -49,16 +49,16 @@ def test_near_duplicates_are_found_first() -> None:
     name: Outputs(np.zeros((len(x), 2)), np.zeros(len(x), int), x.astype(np.float32))
     for name, x in (('train', train_x), ('test', test_x))
   }
-  found = label_errors.find_near_duplicates(outputs, 5)
-  assert len(found) == 5
-  assert {(p.split, p.example, p.other_split, p.other_example) for p in found[:2]} == {
+  actual = label_errors.find_near_duplicates(outputs, 5)
+  assert len(actual) == 5
+  assert {(p.split, p.example, p.other_split, p.other_example) for p in actual[:2]} == {
     ('test', 4, 'train', 11),
     ('test', 9, 'train', 42),
   }
-  assert min(p.similarity for p in found[:2]) > 0.99 > found[2].similarity
+  assert min(p.similarity for p in actual[:2]) > 0.99 > actual[2].similarity
 
 
-def test_neighbours_are_scikit_learns(monkeypatch) -> None:
+def test_neighbors_are_scikit_learns(monkeypatch) -> None:
   from sklearn.neighbors import NearestNeighbors
   from sklearn.preprocessing import StandardScaler
 
@@ -69,8 +69,8 @@ def test_neighbours_are_scikit_learns(monkeypatch) -> None:
   distance, index = (
     NearestNeighbors(n_neighbors=1, metric='cosine').fit(scaler.transform(b)).kneighbors(scaler.transform(a))
   )
-  found, similarity = label_errors.find_nearest(a, b)
-  np.testing.assert_array_equal(found, index[:, 0])
+  actual, similarity = label_errors.find_nearest(a, b)
+  np.testing.assert_array_equal(actual, index[:, 0])
   np.testing.assert_allclose(similarity, 1 - distance[:, 0], atol=1e-5)
 
 
@@ -80,28 +80,28 @@ def test_the_tool(config, npz, tmp_path, capsys) -> None:
   arrays['train_y'][wrong] = (arrays['train_y'][wrong] + 1) % 4
   arrays['test_x'][7] = arrays['train_x'][23]
   names = ['<ant>', 'bee', 'cat', 'dog']
-  config = merged(config, data={'path': npz(**arrays, class_names=names)}, augment={'crop_pad': 0})
+  config = merge(config, data={'path': npz(**arrays, class_names=names)}, augment={'crop_pad': 0})
   loop.train_and_evaluate(config, tmp_path / 'run')
   capsys.readouterr()
   assert cli.main(['errors', str(tmp_path / 'run'), '--top', '8', '--json', str(tmp_path / 'found.json')]) is None
   out = capsys.readouterr().out
-  found = json.loads((tmp_path / 'found.json').read_text())
-  worst = found['labels']['train']['worst']
+  actual = json.loads((tmp_path / 'found.json').read_text())
+  worst = actual['labels']['train']['worst']
   assert set(wrong) <= {row['index'] for row in worst}
   assert worst[0]['file'] is None
   assert worst[0]['label'] != worst[0]['predicted']
-  assert set(found['labels']) == {'train', 'test'}
-  same = found['duplicates'][0]
+  assert set(actual['labels']) == {'train', 'test'}
+  same = actual['duplicates'][0]
   assert (same['split'], same['example'], same['other_example']) == ('test', 7, 23)
   assert same['difference'] == 0
-  recalls = [row['recall'] for row in found['classes']]
+  recalls = [row['recall'] for row in actual['classes']]
   assert recalls == sorted(recalls)
   assert len(recalls) == 4
   html = (tmp_path / 'run/errors.html').read_text()
   assert '&lt;ant&gt;' in html
   assert '<ant>' not in html
-  assert html.count('data:image/png;base64,') == 2 * len(found['duplicates']) + sum(
-    len(own['worst']) for own in found['labels'].values()
+  assert html.count('data:image/png;base64,') == 2 * len(actual['duplicates']) + sum(
+    len(local['worst']) for local in actual['labels'].values()
   )
   assert str(tmp_path / 'run/errors.html') in out
   with pytest.raises(SystemExit):
@@ -115,19 +115,19 @@ def test_files_are_named(config, tmp_path, capsys) -> None:
     file = tmp_path / 'photos' / f'class{rng.integers(4) if i < 10 else label}' / f'{i:02}.png'
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(file)
-  config = merged(config, data={'name': 'folder', 'path': str(tmp_path / 'photos'), 'image_size': 8, 'val': 0.25})
+  config = merge(config, data={'name': 'folder', 'path': str(tmp_path / 'photos'), 'image_size': 8, 'val': 0.25})
   loop.train_and_evaluate(config, tmp_path / 'run')
   assert cli.main(['errors', str(tmp_path / 'run'), '--top', '8', '--json', str(tmp_path / 'found.json')]) is None
   assert cli.main(['report', str(tmp_path / 'run')]) is None
-  found = json.loads((tmp_path / 'found.json').read_text())
+  actual = json.loads((tmp_path / 'found.json').read_text())
   html = (tmp_path / 'run/errors.html').read_text()
-  rows = [row for split in found['labels'].values() for row in split['worst']]
+  rows = [row for split in actual['labels'].values() for row in split['worst']]
   assert len({row['file'] for row in rows}) == len(rows) > 8
   for row in rows:
     file = pathlib.Path(row['file'])
     assert file.is_file()
     assert file.parent.name == row['label']
     assert f'photos/{file.parent.name}/{file.name}' in html
-  for row in found['duplicates']:
+  for row in actual['duplicates']:
     assert [pathlib.Path(row[name]).parent.name for name in ('file', 'other_file')] == row['labels']
   assert 'photos/class' in (tmp_path / 'run/report.html').read_text()

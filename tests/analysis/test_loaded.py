@@ -14,7 +14,7 @@ from jaxres import cli, predict, weights
 from jaxres.analysis import loaded
 from jaxres.data.statistics import IMAGENET
 from jaxres.errors import InputError
-from tests.helpers import CLASS_NAMES, make_arrays, merged
+from tests.helpers import CLASS_NAMES, make_arrays, merge
 from tests.train.runs import make_run
 from tests.weights.files import make_state
 
@@ -27,7 +27,7 @@ def load_images(folder: pathlib.Path) -> np.ndarray:
 
 def test_arrays_and_files_get_the_answers_of_jaxres_predict(config, tmp_path, npz, capsys) -> None:
   """Both to 12 pixels, the center of 0.75 of the short side."""
-  config = merged(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
+  config = merge(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
   run = make_run(config, tmp_path, npz, shape=(20, 26, 3))
   network = jaxres.load(run)
   images = load_images(tmp_path / 'images')
@@ -125,7 +125,7 @@ def test_a_run_is_scored_as_jaxres_evaluate_does(config, tmp_path, npz) -> None:
 
 def test_a_run_and_its_converted_directory_are_one_on_any_data(config, tmp_path, npz) -> None:
   """What was 59 % and 9.5 %: a directory that is scored by other pixels than its run."""
-  config = merged(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
+  config = merge(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
   run, target = make_run(config, tmp_path, npz, shape=(20, 26, 3)), str(tmp_path / 'converted')
   assert cli.main(['convert', run, target]) == 0
   content = make_arrays(shape=(20, 26, 3))

@@ -9,7 +9,7 @@ from PIL import Image
 from jaxres import cli, models, predict, weights
 from jaxres.analysis import other_data
 from jaxres.errors import InputError
-from tests.helpers import CLASS_NAMES, make_arrays, merged
+from tests.helpers import CLASS_NAMES, make_arrays, merge
 from tests.train.runs import make_run
 from tests.weights.files import make_state
 
@@ -39,7 +39,7 @@ def fail(capsys, *words: str) -> str:
 
 
 def test_a_run_and_its_converted_directory_on_a_folder(config, tmp_path, npz, capsys) -> None:
-  config = merged(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
+  config = merge(config, data={'image_size': 8, 'eval_image_size': 12, 'center_crop': 0.75})
   run, target = make_run(config, tmp_path, npz, shape=(20, 26, 3)), str(tmp_path / 'converted')
   cli.main(['convert', run, target])
   content = make_arrays(shape=(20, 26, 3))

@@ -8,7 +8,7 @@ import pytest
 from jaxres import cli
 from jaxres.analysis import profile
 from jaxres.runtime import limits
-from tests.helpers import ROOT, merged
+from tests.helpers import ROOT, merge
 
 
 def test_a_trace_tells_what_ran_and_where_it_comes_from(tmp_path) -> None:
@@ -27,11 +27,11 @@ def test_a_trace_tells_what_ran_and_where_it_comes_from(tmp_path) -> None:
   run(1)
   path = profile.trace(profile.Step(compiled, run, 1), 3, tmp_path)
   assert path.suffixes == ['.xplane', '.pb']
-  found = profile.operations(path, profile.instruction_sources(compiled.as_text()))
-  by_source = {operation.source: operation for operation in found}
+  actual = profile.operations(path, profile.instruction_sources(compiled.as_text()))
+  by_source = {operation.source: operation for operation in actual}
   product, order = by_source['stage1/dot_general'], by_source['sort']
   assert product.calls == order.calls == 3
-  assert found == sorted(found, key=lambda operation: -operation.seconds)
+  assert actual == sorted(actual, key=lambda operation: -operation.seconds)
   assert all(operation.seconds > 0 for operation in (product, order))
 
 
@@ -49,7 +49,7 @@ def test_a_source_names_the_place_in_the_model(source: str, short: str) -> None:
 
 
 def test_the_profiled_step_is_the_trained_one(config: dict) -> None:
-  step = profile.prepare(merged(config, train={'ema': 0.9, 'accumulate': 2}))
+  step = profile.prepare(merge(config, train={'ema': 0.9, 'accumulate': 2}))
   assert step.images == 16
   step.run(3)
   assert profile.step_seconds(step, 5) > 0

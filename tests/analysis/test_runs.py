@@ -13,12 +13,12 @@ from jaxres import cli, data
 from jaxres.analysis import runs
 from jaxres.errors import InputError
 from jaxres.train import loop
-from tests.helpers import make_arrays, merged
+from tests.helpers import make_arrays, merge
 
 
 @pytest.fixture
 def trained(config, tmp_path) -> str:
-  loop.train_and_evaluate(merged(config, data={'val': 0.25}), tmp_path / 'run')
+  loop.train_and_evaluate(merge(config, data={'val': 0.25}), tmp_path / 'run')
   return str(tmp_path / 'run')
 
 
@@ -31,12 +31,12 @@ def test_outputs_are_what_training_evaluated(trained, batch_size) -> None:
   (run,) = runs.read_runs([trained], step='latest')
   assert run.name == 'run'
   for split, size in (('val', 24), ('test', 40)):
-    found = runs.predict_split(run, split, batch_size)
-    assert found.logits.shape == (size, 4)
-    assert (found.logits.argmax(1) == found.labels).mean() == pytest.approx(last_row(trained)[f'{split}/top1'])
-  np.testing.assert_array_equal(found.labels, make_arrays()['test_y'])
+    actual = runs.predict_split(run, split, batch_size)
+    assert actual.logits.shape == (size, 4)
+    assert (actual.logits.argmax(1) == actual.labels).mean() == pytest.approx(last_row(trained)[f'{split}/top1'])
+  np.testing.assert_array_equal(actual.labels, make_arrays()['test_y'])
   fc = jax.tree.map(np.asarray, run.variables['params']['head']['fc'])
-  np.testing.assert_allclose(found.features @ fc['kernel'] + fc['bias'], found.logits, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(actual.features @ fc['kernel'] + fc['bias'], actual.logits, rtol=1e-4, atol=1e-5)
 
 
 def test_images_are_those_that_evaluation_sees(config, npz) -> None:
@@ -49,7 +49,7 @@ def test_images_are_those_that_evaluation_sees(config, npz) -> None:
 
 
 def test_data_that_runs_share_is_read_once(trained, config, tmp_path, monkeypatch) -> None:
-  other = merged(config, data={'val': 0.25}, train={'seed': 1})
+  other = merge(config, data={'val': 0.25}, train={'seed': 1})
   loop.train_and_evaluate(other, tmp_path / 'other')
   loads = []
   load = data.load
@@ -72,10 +72,10 @@ def test_data_that_has_moved(trained, config, tmp_path) -> None:
 def test_bad_input_is_one_line(trained, config, npz, tmp_path, capsys) -> None:
   with pytest.raises(InputError, match='nowhere: no run there; expected a workdir'):
     runs.read_runs([str(tmp_path / 'nowhere')])
-  (tmp_path / 'begun').mkdir()
+  (tmp_path / 'started').mkdir()
   (tmp_path / 'begun/config.json').write_text((pathlib.Path(trained) / 'config.json').read_text())
   with pytest.raises(InputError, match='no checkpoint there'):
-    runs.read_runs([str(tmp_path / 'begun')])
+    runs.read_runs([str(tmp_path / 'started')])
   with pytest.raises(InputError, match='a run is named twice'):
     runs.read_runs([trained, trained])
   (run,) = runs.read_runs([trained])
@@ -95,23 +95,23 @@ def test_bad_input_is_one_line(trained, config, npz, tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize('tool', ['evaluate', 'report', 'errors', 'explain'])
 def test_a_run_without_a_checkpoint_is_one_line(tool: str, trained, tmp_path, capsys) -> None:
-  (tmp_path / 'begun').mkdir()
+  (tmp_path / 'started').mkdir()
   for name in ('config.json', 'data.json'):
-    (tmp_path / 'begun' / name).write_text((pathlib.Path(trained) / name).read_text())
+    (tmp_path / 'started' / name).write_text((pathlib.Path(trained) / name).read_text())
   capsys.readouterr()
   with pytest.raises(SystemExit) as caught:
-    cli.main([tool, str(tmp_path / 'begun'), *(['image.png'] if tool == 'explain' else [])])
+    cli.main([tool, str(tmp_path / 'started'), *(['image.png'] if tool == 'explain' else [])])
   assert caught.value.code == 2
-  assert re.fullmatch(r'error: .*begun.*: no checkpoint there.*\n', capsys.readouterr().err)
+  assert re.fullmatch(r'error: .*started.*: no checkpoint there.*\n', capsys.readouterr().err)
 
 
 def test_a_split_of_one_class_and_classes_without_examples(config, npz, tmp_path, capsys) -> None:
-  """They are no mistakes of the run: what is undefined is said, and the rest is told."""
+  """They are no mistakes of the run: what is undefined is named, and the rest is told."""
   arrays = make_arrays()
   kept = arrays['test_y'] == 1
   arrays |= {name: arrays[name][kept] for name in ('test_x', 'test_y')}
   names = ['ant', 'bee', 'cat', 'dog']
-  loop.train_and_evaluate(merged(config, data={'path': npz(**arrays, class_names=names)}), tmp_path / 'run')
+  loop.train_and_evaluate(merge(config, data={'path': npz(**arrays, class_names=names)}), tmp_path / 'run')
   expected = (
     'no example of ant, cat, dog: recall, F1 and AUC are undefined there, and left out of the means',
     "every example is 'bee': ROC-AUC is undefined",

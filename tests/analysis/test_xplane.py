@@ -31,7 +31,7 @@ def run(code: str, *words: str, warnings: str = 'default') -> subprocess.Complet
 
 @pytest.fixture(scope='module')
 def trace(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """Return the trace of three products, each a program of its own, on the eight devices of the tests."""
+  """Return the trace of three products, each a separate program, on the eight devices of the tests."""
   compiled = jax.jit(lambda x: jnp.sort((x @ x).ravel())).lower(jnp.ones((128, 128))).compile()
   work = lambda steps: jax.block_until_ready([compiled(jnp.ones((128, 128))) for _ in range(steps)])
   return profile.trace(profile.Step(compiled, work, 1), 3, tmp_path_factory.mktemp('trace'))

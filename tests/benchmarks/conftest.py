@@ -1,4 +1,4 @@
-"""Tests of the benchmarks are marked: nothing of jaxres depends on them, and CI runs them in a step of its own."""
+"""Tests of the benchmarks are marked: nothing of jaxres depends on them, and CI runs them in a separate step."""
 
 import pathlib
 

@@ -45,9 +45,9 @@ def test_sides_take_turns_and_ratios_are_of_one_round() -> None:
   commands = {name: [sys.executable, '-c', ECHO % wall] for name, wall in (('ours', 0.5), ('theirs', 2.0))}
   with harness.open_sides(commands) as opened:
     assert [side.facts for side in opened] == [{'images': 10, 'compile_s': 1.5}] * 2
-    found = harness.interleave(opened, rounds=3, seconds=4.0)
-  assert [row['images_per_s'] for row in found['ours']] == [20.0] * 3
-  ours, theirs = harness.summarize(found, 'ours')
+    actual = harness.interleave(opened, rounds=3, seconds=4.0)
+  assert [row['images_per_s'] for row in actual['ours']] == [20.0] * 3
+  ours, theirs = harness.summarize(actual, 'ours')
   assert (ours['ours_is_times_as_fast'], theirs['ours_is_times_as_fast']) == (1.0, 4.0)
   assert theirs['cpu_ms_per_image'] == 50.0
   assert theirs['ratio_spread'] == [4.0, 4.0]
@@ -56,8 +56,8 @@ def test_sides_take_turns_and_ratios_are_of_one_round() -> None:
 
 def test_a_ratio_is_the_median_over_rounds() -> None:
   row = lambda speed: {'images_per_s': speed, 'cpu_ms_per_image': 1.0}
-  found = {'a': [row(10.0), row(20.0), row(90.0)], 'b': [row(10.0), row(10.0), row(30.0)]}
-  _, b = harness.summarize(found, 'a')
+  actual = {'a': [row(10.0), row(20.0), row(90.0)], 'b': [row(10.0), row(10.0), row(30.0)]}
+  _, b = harness.summarize(actual, 'a')
   assert (b['a_is_times_as_fast'], b['ratio_spread'], b['spread']) == (2.0, [1.0, 3.0], [10.0, 30.0])
 
 
@@ -93,7 +93,7 @@ def test_each_side_works(kind: str, side: str, tiny: str) -> None:
   assert work.facts['compile_s'] > 0
 
 
-def test_real_images_come_in_whole_batches_again_and_again(npz, monkeypatch) -> None:
+def test_real_images_come_in_complete_batches_again_and_again(npz, monkeypatch) -> None:
   arrays = make_arrays((20, 8))
   monkeypatch.setattr(sys, 'argv', ['train_step.py', '--data', npz(**arrays), '--batch_size', '8'])
   parser = argparse.ArgumentParser()
@@ -101,10 +101,10 @@ def test_real_images_come_in_whole_batches_again_and_again(npz, monkeypatch) -> 
   args = sides.parse(parser)
   assert (args.image_size, args.classes) == (8, 4)
   source = sides.batches(args, lambda array: array)
-  found = [next(source) for _ in range(3)]
-  np.testing.assert_array_equal(np.concatenate([x for x, _ in found[:2]]), arrays['train_x'][:16])
-  np.testing.assert_array_equal(np.concatenate([y for _, y in found[:2]]), arrays['train_y'][:16])
-  np.testing.assert_array_equal(found[2][0], found[0][0])
+  actual = [next(source) for _ in range(3)]
+  np.testing.assert_array_equal(np.concatenate([x for x, _ in actual[:2]]), arrays['train_x'][:16])
+  np.testing.assert_array_equal(np.concatenate([y for _, y in actual[:2]]), arrays['train_y'][:16])
+  np.testing.assert_array_equal(actual[2][0], actual[0][0])
   args.batch_size = 32
   with pytest.raises(SystemExit, match='has 20 images, less than a batch of 32'):
     sides.examples(args)
@@ -122,17 +122,17 @@ def test_the_limit_is_that_of_the_published_work(
   name: str, stem: str | None, size: int, classes: int, gmac: float, speed: float
 ) -> None:
   model = models.create(name, stem=stem, num_classes=classes)
-  found = limit.layers(model, 256, size)
-  assert found.macs / 256 / 1e9 == pytest.approx(gmac, rel=0.02)
-  assert 256 / limit.min_seconds(found, 2, 800e12, 3.0e12) == pytest.approx(speed, rel=0.05)
+  actual = limit.layers(model, 256, size)
+  assert actual.macs / 256 / 1e9 == pytest.approx(gmac, rel=0.02)
+  assert 256 / limit.min_seconds(actual, 2, 800e12, 3.0e12) == pytest.approx(speed, rel=0.05)
 
 
 def test_layers_are_counted(tiny: str) -> None:
-  found = limit.layers(models.create(tiny, num_classes=4), batch_size=2, image_size=8)
+  actual = limit.layers(models.create(tiny, num_classes=4), batch_size=2, image_size=8)
   pixels = 2 * 8 * 8
   convolution = lambda inputs: (pixels * 8 * 9 * inputs, pixels * (inputs + 8) + 9 * inputs * 8)
-  assert sorted(found.kernels) == sorted([convolution(3), convolution(8), convolution(8), (2 * 8 * 4, 2 * 12 + 32)])
-  assert found.norms == [pixels * 8] * 3
+  assert sorted(actual.kernels) == sorted([convolution(3), convolution(8), convolution(8), (2 * 8 * 4, 2 * 12 + 32)])
+  assert actual.norms == [pixels * 8] * 3
 
 
 def test_a_layer_is_bound_by_arithmetic_or_by_memory() -> None:
@@ -191,10 +191,10 @@ def test_a_projection_is_its_arithmetic() -> None:
   assert projection.describe('resnet50') == (4 * 25_557_032, 53)
 
 
-def test_devices_are_asked_for_once(monkeypatch) -> None:
+def test_devices_are_queried_once(monkeypatch) -> None:
   monkeypatch.setenv('XLA_FLAGS', '--xla_a=1 --xla_force_host_platform_device_count=8')
-  found = scaling.environment(2, gpus=False)
-  assert found == {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_a=1 --xla_force_host_platform_device_count=2'}
+  actual = scaling.environment(2, gpus=False)
+  assert actual == {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_a=1 --xla_force_host_platform_device_count=2'}
   assert scaling.environment(2, gpus=True) == {'CUDA_VISIBLE_DEVICES': '0,1'}
 
 
@@ -230,14 +230,14 @@ def test_compile_times_are_medians() -> None:
 
 
 def test_a_training_is_timed_to_its_target(config: dict, tmp_path) -> None:
-  found = end_to_end.run(config, 0, tmp_path / 'run', 'test/top1', target=0.0)
+  actual = end_to_end.run(config, 0, tmp_path / 'run', 'test/top1', target=0.0)
   rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
   scores = [row['test/top1'] for row in rows if 'test/top1' in row]
-  assert (found['steps'], found['evaluations'], found['accuracy']) == (24, 4, pytest.approx(scores[-1]))
-  assert (found['reached'], found['reached_step']) == (True, 6)
-  assert 0 < found['first_step_s'] < found['reached_s'] < found['total_s']
-  assert found['first_step_s'] + found['rest_s'] == pytest.approx(found['total_s'], abs=0.01)
-  assert 0 < found['compile_s'] < found['total_s']
+  assert (actual['steps'], actual['evaluations'], actual['accuracy']) == (24, 4, pytest.approx(scores[-1]))
+  assert (actual['reached'], actual['reached_step']) == (True, 6)
+  assert 0 < actual['first_step_s'] < actual['reached_s'] < actual['total_s']
+  assert actual['first_step_s'] + actual['rest_s'] == pytest.approx(actual['total_s'], abs=0.01)
+  assert 0 < actual['compile_s'] < actual['total_s']
 
 
 def test_a_row_of_a_training_is_of_its_moments() -> None:
@@ -248,17 +248,17 @@ def test_a_row_of_a_training_is_of_its_moments() -> None:
     end_to_end.Mark(15.0, 9.0, 6, top1(0.9)),
     end_to_end.Mark(20.0, 12.0, 11, top1(0.8)),
   ]
-  found = end_to_end.summarize(marks, 16, 'test/top1', 0.9)
-  assert found == {
+  actual = end_to_end.summarize(marks, 16, 'test/top1', 0.9)
+  assert actual == {
     'first_step_s': 10.0, 'rest_s': 10.0, 'total_s': 20.0, 'images_per_s': 16.0, 'cpu_ms_per_image': 50.0, 'steps': 11,
     'evaluations': 3, 'accuracy': 0.8, 'reached': True, 'reached_s': 15.0, 'reached_step': 6,
   }  # fmt: skip
   missed = end_to_end.summarize(marks, 16, 'test/top1', 0.95)
   assert (missed['reached'], missed['reached_s']) == (False, None)
-  both = end_to_end.mean([found, found | {'accuracy': 0.9, 'total_s': 30.0}])
+  both = end_to_end.mean([actual, actual | {'accuracy': 0.9, 'total_s': 30.0}])
   assert (both['seeds'], both['reached'], both['total_s'], both['total_s_spread']) == (2, 2, 25.0, [20.0, 30.0])
   assert both['accuracy_std'] == pytest.approx(np.std([0.8, 0.9], ddof=1), abs=1e-5)
-  one = end_to_end.mean([found, missed])
+  one = end_to_end.mean([actual, missed])
   assert one['reached'] == 1
   assert 'reached_s' not in one
   with pytest.raises(SystemExit, match="'val/top1' was never measured; there are test/top1"):
@@ -321,13 +321,13 @@ def test_the_projection_of_the_page_is_what_the_arithmetic_says() -> None:
 
 def test_the_labels_that_are_flipped() -> None:
   labels = np.arange(1000) % 4
-  found, flipped = flipped_labels.flip(labels, 0.25, 4)
+  actual, flipped = flipped_labels.flip(labels, 0.25, 4)
   assert flipped.sum() == 250
-  np.testing.assert_array_equal(found != labels, flipped)
-  assert set((found - labels)[flipped] % 4) == {1, 2, 3}
+  np.testing.assert_array_equal(actual != labels, flipped)
+  assert set((actual - labels)[flipped] % 4) == {1, 2, 3}
 
 
-def test_labels_that_are_found_by_hand() -> None:
+def test_labels_that_are_detected_by_hand() -> None:
   logits = 5 * np.eye(4, dtype=np.float32)[np.arange(40) % 4]
   labels, flipped = flipped_labels.flip(np.arange(40) % 4, 0.1, 4)
   margin, confident = flipped_labels.score_rows(logits, labels, flipped)
@@ -338,22 +338,22 @@ def test_labels_that_are_found_by_hand() -> None:
 def test_what_is_planted() -> None:
   images, labels, where = planted_patch.plant_patches(5, 12, 3, seed=0)
   assert (where.sum((1, 2)) == 9).all()
-  for image, label, own in zip(images, labels, where, strict=True):
-    assert (image[own] == planted_patch.COLORS[label]).all()
-    assert ((image[~own] >= 90) & (image[~own] < 160)).all()
+  for image, label, local in zip(images, labels, where, strict=True):
+    assert (image[local] == planted_patch.COLORS[label]).all()
+    assert ((image[~local] >= 90) & (image[~local] < 160)).all()
 
 
-def test_the_tables_of_what_is_found() -> None:
+def test_the_tables_of_what_is_detected() -> None:
   row = {'benchmark': 'planted_patch', 'side': 'gradcam', 'hit_rate': 0.953, 'share': 0.5, 'chance': 0.1406}
   assert '| `gradcam` | 95 % | 50 % | 14 % |' in table.patches([{'gradcam': row}])
   shared = {'benchmark': 'flipped_labels', 'examples': 50000, 'flipped': 1000, 'epochs': 2.0}
   shared |= {'model': 'resnet20', 'data': 'training split', 'test_top1': 0.7}
   margin = shared | {'average_precision': 0.31, 'chance': 0.02, 'precision': 0.4}
   confident = shared | {'candidates': 2000, 'precision': 0.35, 'recall': 0.7}
-  found = table.flips([{'margin': margin, 'confident learning': confident}])
+  actual = table.flips([{'margin': margin, 'confident learning': confident}])
   what = '| 1,000 of 50,000 in the training split; resnet20, 2 epochs, test top-1 70.0 %'
-  assert f'{what} | margin | 1,000 | 40.0 % | 40.0 % | 31.0 % | 16 |' in found
-  assert f'{what} | confident learning | 2,000 | 35.0 % | 70.0 % |  |  |' in found
+  assert f'{what} | margin | 1,000 | 40.0 % | 40.0 % | 31.0 % | 16 |' in actual
+  assert f'{what} | confident learning | 2,000 | 35.0 % | 70.0 % |  |  |' in actual
 
 
 @pytest.mark.parametrize('reads', [True, False])
@@ -376,9 +376,9 @@ def test_one_side_reads_back_each_of_its_saves_and_the_other_none(config: dict, 
 
 def test_the_shares_of_reading_back() -> None:
   row = lambda speed: {'images_per_s': speed, 'cpu_ms_per_image': 1.0}
-  found = {'read back': [row(98.0), row(99.0), row(90.0)], 'not read back': [row(100.0)] * 3}
+  actual = {'read back': [row(98.0), row(99.0), row(90.0)], 'not read back': [row(100.0)] * 3}
   facts = {'read back': {'images': 4900, 'epochs': 10, 'look_s': 0.05}, 'not read back': {}}
-  first, second = read_back.summarize(found, facts)
+  first, second = read_back.summarize(actual, facts)
   assert (first['share'], first['share_spread']) == (0.02, [0.01, 0.1])
   assert first['look_share'] == 0.01  # of five seconds
   assert 'share' not in second

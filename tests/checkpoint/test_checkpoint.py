@@ -42,9 +42,9 @@ def test_what_was_saved_comes_back(tmp_path) -> None:
     assert restore(manager) is None
     checkpoint.save(manager, make_state(7), progress, {})
   with checkpoint.open_manager(tmp_path / 'c') as manager:
-    state, found = restore(manager)
+    state, actual = restore(manager)
   assert_equal(state, make_state(7))
-  assert found == progress
+  assert actual == progress
   assert state.params['a'].sharding.is_fully_replicated
   assert len(state.params['a'].sharding.device_set) == 8
 
@@ -73,8 +73,8 @@ def test_a_moving_average_is_saved(tmp_path) -> None:
     checkpoint.save(manager, saved, {}, {})
     manager.wait_until_finished()
     template = jax.eval_shape(lambda: saved)
-    found, _ = checkpoint.restore(manager, template, sharding.replicated_sharding(sharding.make_mesh()))
-  assert_equal(found, saved)
+    actual, _ = checkpoint.restore(manager, template, sharding.replicated_sharding(sharding.make_mesh()))
+  assert_equal(actual, saved)
 
 
 def test_a_donated_state_is_saved_as_it_was(tmp_path) -> None:
@@ -88,8 +88,8 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path) -> None:
     manager.wait_until_finished()
     template = jax.eval_shape(lambda: state.replace(step=jnp.int32(0)))
     template = jax.tree.map(lambda x: x, template)
-    found, _ = checkpoint.restore(manager, template, sharding.replicated_sharding(sharding.make_mesh()))
-  np.testing.assert_array_equal(found.params['a'][3], make_state(0).params['a'])
+    actual, _ = checkpoint.restore(manager, template, sharding.replicated_sharding(sharding.make_mesh()))
+  np.testing.assert_array_equal(actual.params['a'][3], make_state(0).params['a'])
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path) -> None:
@@ -143,20 +143,20 @@ def digest(state: TrainState) -> str:
 
 @pytest.mark.parametrize('shard_optimizer', [False, True])
 def test_eight_devices_then_one_then_eight(tmp_path, shard_optimizer: bool) -> None:
-  counts, digests, found = (8, 1, 8), [], make_state(7).replace(ema={'params': jnp.arange(24.0).reshape(3, 8)})
+  counts, digests, actual = (8, 1, 8), [], make_state(7).replace(ema={'params': jnp.arange(24.0).reshape(3, 8)})
   for number, count in enumerate(counts):
     mesh = jax.sharding.Mesh(jax.devices()[:count], ('data',))
-    places = shardings(found, mesh, shard_optimizer=shard_optimizer)
+    places = shardings(actual, mesh, shard_optimizer=shard_optimizer)
     if number == 0:
-      found = jax.device_put(found, places)
+      actual = jax.device_put(actual, places)
     else:
       with checkpoint.open_manager(tmp_path / f'{number - 1}') as manager:
-        found, _ = checkpoint.restore(manager, jax.eval_shape(lambda tree: tree, found), places)
-    assert {len(x.sharding.device_set) for x in jax.tree.leaves(found)} == {count}
-    assert found.opt_state[0].sharding.is_fully_replicated == (count == 1 or not shard_optimizer)
-    digests.append(digest(found))
+        actual, _ = checkpoint.restore(manager, jax.eval_shape(lambda tree: tree, actual), places)
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(actual)} == {count}
+    assert actual.opt_state[0].sharding.is_fully_replicated == (count == 1 or not shard_optimizer)
+    digests.append(digest(actual))
     with checkpoint.open_manager(tmp_path / f'{number}') as manager:
-      checkpoint.save(manager, found, {}, {})
+      checkpoint.save(manager, actual, {}, {})
   assert len(set(digests)) == 1
 
 
@@ -211,7 +211,7 @@ def flip_when_committed(monkeypatch, step: int) -> None:
   """Have a bit of each data file of the checkpoint of ``step`` flipped between its commit and the look at it."""
   difference = reader.difference
 
-  def flipped(path, known):
+  def flip_bit(path, known):
     if path.name == str(step):
       for victim in (path / 'state').rglob('d/*'):  # of two copies of an array only one is read
         content = bytearray(victim.read_bytes())
@@ -219,7 +219,7 @@ def flip_when_committed(monkeypatch, step: int) -> None:
         victim.write_bytes(content)
     return difference(path, known)
 
-  monkeypatch.setattr(reader, 'difference', flipped)
+  monkeypatch.setattr(reader, 'difference', flip_bit)
 
 
 @pytest.mark.parametrize('where', ['commit', 'next save', 'end'])

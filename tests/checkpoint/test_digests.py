@@ -17,11 +17,11 @@ from jaxres.runtime import sharding
 def test_the_digest_is_of_all_that_a_run_must_know(part: str) -> None:
   digests = {'params/a': '1', 'batch_stats/b': '2', 'opt_state/0/a': '3', 'step': '4', 'ema/params/a': '5'}
   progress = {'last': {'test/top1': 0.5, 'train/images_per_s': 7.0}, 'best': {'val/top1': 0.4}, 'stale': 1}
-  whole = digests_lib.state_digest(digests, progress)
+  complete = digests_lib.state_digest(digests, progress)
   left = {name: value for name, value in digests.items() if name.split('/')[0] != part}
-  assert digests_lib.state_digest(left, {**progress, 'stale': 2} if part == 'progress' else progress) != whole
+  assert digests_lib.state_digest(left, {**progress, 'stale': 2} if part == 'progress' else progress) != complete
   progress['last']['train/images_per_s'] = 8.0
-  assert digests_lib.state_digest(digests, progress) == whole
+  assert digests_lib.state_digest(digests, progress) == complete
 
 
 def sha(content: bytes) -> str:
@@ -58,10 +58,10 @@ def test_a_state_has_the_digest_of_its_sorted_leaves_and_its_progress() -> None:
 def test_leaves_are_named_and_gathered() -> None:
   mesh = sharding.make_mesh()
   split = jax.device_put(np.arange(16.0), sharding.batch_sharding(mesh))
-  found = dict(digests_lib.leaves({'a': {'b': split}, 'c': np.float32(3)}))
-  assert [*found] == ['a/b', 'c']
-  assert all(isinstance(array, np.ndarray) for array in found.values())
-  np.testing.assert_array_equal(found['a/b'], np.arange(16.0))
+  actual = dict(digests_lib.leaves({'a': {'b': split}, 'c': np.float32(3)}))
+  assert [*actual] == ['a/b', 'c']
+  assert all(isinstance(array, np.ndarray) for array in actual.values())
+  np.testing.assert_array_equal(actual['a/b'], np.arange(16.0))
   assert digests_lib.kinds({'a': {'b': split}, 'c': np.float32(3)}) == {'a/b': 'float32[16]', 'c': 'float32[]'}
 
 

@@ -77,7 +77,7 @@ def test_a_rename_whose_answer_was_lost_is_done(tmp_path, monkeypatch) -> None:
 
 
 def keep_a_file(monkeypatch, names: str) -> None:
-  """Have directories whose names begin so keep a file that is open elsewhere, as NFS does."""
+  """Have directories whose names start so keep a file that is open elsewhere, as NFS does."""
   real = shutil.rmtree
 
   def rmtree(path: pathlib.Path, *args: object, **options: object) -> None:
@@ -91,7 +91,7 @@ def keep_a_file(monkeypatch, names: str) -> None:
 
 
 @pytest.mark.parametrize('same_step', [False, True])
-def test_what_cannot_be_deleted_behind_a_save_is_said_once_and_is_no_checkpoint(
+def test_what_cannot_be_deleted_behind_a_save_is_told_once_and_is_no_checkpoint(
   tmp_path, monkeypatch, capfd, same_step: bool
 ) -> None:
   with monkeypatch.context() as patch, checkpoint.open_manager(tmp_path / 'checkpoints') as manager:

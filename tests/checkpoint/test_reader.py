@@ -46,9 +46,9 @@ def copy(saved: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def digests(saved: pathlib.Path) -> dict[int, str]:
-  found = {step: reader.read(saved / str(step)) for step in (1, 2, 3)}
-  assert all(each.verified and each.about['step'] == step for step, each in found.items())
-  return {step: digests_lib.state_digest(each.digests, each.progress) for step, each in found.items()}
+  actual = {step: reader.read(saved / str(step)) for step in (1, 2, 3)}
+  assert all(each.verified and each.about['step'] == step for step, each in actual.items())
+  return {step: digests_lib.state_digest(each.digests, each.progress) for step, each in actual.items()}
 
 
 @pytest.mark.parametrize('number', range(24))
@@ -56,8 +56,8 @@ def test_damage_falls_back_and_never_restores_what_was_not_saved(copy, digests, 
   rng, every = random.Random(number), inject.files(copy / '3')
   victim, kind = every[number % len(every)], inject.KINDS[number % 4]
   inject.damage(victim, kind, rng)
-  step, found = restore(copy)
-  assert found == digests[step]
+  step, actual = restore(copy)
+  assert actual == digests[step]
   assert step in (2, 3)
   if step == 2:  # step 3 is named, kept, and can be saved again
     assert 'checkpoint 3 is damaged: ' in capfd.readouterr().err
@@ -110,7 +110,7 @@ def test_an_empty_directory_is_no_checkpoint(copy, digests, capfd) -> None:
   assert 'checkpoint 7 is damaged' in capfd.readouterr().err
 
 
-def test_where_none_is_whole_nothing_is_touched(copy) -> None:
+def test_where_none_is_complete_nothing_is_touched(copy) -> None:
   for step in (1, 2, 3):
     shutil.rmtree(copy / str(step) / 'state')
   with pytest.raises(InputError, match=r'none of 3 checkpoints is intact: step 3: leaf .*move them away'):
@@ -143,7 +143,7 @@ def test_what_is_not_finite_is_never_saved(copy, digests, field: str, value: flo
   assert restore(copy) == (3, digests[3])
 
 
-def test_without_room_nothing_is_begun(copy, digests, monkeypatch) -> None:
+def test_without_room_nothing_is_started(copy, digests, monkeypatch) -> None:
   monkeypatch.setattr(disk.shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10, 10, 1000))
   message = r'the disk is full: .*0.0 MB are free, and step 4 needs 1.1 MB; what was saved'
   with pytest.raises(InputError, match=message), checkpoint.open_manager(copy, keep_latest=3) as manager:

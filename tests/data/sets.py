@@ -20,12 +20,12 @@ def png(image: np.ndarray) -> bytes:
 
 
 def features(shape: tuple = (None, None, 3), *, ids: bool = False, classes: int = 2) -> dict:
-  found = {'image': tfds.features.Image(shape=shape), 'label': tfds.features.ClassLabel(num_classes=classes)}
-  return ({'id': tfds.features.Text()} if ids else {}) | found
+  actual = {'image': tfds.features.Image(shape=shape), 'label': tfds.features.ClassLabel(num_classes=classes)}
+  return ({'id': tfds.features.Text()} if ids else {}) | actual
 
 
 def examples(count: int, *, side: int | None = None, label: int | None = None) -> list[dict]:
-  """Return random images of ``side`` pixels, else each of its own size, with labels 0 and 1 in turn; TFDS drops ids."""
+  """Return random images of ``side`` pixels, else each of another size, with labels 0 and 1 in turn; TFDS drops ids."""
   rng = np.random.default_rng(count)
   sizes = [(side, side) if side else (12 + i, 30 - i % 13) for i in range(count)]
   images = [png(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]

@@ -17,12 +17,12 @@ def labels(pipeline: data.Pipeline) -> np.ndarray:
 
 
 def test_validation_is_a_stratified_part_of_train(npz) -> None:
-  whole, part = load(npz()), load(npz(), val=0.25)
-  assert whole.val is None
+  complete, part = load(npz()), load(npz(), val=0.25)
+  assert complete.val is None
   assert (part.train.size, part.val.size, part.test.size) == (72, 24, 40)
   assert np.bincount(labels(part.val)).tolist() == [6, 6, 6, 6]
   rows = lambda p: {image.tobytes() for image in np.asarray(p.device_data['image'])}
-  assert rows(part.train) | rows(part.val) == rows(whole.train)
+  assert rows(part.train) | rows(part.val) == rows(complete.train)
   assert not rows(part.train) & rows(part.val)
   assert rows(load(npz(), val=0.25, seed=1).val) != rows(part.val)
 
@@ -61,7 +61,7 @@ def test_a_constant_channel_has_a_harmless_deviation() -> None:
   assert channel_statistics(np.full((3, 2, 2, 1), 51, np.uint8)) == ((0.2,), (1.0,))
 
 
-def test_cifar10_is_normalised_by_the_published_statistics(tfds_dir: str) -> None:
+def test_cifar10_is_normalized_by_the_published_statistics(tfds_dir: str) -> None:
   dataset = data.load('cifar10', data_dir=tfds_dir, val=0.1)
   assert (dataset.train.size, dataset.val.size, dataset.test.size) == (45_000, 5_000, 10_000)
   assert np.bincount(labels(dataset.val)).tolist() == [500] * 10
@@ -89,14 +89,14 @@ def test_evaluation_images_may_have_another_size(npz, pipeline: str) -> None:
 
 def test_an_npz_may_bring_its_val(npz) -> None:
   given = make_arrays()
-  own = {'val_x': given['test_x'][:12], 'val_y': given['test_y'][:12]}
-  dataset = load(npz(**given, **own))
-  np.testing.assert_array_equal(dataset.val.device_data['image'], own['val_x'])
-  np.testing.assert_array_equal(labels(dataset.val), own['val_y'])
+  local = {'val_x': given['test_x'][:12], 'val_y': given['test_y'][:12]}
+  dataset = load(npz(**given, **local))
+  np.testing.assert_array_equal(dataset.val.device_data['image'], local['val_x'])
+  np.testing.assert_array_equal(labels(dataset.val), local['val_y'])
   with pytest.raises(InputError, match='no array val_y'):
-    load(npz(**given, val_x=own['val_x']))
+    load(npz(**given, val_x=local['val_x']))
   with pytest.raises(InputError, match='train_x and val_x hold images of different shapes'):
-    load(npz(**given, val_x=own['val_x'][:, 1:], val_y=own['val_y']))
+    load(npz(**given, val_x=local['val_x'][:, 1:], val_y=local['val_y']))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_missing_cifar10_is_explained(tmp_path) -> None:
     ({}, "no training example is of the class 'e': of 5 classes"),
   ],
 )
-def test_classes_without_a_training_example_are_said(npz, capsys, options: dict, message: str) -> None:
+def test_classes_without_a_training_example_are_told(npz, capsys, options: dict, message: str) -> None:
   names = list('abcd') if options else list('abcde')
   load(npz(**make_arrays(), class_names=np.array(names)), **options)
   assert message in capsys.readouterr().err

@@ -48,10 +48,10 @@ def draws(seed: int = 0, attempts: int = 10) -> list[list[float]]:
 )
 def test_every_kind_becomes_rgb_as_pillow_has_it(mode: str, form: str) -> None:
   data = encode(picture(20, 12).convert(mode), form)
-  found = decode.decode_image(data, None)
-  assert (found.shape, found.dtype) == ((12, 20, 3), np.uint8)
-  np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert('RGB')))
-  assert np.ptp(found) > 100
+  actual = decode.decode_image(data, None)
+  assert (actual.shape, actual.dtype) == ((12, 20, 3), np.uint8)
+  np.testing.assert_array_equal(actual, np.asarray(Image.open(io.BytesIO(data)).convert('RGB')))
+  assert np.ptp(actual) > 100
   assert decode.decode_crops(data, 8, (0.5, 1.0), draws()).shape == (8, 8, 3)
 
 
@@ -59,9 +59,9 @@ def test_sixteen_bits_keep_the_upper_eight() -> None:
   values = np.random.default_rng(0).integers(0, 1 << 16, (9, 7), np.uint16)
   data = encode(Image.fromarray(values), 'PNG')
   assert Image.open(io.BytesIO(data)).mode.startswith('I')
-  found = decode.decode_image(data, None)
+  actual = decode.decode_image(data, None)
   for channel in range(3):
-    np.testing.assert_array_equal(found[..., channel], values >> 8)
+    np.testing.assert_array_equal(actual[..., channel], values >> 8)
 
 
 def test_a_palette_with_transparency_warns_of_nothing() -> None:
@@ -98,15 +98,15 @@ def test_a_damaged_image_is_refused(form: str, keep: float) -> None:
 
 @pytest.mark.parametrize('size', [(100, 75), (75, 100), (90, 90), (33, 200), (20, 30)])
 @pytest.mark.parametrize('keep', [1.0, 0.875])
-def test_the_centre_is_torchvisions(size: tuple[int, int], keep: float) -> None:
+def test_the_center_is_torchvisions(size: tuple[int, int], keep: float) -> None:
   image = picture(*size)
   short = round(56 / keep)
   width, height = size
   wide, high = (short, int(short * height / width)) if width < height else (int(short * width / height), short)
   left, top = round((wide - 56) / 2), round((high - 56) / 2)  # torchvision's center_crop
   expected = image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + 56, top + 56))
-  for found in (decode.decode_image(encode(image, 'PNG'), 56, keep), decode.resize_image(np.asarray(image), 56, keep)):
-    assert difference(found, np.asarray(expected)).max() <= 1
+  for actual in (decode.decode_image(encode(image, 'PNG'), 56, keep), decode.resize_image(np.asarray(image), 56, keep)):
+    assert difference(actual, np.asarray(expected)).max() <= 1
 
 
 def test_the_same_size_is_left_as_it_is() -> None:
@@ -116,13 +116,13 @@ def test_the_same_size_is_left_as_it_is() -> None:
 
 def test_resized_takes_any_number_of_channels() -> None:
   pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 5), np.uint8)
-  found = decode.resize_image(pixels, 10)
-  assert found.shape == (10, 10, 5)
-  np.testing.assert_array_equal(found[..., 1:4], decode.resize_image(pixels[..., 1:4], 10))
+  actual = decode.resize_image(pixels, 10)
+  assert actual.shape == (10, 10, 5)
+  np.testing.assert_array_equal(actual[..., 1:4], decode.resize_image(pixels[..., 1:4], 10))
 
 
 @pytest.mark.parametrize('size', [(1001, 903), (450, 447)])
-def test_a_reduced_jpeg_is_nearly_the_whole_one(size: tuple[int, int]) -> None:
+def test_a_reduced_jpeg_is_nearly_the_complete_one(size: tuple[int, int]) -> None:
   data = encode(picture(*size), 'JPEG', quality=95)
   full = encode(Image.open(io.BytesIO(data)), 'PNG')
   assert difference(decode.decode_image(data, 56), decode.decode_image(full, 56)).max() <= 3
@@ -151,7 +151,7 @@ def test_random_boxes_have_the_published_distribution() -> None:
 @pytest.mark.parametrize(
   ('size', 'box'), [((300, 10), (143, 0, 156, 10)), ((10, 300), (0, 143, 10, 156)), ((1, 1), (0, 0, 1, 1))]
 )
-def test_a_box_that_never_fits_is_the_centre(size: tuple[int, int], box: tuple[int, ...]) -> None:
+def test_a_box_that_never_fits_is_the_center(size: tuple[int, int], box: tuple[int, ...]) -> None:
   assert decode.crop_box(*size, (1.0, 1.0), draws()) == box
 
 
@@ -175,31 +175,31 @@ def test_both_decoders_agree(mode: str, side: int, reduction: int, monkeypatch) 
   reduce = decode._reduction
   monkeypatch.setattr(decode, '_reduction', lambda *box: seen.append(reduce(*box)) or seen[-1])
   quick = decode._decode_crops_fast(data, side, (0.7, 0.9), draws(5))
-  found = difference(quick, decode._decode_crops_pillow(data, side, (0.7, 0.9), draws(5)))
+  actual = difference(quick, decode._decode_crops_pillow(data, side, (0.7, 0.9), draws(5)))
   assert seen == [reduction, reduction]
-  assert found.max() <= 1
+  assert actual.max() <= 1
   assert np.ptp(quick) > 100
 
 
 @needs_fast
 def test_what_simplejpeg_refuses_is_left_to_pillow(monkeypatch) -> None:
   data = encode(picture(40, 30).convert('CMYK'), 'JPEG')
-  found = decode.decode_crops(data, 16, (0.5, 1.0), draws())
+  actual = decode.decode_crops(data, 16, (0.5, 1.0), draws())
   monkeypatch.setattr(decode, 'fast_modules', lambda: None)
-  np.testing.assert_array_equal(found, decode.decode_crops(data, 16, (0.5, 1.0), draws()))
+  np.testing.assert_array_equal(actual, decode.decode_crops(data, 16, (0.5, 1.0), draws()))
 
 
 @needs_fast
 def test_a_crop_stays_when_its_thread_uses_the_memory_again() -> None:
   files = [encode(picture(120 + 30 * i % 70, 90, seed=i), 'JPEG') for i in range(6)]
   expected = [decode._decode_crops_pillow(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
-  found = [decode.decode_crops(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
-  assert all(difference(a, b).max() <= 1 for a, b in zip(found, expected, strict=True))
+  actual = [decode.decode_crops(data, 96, (0.5, 1.0), draws(i)) for i, data in enumerate(files)]
+  assert all(difference(a, b).max() <= 1 for a, b in zip(actual, expected, strict=True))
 
-  whole = [[0.0, 0.5, 0.0, 0.0]]  # a square of its own size, which is not resampled
-  first = decode.decode_crops(encode(picture(32, 32), 'JPEG'), 32, (1.0, 1.0), whole)
+  complete = [[0.0, 0.5, 0.0, 0.0]]  # a square of its size, which is not resampled
+  first = decode.decode_crops(encode(picture(32, 32), 'JPEG'), 32, (1.0, 1.0), complete)
   kept = first.copy()
-  decode.decode_crops(encode(picture(32, 32, seed=1), 'JPEG'), 32, (1.0, 1.0), whole)
+  decode.decode_crops(encode(picture(32, 32, seed=1), 'JPEG'), 32, (1.0, 1.0), complete)
   np.testing.assert_array_equal(first, kept)
 
 

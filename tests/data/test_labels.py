@@ -113,12 +113,12 @@ def test_maps_stay_with_their_pixels(npz) -> None:
 def test_labels_of_any_shape_are_mixed_by_their_share(shape: tuple[int, ...]) -> None:
   images = jnp.zeros((6, 4, 4, 1), jnp.uint8)
   labels, weight = RNG.normal(size=shape).astype(np.float32), RNG.uniform(size=6).astype(np.float32)
-  found = mixing.mixup(images, jnp.asarray(labels), jnp.asarray(weight))[1]
+  actual = mixing.mixup(images, jnp.asarray(labels), jnp.asarray(weight))[1]
   for i in range(6):
-    np.testing.assert_allclose(found[i], weight[i] * labels[i] + (1 - weight[i]) * labels[i - 1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual[i], weight[i] * labels[i] + (1 - weight[i]) * labels[i - 1], rtol=1e-5, atol=1e-6)
 
 
-def test_views_are_augmentations_with_draws_of_their_own() -> None:
+def test_views_are_augmentations_with_separate_draws() -> None:
   images = jnp.asarray(RNG.integers(0, 256, (6, 8, 8, 3)), jnp.uint8)
   plain, key = augment.make(crop_pad=2, flip=True), jax.random.key(3)
   views = augment.with_views(plain, 2)(key, images)

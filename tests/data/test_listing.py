@@ -1,4 +1,4 @@
-"""Which files are images: the same in training and in predicting; what is left out is said or refused."""
+"""Which files are images: the same in training and in predicting; what is left out is named or refused."""
 
 import os
 import pathlib
@@ -91,18 +91,18 @@ def test_a_class_most_of_which_is_left_out_is_refused(
     folder.find(str(tmp_path))
 
 
-def test_a_class_a_few_of_which_are_left_out_is_said(tmp_path, capsys) -> None:
+def test_a_class_a_few_of_which_are_left_out_is_told(tmp_path, capsys) -> None:
   fill(tmp_path, 5, 2, 1)
   write(tmp_path / 'loose.png')
   splits, _ = folder.find(str(tmp_path))
-  said = capsys.readouterr().err
+  output = capsys.readouterr().err
   assert len(splits['train'].labels) == 10
-  assert f'4 images are in sub-folders of a class and left out, such as {tmp_path}/a/more/yet/0.png' in said
-  assert f'2 images are links to nothing, or no files, and left out, such as {tmp_path}/a/x0.png' in said
-  assert f'1 images are in no folder of a class and left out, such as {tmp_path}/loose.png' in said
+  assert f'4 images are in sub-folders of a class and left out, such as {tmp_path}/a/more/yet/0.png' in output
+  assert f'2 images are links to nothing, or no files, and left out, such as {tmp_path}/a/x0.png' in output
+  assert f'1 images are in no folder of a class and left out, such as {tmp_path}/loose.png' in output
 
 
-def test_loose_images_beside_the_splits_are_said(tmp_path, capsys) -> None:
+def test_loose_images_beside_the_splits_are_told(tmp_path, capsys) -> None:
   fill(tmp_path / 'train', 2)
   write(tmp_path / 'one.png')
   write(tmp_path / 'train/two.png')

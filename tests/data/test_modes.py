@@ -13,7 +13,7 @@ from jaxres.errors import InputError
 from tests.data import sets
 
 RNG = np.random.default_rng(0)
-GREY = RNG.integers(0, 256, (9, 11), np.uint8)
+GRAY = RNG.integers(0, 256, (9, 11), np.uint8)
 RGB = RNG.integers(0, 256, (9, 11, 3), np.uint8)
 ALPHA = RNG.integers(0, 256, (9, 11), np.uint8)
 DEEP = RNG.integers(0, 1 << 16, (9, 11), np.uint16)
@@ -61,7 +61,7 @@ def pack12(pixels: np.ndarray) -> bytes:
   return b''.join(rows)
 
 
-def grey(levels: np.ndarray) -> np.ndarray:
+def gray(levels: np.ndarray) -> np.ndarray:
   return np.repeat(levels.astype(np.uint8)[..., None], 3, axis=2)
 
 
@@ -79,9 +79,9 @@ def png(rows: np.ndarray, depth: int, color: int) -> bytes:
 DEEP_RGB = RNG.integers(0, 1 << 16, (9, 11, 3), np.uint16)
 PALETTE = Image.fromarray(RGB).quantize(16)
 CASES = {
-  '1': (encode(Image.fromarray(GREY > 127), 'PNG'), grey(np.where(GREY > 127, 255, 0))),
-  'L': (encode(Image.fromarray(GREY), 'PNG'), grey(GREY)),
-  'LA': (encode(Image.merge('LA', [Image.fromarray(GREY), Image.fromarray(ALPHA)]), 'PNG'), grey(GREY)),
+  '1': (encode(Image.fromarray(GRAY > 127), 'PNG'), gray(np.where(GRAY > 127, 255, 0))),
+  'L': (encode(Image.fromarray(GRAY), 'PNG'), gray(GRAY)),
+  'LA': (encode(Image.merge('LA', [Image.fromarray(GRAY), Image.fromarray(ALPHA)]), 'PNG'), gray(GRAY)),
   'P': (encode(PALETTE, 'PNG'), np.asarray(PALETTE.getpalette()).reshape(-1, 3)[np.asarray(PALETTE)].astype(np.uint8)),
   'P transparent': (
     encode(PALETTE, 'PNG', transparency=bytes(range(0, 256, 16))),
@@ -91,21 +91,21 @@ CASES = {
   'RGBA': (encode(Image.fromarray(np.dstack([RGB, ALPHA])), 'PNG'), RGB),
   'RGBA tiff': (tiff(np.dstack([RGB, ALPHA]), 8, None, 2, extra=2), RGB),
   'CMYK tiff': (
-    tiff(np.dstack([RGB, np.zeros_like(GREY)]), 8, None, 5),
+    tiff(np.dstack([RGB, np.zeros_like(GRAY)]), 8, None, 5),
     255 - RGB,
   ),
-  'I;16 png': (png(DEEP[..., None], 16, 0), grey(DEEP >> 8)),
-  'LA 16 png': (png(np.dstack([DEEP, DEEP[::-1]]), 16, 4), grey(DEEP >> 8)),
+  'I;16 png': (png(DEEP[..., None], 16, 0), gray(DEEP >> 8)),
+  'LA 16 png': (png(np.dstack([DEEP, DEEP[::-1]]), 16, 4), gray(DEEP >> 8)),
   'RGB 16 png': (png(DEEP_RGB, 16, 2), (DEEP_RGB >> 8).astype(np.uint8)),
   'RGBA 16 png': (png(np.dstack([DEEP_RGB, DEEP]), 16, 6), (DEEP_RGB >> 8).astype(np.uint8)),
-  'I;16 tiff': (tiff(DEEP, 16), grey(DEEP >> 8)),
-  'I;16 tiff, no format': (tiff(DEEP, 16, None), grey(DEEP >> 8)),
-  'I;16B tiff': (tiff(DEEP, 16, order='>'), grey(DEEP >> 8)),
-  'I;16 tiff, white is 0': (tiff(DEEP, 16, photometric=0), grey(255 - (DEEP >> 8))),
-  'L tiff, white is 0': (tiff(GREY, 8, photometric=0), grey(255 - GREY)),
-  'I;12 tiff': (tiff(DEEP >> 4, 12), grey(DEEP >> 8)),
+  'I;16 tiff': (tiff(DEEP, 16), gray(DEEP >> 8)),
+  'I;16 tiff, no format': (tiff(DEEP, 16, None), gray(DEEP >> 8)),
+  'I;16B tiff': (tiff(DEEP, 16, order='>'), gray(DEEP >> 8)),
+  'I;16 tiff, white is 0': (tiff(DEEP, 16, photometric=0), gray(255 - (DEEP >> 8))),
+  'L tiff, white is 0': (tiff(GRAY, 8, photometric=0), gray(255 - GRAY)),
+  'I;12 tiff': (tiff(DEEP >> 4, 12), gray(DEEP >> 8)),
   'RGB 16 tiff': (tiff(DEEP_RGB, 16, None, 2), (DEEP_RGB >> 8).astype(np.uint8)),
-  'pgm 16': (b'P5 11 9 65535\n' + DEEP.astype('>u2').tobytes(), grey(DEEP >> 8)),
+  'pgm 16': (b'P5 11 9 65535\n' + DEEP.astype('>u2').tobytes(), gray(DEEP >> 8)),
 }  # fmt: skip
 
 
@@ -125,10 +125,10 @@ def test_pixels_are_those_of_numpy(kind: str) -> None:
 
 
 def test_premultiplied_colors_are_divided_by_alpha() -> None:
-  opaque = np.dstack([RGB, np.full_like(GREY, 255)])
+  opaque = np.dstack([RGB, np.full_like(GRAY, 255)])
   np.testing.assert_array_equal(decode.decode_image(tiff(opaque, 8, None, 2, extra=1), None), RGB)
-  both = np.dstack([GREY, np.full_like(GREY, 255)])
-  np.testing.assert_array_equal(decode.decode_image(tiff(both, 8, None, 1, extra=1), None), grey(GREY))
+  both = np.dstack([GRAY, np.full_like(GRAY, 255)])
+  np.testing.assert_array_equal(decode.decode_image(tiff(both, 8, None, 1, extra=1), None), gray(GRAY))
 
 
 def test_modes_that_no_file_gives_are_converted_as_pillow_does() -> None:
@@ -136,11 +136,11 @@ def test_modes_that_no_file_gives_are_converted_as_pillow_does() -> None:
     image = Image.fromarray(RGB).convert('P' if mode == 'PA' else mode).convert(mode)
     np.testing.assert_array_equal(decode._rgb(image), image.convert('RGB'))
   assert decode._rgb(Image.fromarray(np.dstack([RGB, ALPHA])).convert('RGBa')).mode == 'RGB'
-  assert decode._rgb(Image.merge('LA', [Image.fromarray(GREY)] * 2).convert('La')).mode == 'RGB'
+  assert decode._rgb(Image.merge('LA', [Image.fromarray(GRAY)] * 2).convert('La')).mode == 'RGB'
 
 
 REFUSED = {
-  'signed integers of 8 bits': tiff(GREY.astype(np.int8), 8, 2),
+  'signed integers of 8 bits': tiff(GRAY.astype(np.int8), 8, 2),
   'signed integers of 16 bits': tiff(DEEP.astype(np.int16), 16, 2),
   'signed integers of 32 bits': tiff(DEEP.astype(np.int32), 32, 2),
   'unsigned integers of 32 bits': tiff(DEEP.astype(np.uint32), 32, 1),
@@ -194,4 +194,4 @@ def test_deep_images_in_a_tfds_set_are_not_clipped(tmp_path) -> None:
 @pytest.mark.parametrize('compression', ['tiff_lzw', 'tiff_adobe_deflate'])
 def test_compressed_tiffs_are_alike(compression: str) -> None:
   encoded = encode(Image.fromarray(DEEP), 'TIFF', compression=compression)
-  np.testing.assert_array_equal(decode.decode_image(encoded, None), grey(DEEP >> 8))
+  np.testing.assert_array_equal(decode.decode_image(encoded, None), gray(DEEP >> 8))

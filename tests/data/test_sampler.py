@@ -27,10 +27,10 @@ def test_epochs_and_seeds_differ() -> None:
 @given(batch=st.integers(1, 70), size=st.integers(1, 50), step=st.integers(0, 40))
 def test_a_step_is_a_slice_of_the_concatenated_epochs(batch: int, size: int, step: int) -> None:
   epochs = (step + 1) * batch // size + 1
-  whole = np.concatenate([sampler.permutation(7, epoch, size) for epoch in range(epochs)])
-  found = sampler.train_indices(7, step, batch, size)
-  assert found.dtype == np.int32
-  np.testing.assert_array_equal(found, whole[step * batch : (step + 1) * batch])
+  complete = np.concatenate([sampler.permutation(7, epoch, size) for epoch in range(epochs)])
+  actual = sampler.train_indices(7, step, batch, size)
+  assert actual.dtype == np.int32
+  np.testing.assert_array_equal(actual, complete[step * batch : (step + 1) * batch])
 
 
 @given(batch=st.integers(1, 60), size=st.integers(1, 200))
@@ -77,9 +77,9 @@ def test_a_permutation_is_kept_and_cannot_be_written() -> None:
 def test_names_are_sorted_by_the_sha256_of_seed_use_and_name(names: list[str], seed: int, use: str) -> None:
   names = [name.encode('utf-8', 'replace').decode() for name in names]
   sha = lambda name: hashlib.sha256(b'%d\0%b\0%b' % (seed, use.encode(), name.encode())).hexdigest()
-  found = sampler.order_by_name(names, seed, use)
-  assert found.dtype == np.int64
-  assert [sha(names[at]) for at in found] == sorted(map(sha, names))
+  actual = sampler.order_by_name(names, seed, use)
+  assert actual.dtype == np.int64
+  assert [sha(names[at]) for at in actual] == sorted(map(sha, names))
 
 
 def test_a_name_that_is_no_utf8_is_hashed_as_its_bytes() -> None:

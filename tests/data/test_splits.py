@@ -129,12 +129,12 @@ def test_a_fingerprint_sees_every_change_of_files(tmp_path, change: str) -> None
 def test_the_fingerprint_of_files_is_the_sha256_of_what_it_says(tmp_path) -> None:
   root = photos(tmp_path / 'train', 2).parent
   photos(tmp_path / 'test', 1)
-  said = data.load('folder', path=str(root), batch_size=4).info.splits['train']
+  output = data.load('folder', path=str(root), batch_size=4).info.splits['train']
   files = sorted((root / 'train').glob('*/*'))
   digest = lambda content: hashlib.sha256(content).hexdigest()[:12]
   names = [path.relative_to(root).as_posix() for path in files]
   drawn = sorted(files, key=lambda p: hashlib.sha256(f'0\0contents\0{p.relative_to(root)}'.encode()).hexdigest())
-  assert said == ', '.join(
+  assert output == ', '.join(
     [
       '4 examples',
       f'labels {digest(np.array([0, 0, 1, 1], "<i4").tobytes())}',
@@ -149,12 +149,12 @@ def test_of_much_data_a_sample_is_read_and_all_sizes(tmp_path, monkeypatch) -> N
   root = photos(tmp_path, 300)
   monkeypatch.setattr(fingerprints, 'MAX_BYTES', 50_000)
   splits, _ = folder.find(str(root))
-  found = fingerprints.fingerprint(splits['train'])
-  count = int(found.rpartition(' of ')[2])
+  actual = fingerprints.fingerprint(splits['train'])
+  count = int(actual.rpartition(' of ')[2])
   assert 100 < count < 400
-  assert fingerprints.fingerprint(splits['train']) == found
+  assert fingerprints.fingerprint(splits['train']) == actual
   write(root / 'a/150.png', 9, size=10)
-  assert fingerprints.differences(found, fingerprints.fingerprint(splits['train']))[0].startswith('sizes ')
+  assert fingerprints.differences(actual, fingerprints.fingerprint(splits['train']))[0].startswith('sizes ')
 
 
 def test_images_that_cannot_be_read_are_part_of_the_fingerprint(tmp_path) -> None:

@@ -37,9 +37,9 @@ def batches(pipeline: data.Pipeline, feeds) -> list[dict]:
   return [{k: np.asarray(v) for k, v in pipeline.get_batch(pipeline.device_data, feed).items()} for feed in feeds]
 
 
-def assert_equal(found: list[dict], expected: list[dict]) -> None:
-  assert len(found) == len(expected) > 0
-  for a, b in zip(found, expected, strict=True):
+def assert_equal(actual: list[dict], expected: list[dict]) -> None:
+  assert len(actual) == len(expected) > 0
+  for a, b in zip(actual, expected, strict=True):
     assert a.keys() == b.keys()
     for key in a:
       assert a[key].dtype == b[key].dtype
@@ -85,9 +85,9 @@ def test_evaluation_may_be_at_another_size(images) -> None:
     assert dataset.info.image_shape == (16, 16, 3)
     for split in ('val', 'test'):
       pipeline, other = getattr(dataset, split), getattr(resident, split)
-      found = batches(pipeline, pipeline.eval_inputs(4))
-      assert found[0]['image'].shape == (4, 20, 20, 3)
-      assert_equal(found, batches(other, other.eval_inputs(4)))
+      actual = batches(pipeline, pipeline.eval_inputs(4))
+      assert actual[0]['image'].shape == (4, 20, 20, 3)
+      assert_equal(actual, batches(other, other.eval_inputs(4)))
   assert next(streamed.train.step_inputs(0, 1))['image'].shape == (8, 16, 16, 3)
   path = sorted(pathlib.Path(images).glob('test/*/*.jpg'))[2]
   np.testing.assert_array_equal(resident.test.device_data['image'][2], decode.decode_image(path.read_bytes(), 20, 0.9))
@@ -117,7 +117,7 @@ def test_a_crop_is_that_of_its_draws(images) -> None:
       assert feed['label'][row] == 'ab'.index(path.parent.name)
 
 
-def test_draws_are_uniform_and_of_their_own() -> None:
+def test_draws_are_uniform_and_independent() -> None:
   draws = stream.crop_draws(0, 0, 4096)
   assert draws.shape == (4096, stream.ATTEMPTS, 4)
   assert (draws.min() >= 0) & (draws.max() < 1)
@@ -133,9 +133,9 @@ def test_draws_are_uniform_and_of_their_own() -> None:
 @pytest.mark.parametrize('batch_size', [1, 3, 7, 16])
 def test_evaluation_has_every_example_once(batch_size: int, images) -> None:
   test = load(images, 'stream').test
-  found = list(test.eval_inputs(batch_size))
-  assert {feed['image'].shape for feed in found} == {(batch_size, 16, 16, 3)}
-  rows = [image.tobytes() for feed in found for image in feed['image'][feed['mask']]]
+  actual = list(test.eval_inputs(batch_size))
+  assert {feed['image'].shape for feed in actual} == {(batch_size, 16, 16, 3)}
+  rows = [image.tobytes() for feed in actual for image in feed['image'][feed['mask']]]
   assert len(rows) == len(set(rows)) == 7
 
 
@@ -151,7 +151,7 @@ def counting(size: int = 1000, fail_at: int | None = None):
   return calls, stream.Stream(stream.Examples(size, (2, 2, 3), get), batch_size=16, seed=0, workers=3)
 
 
-def test_so_many_batches_are_made_ahead_and_no_more() -> None:
+def test_no_more_batches_are_made_ahead_than_set() -> None:
   calls, pipeline = counting()
   feeds = pipeline.step_inputs(0, 1000)
   for step in range(4):

@@ -7,7 +7,7 @@ from PIL import Image
 from jaxres import data
 from jaxres.errors import InputError
 from jaxres.train import loop
-from tests.helpers import merged
+from tests.helpers import merge
 
 
 @pytest.fixture
@@ -51,10 +51,10 @@ def test_nothing_is_tested(photos, npz, capsys) -> None:
 
 
 def test_a_training_without_a_test_split(config, tmp_path) -> None:
-  scores = loop.train_and_evaluate(merged(config, data={'test': 'none', 'val': 0.25}), tmp_path / 'run')
+  scores = loop.train_and_evaluate(merge(config, data={'test': 'none', 'val': 0.25}), tmp_path / 'run')
   assert 'val/top1' in scores
   assert not [name for name in scores if name.startswith('test/')]
-  alone = loop.train_and_evaluate(merged(config, data={'test': 'none'}), tmp_path / 'alone')
+  alone = loop.train_and_evaluate(merge(config, data={'test': 'none'}), tmp_path / 'alone')
   assert not [name for name in alone if name.startswith(('test/', 'val/', 'best/'))]
   assert 'train/loss' in alone
 

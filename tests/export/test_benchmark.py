@@ -7,7 +7,7 @@ import pytest
 
 from jaxres import cli, data
 from jaxres.export import benchmark, engines
-from tests.helpers import merged
+from tests.helpers import merge
 from tests.train.runs import make_run
 
 pytest.importorskip('onnxruntime')
@@ -44,7 +44,7 @@ def test_the_formats_of_a_bundle_of_a_run(config, tmp_path, npz, capsys, monkeyp
     assert row['peak_bytes'] > 1e8
   assert (tmp_path / 'benchmark.png').read_bytes().startswith(b'\x89PNG')
   images, labels = benchmark.read_examples(tmp_path / 'run', 'test')
-  arrays = data.load(**merged(config)['data']).test.device_data
+  arrays = data.load(**merge(config)['data']).test.device_data
   np.testing.assert_array_equal(images, arrays['image'])
   np.testing.assert_array_equal(labels, arrays['label'])
   logits, probabilities = engines.open_engine(tmp_path / 'bundle', 'onnx')(images[:3])

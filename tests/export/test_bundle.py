@@ -13,7 +13,7 @@ from jaxres import cli, predict, weights
 from jaxres.export import bundle, formats
 from jaxres.weights import bundle as reader
 from jaxres.weights import presets, sources
-from tests.helpers import merged
+from tests.helpers import merge
 from tests.train.runs import make_run
 from tests.weights.files import make_state
 
@@ -26,7 +26,7 @@ from jaxres.export import onnx, onnx_blocks, stablehlo
 @pytest.fixture
 def run(config, tmp_path, npz) -> str:
   """The workdir of a short run."""
-  return make_run(merged(config, train={'epochs': 1}), tmp_path, npz)
+  return make_run(merge(config, train={'epochs': 1}), tmp_path, npz)
 
 
 def fail(*words: str, capsys) -> str:

@@ -21,14 +21,14 @@ from tests.faults import inject
 from tests.faults.runs import (
   LENGTH,
   Row,
-  begin,
-  begin_pair,
   damage,
   digest,
   environment,
   finish,
   newest,
-  uninterrupted,
+  run_uninterrupted,
+  start,
+  start_pair,
 )
 from tests.faults.table import ROOT
 
@@ -47,91 +47,96 @@ def moment(process: subprocess.Popen, workdir: pathlib.Path, rng: random.Random)
 
 
 def kill(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
-  """Kill a run, and see that what was committed is whole; when it ends, that it ends as if nothing had been."""
+  """Kill a run, and see that what was committed is intact; when it ends, that it ends as if nothing had been."""
   workdir = scratch / 'killed'
-  expected = uninterrupted(scratch)
-  process = begin(scratch, workdir, LENGTH)
+  expected = run_uninterrupted(scratch)
+  process = start(scratch, workdir, LENGTH)
   moment(process, workdir, rng)
   committed = newest(workdir)
   process.kill()
-  status, said = finish(process)
-  found: Row = {'status': status, 'committed': committed, 'newest': newest(workdir)}
+  status, output = finish(process)
+  actual: Row = {'status': status, 'committed': committed, 'newest': newest(workdir)}
   if status == 0:  # it had ended before
-    found['ends_alike'] = digest(workdir) == expected
+    actual['ends_alike'] = digest(workdir) == expected
     shutil.rmtree(workdir)
-    return found | {'ok': found['ends_alike'] and not said}
+    return actual | {'ok': actual['ends_alike'] and not output}
   steps = steps_lib.list_steps(workdir / 'checkpoints')
-  found['damaged'] = {step: reason for step in steps if (reason := damage(workdir, step))}
-  return found | {'ok': status == -9 and newest(workdir) >= committed and not found['damaged']}
+  actual['damaged'] = {step: reason for step in steps if (reason := damage(workdir, step))}
+  return actual | {'ok': status == -9 and newest(workdir) >= committed and not actual['damaged']}
 
 
-def signalled(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
+def send_signals(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   """Ask a run to stop, and see that it saves, says so and exits as it must; every fourth time asked twice."""
   workdir = scratch / 'signalled'
-  expected = uninterrupted(scratch)
-  process = begin(scratch, workdir, LENGTH)
+  expected = run_uninterrupted(scratch)
+  process = start(scratch, workdir, LENGTH)
   moment(process, workdir, rng)
   which, twice = rng.choice([signal.SIGTERM, signal.SIGINT]), number % 4 == 3
-  before, start = newest(workdir), time.monotonic()
+  before, started = newest(workdir), time.monotonic()
   if process.poll() is None:
     process.send_signal(which)
     if twice:
       time.sleep(signals.SAME_SECONDS + 0.05 + rng.random() * 0.5)
       process.send_signal(which)
-  status, said = finish(process)
-  found: Row = {'signal': which.name, 'twice': twice, 'status': status, 'grace_s': round(time.monotonic() - start, 3)}
+  status, output = finish(process)
+  actual: Row = {
+    'signal': which.name,
+    'twice': twice,
+    'status': status,
+    'grace_s': round(time.monotonic() - started, 3),
+  }
   if status == 0:
-    found['ends_alike'] = digest(workdir) == expected
+    actual['ends_alike'] = digest(workdir) == expected
     shutil.rmtree(workdir)
-    return found | {'ok': found['ends_alike'] and not said}
-  found['said'] = said
-  whole = damage(workdir, newest(workdir)) if newest(workdir) else None
-  told = said == f'{which.name}: step {newest(workdir)} is saved; the same command continues the run'
-  at_once = twice and newest(workdir) >= before and said.startswith('stopped at once')
-  interrupted = status == 130 and said == 'interrupted; the same command continues the run'
+    return actual | {'ok': actual['ends_alike'] and not output}
+  actual['said'] = output
+  complete = damage(workdir, newest(workdir)) if newest(workdir) else None
+  told = output == f'{which.name}: step {newest(workdir)} is saved; the same command continues the run'
+  at_once = twice and newest(workdir) >= before and output.startswith('stopped at once')
+  interrupted = status == 130 and output == 'interrupted; the same command continues the run'
   outside = newest(workdir) == before and (status == -which or interrupted)  # before the training, or behind it
   leaving = twice and told and status == -which  # the second came when all was done; a shell says 128 + which too
   exits = (status == 128 + which and (told or at_once)) or leaving
-  return found | {'ok': whole is None and (exits or outside)}
+  return actual | {'ok': complete is None and (exits or outside)}
 
 
-def signalled_pair(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
+def signal_pair(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   """Ask one of two processes to stop, and see that both save the same step, say so and exit as they must."""
   workdir, asked = scratch / 'pair', rng.randrange(2)
-  expected = uninterrupted(scratch, processes=2)
-  processes = begin_pair(scratch, workdir)
+  expected = run_uninterrupted(scratch, processes=2)
+  processes = start_pair(scratch, workdir)
   moment(processes[0], workdir, rng)
   start = time.monotonic()
   if processes[asked].poll() is None:
     processes[asked].send_signal(signal.SIGTERM)
-  statuses, said = zip(*map(finish, processes), strict=True)
-  found: Row = {'asked': asked, 'statuses': statuses, 'grace_s': round(time.monotonic() - start, 3)}
+  statuses, output = zip(*map(finish, processes), strict=True)
+  actual: Row = {'asked': asked, 'statuses': statuses, 'grace_s': round(time.monotonic() - start, 3)}
   if statuses == (0, 0):
-    found['ends_alike'] = digest(workdir) == expected
+    actual['ends_alike'] = digest(workdir) == expected
     shutil.rmtree(workdir)
-    return found | {'ok': found['ends_alike']}
-  found['said'] = [words.splitlines()[-1:] for words in said]  # JAX and Orbax say before that they saw the signal
+    return actual | {'ok': actual['ends_alike']}
+  actual['said'] = [words.splitlines()[-1:] for words in output]  # JAX and Orbax say before that they saw the signal
   line = f'SIGTERM: step {newest(workdir)} is saved; the same command continues the run'
-  ok = statuses == (143, 143) and found['said'] == [[line]] * 2 and damage(workdir, newest(workdir)) is None
-  return found | {'ok': ok}
+  ok = statuses == (143, 143) and actual['said'] == [[line]] * 2 and damage(workdir, newest(workdir)) is None
+  return actual | {'ok': ok}
 
 
-def left(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
+def leave_files(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   """Leave a run by an exception while it saves, and see that the save is committed and the process ends."""
   workdir, file, way = scratch / 'left', scratch / 'left.step', ('error', 'exit', 'interrupt')[number % 3]
   file.unlink(missing_ok=True)
-  expected = uninterrupted(scratch)
+  expected = run_uninterrupted(scratch)
   leave = f'{way},{rng.randrange(4)},{file}'
-  status, said = finish(begin(scratch, workdir, LENGTH, config='tests/faults/leaving.py', JAXRES_LEAVE=leave))
-  found: Row = {'way': way, 'status': status, 'newest': newest(workdir)}
+  status, output = finish(start(scratch, workdir, LENGTH, config='tests/faults/leaving.py', JAXRES_LEAVE=leave))
+  actual: Row = {'way': way, 'status': status, 'newest': newest(workdir)}
   if status == 0:
-    found['ends_alike'] = digest(workdir) == expected
+    actual['ends_alike'] = digest(workdir) == expected
     shutil.rmtree(workdir)
-    return found | {'ok': found['ends_alike'] and not said}
-  found |= {'said': said[-200:], 'saved': int(file.read_text()), 'damaged': damage(workdir, newest(workdir))}
+    return actual | {'ok': actual['ends_alike'] and not output}
+  actual |= {'said': output[-200:], 'saved': int(file.read_text()), 'damaged': damage(workdir, newest(workdir))}
   ends = {'error': (1, 'RuntimeError: left'), 'exit': (3, ''), 'interrupt': (130, 'interrupted')}
-  ended = status == ends[way][0] and ends[way][1] in said
-  return found | {'ok': ended and found['newest'] == found['saved'] and not found['damaged']}
+  ended = status == ends[way][0] and ends[way][1] in output
+  return actual | {'ok': ended and actual['newest'] == actual['saved'] and not actual['damaged']}
 
 
 @contextlib.contextmanager
@@ -149,7 +154,7 @@ def full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   disk = scratch / 'disk'
   with small_disk(disk, 16_000):
     workdir = disk / 'run'
-    process = begin(scratch, workdir, LENGTH)
+    process = start(scratch, workdir, LENGTH)
     while process.poll() is None and not newest(workdir):
       time.sleep(0.01)
     midway = number % 2 == 1  # behind the look at the free space
@@ -157,21 +162,21 @@ def full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
       time.sleep(0.0005)
     room = 0 if midway else rng.choice([0, 10, 100, 400, 1000, 1100, 1300]) * 1024 + rng.randrange(4096)
     fill(disk / 'filling', shutil.disk_usage(disk).free - room)
-    status, said = finish(process)
+    status, output = finish(process)
     steps = steps_lib.list_steps(workdir / 'checkpoints')
     damaged = [step for step in steps if damage(workdir, step)]
-    left = [path.name for path in (workdir / 'checkpoints').glob('*tmp*')]
+    leftovers = [path.name for path in (workdir / 'checkpoints').glob('*tmp*')]
     (disk / 'filling').unlink()
-    resumed, _ = finish(begin(scratch, workdir, LENGTH))
-    alike = resumed == 0 and digest(workdir) == uninterrupted(scratch)
-  one_line = status == 2 and said.startswith('error: ') and 'the disk is full' in said and '\n' not in said
-  ok = (one_line or status == 0) and bool(steps) and not damaged and not left and alike
+    resumed, _ = finish(start(scratch, workdir, LENGTH))
+    alike = resumed == 0 and digest(workdir) == run_uninterrupted(scratch)
+  one_line = status == 2 and output.startswith('error: ') and 'the disk is full' in output and '\n' not in output
+  ok = (one_line or status == 0) and bool(steps) and not damaged and not leftovers and alike
   return {
     'room': room,
     'status': status,
-    'said': said[-300:],
+    'said': output[-300:],
     'steps': steps,
-    'left': left,
+    'left': leave_files,
     'ends_alike': alike,
     'ok': ok,
   }
@@ -184,12 +189,12 @@ def fill(path: pathlib.Path, size: int) -> None:
       file.flush()
 
 
-def corrupted(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
+def corrupt(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   """Damage a file of a run's newest checkpoint, and see that nothing else than what was saved is read or restored."""
   from jaxres import checkpoint
 
-  uninterrupted(scratch)
-  source, copy = scratch / 'uninterrupted/checkpoints', scratch / 'corrupted'
+  run_uninterrupted(scratch)
+  source, copy = scratch / 'run_uninterrupted/checkpoints', scratch / 'corrupted'
   shutil.rmtree(copy, ignore_errors=True)
   shutil.copytree(source, copy)
   steps = steps_lib.list_steps(source)
@@ -222,15 +227,15 @@ def nan(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   kind = ('pixel', 'gradient', 'overflow')[number % 3]
   words = [f'--config.data.path={path}', f'--config.data.seed={seed}', '--config.data.val=0.0']
   words += ['--config.train.eval_every_epochs=0.125', f'--config.train.scan_steps={rng.choice([1, 3])}']
-  process = begin(scratch, workdir, *words, config='tests/faults/poisoned.py', JAXRES_POISON=kind)
-  status, said = finish(process)
+  process = start(scratch, workdir, *words, config='tests/faults/poisoned.py', JAXRES_POISON=kind)
+  status, output = finish(process)
   saved = [reader.read(workdir / f'checkpoints/{step}') for step in steps_lib.list_steps(workdir / 'checkpoints')]
   finite = all(digests_lib.is_finite(array) for each in saved for array in each.state.values())
-  named = said.startswith(f'error: step {step} is not finite') and '\n' not in said
+  named = output.startswith(f'error: step {step} is not finite') and '\n' not in output
   file = workdir / f'bad_step_{step}.npz'
   ids = np.load(file)['ids'] if file.exists() else []
   ok = status == 2 and named and finite and place in ids
-  return {'poison': kind, 'step': step, 'status': status, 'said': said[:200], 'checkpoints': len(saved), 'ok': ok}
+  return {'poison': kind, 'step': step, 'status': status, 'said': output[:200], 'checkpoints': len(saved), 'ok': ok}
 
 
 def other_devices(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
@@ -240,12 +245,12 @@ def other_devices(number: int, scratch: pathlib.Path, rng: random.Random) -> Row
   shutil.rmtree(workdir, ignore_errors=True)
   flags = lambda count: {'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
   sharded = f'--config.train.shard_optimizer={optimizer == "sharded"}'
-  first, said = finish(begin(scratch, workdir / 'run', sharded, '--config.train.epochs=2', **flags(8)))
+  first, output = finish(start(scratch, workdir / 'run', sharded, '--config.train.epochs=2', **flags(8)))
   paths = [workdir / 'run/checkpoints', workdir / 'fewer', workdir / 'eight']
   for source, to, devices in ((paths[0], paths[1], count), (paths[1], paths[2], 8)):
     command = [sys.executable, 'tests/faults/resave.py', source, to, optimizer]
     subprocess.run(command, cwd=ROOT, env=environment(scratch, **flags(devices)), check=True, capture_output=True)
   digests = {str(reader.read(path / str(steps_lib.list_steps(path)[-1])).digests) for path in paths}
-  status, said = finish(begin(scratch, workdir / 'run', sharded, '--config.train.epochs=3', **flags(count)))
-  found: Row = {'devices': count, 'optimizer': optimizer, 'states': len(digests), 'statuses': [first, status]}
-  return found | {'ok': found['states'] == 1 and found['statuses'] == [0, 0] and not said}
+  status, output = finish(start(scratch, workdir / 'run', sharded, '--config.train.epochs=3', **flags(count)))
+  actual: Row = {'devices': count, 'optimizer': optimizer, 'states': len(digests), 'statuses': [first, status]}
+  return actual | {'ok': actual['states'] == 1 and actual['statuses'] == [0, 0] and not output}

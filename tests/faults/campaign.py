@@ -2,7 +2,7 @@
 
 python tests/faults/campaign.py
 
-does as many trials of each kind as its table says; ``--kills 3 --nans 2`` only so many of these. Stopped and started
+does as many trials of each kind as its table says; ``--kills 3 --nans 2`` only that many of these. Stopped and started
 again it goes on where it was. ``python tests/faults/table.py`` writes docs/reliability.md from the results. It mounts a
 small disk, which only root can, and asks for more memory than there is, which the system must refuse
 (``vm.overcommit_memory`` of 0 or 2).
@@ -40,9 +40,9 @@ def main() -> int:
     done = sum(row['kind'] == kind for row in rows(args.out))
     for number in range(done, full if everything else asked[kind] or 0):
       start = time.monotonic()
-      found = trial(number, args.scratch, random.Random(f'{kind} {number}'))
+      actual = trial(number, args.scratch, random.Random(f'{kind} {number}'))
       date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-      row = {'kind': kind, 'trial': number} | found | {'seconds': round(time.monotonic() - start, 1), 'date': date}
+      row = {'kind': kind, 'trial': number} | actual | {'seconds': round(time.monotonic() - start, 1), 'date': date}
       failures += not row['ok']
       with args.out.open('a') as file:
         file.write(json.dumps(row) + '\n')
@@ -52,17 +52,17 @@ def main() -> int:
 
 TRIALS: dict[str, tuple[Callable[[int, pathlib.Path, random.Random], Row], int]] = {
   'kills': (breaking.kill, 200),
-  'signals': (breaking.signalled, 50),
-  'pairs': (breaking.signalled_pair, 30),
-  'exits': (breaking.left, 60),
+  'signals': (breaking.send_signals, 50),
+  'pairs': (breaking.signal_pair, 30),
+  'exits': (breaking.leave_files, 60),
   'full_disks': (breaking.full_disk, 20),
-  'corruptions': (breaking.corrupted, 300),
+  'corruptions': (breaking.corrupt, 300),
   'nans': (breaking.nan, 30),
   'odd_paths': (sharing.odd_path, 300),
   'two_trainings': (sharing.two_trainings, 20),
-  'exchanged': (sharing.exchanged, 12),
+  'exchanged': (sharing.exchange, 12),
   'late_full_disks': (sharing.late_full_disk, 10),
-  'closed_outputs': (sharing.closed_output, 12),
+  'closed_outputs': (sharing.close_output, 12),
   'live_readers': (sharing.live_readers, 10),
   'devices': (breaking.other_devices, 6),
   'configs': (inputs.bad_config, 50),

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxres.weights import writer
 from tests.faults import inject
-from tests.faults.runs import Row, begin, finish, tool
+from tests.faults.runs import Row, finish, start, tool
 from tests.weights.files import make_state, payloads, write_zip
 
 
@@ -31,13 +31,15 @@ def bad_config(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     'type': f'{section}.{field}=banana',
   }[kind]
   start = time.monotonic()
-  process = begin(scratch, scratch / 'never', f'--config.{word}', config='configs/digits.py')
-  status, said = finish(process)
+  process = start(scratch, scratch / 'never', f'--config.{word}', config='configs/digits.py')
+  status, output = finish(process)
   seconds = time.monotonic() - start
-  named = said.startswith('error: ') and '\n' not in said and (wrong if kind == 'letter' else field) in said + word
-  hinted = kind == 'type' or field in said or section in said or 'known:' in said
+  named = (
+    output.startswith('error: ') and '\n' not in output and (wrong if kind == 'letter' else field) in output + word
+  )
+  hinted = kind == 'type' or field in output or section in output or 'known:' in output
   ok = status == 2 and named and hinted and not (scratch / 'never').exists()
-  return {'word': word, 'status': status, 'said': said[:200], 'run_s': round(seconds, 2), 'ok': ok}
+  return {'word': word, 'status': status, 'said': output[:200], 'run_s': round(seconds, 2), 'ok': ok}
 
 
 def bad_image(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
@@ -65,10 +67,10 @@ def bad_image(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   )
   words = ['--config.data.name=folder', f'--config.data.path={folder}', '--config.data.image_size=8']
   words += ['--config.data.batch_size=4', '--config.data.val=0.0']
-  status, said = finish(begin(scratch, workdir, *words))
+  status, output = finish(start(scratch, workdir, *words))
   name = str(victim.relative_to(folder))
-  ok = status == 2 and '\n' not in said and name in said and not workdir.exists()
-  return {'damage': kind, 'file': name, 'status': status, 'said': said[:200], 'ok': ok}
+  ok = status == 2 and '\n' not in output and name in output and not workdir.exists()
+  return {'damage': kind, 'file': name, 'status': status, 'said': output[:200], 'ok': ok}
 
 
 def missing(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
@@ -88,11 +90,11 @@ def missing(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   ][number % 8]
   words = [f'--config.{word}' for word in asked.split()]
   start, proxy = time.monotonic(), 'http://127.0.0.1:9'
-  process = begin(scratch, scratch / 'never', *words, config='configs/digits.py', http_proxy=proxy, https_proxy=proxy)
-  status, said = finish(process)
+  process = start(scratch, scratch / 'never', *words, config='configs/digits.py', http_proxy=proxy, https_proxy=proxy)
+  status, output = finish(process)
   seconds = time.monotonic() - start
-  ok = status == 2 and expected in said and '\n' not in said and not (scratch / 'never').exists() and seconds < 10
-  return {'asked': asked, 'status': status, 'said': said[:300], 'run_s': round(seconds, 2), 'ok': ok}
+  ok = status == 2 and expected in output and '\n' not in output and not (scratch / 'never').exists() and seconds < 10
+  return {'asked': asked, 'status': status, 'said': output[:300], 'run_s': round(seconds, 2), 'ok': ok}
 
 
 def memory(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
@@ -108,22 +110,22 @@ def memory(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     np.savez(scratch / 'many.npz', **arrays)
     words = ['--config.data.name=arrays', f'--config.data.path={scratch}/many.npz', '--config.data.val=0.0']
     words += [f'--config.data.batch_size={count}']
-    status, said = finish(begin(scratch, workdir, *words, config='tests/faults/wide.py'))
+    status, output = finish(start(scratch, workdir, *words, config='tests/faults/wide.py'))
     advice = f'train.accumulate=2 (the same batch, in parts), or data.batch_size={count // 2}'
   elif point == 'evaluation':
     words = [f'--config.train.eval_batch_size={examples}', '--config.train.dry_run']
-    status, said = finish(begin(scratch, workdir, *words, config='tests/faults/wide.py'))
+    status, output = finish(start(scratch, workdir, *words, config='tests/faults/wide.py'))
     advice = f'use train.eval_batch_size={examples // 2}'
   else:
     examples *= 16  # of a layer of 4 KB
     finish(
-      begin(scratch, workdir, '--config.train.dry_run', '--config.model.name=resnet20', config='configs/digits.py')
+      start(scratch, workdir, '--config.train.dry_run', '--config.model.name=resnet20', config='configs/digits.py')
     )
-    status, said = tool(scratch, 'evaluate', workdir / 'dry_run', '--batch_size', examples)
+    status, output = tool(scratch, 'evaluate', workdir / 'dry_run', '--batch_size', examples)
     advice = f'use --batch_size={examples // 2}'
-  said = said.splitlines()[-1]  # XLA may have said before that it is slow to compile
-  ok = status == 2 and said.startswith('error: ') and advice in said
-  return {'point': point, 'status': status, 'said': said[-300:], 'ok': ok}
+  output = output.splitlines()[-1]  # XLA may have warned before that it is slow to compile
+  ok = status == 2 and output.startswith('error: ') and advice in output
+  return {'point': point, 'status': status, 'said': output[-300:], 'ok': ok}
 
 
 def bad_weights(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
@@ -148,10 +150,10 @@ def bad_weights(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   if kind == 'cut off':
     name = str(path)
     path.write_bytes(path.read_bytes()[: rng.randrange(1, path.stat().st_size)])
-  status, said = finish(begin(scratch, scratch / 'never', f'--config.init.source={path}'))
-  told = name in said or 'no network of jaxres.models.list_models() is like it' in said
-  ok = status == 2 and '\n' not in said and told and str(path) in said and not (scratch / 'never').exists()
-  return {'kind_of': kind, 'file': path.name, 'name': name, 'status': status, 'said': said[:300], 'ok': ok}
+  status, output = finish(start(scratch, scratch / 'never', f'--config.init.source={path}'))
+  told = name in output or 'no network of jaxres.models.list_models() is like it' in output
+  ok = status == 2 and '\n' not in output and told and str(path) in output and not (scratch / 'never').exists()
+  return {'kind_of': kind, 'file': path.name, 'name': name, 'status': status, 'said': output[:300], 'ok': ok}
 
 
 def payload(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
@@ -161,6 +163,6 @@ def payload(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   name = [*every][number % len(every)]
   content, refused = every[name]
   write_zip(path, {'archive/data.pkl': content})
-  status, said = tool(scratch, 'convert', path, scratch / 'converted.safetensors')
-  ok = status == 2 and '\n' not in said and refused in said and not marker.exists()
-  return {'payload': name, 'status': status, 'said': said[:300], 'ran': marker.exists(), 'ok': ok}
+  status, output = tool(scratch, 'convert', path, scratch / 'converted.safetensors')
+  ok = status == 2 and '\n' not in output and refused in output and not marker.exists()
+  return {'payload': name, 'status': status, 'said': output[:300], 'ran': marker.exists(), 'ok': ok}

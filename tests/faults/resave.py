@@ -1,6 +1,6 @@
 """Restore the newest checkpoint of the tiny network on the devices that are here, and save it in another directory.
 
-python tests/faults/resave.py FROM TO sharded|whole
+python tests/faults/resave.py FROM TO sharded|replicated
 """
 
 import pathlib

@@ -21,7 +21,7 @@ def environment(scratch: pathlib.Path, **more: str) -> dict[str, str]:
   return kept | {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(scratch / 'cache'), 'JAX_PLATFORMS': 'cpu'} | more
 
 
-def begin(
+def start(
   scratch: pathlib.Path, workdir: pathlib.Path, *words: str, config: str = TINY, **more: str
 ) -> subprocess.Popen:
   """Start a run of main.py."""
@@ -39,8 +39,8 @@ def tool(scratch: pathlib.Path, *words: object) -> tuple[int, str]:
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
   """Wait for a run; return its status and its errors, without Orbax's warnings of slowness."""
-  _, said = process.communicate(timeout=1200)
-  lines = [line for line in said.splitlines() if 'Waiting for previous save' not in line]
+  _, output = process.communicate(timeout=1200)
+  lines = [line for line in output.splitlines() if 'Waiting for previous save' not in line]
   return process.returncode, '\n'.join(lines)
 
 
@@ -57,24 +57,24 @@ def digest(workdir: pathlib.Path) -> str:
   return f'{newest(workdir)} {digests.state_digest(saved.digests, saved.progress)}'
 
 
-def begin_pair(scratch: pathlib.Path, workdir: pathlib.Path) -> list[subprocess.Popen]:
+def start_pair(scratch: pathlib.Path, workdir: pathlib.Path) -> list[subprocess.Popen]:
   """Start a run of two processes of two devices each."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   words = [LENGTH, f'--coordinator={address}', '--num_processes=2']
   flags = '--xla_force_host_platform_device_count=2'
-  return [begin(scratch, workdir, *words, f'--process_id={process}', XLA_FLAGS=flags) for process in range(2)]
+  return [start(scratch, workdir, *words, f'--process_id={process}', XLA_FLAGS=flags) for process in range(2)]
 
 
-def uninterrupted(scratch: pathlib.Path, processes: int = 1) -> str:
+def run_uninterrupted(scratch: pathlib.Path, processes: int = 1) -> str:
   """Return the digest that a run of one process, or two, ends with that nothing breaks; trained once."""
-  workdir = scratch / ('uninterrupted' if processes == 1 else 'uninterrupted_pair')
+  workdir = scratch / ('run_uninterrupted' if processes == 1 else 'uninterrupted_pair')
   kept = workdir.with_suffix('.digest')
   if not kept.exists():
     shutil.rmtree(workdir, ignore_errors=True)
-    started = [begin(scratch, workdir, LENGTH)] if processes == 1 else begin_pair(scratch, workdir)
-    for status, said in map(finish, started):
-      assert status == 0, said
+    started = [start(scratch, workdir, LENGTH)] if processes == 1 else start_pair(scratch, workdir)
+    for status, output in map(finish, started):
+      assert status == 0, output
     kept.write_text(digest(workdir))
   return kept.read_text()

@@ -17,7 +17,19 @@ from jaxres.errors import InputError
 from jaxres.runtime.lock import LOCK
 from jaxres.state import TrainState
 from tests.faults import breaking
-from tests.faults.runs import LENGTH, TINY, Row, begin, damage, digest, environment, finish, newest, tool, uninterrupted
+from tests.faults.runs import (
+  LENGTH,
+  TINY,
+  Row,
+  damage,
+  digest,
+  environment,
+  finish,
+  newest,
+  run_uninterrupted,
+  start,
+  tool,
+)
 from tests.faults.table import ROOT
 
 LETTERS = "[]{}()%#?|*!'&;:,~$@ ab1üß日" + '"'
@@ -51,30 +63,30 @@ def odd_path(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
 
 def two_trainings(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   """Start a second training in a workdir, and see that it is told off and that the first ends as if it were alone."""
-  place, expected = scratch / 'two', uninterrupted(scratch)
+  place, expected = scratch / 'two', run_uninterrupted(scratch)
   shutil.rmtree(place, ignore_errors=True)
-  first = begin(scratch, place, LENGTH)
+  first = start(scratch, place, LENGTH)
   until = time.monotonic() + 60
   while not (place / LOCK).exists() and first.poll() is None and time.monotonic() < until:
     time.sleep(0.01)
   time.sleep(rng.random() * rng.choice([0.1, 3.0]))
-  second = begin(scratch, place, LENGTH, *(['--config.train.epochs=60'] if number % 2 else []))
-  status, said = finish(second)
+  second = start(scratch, place, LENGTH, *(['--config.train.epochs=60'] if number % 2 else []))
+  status, output = finish(second)
   ended, told = finish(first)
   alike = ended == 0 and digest(place) == expected
-  refused = status == 2 and f'process {first.pid} on host' in said and '\n' not in said
+  refused = status == 2 and f'process {first.pid} on host' in output and '\n' not in output
   rows = [json.loads(line)['step'] for line in (place / 'metrics.jsonl').read_text().splitlines()]
   ok = (refused or status == 0) and alike and not told and rows == sorted(set(rows))
-  return {'status': status, 'said': said[-200:], 'refused': refused, 'ends_alike': alike, 'ok': ok}
+  return {'status': status, 'said': output[-200:], 'refused': refused, 'ends_alike': alike, 'ok': ok}
 
 
-def exchanged(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
+def exchange(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   """Put the checkpoints of another run into a workdir, and see that training and tools refuse them."""
-  uninterrupted(scratch)
+  run_uninterrupted(scratch)
   field, value = [('train.seed', 1), ('optim.lr', 0.2), ('train.ema', 0.5), ('optim.warmup_epochs', 2)][number % 4]
   place = scratch / 'exchanged'
   shutil.rmtree(place, ignore_errors=True)
-  shutil.copytree(scratch / 'uninterrupted', place)
+  shutil.copytree(scratch / 'run_uninterrupted', place)
   config = json.loads((place / 'config.json').read_text())
   section, name = field.split('.')
   config[section][name] = value
@@ -83,12 +95,12 @@ def exchanged(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   if kind == 'missing':
     (place / 'config.json').unlink()
   before = {path: path.read_bytes() for path in sorted(place.rglob('*')) if path.is_file()}
-  status, said = finish(begin(scratch, place, LENGTH, f'--config.{field}={value}'))
-  found = tool(scratch, 'digest', place)
+  status, output = finish(start(scratch, place, LENGTH, f'--config.{field}={value}'))
+  actual = tool(scratch, 'digest', place)
   same = before == {path: path.read_bytes() for path in sorted(place.rglob('*')) if path.is_file()}
-  read = found[0] == 2 and field in found[1] if kind == 'of the other' else found[0] == 0
-  ok = status == 2 and field in said and '\n' not in said and same and read
-  return {'field': field, 'config': kind, 'status': status, 'said': said[-200:], 'untouched': same, 'ok': ok}
+  read = actual[0] == 2 and field in actual[1] if kind == 'of the other' else actual[0] == 0
+  ok = status == 2 and field in output and '\n' not in output and same and read
+  return {'field': field, 'config': kind, 'status': status, 'said': output[-200:], 'untouched': same, 'ok': ok}
 
 
 def late_full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
@@ -99,8 +111,8 @@ def late_full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Ro
     if not small:
       shutil.copytree(_short(scratch), place)
       breaking.fill(disk / 'filling', shutil.disk_usage(disk).free - rng.choice([0, 1, 2, 8]) * 4096)
-    process = begin(scratch, place, '--config.train.epochs=2')
-    status, said = finish(process)
+    process = start(scratch, place, '--config.train.epochs=2')
+    status, output = finish(process)
     left = [
       path.name
       for path in place.rglob('*')
@@ -109,12 +121,16 @@ def late_full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Ro
     good = small or damage(place, newest(place)) is None
     logged = (place / 'metrics.jsonl').exists() if small else False
   told = (
-    status == 2 and said.startswith('error: ') and 'the disk is full' in said and '\n' not in said and str(disk) in said
+    status == 2
+    and output.startswith('error: ')
+    and 'the disk is full' in output
+    and '\n' not in output
+    and str(disk) in output
   )
   return {
     'small': small,
     'status': status,
-    'said': said[-250:],
+    'said': output[-250:],
     'left': left,
     'ok': (told or (status == 0 and not small)) and not left and good and not logged,
   }
@@ -124,13 +140,13 @@ def _short(scratch: pathlib.Path) -> pathlib.Path:
   """Return a finished run of two epochs."""
   place = scratch / 'short'
   if not (place / 'curves.png').exists():
-    assert finish(begin(scratch, place, '--config.train.epochs=2')) == (0, '')
+    assert finish(start(scratch, place, '--config.train.epochs=2')) == (0, '')
   return place
 
 
-def closed_output(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
+def close_output(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   """Train to an output that is closed, full or ASCII, and see that the run ends as any other."""
-  place, expected = scratch / 'closed', uninterrupted(scratch)
+  place, expected = scratch / 'closed', run_uninterrupted(scratch)
   shutil.rmtree(place, ignore_errors=True)
   redirect = ['| head -1', '> /dev/full', '>&- 2>&- <&-', '> /dev/full 2>&1', '| true', '>&-'][number % 6]
   shell = f'set -o pipefail; "$0" main.py --config {TINY} --workdir "$1" {LENGTH} {redirect}'
@@ -157,9 +173,9 @@ def live_readers(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
   from jaxres import workdir
   from jaxres.doctor import run as run_checks
 
-  place, expected = scratch / 'live', uninterrupted(scratch)
+  place, expected = scratch / 'live', run_uninterrupted(scratch)
   shutil.rmtree(place, ignore_errors=True)
-  process = begin(scratch, place, LENGTH)
+  process = start(scratch, place, LENGTH)
   looks, wrong = 0, []
   while process.poll() is None:
     if not newest(place):
@@ -173,6 +189,6 @@ def live_readers(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     except InputError as error:
       wrong.append(str(error))
     looks += 2
-  status, said = finish(process)
-  ok = status == 0 and not said and not wrong and looks > 0 and digest(place) == expected
+  status, output = finish(process)
+  ok = status == 0 and not output and not wrong and looks > 0 and digest(place) == expected
   return {'looks': looks, 'wrong': wrong[:3], 'status': status, 'ok': ok}

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-LEAST = 10  # trials that say something of a rate
+MIN = 10  # trials that say something of a rate
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / 'tests/faults/results.jsonl'
 PAGE = ROOT / 'docs/reliability.md'
@@ -51,89 +51,91 @@ def table(every: Sequence[Row]) -> str:
     '| --- | --- | --- | --- | --- | --- |',
   ]
   for kind, (fault, must, seen) in KINDS.items():
-    found = [row for row in every if row['kind'] == kind]
-    if found:
-      failures = sum(not row['ok'] for row in found)
-      bound = f'{3 / len(found):.1%}'.replace('%', ' %') if not failures and len(found) >= LEAST else ''
-      lines.append(f'| {fault} | {must} | {len(found)} | {failures} | {bound} | {seen(found)} |')
+    actual = [row for row in every if row['kind'] == kind]
+    if actual:
+      failures = sum(not row['ok'] for row in actual)
+      bound = f'{3 / len(actual):.1%}'.replace('%', ' %') if not failures and len(actual) >= MIN else ''
+      lines.append(f'| {fault} | {must} | {len(actual)} | {failures} | {bound} | {seen(actual)} |')
   return '\n'.join(lines)
 
 
-def killed(found: Sequence[Row]) -> str:
-  ends = [row['ends_alike'] for row in found if 'ends_alike' in row]
-  return f'{sum(row["status"] == -9 for row in found)} killed; {sum(ends)} of {len(ends)} runs ended bit-identical'
+def describe_kills(actual: Sequence[Row]) -> str:
+  ends = [row['ends_alike'] for row in actual if 'ends_alike' in row]
+  return f'{sum(row["status"] == -9 for row in actual)} killed; {sum(ends)} of {len(ends)} runs ended bit-identical'
 
 
-def stopped(found: Sequence[Row]) -> str:
-  asked = [row for row in found if row.get('said', '').endswith('continues the run') and 'is saved' in row['said']]
+def describe_stops(actual: Sequence[Row]) -> str:
+  asked = [row for row in actual if row.get('said', '').endswith('continues the run') and 'is saved' in row['said']]
   if not asked:
     return ''
   grace = sorted(row['grace_s'] for row in asked)
   p95 = grace[min(len(grace) - 1, round(0.95 * (len(grace) - 1)))]
-  at_once = sum(row.get('said', '').startswith('stopped at once') for row in found)
+  at_once = sum(row.get('said', '').startswith('stopped at once') for row in actual)
   median = statistics.median(grace)
   return (
     f'{len(asked)} saved, reported; seconds to the exit: median {median:.1f}, p95 {p95:.1f}; {at_once} ended at once'
   )
 
 
-def fell_back(found: Sequence[Row]) -> str:
-  count = sum(row['fell_back'] for row in found)
-  return f'{count} fell back and named the part; {len(found) - count} hit what no array needs'
+def fell_back(actual: Sequence[Row]) -> str:
+  count = sum(row['fell_back'] for row in actual)
+  return f'{count} fell back and named the part; {len(actual) - count} hit what no array needs'
 
 
-def filled_up(found: Sequence[Row]) -> str:
-  stopped = sum(row['status'] == 2 for row in found)
-  alike = sum(row['ends_alike'] for row in found)
-  return f'{stopped} ended with one line, {len(found) - stopped} had room enough; {alike} ended bit-identical with room'
-
-
-def paired(found: Sequence[Row]) -> str:
-  ends = [row['ends_alike'] for row in found if 'ends_alike' in row]
-  grace = statistics.median(row['grace_s'] for row in found if 'ends_alike' not in row)
-  return f'seconds to the exit: median {grace:.1f}; {sum(ends)} of {len(ends)} runs ended bit-identical'
-
-
-def left(found: Sequence[Row]) -> str:
-  counts = [f'{sum(row["way"] == way for row in found)} by {words}' for way, words in WAYS.items()]
-  away = [row for row in found if row['status']]
-  return f'{", ".join(counts)}; {sum(row["newest"] == row["saved"] for row in away)} of {len(away)} saves committed'
-
-
-def restored(found: Sequence[Row]) -> str:
-  counts = sorted({row['devices'] for row in found})
-  return f'8 to {", ".join(map(str, counts))} to 8 devices; optimizer replicated and sharded'
-
-
-def second(found: Sequence[Row]) -> str:
+def describe_full_disks(actual: Sequence[Row]) -> str:
+  refused = sum(row['status'] == 2 for row in actual)
+  alike = sum(row['ends_alike'] for row in actual)
   return (
-    f'{sum(row["refused"] for row in found)} told off, {sum(row["ends_alike"] for row in found)} ended bit-identical'
+    f'{refused} ended with one line, {len(actual) - refused} had room enough; {alike} ended bit-identical with room'
   )
 
 
-def looked(found: Sequence[Row]) -> str:
-  return f'{sum(row["looks"] for row in found):,} looks, {sum(len(row["wrong"]) for row in found)} wrong'
+def describe_pairs(actual: Sequence[Row]) -> str:
+  ends = [row['ends_alike'] for row in actual if 'ends_alike' in row]
+  grace = statistics.median(row['grace_s'] for row in actual if 'ends_alike' not in row)
+  return f'seconds to the exit: median {grace:.1f}; {sum(ends)} of {len(ends)} runs ended bit-identical'
 
 
-def slowest(found: Sequence[Row]) -> str:
-  return f'slowest answer {max(row["run_s"] for row in found):.1f} s'
+def describe_leftovers(actual: Sequence[Row]) -> str:
+  counts = [f'{sum(row["way"] == way for row in actual)} by {words}' for way, words in WAYS.items()]
+  away = [row for row in actual if row['status']]
+  return f'{", ".join(counts)}; {sum(row["newest"] == row["saved"] for row in away)} of {len(away)} saves committed'
 
 
-def points(found: Sequence[Row]) -> str:
-  return ', '.join(sorted({row['point'] for row in found}))
+def describe_restores(actual: Sequence[Row]) -> str:
+  counts = sorted({row['devices'] for row in actual})
+  return f'8 to {", ".join(map(str, counts))} to 8 devices; optimizer replicated and sharded'
 
 
-def executed(found: Sequence[Row]) -> str:
-  return f'{sum(row["ran"] for row in found)} executed'
+def second(actual: Sequence[Row]) -> str:
+  return (
+    f'{sum(row["refused"] for row in actual)} told off, {sum(row["ends_alike"] for row in actual)} ended bit-identical'
+  )
+
+
+def describe_looks(actual: Sequence[Row]) -> str:
+  return f'{sum(row["looks"] for row in actual):,} looks, {sum(len(row["wrong"]) for row in actual)} wrong'
+
+
+def slowest(actual: Sequence[Row]) -> str:
+  return f'slowest answer {max(row["run_s"] for row in actual):.1f} s'
+
+
+def points(actual: Sequence[Row]) -> str:
+  return ', '.join(sorted({row['point'] for row in actual}))
+
+
+def describe_executions(actual: Sequence[Row]) -> str:
+  return f'{sum(row["ran"] for row in actual)} executed'
 
 
 WAYS = {'error': 'an exception', 'exit': '`sys.exit`', 'interrupt': 'KeyboardInterrupt'}
 KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
-  'kills': ('`kill -9` at a random moment', 'what was committed restores; the end is bit-identical', killed),
-  'signals': ('SIGTERM, SIGINT, some twice', 'saved, told after the commit, exit 143 or 130', stopped),
-  'pairs': ('SIGTERM to one of two processes', 'both save the same step, and exit with 143', paired),
-  'exits': ('the training is left while it saves', 'the save is committed, the process ends', left),
-  'full_disks': ('the disk fills up', 'one line; no partial file; earlier saves restore', filled_up),
+  'kills': ('`kill -9` at a random moment', 'what was committed restores; the end is bit-identical', describe_kills),
+  'signals': ('SIGTERM, SIGINT, some twice', 'saved, told after the commit, exit 143 or 130', describe_stops),
+  'pairs': ('SIGTERM to one of two processes', 'both save the same step, and exit with 143', describe_pairs),
+  'exits': ('the training is left while it saves', 'the save is committed, the process ends', describe_leftovers),
+  'full_disks': ('the disk fills up', 'one line; no partial file; earlier saves restore', describe_full_disks),
   'corruptions': ('a bit flipped, a file cut off, emptied, deleted', 'only what was saved is restored', fell_back),
   'nans': (
     'a NaN or an overflow in the pixels, gradient, loss',
@@ -161,8 +163,8 @@ KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
     'the run ends bit-identical, with status 0',
     lambda _: '',
   ),
-  'live_readers': ('tools read a run that trains', 'no look is wrong', looked),
-  'devices': ('restored on other devices, and back', 'every leaf the same, to the bit', restored),
+  'live_readers': ('tools read a run that trains', 'no look is wrong', describe_looks),
+  'devices': ('restored on other devices, and back', 'every leaf the same, to the bit', describe_restores),
   'configs': ('a misspelled field, a wrong type', 'one line with the field and the nearest word', slowest),
   'images': (
     'a truncated, empty or foreign image file',
@@ -176,7 +178,7 @@ KINDS: dict[str, tuple[str, str, Callable[[Sequence[Row]], str]]] = {
     'one line that names the tensor, or says that no network is like it',
     lambda _: '',
   ),
-  'payloads': ('weights that would run a command', 'not run; one line with what they tried', executed),
+  'payloads': ('weights that would run a command', 'not run; one line with what they tried', describe_executions),
 }
 
 

@@ -16,9 +16,9 @@ def run(kind: str, trials: int, directory: pathlib.Path) -> list[dict]:
   out = directory / 'results.jsonl'
   words = [f'--{kind}={trials}', f'--out={out}', f'--scratch={directory / "scratch"}']
   done = subprocess.run([sys.executable, 'tests/faults/campaign.py', *words], cwd=ROOT, capture_output=True, text=True)
-  found = [json.loads(line) for line in out.read_text().splitlines()]
-  assert (done.returncode, [row for row in found if not row['ok']]) == (0, []), done.stderr
-  return found
+  actual = [json.loads(line) for line in out.read_text().splitlines()]
+  assert (done.returncode, [row for row in actual if not row['ok']]) == (0, []), done.stderr
+  return actual
 
 
 def test_the_campaign_goes_on_where_it_was(tmp_path) -> None:

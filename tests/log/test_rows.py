@@ -26,15 +26,15 @@ def test_a_log_never_blocks_a_resume_and_no_row_is_lost(tmp_path, bad: bytes, ca
   (tmp_path / 'metrics.jsonl').write_bytes(raw)
   with run_log_lib.RunLog(tmp_path, 40, 60, 20.0) as run_log:
     run_log.write(50, {'train/loss': 0.25})
-  found = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-  assert [row['step'] for row in found] == [10, 20, 30, 40, 50]
-  assert found[:4] == [json.loads(line) for line in lines[:4]]
-  said = capsys.readouterr().out
+  actual = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert [row['step'] for row in actual] == [10, 20, 30, 40, 50]
+  assert actual[:4] == [json.loads(line) for line in lines[:4]]
+  output = capsys.readouterr().out
   if bad:
     assert (tmp_path / 'metrics.jsonl.bad').read_bytes() == raw
-    assert 'metrics.jsonl: left out: line 3: ' in said.replace('\n', '')
+    assert 'metrics.jsonl: left out: line 3: ' in output.replace('\n', '')
   else:
-    assert 'left out' not in said
+    assert 'left out' not in output
   assert workdir.read_metrics(tmp_path)[-1] == {'step': 50, 'epoch': 2.5, 'train/loss': 0.25}
   assert draw_curves(tmp_path, tasks.make('classification').metrics, 'top1').is_file()
 
@@ -49,7 +49,7 @@ def test_a_log_that_is_no_file_is_put_aside(tmp_path, odd: str, capsys) -> None:
   assert 'cannot be read' in capsys.readouterr().out
 
 
-def test_a_last_row_without_its_end_is_kept_where_it_is_whole(tmp_path) -> None:
+def test_a_last_row_without_its_end_is_kept_where_it_is_complete(tmp_path) -> None:
   path = tmp_path / 'metrics.jsonl'
   for raw, steps in ((ROWS[:-1], 6), (ROWS[:-2], 5), (ROWS + b'{"st', 6), (ROWS.replace(b'\n', b'\r\n'), 6)):
     path.write_bytes(raw)

@@ -16,7 +16,7 @@ from jaxres.log.console import one_line
 from jaxres.log.curves import draw_curves
 from jaxres.train import loop
 from jaxres.train.meter import Meter
-from tests.helpers import merged
+from tests.helpers import merge
 
 KNOWN = tasks.make('classification').metrics
 
@@ -36,15 +36,15 @@ def rows(workdir) -> list[dict]:
 
 def read_events(workdir) -> list[tuple[int, str, float]]:
   """Decode the TFRecord framing: length (8 bytes), its checksum (4), the event, its checksum (4)."""
-  found = []
+  actual = []
   for path in sorted(workdir.glob('events.*')):
     blob, at = path.read_bytes(), 0
     while at < len(blob):
       size = int.from_bytes(blob[at : at + 8], 'little')
       event = Event.FromString(blob[at + 12 : at + 12 + size])
-      found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+      actual += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
       at += size + 16
-  return found
+  return actual
 
 
 def test_rows_are_means_of_the_steps_between_them(tmp_path) -> None:
@@ -53,14 +53,14 @@ def test_rows_are_means_of_the_steps_between_them(tmp_path) -> None:
     for step in range(1, 6):
       meter.add(step, sums(float(step)), last=step == 5)
     run_log.write(5, meter.row(5) | {'test/top1': 0.25})
-  found = rows(tmp_path)
-  assert [row['step'] for row in found] == [2, 4, 5]
-  assert [row['epoch'] for row in found] == [1.0, 2.0, 2.5]
-  assert [row['train/loss'] for row in found] == [1.5, 3.5, 5.0]
-  assert [row['train/lr'] for row in found] == [0.1, pytest.approx(0.3), pytest.approx(0.4)]
-  assert found[0]['train/top1'] == 0.5
-  assert found[1]['train/images_per_s'] > 0
-  assert found[2]['test/top1'] == 0.25
+  actual = rows(tmp_path)
+  assert [row['step'] for row in actual] == [2, 4, 5]
+  assert [row['epoch'] for row in actual] == [1.0, 2.0, 2.5]
+  assert [row['train/loss'] for row in actual] == [1.5, 3.5, 5.0]
+  assert [row['train/lr'] for row in actual] == [0.1, pytest.approx(0.3), pytest.approx(0.4)]
+  assert actual[0]['train/top1'] == 0.5
+  assert actual[1]['train/images_per_s'] > 0
+  assert actual[2]['test/top1'] == 0.25
 
 
 def test_event_files_hold_the_same_numbers(tmp_path) -> None:
@@ -155,7 +155,7 @@ def test_a_training_needs_no_package_that_a_gpu_image_lacks(config: dict, tmp_pa
   lacked = ('clu', 'clu.parameter_overview', 'tensorboardX', 'matplotlib', 'tensorflow_datasets', 'array_record')
   for name in (*lacked, 'importlib_resources', 'simplejpeg', 'cv2', 'sklearn', 'torch'):
     monkeypatch.setitem(sys.modules, name, None)
-  loop.train_and_evaluate(merged(config, train={'dry_run': True}), tmp_path / 'run')
+  loop.train_and_evaluate(merge(config, train={'dry_run': True}), tmp_path / 'run')
   assert rows(tmp_path / 'run/dry_run')[-1]['test/top1'] >= 0
   printed = capsys.readouterr().out
   for line in ('clu is not installed: no parameters.txt', 'tensorboardX is not installed: no event files'):

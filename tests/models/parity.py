@@ -19,7 +19,7 @@ def count(tree: Any) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def drawn(shapes: Any, seed: int = 0) -> Any:
+def draw(shapes: Any, seed: int = 0) -> Any:
   """Return random variables of these shapes by NumPy: to compile JAX's draws takes many seconds.
 
   Scales and variances are 0.5 to 1, kernels normal with He's deviation, the rest normal with 0.1.
@@ -35,11 +35,11 @@ def drawn(shapes: Any, seed: int = 0) -> Any:
   return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def assert_near(found: Any, expected: Any, tolerance: float, what: str = '') -> None:
+def assert_near(actual: Any, expected: Any, tolerance: float, what: str = '') -> None:
   """Assert that the largest difference is less than ``tolerance`` of the largest expected value."""
-  found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-  assert found.shape == expected.shape, what
-  error = np.abs(found - expected).max() / np.abs(expected).max()
+  actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+  assert actual.shape == expected.shape, what
+  error = np.abs(actual - expected).max() / np.abs(expected).max()
   assert error < tolerance, f'{what}: relative error {error:.1e}'
 
 
@@ -139,7 +139,7 @@ def random_variables(model: Any, seed: int = 0, size: int = 32, channels: int = 
   Args:
     model: a jaxres model.
     seed: of NumPy's generator.
-    size: of the images that the model is initialised on.
+    size: of the images that the model is initialized on.
     channels: of these images.
   """
   rng = np.random.default_rng(seed)
@@ -190,7 +190,7 @@ def randomize(net, torch) -> None:
           module.bias.zero_()  # its first values are of torch's global seed, and so of the tests before
 
 
-def colored_images(size: int) -> np.ndarray:
+def make_colored_images(size: int) -> np.ndarray:
   rng = np.random.default_rng(1)
   color, noise = rng.normal(0, 1, (2, 1, 1, 3)), rng.normal(0, 1, (2, size, size, 3))
   return (color + noise * np.array([0.6, 1.4]).reshape(2, 1, 1, 1)).astype(np.float32)

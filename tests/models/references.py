@@ -30,17 +30,17 @@ def sample(array: Any) -> np.ndarray:
 
 
 @functools.cache
-def stored() -> dict[str, dict[str, np.ndarray]]:
+def read_stored() -> dict[str, dict[str, np.ndarray]]:
   """Return the samples in the file, by case and name."""
   with np.load(PATH) as file:
     index, values = json.loads(file['index'].tobytes()), file['values']
   cases: dict[str, dict[str, np.ndarray]] = {}
-  begin = 0
+  start = 0
   for case, sizes in index.items():
     cases[case] = {}
     for name, size in sizes.items():
-      cases[case][name] = values[begin : begin + size]
-      begin += size
+      cases[case][name] = values[start : start + size]
+      start += size
   return cases
 
 
@@ -73,7 +73,7 @@ class Recorder:
 
 
 def main() -> None:
-  """Run the tests that compare with torch, and store what it said."""
+  """Run the tests that compare with torch, and store what it returned."""
   import pytest
 
   from tests.models import references  # as the tests import it: run as a script, this module is another

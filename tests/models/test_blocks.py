@@ -97,28 +97,28 @@ def test_pad_shortcut_keeps_the_dtype() -> None:
 @pytest.mark.parametrize('size', [(32, 32), (33, 38), (1, 2)])
 def test_cifar_stem_keeps_the_size(size: tuple[int, int]) -> None:
   x = normal(2, *size, 3)
-  found = run(stems.CifarStem(4, layers.Conv, NORM), x, {'conv': tap(3, 0, 2, 3, 4)})
+  actual = run(stems.CifarStem(4, layers.Conv, NORM), x, {'conv': tap(3, 0, 2, 3, 4)})
   expected = np.zeros((2, *size, 4), np.float32)
   expected[..., :3] = relu(pick(x, 1, -1, 1))
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize('size', [(64, 64), (33, 38), (35, 31), (5, 4), (1, 2)])
 def test_imagenet_stem_divides_the_size_by_four(size: tuple[int, int]) -> None:
   x = normal(2, *size, 3)
-  found = run(stems.ImageNetStem(4, layers.Conv, NORM), x, {'conv': tap(7, 1, 5, 3, 4)})
-  assert found.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 4)
-  np.testing.assert_allclose(found[..., :3], max_pool(relu(pick(x, 2, -2, 2))), atol=1e-6)
-  assert not found[..., 3].any()
+  actual = run(stems.ImageNetStem(4, layers.Conv, NORM), x, {'conv': tap(7, 1, 5, 3, 4)})
+  assert actual.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 4)
+  np.testing.assert_allclose(actual[..., :3], max_pool(relu(pick(x, 2, -2, 2))), atol=1e-6)
+  assert not actual[..., 3].any()
 
 
 @pytest.mark.parametrize('size', [(8, 8), (7, 9)])
 @pytest.mark.parametrize('strides', [1, 2])
 def test_projection_is_a_matrix_at_each_pixel(size: tuple[int, int], strides: int) -> None:
   x, kernel = normal(2, *size, 3), normal(1, 1, 3, 5)
-  found = run(blocks.Projection(5, strides, layers.Conv, NORM), x, {'conv': kernel})
+  actual = run(blocks.Projection(5, strides, layers.Conv, NORM), x, {'conv': kernel})
   expected = x[:, ::strides, ::strides].astype(np.float64) @ kernel[0, 0]
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [(8, 8), (7, 9)])
@@ -126,20 +126,20 @@ def test_projection_is_a_matrix_at_each_pixel(size: tuple[int, int], strides: in
 def test_basic_block_with_pad_shortcut(size: tuple[int, int], strides: int) -> None:
   x = normal(2, *size, 2)
   kernels = {'conv1': tap(3, 0, 2, 2, 4), 'conv2': -tap(3, 2, 1, 4, 4)}
-  found = run(basic(4, strides, 'pad'), x, kernels)
+  actual = run(basic(4, strides, 'pad'), x, kernels)
   inner = relu(pick(x, strides, -1, 1))
   expected = np.zeros((*inner.shape[:3], 4), np.float32)
   expected[..., :2] = -pick(inner, 1, 1, 0)
   expected[..., 1:3] += x[:, ::strides, ::strides]
-  np.testing.assert_allclose(found, relu(expected), atol=1e-6)
+  np.testing.assert_allclose(actual, relu(expected), atol=1e-6)
 
 
 def test_basic_block_of_one_shape_adds_its_input() -> None:
   x = normal(2, 7, 9, 4)
   kernels = {'conv1': tap(3, 0, 2, 4, 4), 'conv2': -tap(3, 2, 1, 4, 4)}
-  found = run(basic(4, 1, 'projection'), x, kernels)
+  actual = run(basic(4, 1, 'projection'), x, kernels)
   inner = relu(pick(x, 1, -1, 1))
-  np.testing.assert_allclose(found, relu(x - pick(inner, 1, 1, 0)), atol=1e-6)
+  np.testing.assert_allclose(actual, relu(x - pick(inner, 1, 1, 0)), atol=1e-6)
 
 
 @pytest.mark.parametrize('size', [(8, 8), (7, 9)])
@@ -153,10 +153,10 @@ def test_bottleneck_has_its_stride_on_the_3x3(size: tuple[int, int], strides: in
     'conv3': -tap(1, 0, 0, 4, 16),
     'shortcut/conv': shortcut,
   }
-  found = run(bottleneck(4, strides, 'projection'), x, kernels)
+  actual = run(bottleneck(4, strides, 'projection'), x, kernels)
   expected = x[:, ::strides, ::strides].astype(np.float64) @ shortcut[0, 0]
   expected[..., :3] -= pick(relu(x), strides, -1, 1)
-  np.testing.assert_allclose(found, relu(expected), atol=1e-5)
+  np.testing.assert_allclose(actual, relu(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize('make', [basic, bottleneck])

@@ -17,7 +17,7 @@ from jaxres.models import blocks, layers, resnet
 from tests.models.parity import (
   assert_alive,
   assert_near,
-  drawn,
+  draw,
   flat,
   in_torchs_layout,
   nchw,
@@ -35,7 +35,7 @@ BLOCKS = {
 
 
 class Case(NamedTuple):
-  """A network, its images, and what the torch network is given for the same."""
+  """A network, its images, and what the torch network is given for them."""
 
   block: str
   stem: str = 'cifar'
@@ -88,7 +88,7 @@ def shapes(model: models.ResNet, channels: int = 3, size: tuple[int, int] = (16,
 def tiny(block: str, **options: Any) -> tuple[models.ResNet, Any, np.ndarray]:
   """Return a network of two blocks, random variables, and images ``[8, 6, 6, 3]``."""
   model = models.ResNet((1, 1), (4, 8), BLOCKS[block], num_classes=5, stem_type='cifar', **options)
-  return model, drawn(shapes(model)), np.random.default_rng(1).standard_normal((8, 6, 6, 3), np.float32)
+  return model, draw(shapes(model)), np.random.default_rng(1).standard_normal((8, 6, 6, 3), np.float32)
 
 
 def key(seed: int) -> jax.Array:
@@ -139,10 +139,10 @@ def test_stages_and_logits_and_statistics_equal_torch(by_torch: Any, name: str) 
   expected, pick = by_torch(f'family {name}', compute)
   stages, logits, train_logits, updates = both(variables, x)
   statistics = in_torchs_layout(updates['batch_stats'], False, average)
-  found = stages | {'logits': logits, 'train_logits': train_logits} | statistics
-  assert found.keys() == expected.keys()
+  actual = stages | {'logits': logits, 'train_logits': train_logits} | statistics
+  assert actual.keys() == expected.keys()
   for key, value in expected.items():
-    assert_near(pick(found[key]), value, 1e-4, key)
+    assert_near(pick(actual[key]), value, 1e-4, key)
   for stage in stages:
     assert 0.05 < (expected[stage] > 0).mean() < 0.99, f'{stage} is dead, or the activation does nothing'
   for key in ('logits', 'train_logits'):
@@ -168,12 +168,12 @@ def test_gradients_equal_torch(by_torch: Any) -> None:
     return (logits * weights).sum()
 
   expected, pick = by_torch('family gradients', compute)
-  found = in_torchs_layout(gradient(variables['params']), False, average=True)
-  assert found.keys() == expected.keys()
+  actual = in_torchs_layout(gradient(variables['params']), False, average=True)
+  assert actual.keys() == expected.keys()
   largest = max(np.linalg.norm(value) for value in expected.values())
   for key, value in expected.items():
     # a bias before a norm has no gradient but for rounding
-    assert np.linalg.norm(pick(found[key]) - value) < 1e-3 * np.linalg.norm(value) + 1e-5 * largest, key
+    assert np.linalg.norm(pick(actual[key]) - value) < 1e-3 * np.linalg.norm(value) + 1e-5 * largest, key
 
 
 # Shapes and names
@@ -217,10 +217,10 @@ def test_images_of_any_size_and_channels(case: Case, size: tuple[int, int], chan
   ],
 )  # fmt: skip
 def test_parameter_names(name: str, present: set[str], absent: set[str]) -> None:
-  found = set(flat(shapes(build(CASES[name]))['params']))
-  assert present <= found
-  assert not absent & found
-  assert {path.split('/')[0] for path in found} - {'norm'} == {'stem', 'stage1', 'stage2', 'head'}
+  actual = set(flat(shapes(build(CASES[name]))['params']))
+  assert present <= actual
+  assert not absent & actual
+  assert {path.split('/')[0] for path in actual} - {'norm'} == {'stem', 'stage1', 'stage2', 'head'}
 
 
 def test_rows_are_their_papers() -> None:
@@ -237,16 +237,16 @@ def test_rows_are_their_papers() -> None:
 
 def rates(model: models.ResNet) -> dict[str, float]:
   """Return the rate of each Dropout that is not 0, by path."""
-  found = {}
+  actual = {}
 
   def note(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
     if isinstance(context.module, nn.Dropout) and context.module.rate:
-      found['/'.join(context.module.path)] = context.module.rate
+      actual['/'.join(context.module.path)] = context.module.rate
     return run(*args, **kwargs)
 
   with nn.intercept_methods(note):
     shapes(model)
-  return found
+  return actual
 
 
 def test_linear_decay() -> None:
@@ -265,22 +265,22 @@ def test_where_the_rates_go(name: str) -> None:
 
 
 @pytest.mark.parametrize('block', BLOCKS.values(), ids=BLOCKS)
-def test_stochastic_depth_drops_whole_branches_of_examples(block: Any) -> None:
+def test_stochastic_depth_drops_complete_branches_of_examples(block: Any) -> None:
   rate, batch = 0.25, 400
   norm = functools.partial(nn.BatchNorm, use_running_average=True)
   channels = 4 * block.expansion
   # the activation is the identity; a gate that came after the scaling would change with it
   make = functools.partial(block, 4, 1, 'projection', layers.Conv, norm, act=lambda y: y, se=True)
   x = np.random.default_rng(0).standard_normal((batch, 2, 2, channels), np.float32)
-  variables = drawn(jax.eval_shape(make().init, jax.random.key(1), x))
+  variables = draw(jax.eval_shape(make().init, jax.random.key(1), x))
   dropping = make(drop=functools.partial(nn.Dropout, deterministic=False), stochastic_depth=rate)
-  branch, found = jax.jit(
+  branch, actual = jax.jit(
     lambda: (make().apply(variables, x), dropping.apply(variables, x, rngs={'dropout': key(2)}))
   )()
-  branch, found = np.asarray(branch) - x, np.asarray(found) - x
-  kept = np.abs(found).max(axis=(1, 2, 3)) > 1e-6
-  np.testing.assert_allclose(found[kept], branch[kept] / (1 - rate), rtol=1e-4, atol=1e-5)
-  np.testing.assert_array_equal(found[~kept], 0)
+  branch, actual = np.asarray(branch) - x, np.asarray(actual) - x
+  kept = np.abs(actual).max(axis=(1, 2, 3)) > 1e-6
+  np.testing.assert_allclose(actual[kept], branch[kept] / (1 - rate), rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(actual[~kept], 0)
   assert abs(kept.mean() - (1 - rate)) < 4 * np.sqrt(rate * (1 - rate) / batch)
 
 
@@ -300,14 +300,14 @@ def test_dropout_in_blocks_is_before_the_last_convolution() -> None:
   norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=0.0)
   x = jnp.ones((100, 1, 1, 4))
   block = functools.partial(blocks.PreactBasicBlock, 4, 1, 'projection', layers.Conv, norm)
-  centre = jnp.zeros((3, 3, 4, 4)).at[1, 1].set(jnp.eye(4))
+  center = jnp.zeros((3, 3, 4, 4)).at[1, 1].set(jnp.eye(4))
   identity = {'scale': jnp.ones(4), 'bias': jnp.zeros(4)}
-  params = {'bn1': identity, 'conv1': {'kernel': centre}, 'bn2': identity, 'conv2': {'kernel': centre}}
+  params = {'bn1': identity, 'conv1': {'kernel': center}, 'bn2': identity, 'conv2': {'kernel': center}}
   stats = {'mean': jnp.zeros(4), 'var': jnp.ones(4)}
   variables = {'params': params, 'batch_stats': {'bn1': stats, 'bn2': stats}}
   dropping = block(dropout=0.5, drop=functools.partial(nn.Dropout, deterministic=False))
   branch = np.asarray(dropping.apply(variables, x, rngs={'dropout': key(0)})) - 1
-  # single values fall, and nothing after them but conv2, which copies: no norm with statistics of its own
+  # single values fall, and nothing after them but conv2, which copies: no norm with separate statistics
   assert set(np.unique(branch)) == {0, 2}
   assert 0.4 < (branch == 0).mean() < 0.6
 
@@ -366,9 +366,9 @@ def test_zero_init_of_pre_activation_blocks_zeroes_the_last_kernel_which_then_le
     some = [path for path in params if path.endswith(f'{last}/kernel')] + ['stage1/block0/conv1/kernel']
     return {path: (params[path] != 0).any() for path in some}
 
-  found = zeros(key(0))
-  assert len(found) == 3
-  for path, nonzero in found.items():
+  actual = zeros(key(0))
+  assert len(actual) == 3
+  for path, nonzero in actual.items():
     assert bool(nonzero) == path.endswith('conv1/kernel')
   params = variables['params']
   for stage in ('stage1', 'stage2'):
@@ -382,4 +382,4 @@ def test_zero_init_of_pre_activation_blocks_zeroes_the_last_kernel_which_then_le
 
   grads = gradient(params)
   for stage in ('stage1', 'stage2'):
-    assert np.abs(grads[stage]['block0'][last]['kernel']).max() > 1e-4, f'{stage} is held at zero'
+    assert np.abs(grads[stage]['block0'][last]['kernel']).max() > 1e-4, f'{stage} is kept at zero'

@@ -25,8 +25,8 @@ def test_convolution_has_the_gradients_of_the_plain_form(size: int, strides: int
   same, ours = jax.vjp(lambda x, k: cpu.conv_cpu(x, k, strides), x, kernel)
   np.testing.assert_array_equal(y, same)
   g = random(*y.shape, seed=2)
-  for found, expected in zip(ours(g), plain(g), strict=True):
-    np.testing.assert_allclose(found, expected, **NEAR)
+  for actual, expected in zip(ours(g), plain(g), strict=True):
+    np.testing.assert_allclose(actual, expected, **NEAR)
 
 
 def test_convolution_can_be_differentiated_twice() -> None:
@@ -43,14 +43,14 @@ def test_convolution_can_be_differentiated_twice() -> None:
 def test_batch_norm_has_the_gradients_of_the_plain_form(dtype) -> None:
   x, scale, bias = 3 * random(6, 5, 4, 7).astype(dtype) + 1, random(7, seed=1), random(7, seed=2)
   weight = random(*x.shape, seed=3)
-  found, expected = (
+  actual, expected = (
     jax.value_and_grad(lambda x, s, b, form=form: (form(x, s, b, 1e-5)[0] * weight).sum(), argnums=(0, 1, 2))(
       x, scale, bias
     )
     for form in (cpu.batch_norm_cpu, batch_norm)
   )
   near = NEAR if dtype == jnp.float32 else {'rtol': 2e-2, 'atol': 2e-2}
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **near), found, expected)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **near), actual, expected)
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
@@ -62,10 +62,10 @@ def test_batch_norm_is_flaxs(dtype, train: bool) -> None:
   variables = theirs.init(jax.random.key(0), x)
   assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x))
   variables = jax.tree.map(lambda v: v + 0.5 * jnp.abs(random(*v.shape, seed=4)), variables)
-  found, expected = (module.apply(variables, x, mutable=['batch_stats']) for module in (ours, theirs))
-  assert found[0].dtype == expected[0].dtype
+  actual, expected = (module.apply(variables, x, mutable=['batch_stats']) for module in (ours, theirs))
+  assert actual[0].dtype == expected[0].dtype
   near = NEAR if dtype == jnp.float32 else {'rtol': 2e-2, 'atol': 2e-2}
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **near), found, expected)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **near), actual, expected)
 
 
 @pytest.mark.parametrize(('name', 'wanted'), [('cpu', True), ('gpu', False), ('tpu', False)])

@@ -61,7 +61,7 @@ def gradients(conv: Any, strides: int, x: jax.Array, kernel: jax.Array, g: jax.A
   return y, *pull(g)
 
 
-def expected_gradients(strides: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def compute_expected_gradients(strides: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
   """Return ``gradients`` of the plain form in float32, by Eigen."""
   plain = jax.jit(functools.partial(gradients, ops.conv, strides), compiler_options=OFF)
   return plain(*(array.astype(jnp.float32) for array in arrays))
@@ -84,7 +84,7 @@ def test_a_convolution_and_its_gradients_are_those_of_the_plain_form(
   arrays = case(kernel, strides, inputs, outputs, size, batch, dtype)
   program = compiler.jit(functools.partial(gradients, cpu.conv_cpu, strides)).lower(*arrays).compile()
   results = program(*arrays)
-  near(results, expected_gradients(strides, *arrays), NEAR[dtype])
+  near(results, compute_expected_gradients(strides, *arrays), NEAR[dtype])
   assert onednn.count_calls(program.as_text()) >= 2
   assert ' convolution(' not in program.as_text()
   jax.tree.map(np.testing.assert_array_equal, program(*arrays), results)
@@ -106,7 +106,7 @@ def test_the_parts_of_a_batch_are_added_in_float32(batch: int, dtype: str, monke
 
 def kernel_gradient_of_plain(x: jax.Array, g: jax.Array) -> jax.Array:
   kernel = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]), x.dtype)
-  return expected_gradients(1, x, kernel, g)[2]
+  return compute_expected_gradients(1, x, kernel, g)[2]
 
 
 def test_the_form_without_onednn_is_the_one_of_two_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_the_form_without_onednn_is_the_one_of_two_dimensions(monkeypatch: pytes
 def test_both_forms_are_the_same_gradient_whatever_computes_them(strides: int, monkeypatch: pytest.MonkeyPatch) -> None:
   for size in (1, 3, 7):
     x, kernel, g = case(size, strides, 5, 6, (9, 8), 32, 'float32')
-    expected = expected_gradients(strides, x, kernel, g)[2]
+    expected = compute_expected_gradients(strides, x, kernel, g)[2]
     for dtypes in (frozenset(), frozenset({'float32'})):
       monkeypatch.setattr(cpu, 'onednn_dtypes', lambda dtypes=dtypes: dtypes)
       run = jax.jit(lambda x, g, size=size: cpu.kernel_gradient(x, g, strides, size), compiler_options=OFF)
@@ -181,7 +181,7 @@ def test_a_vmapped_gradient_is_that_of_each(dtype: str) -> None:
   several[0] = several[0] * jnp.arange(1, 4, dtype=dtype).reshape(3, 1, 1, 1, 1)
   run = compiler.jit(jax.vmap(functools.partial(gradients, cpu.conv_cpu, 1)))
   for i in range(3):
-    expected = expected_gradients(1, *(array[i] for array in several))
+    expected = compute_expected_gradients(1, *(array[i] for array in several))
     near([result[i] for result in run(*several)], expected, NEAR[dtype])
 
 

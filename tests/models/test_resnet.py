@@ -218,10 +218,10 @@ def test_parameter_paths() -> None:
   first |= {f'{block}bn{i}/{leaf}' for i in (1, 2) for leaf in ('scale', 'bias')}
   rest = {'stem/conv/kernel', 'stem/bn/scale', 'head/fc/kernel', 'head/fc/bias'}
   rest |= {'stage2/block0/shortcut/conv/kernel', 'stage2/block0/shortcut/bn/bias'}
-  found = set(flat(shapes['params']))
-  assert {path for path in found if path.startswith(block)} == first
-  assert rest <= found
-  assert {path.split('/')[0] for path in found} == {
+  actual = set(flat(shapes['params']))
+  assert {path for path in actual if path.startswith(block)} == first
+  assert rest <= actual
+  assert {path.split('/')[0] for path in actual} == {
     'stem', 'stage1', 'stage2', 'stage3', 'stage4', 'head'
   }  # fmt: skip
   assert 'stage4/block1/bn2/mean' in flat(shapes['batch_stats'])
@@ -231,7 +231,7 @@ def test_parameter_paths() -> None:
 # Structure
 
 
-def test_features_then_head_is_the_whole_model() -> None:
+def test_features_then_head_is_the_complete_model() -> None:
   model, x = small('resnet20'), images()
   variables = init(model)
   stages = model.apply(variables, x, train=False, method='features')
@@ -363,10 +363,10 @@ def test_logits_and_statistics_equal_torch(case: Any, by_torch: Any) -> None:
     wide = in_float64(model, variables, x) if deep else (model, variables, x)
     train_logits, updates = apply(*wide, train=True)
   statistics = in_torchs_layout(updates['batch_stats'], **names)
-  found = {'logits': logits, 'train_logits': train_logits} | statistics
-  assert found.keys() == expected.keys()
+  actual = {'logits': logits, 'train_logits': train_logits} | statistics
+  assert actual.keys() == expected.keys()
   for key, value in expected.items():
-    assert_near(pick(found[key]), value, 1e-4, key)
+    assert_near(pick(actual[key]), value, 1e-4, key)
   for key in ('logits', 'train_logits'):
     assert_alive(expected[key].reshape(4, 10))
 
@@ -427,8 +427,8 @@ def test_train_gradients_equal_torch(by_torch: Any, name: str, options: dict[str
 
   expected, pick = by_torch(f'gradients {name}', compute)
   loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(variables['params'])
-  found = {'loss': loss} | in_torchs_layout(gradients, name in THIN)
-  assert found.keys() == expected.keys()
+  actual = {'loss': loss} | in_torchs_layout(gradients, name in THIN)
+  assert actual.keys() == expected.keys()
   for key, value in expected.items():
     assert np.linalg.norm(value) > 0
-    assert np.linalg.norm(pick(found[key]) - value) / np.linalg.norm(value) < 1e-3, key
+    assert np.linalg.norm(pick(actual[key]) - value) / np.linalg.norm(value) < 1e-3, key

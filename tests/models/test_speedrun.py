@@ -9,7 +9,7 @@ import pytest
 from jaxres import models, weights
 from jaxres.errors import InputError
 from jaxres.models import speedrun
-from tests.models.parity import assert_alive, assert_near, drawn
+from tests.models.parity import assert_alive, assert_near, draw
 
 
 def images(count: int, size: int) -> np.ndarray:
@@ -49,9 +49,9 @@ def test_the_stems_kernel_has_no_gradient_and_its_bias_has() -> None:
     return jnp.square(logits).sum()
 
   gradient = jax.grad(loss)(variables['params'])
-  found = {jax.tree_util.keystr(path): np.abs(leaf).max() for path, leaf in jax.tree.leaves_with_path(gradient)}
-  assert found.pop("['stem']['conv']['kernel']") == 0
-  assert min(found.values()) > 0
+  actual = {jax.tree_util.keystr(path): np.abs(leaf).max() for path, leaf in jax.tree.leaves_with_path(gradient)}
+  assert actual.pop("['stem']['conv']['kernel']") == 0
+  assert min(actual.values()) > 0
 
 
 @pytest.mark.parametrize('shape', [(3, 3, 4, 6), (3, 3, 6, 4), (3, 3, 5, 5)])
@@ -70,12 +70,12 @@ def test_the_first_filters_pass_the_input_on(shape) -> None:
 def test_max_pool_and_its_gradient_are_flaxs(size: tuple[int, int]) -> None:
   x = jnp.asarray(images(2, 8)[:, : size[0], : size[1]])
   weight = jnp.arange(2.0 * (size[0] // 2) * (size[1] // 2) * 3).reshape(2, size[0] // 2, size[1] // 2, 3)
-  found, expected = (
+  actual, expected = (
     jax.value_and_grad(lambda x, pool=pool: (pool(x) * weight).sum())(x)
     for pool in (speedrun.max_pool, lambda x: nn.max_pool(x, (2, 2), (2, 2)))
   )
-  np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
-  np.testing.assert_array_equal(found[1], expected[1])
+  np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
+  np.testing.assert_array_equal(actual[1], expected[1])
 
 
 @pytest.mark.parametrize('channels', [1, 4])
@@ -97,9 +97,9 @@ def test_its_weights_go_to_torchs_names_and_back() -> None:
   variables = speedrun.whiten(model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False), images(8, 16))
   state_dict = weights.from_variables(variables, model)
   assert {'conv1.weight', 'conv1.bias', 'layer3.0.bn2.bias', 'layer3.0.bn2.running_var'} <= state_dict.keys()
-  found = weights.recognize(state_dict)
-  assert (found.name, found.channels) == ('resnet8_speedrun', 3)
-  again = weights.to_variables(state_dict, models.create(found.name, **found.options))
+  actual = weights.recognize(state_dict)
+  assert (actual.name, actual.channels) == ('resnet8_speedrun', 3)
+  again = weights.to_variables(state_dict, models.create(actual.name, **actual.options))
   jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
@@ -108,7 +108,7 @@ def test_the_network_is_torchs(by_torch) -> None:
   model = models.create('resnet8_speedrun', num_classes=10)
   x = images(4, 32)
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
-  variables = drawn(shapes)
+  variables = draw(shapes)
   params, stats = variables['params'], variables['batch_stats']
 
   def compute():
@@ -118,11 +118,11 @@ def test_the_network_is_torchs(by_torch) -> None:
     weight = lambda module: torch.tensor(module['kernel'].transpose(3, 2, 0, 1))
 
     def norm(y, block, name):
-      own = stats[block]['block0'][name]
+      local = stats[block]['block0'][name]
       return functional.batch_norm(
         y,
-        torch.tensor(own['mean']),
-        torch.tensor(own['var']),
+        torch.tensor(local['mean']),
+        torch.tensor(local['var']),
         None,
         torch.tensor(params[block]['block0'][name]['bias']),
       )
@@ -142,6 +142,6 @@ def test_the_network_is_torchs(by_torch) -> None:
     }
 
   expected, pick = by_torch('speedrun', compute)
-  found = model.apply(variables, x, train=False)
+  actual = model.apply(variables, x, train=False)
   assert_alive(expected['logits'].reshape(4, 10))
-  assert_near(pick(found), expected['logits'], 1e-4)
+  assert_near(pick(actual), expected['logits'], 1e-4)

@@ -17,8 +17,8 @@ from jaxres.state import create, init_variables
 from jaxres.train import loop
 from jaxres.train.gradients import make_loss
 from jaxres.train.step import Hyperparameters, make_train_steps
-from tests.helpers import classification, merged
-from tests.train.runs import KEY, final_state, interrupted, stacked
+from tests.helpers import classification, merge
+from tests.train.runs import KEY, final_state, interrupt_training, stack
 
 BODY = ('(?!head/).*',)  # a linear probe
 PARAMS = {
@@ -30,14 +30,14 @@ STATS = {'stem': {'bn': {'mean': 0, 'var': 0}}, 'stage1': {'block0': {'bn1': {'m
 
 
 def steps(frozen=(), unfreeze=(), total=100) -> dict[str, float]:
-  found = freezing.unfreeze_steps(PARAMS, frozen, unfreeze, total, 10.0)
-  return dict(zip(trees.leaf_names(found), jax.tree.leaves(found), strict=True))
+  actual = freezing.unfreeze_steps(PARAMS, frozen, unfreeze, total, 10.0)
+  return dict(zip(trees.leaf_names(actual), jax.tree.leaves(actual), strict=True))
 
 
-def test_each_parameter_has_the_step_it_begins_at() -> None:
+def test_each_parameter_has_the_step_it_starts_at() -> None:
   assert set(steps().values()) == {0}
-  found = steps(BODY, (('stage1/.*/kernel', 1.46), ('stage1/.*', 3.0), ('.*/scale', 2.0)))
-  assert found == {
+  actual = steps(BODY, (('stage1/.*/kernel', 1.46), ('stage1/.*', 3.0), ('.*/scale', 2.0)))
+  assert actual == {
     'stem/conv/kernel': math.inf,
     'stem/bn/scale': 20,
     'stem/bn/bias': math.inf,
@@ -51,11 +51,11 @@ def test_each_parameter_has_the_step_it_begins_at() -> None:
 
 def test_a_norm_is_frozen_as_long_as_all_its_parameters_are() -> None:
   until = freezing.unfreeze_steps(PARAMS, BODY, (('stage1/.*', 3.0), ('.*/scale', 2.0)), 100, 10.0)
-  found = freezing.unfreeze_phases(until, STATS)
-  assert [stage.start for stage in found] == [0, 20, 30]
-  assert [stage.norms for stage in found] == [('stage1/block0/bn1', 'stem/bn'), ('stage1/block0/bn1',), ()]
-  assert found[1].frozen['stem'] == {'conv': {'kernel': True}, 'bn': {'scale': False, 'bias': True}}
-  assert [freezing.phase_index(found, step) for step in (0, 1, 20, 21, 30, 31)] == [0, 0, 0, 1, 1, 2]
+  actual = freezing.unfreeze_phases(until, STATS)
+  assert [stage.start for stage in actual] == [0, 20, 30]
+  assert [stage.norms for stage in actual] == [('stage1/block0/bn1', 'stem/bn'), ('stage1/block0/bn1',), ()]
+  assert actual[1].frozen['stem'] == {'conv': {'kernel': True}, 'bn': {'scale': False, 'bias': True}}
+  assert [freezing.phase_index(actual, step) for step in (0, 1, 20, 21, 30, 31)] == [0, 0, 0, 1, 1, 2]
   assert freezing.unfreeze_phases(freezing.unfreeze_steps(PARAMS, (), (), 9, 1.0), STATS)[0].norms == ()
 
 
@@ -75,7 +75,7 @@ def test_bad_input(options: dict, message: str) -> None:
     steps(**options)
 
 
-def trained(config: dict, stages: str, steps_: int, devices: int, **options):
+def train_groups(config: dict, stages: str, steps_: int, devices: int, **options):
   """Return the state before and after training ``stages`` a few steps as ``make_programs`` does, and the parts."""
   mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
   dataset = data.load(**config['data'])
@@ -84,28 +84,28 @@ def trained(config: dict, stages: str, steps_: int, devices: int, **options):
   variables = jax.jit(lambda: init_variables(model, dataset.info.image_shape, jax.random.key(0)))()
   tx, _ = optim.make(variables['params'], 100, 6.0, lr=0.1, **options)
   until = freezing.unfreeze_steps(variables['params'], options.get('frozen', ()), options.get('unfreeze', ()), 100, 6.0)
-  found = freezing.unfreeze_phases(until, variables['batch_stats'])
+  actual = freezing.unfreeze_phases(until, variables['batch_stats'])
   first, *later = [
-    make_loss(freezing.freeze(model, s), classification(), augment.make(), dataset.info, s.frozen) for s in found
+    make_loss(freezing.freeze(model, s), classification(), augment.make(), dataset.info, s.frozen) for s in actual
   ]
-  later = [(s.start, loss_fn) for s, loss_fn in zip(found[1:], later, strict=True)]
+  later = [(s.start, loss_fn) for s, loss_fn in zip(actual[1:], later, strict=True)]
   run = make_train_steps(first, lambda _: tx, dataset.train.get_batch, mesh, later=later)
-  begin = jax.device_put(create(variables, tx), sharding.replicated_sharding(mesh))
-  after = jax.tree.map(jnp.copy, begin)
+  start = jax.device_put(create(variables, tx), sharding.replicated_sharding(mesh))
+  after = jax.tree.map(jnp.copy, start)
   for feed in dataset.train.step_inputs(0, steps_):
-    after, _ = run(after, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
+    after, _ = run(after, KEY, dataset.train.device_data, stack(feed), Hyperparameters(), None)
   assert run._cache_size() == min(steps_, 1)
-  return begin, after, model, dataset, found, run
+  return start, after, model, dataset, actual, run
 
 
 @pytest.mark.parametrize('devices', [1, 8])
 @pytest.mark.parametrize('name', ['nesterov', 'adamw'])
 def test_gradual_unfreezing_is_a_training_of_each_group_from_its_epoch_on(config, stages, devices, name) -> None:
-  """The reference differentiates a sub-tree, and gives each group an optimizer of its own when its epoch comes."""
+  """The reference differentiates a sub-tree, and gives each group a separate optimizer when its epoch comes."""
   options = dict(frozen=BODY, unfreeze=(('stage3/.*', 0.5),), name=name, weight_decay=0.01)
-  begin, after, model, dataset, found, _ = trained(config, stages, 6, devices, **options)
-  assert [s.start for s in found] == [0, 3]
-  params, stats = jax.tree.map(np.asarray, (begin.params, begin.batch_stats))
+  start, after, model, dataset, actual, _ = train_groups(config, stages, 6, devices, **options)
+  assert [s.start for s in actual] == [0, 3]
+  params, stats = jax.tree.map(np.asarray, (start.params, start.batch_stats))
   groups = {'head': 0, 'stage3': 3}
   _, rate = optim.make(params, 100, 6.0, lr=0.1, **options)
   opts = {
@@ -128,7 +128,7 @@ def test_gradual_unfreezing_is_a_training_of_each_group_from_its_epoch_on(config
   for number, feed in enumerate(dataset.train.step_inputs(0, 6)):
     batch = {key: np.asarray(array)[np.asarray(feed['index'])] for key, array in dataset.train.device_data.items()}
     images = augment.normalize(jnp.asarray(batch['image']), dataset.info.mean, dataset.info.std)
-    free = [key for key, begins in groups.items() if number >= begins]
+    free = [key for key, starts in groups.items() if number >= starts]
     norms = tuple(n.rpartition('/')[0] for n in trees.leaf_names(stats) if n.split('/')[0] not in free)
     grads, stats = gradient(norms)({key: params[key] for key in free}, params, stats, images, batch['label'])
     for key in free:
@@ -142,34 +142,34 @@ def test_gradual_unfreezing_is_a_training_of_each_group_from_its_epoch_on(config
     (params, stats),
   )
   same = lambda key, tree: all(
-    map(np.array_equal, jax.tree.leaves(tree(begin)[key]), jax.tree.leaves(tree(after)[key]))
+    map(np.array_equal, jax.tree.leaves(tree(start)[key]), jax.tree.leaves(tree(after)[key]))
   )
   for tree in (lambda s: s.params, lambda s: s.batch_stats):
-    assert [key for key in tree(begin) if same(key, tree)] == ['stage1', 'stage2', 'stem']
+    assert [key for key in tree(start) if same(key, tree)] == ['stage1', 'stage2', 'stem']
 
 
 def test_nothing_below_a_linear_probe_is_differentiated(config, stages, monkeypatch) -> None:
-  """The convolutions of the whole step are those of one forward pass."""
+  """The convolutions of the complete step are those of one forward pass."""
   monkeypatch.setattr(layers, 'wants_cpu_forms', lambda: False)  # which ask for both gradients; XLA drops one
   programs = {}
   for frozen in (BODY, ('stem/.*', 'stage[12]/.*'), ()):
-    begin, _, model, dataset, _, run = trained(config, stages, 0, 1, frozen=frozen)
+    start, _, model, dataset, _, run = train_groups(config, stages, 0, 1, frozen=frozen)
     feed = next(dataset.train.step_inputs(0, 1))
-    traced = run.trace(begin, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
+    traced = run.trace(start, KEY, dataset.train.device_data, stack(feed), Hyperparameters(), None)
     programs[frozen] = str(traced.jaxpr).count('conv_general_dilated[')
   images = jnp.zeros((16, 8, 8, 3))
-  forward = str(jax.make_jaxpr(lambda v: model.apply(v, images, train=False))(begin.variables))
+  forward = str(jax.make_jaxpr(lambda v: model.apply(v, images, train=False))(start.variables))
   convolutions = forward.count('conv_general_dilated[')
   assert convolutions == 9  # stem, 3 x 2, 2 projections
-  found = [*programs.values()]
-  assert found[0] == 9
-  assert 9 < found[1] <= 9 + 2 * 3  # the last stage: kernels, and inputs of the second convolution
-  assert found[2] > found[1]
+  actual = [*programs.values()]
+  assert actual[0] == 9
+  assert 9 < actual[1] <= 9 + 2 * 3  # the last stage: kernels, and inputs of the second convolution
+  assert actual[2] > actual[1]
 
 
 def test_frozen_parameters_have_no_momentum(config, stages) -> None:
-  begin, *_ = trained(config, stages, 0, 1, frozen=BODY, name='adam')
-  moments = [leaf for leaf in jax.tree.leaves(begin.opt_state) if leaf.ndim]
+  start, *_ = train_groups(config, stages, 0, 1, frozen=BODY, name='adam')
+  moments = [leaf for leaf in jax.tree.leaves(start.opt_state) if leaf.ndim]
   assert sorted(leaf.shape for leaf in moments) == [(4,), (4,), (8, 4), (8, 4)]
 
 
@@ -187,13 +187,13 @@ def test_l1_of_a_frozen_parameter_does_not_count_for_clipping() -> None:
 
 
 def test_frozen_leaves_of_a_run_are_byte_identical(config, tmp_path, stages) -> None:
-  config = merged(
+  config = merge(
     config,
     model={'name': stages},
     optim={'frozen': ('stem/.*', 'stage1/.*'), 'weight_decay': 0.1},
     train={'epochs': 2, 'ema': 0.9, 'accumulate': 2, 'recalibrate_bn': 2},
   )
-  loop.train_and_evaluate(merged(config, train={'epochs': 0.17}), tmp_path / 'run')  # one step
+  loop.train_and_evaluate(merge(config, train={'epochs': 0.17}), tmp_path / 'run')  # one step
   before = final_state(tmp_path / 'run')
   loop.train_and_evaluate(config, tmp_path / 'run')
   after = final_state(tmp_path / 'run')
@@ -208,10 +208,10 @@ def test_frozen_leaves_of_a_run_are_byte_identical(config, tmp_path, stages) -> 
 
 def test_an_interrupted_unfreezing_ends_bit_identical(config, tmp_path, stages, monkeypatch) -> None:
   thaw = (('stage3/.*', 1.5), ('stage2/.*', 2.5))
-  config = merged(config, model={'name': stages}, optim={'frozen': BODY, 'unfreeze': thaw, 'name': 'adamw'})
-  config = merged(config, train={'recalibrate_bn': 1})
+  config = merge(config, model={'name': stages}, optim={'frozen': BODY, 'unfreeze': thaw, 'name': 'adamw'})
+  config = merge(config, train={'recalibrate_bn': 1})
   loop.train_and_evaluate(config, tmp_path / 'whole')
-  interrupted(config, tmp_path / 'parts', monkeypatch)
+  interrupt_training(config, tmp_path / 'parts', monkeypatch)
   loop.train_and_evaluate(config, tmp_path / 'parts')
   a, b = final_state(tmp_path / 'parts'), final_state(tmp_path / 'whole')
   assert a.keys() == b.keys()

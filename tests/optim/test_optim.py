@@ -52,8 +52,8 @@ def test_the_trajectory_is_torchs(options: dict, torch_name: str, torch_options:
     for tensor in tensors.values():
       tensor.grad = torch.sin(tensor.detach() + step)
     optimizer.step()
-  found = run(20, lr=0.05, weight_decay=0.1, schedule='constant', **options)
-  assert_same(found, tensors)
+  actual = run(20, lr=0.05, weight_decay=0.1, schedule='constant', **options)
+  assert_same(actual, tensors)
 
 
 def to_tensors(torch) -> dict:
@@ -61,8 +61,8 @@ def to_tensors(torch) -> dict:
   return {jax.tree_util.keystr(k): torch.tensor(np.array(v), requires_grad=True) for k, v in leaves}
 
 
-def assert_same(found: dict, tensors: dict, atol: float = 1e-6) -> None:
-  for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+def assert_same(actual: dict, tensors: dict, atol: float = 1e-6) -> None:
+  for path, leaf in jax.tree_util.tree_leaves_with_path(actual):
     np.testing.assert_allclose(leaf, tensors[jax.tree_util.keystr(path)].detach().numpy(), rtol=2e-5, atol=atol)
 
 
@@ -87,11 +87,11 @@ def test_l1_clipping_and_layer_rates_are_torchs(name: str) -> None:
     norms.append(torch.nn.utils.clip_grad_norm_(tensors.values(), 3.0).item())
     optimizer.step()
   assert min(norms) < 3.0 < max(norms)
-  found = run(
+  actual = run(
     20, name=name, lr=0.05, momentum=0.0, weight_decay=0.1, schedule='constant', l1=0.2, clip_norm=3.0,
     lr_mult=(('stem/conv/.*', 0.5), ('stem/.*', 0.05)),
   )  # fmt: skip
-  assert_same(found, tensors, atol=5e-6)  # torch divides by the norm + 1e-6
+  assert_same(actual, tensors, atol=5e-6)  # torch divides by the norm + 1e-6
 
 
 def test_lamb_is_the_papers() -> None:
@@ -109,8 +109,8 @@ def test_lamb_is_the_papers() -> None:
       norms = np.linalg.norm(x), np.linalg.norm(update)
       params[k] = x - 0.05 * (norms[0] / norms[1] if all(norms) else 1.0) * update
   options = {'b1': 0.8, 'b2': 0.99, 'eps': 0.01, 'weight_decay': 0.1}
-  found = run(20, name='lamb', lr=0.05, schedule='constant', **options)
-  for leaf, expected in zip(jax.tree.leaves(found), params.values(), strict=True):
+  actual = run(20, name='lamb', lr=0.05, schedule='constant', **options)
+  for leaf, expected in zip(jax.tree.leaves(actual), params.values(), strict=True):
     np.testing.assert_allclose(leaf, expected, rtol=2e-5, atol=1e-6)
 
 
@@ -128,8 +128,8 @@ def test_layer_decay_counts_blocks_from_the_head() -> None:
   moved = jax.tree.map(lambda start, a, b: (b - start) / (a - start), DEEP, plain, scaled)
   depth = jax.tree.map(lambda x: 0.0 if x[0] == 1 else -math.log2(x[0]), moved)
   assert depth['head'] == {'fc': {'kernel': 0.0, 'bias': 0.0}}
-  found = [depth['stage1'][f'block{i}']['conv1']['kernel'] for i in range(11)]
-  np.testing.assert_allclose(found, range(12, 1, -1), atol=0.01)  # block10 lies behind block9
+  actual = [depth['stage1'][f'block{i}']['conv1']['kernel'] for i in range(11)]
+  np.testing.assert_allclose(actual, range(12, 1, -1), atol=0.01)  # block10 lies behind block9
   assert jax.tree.leaves(depth['stage2']) == pytest.approx([1.0, 1.0], abs=1e-3)
   assert jax.tree.leaves(depth['stem']) == pytest.approx([13.0], abs=0.02)
 
@@ -146,7 +146,7 @@ def test_layer_decay_and_lr_mult_multiply_and_the_first_match_wins() -> None:
   assert moved['head']['fc']['kernel'] == 1.0
 
 
-def test_the_state_is_that_of_the_optimiser_alone_where_nothing_is_added() -> None:
+def test_the_state_is_that_of_the_optimizer_alone_where_nothing_is_added() -> None:
   """Checkpoints of 0.1.0 hold this structure."""
   state = lambda **options: optim.make(PARAMS, 100, 10.0, **options)[0].init(PARAMS)
   decay = optax.add_decayed_weights(0.1, jax.tree.map(lambda _: True, PARAMS))
@@ -177,7 +177,7 @@ def test_no_decay_is_a_list_of_patterns() -> None:
   assert not any(jax.tree.leaves(same['stem']))
 
 
-def closed_form(name: str, step: int, warmup: int) -> float:
+def compute_closed_form(name: str, step: int, warmup: int) -> float:
   lr, total, milestones = 0.4, 100, (50, 80)
   if step < warmup:
     return lr * step / warmup
@@ -197,8 +197,10 @@ def closed_form(name: str, step: int, warmup: int) -> float:
 def test_learning_rates_are_the_closed_form(name: str, warmup: int) -> None:
   options = {'step': {'milestones': (5, 8.0)}, 'exponential': {'gamma': 0.3}}.get(name, {})
   _, rate = optim.make(PARAMS, 100, 10.0, lr=0.4, schedule=name, warmup_epochs=warmup, power=2.5, **options)
-  found = [float(jax.jit(rate)(step)) for step in range(101)]
-  np.testing.assert_allclose(found, [closed_form(name, step, 10 * warmup) for step in range(101)], rtol=1e-5, atol=1e-8)
+  actual = [float(jax.jit(rate)(step)) for step in range(101)]
+  np.testing.assert_allclose(
+    actual, [compute_closed_form(name, step, 10 * warmup) for step in range(101)], rtol=1e-5, atol=1e-8
+  )
 
 
 @pytest.mark.torch
@@ -229,10 +231,10 @@ def test_one_cycle_is_the_closed_form_between_a_25th_and_a_250000th() -> None:
 def test_every_schedule_is_finite_in_the_shortest_runs(total: int) -> None:
   for name in ('cosine', 'onecycle', 'exponential', 'polynomial', 'constant'):
     _, rate = optim.make(PARAMS, total, 1.0, lr=0.4, schedule=name)
-    found = np.array([float(rate(step)) for step in range(total + 2)])
-    assert np.isfinite(found).all()
-    assert ((found >= 0) & (found <= 0.4 + 1e-6)).all()
-    assert found.max() > 0.1
+    actual = np.array([float(rate(step)) for step in range(total + 2)])
+    assert np.isfinite(actual).all()
+    assert ((actual >= 0) & (actual <= 0.4 + 1e-6)).all()
+    assert actual.max() > 0.1
 
 
 @pytest.mark.parametrize(

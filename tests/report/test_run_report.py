@@ -111,10 +111,10 @@ def test_the_page_of_one_run(one, trained) -> None:
   assert [attrs['id'] for attrs in parsed.all('section')] == expected.split()
   (run,) = runs.read_runs(trained[:1])
   compared, tests = compare.compare([run])
-  own = compared['runs']['seed0']
+  local = compared['runs']['seed0']
   words = set(itertools.chain(*parsed.texts.values()))
-  assert any(f'{own["top1"]:.2%} (' in word for word in words)
-  assert f'<dt>top-1</dt><dd>{own["top1"]:.2%}<small>' in one
+  assert any(f'{local["top1"]:.2%} (' in word for word in words)
+  assert f'<dt>top-1</dt><dd>{local["top1"]:.2%}<small>' in one
   assert '<ant>' in words
   assert '<ant>' not in one
   wrong = int((tests['seed0'].logits.argmax(1) != tests['seed0'].labels).sum())
@@ -160,8 +160,8 @@ def test_the_script_is_javascript(tmp_path) -> None:
 def shown(tmp_path_factory):
   if not browser.PROGRAM:
     pytest.skip('no browser here')
-  with browser.Browser(tmp_path_factory.mktemp('profile')) as found:
-    yield found
+  with browser.Browser(tmp_path_factory.mktemp('profile')) as actual:
+    yield actual
 
 
 @pytest.mark.parametrize('dark', [False, True])
@@ -176,15 +176,15 @@ def test_a_browser_shows_it(one, trained, shown, width: int, dark: bool) -> None
   assert inner == width
   assert content <= width
   assert shown.ask('[...document.images].every(each => each.complete && each.naturalWidth > 0)')
-  ground, panel, text, soft, link, *lines = shown.ask(COLOURS)
+  ground, panel, text, soft, link, *lines = shown.ask(COLORS)
   assert (sum(ground) < sum(text)) == dark
   for behind in (ground, panel):
-    assert min(contrast(colour, behind) for colour in (text, soft, link)) >= 4.5  # WCAG 2.2, 1.4.3
-  assert min(contrast(colour, panel) for colour in lines) >= 3  # and 1.4.11
+    assert min(contrast(color, behind) for color in (text, soft, link)) >= 4.5  # WCAG 2.2, 1.4.3
+  assert min(contrast(color, panel) for color in lines) >= 3  # and 1.4.11
   assert min(shown.ask(SIZES)) >= 11
 
 
-COLOURS = """
+COLORS = """
 (() => {
   const probe = document.body.appendChild(document.createElement('i'));
   const names = ['ground', 'panel', 'text', 'soft', 'link', ...Array(8).keys().map(k => 'c' + k)];
@@ -204,8 +204,8 @@ SIZES = """
 def contrast(first: list[float], second: list[float]) -> float:
   """Return the contrast ratio of two sRGB colors: WCAG 2.2, relative luminance."""
 
-  def luminance(colour: list[float]) -> float:
-    c = np.array(colour[:3]) / 255
+  def luminance(color: list[float]) -> float:
+    c = np.array(color[:3]) / 255
     return float(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
 
   low, high = sorted(map(luminance, (first, second)))
@@ -252,26 +252,26 @@ def test_it_is_used_by_keyboard_and_pointer(one, trained, shown) -> None:
 def test_it_is_read_aloud(one, trained, shown) -> None:
   """Every landmark, heading, picture, chart, region and link has a name."""
   shown.open(pathlib.Path(trained[0]) / 'report.html')
-  said = shown.aloud()
-  roles = collections.Counter(role for role, _ in said)
+  output = shown.aloud()
+  roles = collections.Counter(role for role, _ in output)
   for role in ('image', 'heading', 'link', 'region', 'navigation'):
     assert roles[role] > 0
-    assert all(name for own, name in said if own == role), role
+    assert all(name for local, name in output if local == role), role
   assert {'banner', 'main', 'columnheader', 'rowheader', 'figure'} < set(roles)
-  assert ('navigation', 'Contents') in said
-  assert ('link', 'Skip to the content') in said
-  assert any(name.startswith('Loss over epoch: train from ') for role, name in said if role == 'image')
-  headings = [name for role, name in said if role == 'heading']
+  assert ('navigation', 'Contents') in output
+  assert ('link', 'Skip to the content') in output
+  assert any(name.startswith('Loss over epoch: train from ') for role, name in output if role == 'image')
+  headings = [name for role, name in output if role == 'heading']
   assert headings[:3] == ['seed0: tiny_report on arrays', 'Scores', 'Curves']
 
 
 @pytest.mark.parametrize(('low', 'high'), [(0, 1), (0.2, 2.31), (-3, 4), (5, 5), (0, 0), (1e-5, 3e-4), (0, 12345)])
 def test_ticks_are_round_and_few(low: float, high: float) -> None:
-  found = charts.ticks(low, high)
-  assert 2 <= len(found) <= 8
-  assert found[0] <= low
-  assert found[-1] >= high
-  steps = np.diff(found)
+  actual = charts.ticks(low, high)
+  assert 2 <= len(actual) <= 8
+  assert actual[0] <= low
+  assert actual[-1] >= high
+  steps = np.diff(actual)
   np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
   mantissa = steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-9)
   assert min(abs(mantissa - k) for k in (1, 2, 2.5, 5)) < 1e-6
@@ -295,11 +295,11 @@ def test_a_line_leaves_out_what_is_no_number_and_keeps_its_ends() -> None:
   [(0.3, 40.0, [0.1, 1.0, 10.0, 100.0]), (1.0, 60.0, [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]), (1.0, 100.0, None)],
 )
 def test_logarithmic_ticks_hold_the_range(low: float, high: float, expected: list[float] | None) -> None:
-  found = charts.log_ticks(low, high)
-  assert expected is None or found == expected
-  assert found[0] <= low
-  assert found[-1] >= high
-  assert np.all(np.diff(found) > 0)
+  actual = charts.log_ticks(low, high)
+  assert expected is None or actual == expected
+  assert actual[0] <= low
+  assert actual[-1] >= high
+  assert np.all(np.diff(actual) > 0)
 
 
 def test_a_large_range_has_a_logarithmic_axis_and_numbers() -> None:

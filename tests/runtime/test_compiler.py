@@ -46,14 +46,14 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[p
 
 
 def test_programs_are_kept_in_the_users_cache_for_each_kind_of_processor(cache: pathlib.Path, monkeypatch) -> None:
-  found = set()
+  actual = set()
   for processor in ('flags: avx2', 'flags: avx2 avx512f'):
     monkeypatch.setattr(onednn, 'processor', lambda processor=processor: processor)
     jax.config.update('jax_compilation_cache_dir', None)
     enable_compilation_cache()
-    found.add(jax.config.values['jax_compilation_cache_dir'])
-  assert len(found) == 2
-  assert {pathlib.Path(path).parent for path in found} == {cache / 'jaxres' / 'programs'}
+    actual.add(jax.config.values['jax_compilation_cache_dir'])
+  assert len(actual) == 2
+  assert {pathlib.Path(path).parent for path in actual} == {cache / 'jaxres' / 'programs'}
 
 
 def test_a_directory_that_jax_was_told_is_kept_and_one_that_cannot_be_made_is_no_error(cache: pathlib.Path) -> None:
@@ -192,7 +192,7 @@ def test_options_leave_the_values_as_they_are() -> None:
 
 
 @on_cpu
-def test_options_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_are_detected_once(monkeypatch: pytest.MonkeyPatch) -> None:
   first = compiler.compiler_options()
 
   def jit(*_: Any, **__: Any) -> None:
@@ -262,8 +262,8 @@ def test_a_lack_of_memory_is_one_line() -> None:
   size = 10**8
   with pytest.raises(InputError) as caught, explain_oom('a step of 8 examples', 'use 4'):
     jnp.zeros((size, size)).block_until_ready()  # beyond any address space
-  found = f'Out of memory allocating {4 * size**2} bytes'
-  assert str(caught.value) == f'a step of 8 examples: the memory of the device is too small: {found}; use 4'
+  actual = f'Out of memory allocating {4 * size**2} bytes'
+  assert str(caught.value) == f'a step of 8 examples: the memory of the device is too small: {actual}; use 4'
 
 
 def test_other_errors_of_the_device_pass() -> None:

@@ -26,7 +26,7 @@ from jaxres.runtime import distributed, sharding
 from jaxres.runtime.lock import LOCK
 from jaxres.train import loop
 from tests.faults import inject
-from tests.helpers import ROOT, merged, rows
+from tests.helpers import ROOT, merge, rows
 from tests.train.runs import final_state
 
 ENVIRONMENT = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'PYTHONPATH': str(ROOT)}
@@ -47,10 +47,10 @@ def start(path: pathlib.Path, config: dict, workdir: pathlib.Path, **work: int |
   return [subprocess.Popen([*command, str(process)], env=ENVIRONMENT, cwd=ROOT, **pipes) for process in range(2)]
 
 
-def ended(processes: Sequence[subprocess.Popen], seconds: float = 240) -> list[tuple[int, str, str]]:
+def wait_for_end(processes: Sequence[subprocess.Popen], seconds: float = 240) -> list[tuple[int, str, str]]:
   """Return status, standard output and standard error of each."""
   try:
-    return [(p.returncode, *found) for p in processes for found in [p.communicate(timeout=seconds)]]
+    return [(p.returncode, *actual) for p in processes for actual in [p.communicate(timeout=seconds)]]
   finally:
     for process in processes:
       process.kill()
@@ -71,22 +71,22 @@ def assert_close(ours: pathlib.Path, theirs: pathlib.Path) -> None:
 def job(config: dict) -> dict:
   """A config of 4 epochs of 6 steps, with an evaluation behind each, of sizes that nothing divides."""
   fields = {'ema': 0.9, 'shard_optimizer': True, 'eval_batch_size': 24}
-  return merged(config, data={'pipeline': 'stream', 'val': 0.1, 'batch_size': 16}, train=fields)
+  return merge(config, data={'pipeline': 'stream', 'val': 0.1, 'batch_size': 16}, train=fields)
 
 
 @pytest.fixture
 def alone(job: dict, tmp_path: pathlib.Path) -> pathlib.Path:
   """The workdir of the same training by one process, with all data and all state on each of its 8 devices."""
-  plain = merged(job, data={'pipeline': 'resident'}, train={'shard_optimizer': False})
+  plain = merge(job, data={'pipeline': 'resident'}, train={'shard_optimizer': False})
   loop.train_and_evaluate(plain, tmp_path / 'alone')
   return tmp_path / 'alone'
 
 
 def test_two_processes_train_as_one_does(job: dict, alone: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  found = ended(start(tmp_path / 'work.json', job, tmp_path / 'run'))
-  assert [status for status, _, _ in found] == [0, 0], found
+  actual = wait_for_end(start(tmp_path / 'work.json', job, tmp_path / 'run'))
+  assert [status for status, _, _ in actual] == [0, 0], actual
   assert_close(tmp_path / 'run', alone)
-  (_, first, _), (_, second, _) = found
+  (_, first, _), (_, second, _) = actual
   assert '8 x cpu of 2 processes' in first
   assert not re.search('jaxres|epoch|train|metric', second)  # gloo's threads write there, in the midst of lines
   names = sorted(path.name.split('.out')[0] for path in (tmp_path / 'run').iterdir())
@@ -106,7 +106,7 @@ def test_where_one_process_dies_the_other_ends_and_the_run_resumes(
 ) -> None:
   processes = start(tmp_path / 'work.json', job, tmp_path / 'run', victim=1, evaluation=3)
   assert processes[1].wait(timeout=240) == -signal.SIGKILL
-  survivor, victim = ended(processes, seconds=distributed.HEARTBEAT_SECONDS + 30)
+  survivor, victim = wait_for_end(processes, seconds=distributed.HEARTBEAT_SECONDS + 30)
   assert survivor[0] not in (0, None)
   assert 'another' in survivor[2]
   assert 'Traceback' not in survivor[2]
@@ -129,23 +129,23 @@ def test_process_0_alone_locks_and_a_second_pair_is_refused(job: dict, tmp_path:
   first = start(tmp_path / 'first.json', job, run, evaluation=2, gate=str(tmp_path / 'gate'))
   try:
     until(lambda: any(run.glob('checkpoints/*/commit_success.txt')) or first[0].poll() is not None)
-    until(lambda: settled(run))
+    until(lambda: has_settled(run))
     assert [lock in descriptors(process) for process in first] == [True, False]
     before = everything(run)
     assert json.loads(before[LOCK])['pid'] == first[0].pid
-    second = ended(start(tmp_path / 'second.json', job, run))
+    second = wait_for_end(start(tmp_path / 'second.json', job, run))
     assert everything(run) == before
     assert [status for status, _, _ in second] == [2, 2]
-    lines = [[line for line in said.splitlines() if line.startswith('error')] for _, _, said in second]
+    lines = [[line for line in output.splitlines() if line.startswith('error')] for _, _, output in second]
     holder = f'process {first[0].pid} on host {socket.gethostname()}'
     fix = 'wait for its end, or use another --workdir'
     assert lines[0] == [f'error: --workdir: {run} is in use: {holder} trains there; {fix}']
     assert lines[1] == [f'error: --workdir: {run}: process 0 cannot train there, and says why']
-    assert not any('Traceback' in said for _, _, said in second)
+    assert not any('Traceback' in output for _, _, output in second)
     (tmp_path / 'gate').touch()
   finally:
-    found = ended(first)
-  assert [status for status, _, _ in found] == [0, 0], found
+    actual = wait_for_end(first)
+  assert [status for status, _, _ in actual] == [0, 0], actual
 
 
 def until(condition: Callable[[], bool], seconds: float = 240) -> None:
@@ -155,7 +155,7 @@ def until(condition: Callable[[], bool], seconds: float = 240) -> None:
     time.sleep(0.1)
 
 
-def settled(run: pathlib.Path) -> bool:
+def has_settled(run: pathlib.Path) -> bool:
   """Return whether nothing was written there for two seconds."""
   before = everything(run)
   time.sleep(2)
@@ -168,18 +168,18 @@ def everything(run: pathlib.Path) -> dict[str, bytes]:
 
 def test_a_signal_to_one_process_stops_both_behind_the_same_step(job: dict, tmp_path: pathlib.Path) -> None:
   """Also where a call takes two steps: what JAX counts are calls."""
-  job = merged(job, train={'epochs': 60, 'scan_steps': 2, 'log_every_steps': 1000})
-  found = ended(start(tmp_path / 'work.json', job, tmp_path / 'run', asked=1, step=3))
-  assert [status for status, _, _ in found] == [143, 143], found
+  job = merge(job, train={'epochs': 60, 'scan_steps': 2, 'log_every_steps': 1000})
+  actual = wait_for_end(start(tmp_path / 'work.json', job, tmp_path / 'run', asked=1, step=3))
+  assert [status for status, _, _ in actual] == [143, 143], actual
   saved = max(int(path.name) for path in (tmp_path / 'run/checkpoints').iterdir() if path.name.isdecimal())
   assert 3 < saved < 320
-  for _, _, said in found:
-    assert f'SIGTERM: step {saved} is saved; the same command continues the run' in said
+  for _, _, output in actual:
+    assert f'SIGTERM: step {saved} is saved; the same command continues the run' in output
 
 
 def test_the_arguments() -> None:
-  found = distributed.initialize_arguments('node1:1234', 4, 3, {})
-  assert found == {
+  actual = distributed.initialize_arguments('node1:1234', 4, 3, {})
+  assert actual == {
     'coordinator_address': 'node1:1234',
     'num_processes': 4,
     'process_id': 3,
@@ -231,9 +231,9 @@ def test_what_a_launcher_says_is_what_jax_joins(monkeypatch, environ: dict, meth
     monkeypatch.setenv(name, value)
   assert distributed.initialize_arguments(None, None, None, os.environ) == {'cluster_detection_method': method}
   clusters = importlib.import_module('jax._src.clusters').ClusterEnv  # what jax.distributed.initialize asks
-  found = clusters.auto_detect_unset_distributed_params(None, None, None, None, method, None)
-  assert found[1:] == expected[1:]
-  assert found[0].rpartition(':')[0] == expected[0].rpartition(':')[0]
+  actual = clusters.auto_detect_unset_distributed_params(None, None, None, None, method, None)
+  assert actual[1:] == expected[1:]
+  assert actual[0].rpartition(':')[0] == expected[0].rpartition(':')[0]
 
 
 def test_launchers_that_say_too_little(monkeypatch) -> None:
@@ -270,7 +270,7 @@ def test_a_launcher_that_says_half() -> None:
   environment = ENVIRONMENT | {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_JOB_ID': '1'}
   done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=120)
   assert done.returncode == 2
-  last = done.stderr.splitlines()[-1]  # JAX has said that it does not know where it is
+  last = done.stderr.splitlines()[-1]  # JAX has warned that it does not know where it is
   assert last.startswith("error: the launcher: it does not say 'SLURM_STEP_NODELIST'; give --coordinator HOST:PORT")
   assert 'Traceback' not in done.stderr
 

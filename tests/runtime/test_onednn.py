@@ -84,7 +84,7 @@ def test_what_xla_flags_say_stands(tried: list[str], monkeypatch: pytest.MonkeyP
   assert len(tried) == 3  # of programs as the flag makes them
 
 
-def test_a_jaxlib_with_onednn_is_seen_as_one_where_it_is_asked_for() -> None:
+def test_a_jaxlib_with_onednn_is_seen_as_one_where_the_flag_is_set() -> None:
   if xla_flags.read_ynnpack_flag(flag=xla_flags.ONEDNN) is None:
     assert compiler.onednn_dtypes() == frozenset()
     pytest.skip('XLA_FLAGS do not ask for oneDNN')

@@ -43,9 +43,9 @@ def test_a_training_goes_on_without_its_output(tmp_path, redirect: str, words: s
 @pytest.mark.parametrize('redirect', ['>&-', '>&- 2>&-', '<&- >&- 2>&-', '> /dev/full 2>&1', '2>&- | head -1'])
 @pytest.mark.parametrize('kind', ['training', 'tool'])
 def test_closed_descriptors_are_no_files(tmp_path, redirect: str, kind: str) -> None:
-  status, said = run(kind, tmp_path / 'file', redirect)
+  status, output = run(kind, tmp_path / 'file', redirect)
   written = kind == 'training' or ('&-' in redirect.split()[0] and '|' not in redirect)
-  assert said == ''
+  assert output == ''
   assert (status == 0) == written
   assert (tmp_path / 'file').exists() == written
   if written:

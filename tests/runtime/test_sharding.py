@@ -12,7 +12,7 @@ def test_the_mesh_has_all_devices_and_auto_axes() -> None:
   assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
 
 
-def test_batches_are_split_and_the_rest_is_whole() -> None:
+def test_batches_are_split_and_the_rest_is_complete() -> None:
   mesh = sharding.make_mesh()
   split = jax.device_put(jax.numpy.arange(16), sharding.batch_sharding(mesh))
   assert {shard.data.shape for shard in split.addressable_shards} == {(2,)}

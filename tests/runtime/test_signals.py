@@ -15,18 +15,18 @@ from jaxres import workdir as workdir_lib
 from jaxres.checkpoint import steps as steps_lib
 from jaxres.runtime import signals
 from jaxres.train import loop
-from tests.helpers import merged, rows
+from tests.helpers import merge, rows
 from tests.train.runs import digest_of, stop
 
 
 @pytest.mark.parametrize('options', [{'ema': 0.9, 'recalibrate_bn': 1}, {'scan_steps': 2, 'log_every_steps': 4}])
 def test_a_run_stopped_anywhere_ends_with_the_same_digest(config: dict, tmp_path, monkeypatch, options: dict) -> None:
-  config = merged(config, data={'val': 0.25}, train={'epochs': 3, **options})
+  config = merge(config, data={'val': 0.25}, train={'epochs': 3, **options})
   loop.train_and_evaluate(config, tmp_path / 'whole')
   steps = [(2, False), (4, False), (4, True), (9, True)]  # in the midst of an epoch, and at the end of one of 4.5 steps
   for step, evaluating in steps:
-    said = stop(config, tmp_path / 'parts', monkeypatch, step, evaluating=evaluating)
-    assert said == f'SIGTERM: step {step} is saved; the same command continues the run'
+    output = stop(config, tmp_path / 'parts', monkeypatch, step, evaluating=evaluating)
+    assert output == f'SIGTERM: step {step} is saved; the same command continues the run'
     assert workdir_lib.read_step(tmp_path / 'parts', None)[0] == step
   loop.train_and_evaluate(config, tmp_path / 'parts')
   assert digest_of(tmp_path / 'parts') == digest_of(tmp_path / 'whole')
@@ -35,11 +35,11 @@ def test_a_run_stopped_anywhere_ends_with_the_same_digest(config: dict, tmp_path
 
 
 def test_an_evaluation_that_is_complete_when_a_signal_comes_is_kept(config: dict, tmp_path, monkeypatch) -> None:
-  config = merged(config, data={'val': 0.25}, train={'epochs': 3, 'ema': 0.9})
+  config = merge(config, data={'val': 0.25}, train={'epochs': 3, 'ema': 0.9})
   loop.train_and_evaluate(config, tmp_path / 'whole')
   real, done = evaluate.evaluate, []
 
-  def asked_behind(*args):
+  def ask_behind(*args):
     scores = real(*args)
     done.append(1)
     if len(done) == 2 * 4:  # two splits, by the weights and by their average: the second evaluation is complete
@@ -47,13 +47,13 @@ def test_an_evaluation_that_is_complete_when_a_signal_comes_is_kept(config: dict
     return scores
 
   with monkeypatch.context() as patch, pytest.raises(signals.RunPreemptedError, match='step 9 is saved'):
-    patch.setattr(evaluate, 'evaluate', asked_behind)
+    patch.setattr(evaluate, 'evaluate', ask_behind)
     loop.train_and_evaluate(config, tmp_path / 'parts')
   assert rows(tmp_path / 'parts')[-1]['step'] == 9
   assert 'ema/test/top1' in rows(tmp_path / 'parts')[-1]
   done.clear()
   with monkeypatch.context() as patch:
-    patch.setattr(evaluate, 'evaluate', asked_behind)
+    patch.setattr(evaluate, 'evaluate', ask_behind)
     loop.train_and_evaluate(config, tmp_path / 'parts')
   assert len(done) == 4  # the last alone
   assert digest_of(tmp_path / 'parts') == digest_of(tmp_path / 'whole')
@@ -62,7 +62,7 @@ def test_an_evaluation_that_is_complete_when_a_signal_comes_is_kept(config: dict
 
 def test_nothing_is_read_behind_a_signal(config: dict) -> None:
   """No batch of any split, not even the first; where the signal comes behind a batch, none but those ahead of it."""
-  dataset = data.load(**merged(config, data={'val': 0.25, 'pipeline': 'stream'})['data'])
+  dataset = data.load(**merge(config, data={'val': 0.25, 'pipeline': 'stream'})['data'])
   read: list[str] = []
   for name in ('val', 'test'):
     pipeline = getattr(dataset, name)
@@ -110,10 +110,10 @@ def test_the_exit_status(number: signal.Signals, status: int, times: str) -> Non
   if times == 'twice':
     time.sleep(signals.SAME_SECONDS + 0.2)
     process.send_signal(number)
-  _, said = process.communicate(timeout=50)
+  _, output = process.communicate(timeout=50)
   assert process.returncode == status
   again = 'stopped at once, by a second signal; the same command continues from the last save\n'
-  assert said == (
+  assert output == (
     again if times == 'twice' else f'{number.name}: step 7 is saved; the same command continues the run\n'
   )
 

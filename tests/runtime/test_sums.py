@@ -170,10 +170,10 @@ def reference(network: Network, variables: Any, images: np.ndarray, labels: np.n
     return loss(logits, labels).mean(), {'logits': logits, 'norms': dict(norms)}
 
   def run(params: Any) -> Any:
-    gradients, found = jax.grad(mean_loss, has_aux=True)(params)
+    gradients, actual = jax.grad(mean_loss, has_aux=True)(params)
     stages = model.apply(variables, images, train=False, method='features')
     evaluated = model.apply(variables, stages, method='head')
-    return found | {'gradients': gradients, 'evaluated': evaluated, 'features': model.pool_features(stages)}
+    return actual | {'gradients': gradients, 'evaluated': evaluated, 'features': model.pool_features(stages)}
 
   return jax.device_get(jax.jit(run, compiler_options=OFF)(variables['params']))
 
@@ -198,22 +198,22 @@ def made(request) -> Made:
   return Made(network, pipeline, variables, images, labels, expected)
 
 
-def checked(program: Any, *args: Any) -> Any:
+def check_program(program: Any, *args: Any) -> Any:
   """Return what a program makes of ``args``: compiled, seen to have no fusion of YNNPACK, and run."""
   compiled = program.lower(*args).compile()
   assert FUSION not in compiled.as_text()
   return jax.device_get(compiled(*(arg for arg in args if not isinstance(arg, ResNet))))
 
 
-def near(found: Any, expected: Any, tolerance: float = 2e-4) -> None:
+def near(actual: Any, expected: Any, tolerance: float = 2e-4) -> None:
   """Assert that arrays are equal but for rounding in float32, of the largest value of each."""
 
   def compare(a: Any, b: Any) -> None:
     scale = max(np.abs(np.asarray(b)).max(), 1e-3)
     np.testing.assert_allclose(np.float64(a) / scale, np.float64(b) / scale, rtol=0, atol=tolerance)
 
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  jax.tree.map(compare, found, expected)
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  jax.tree.map(compare, actual, expected)
 
 
 def loss_of(network: Network, logits: np.ndarray, labels: np.ndarray, smoothing: float) -> float:
@@ -241,7 +241,7 @@ def test_a_training_step_is_that_of_float64(made: Made) -> None:
   program = make_train_steps(loss_fn, lambda _: tx, made.pipeline.get_batch, made.pipeline.mesh)
   before = create(made.variables, tx)
   feeds = jax.tree.map(lambda x: x[None], next(iter(made.pipeline.step_inputs(0, 1))))
-  after, sums = checked(program, before, KEY, made.pipeline.device_data, feeds, Hyperparameters(), None)
+  after, sums = check_program(program, before, KEY, made.pipeline.device_data, feeds, Hyperparameters(), None)
   near(sums['loss'], loss_of(network, made.expected['logits'], made.labels, network.smoothing))
   moved = lambda old, new: 0.9 * old + 0.1 * new
   near(after.batch_stats, jax.tree.map(moved, made.variables['batch_stats'], moments_of(made)))
@@ -254,13 +254,15 @@ def test_an_evaluation_is_that_of_float64(made: Made) -> None:
   feed = {'index': next(iter(pipeline.step_inputs(0, 1)))['index'], 'mask': np.ones(BATCH, bool)}
   feed = {name: feed[name] for name in next(iter(pipeline.eval_inputs(BATCH)))}
   fixed = network.model(), INFO, pipeline.get_batch, pipeline.mesh
-  sums = checked(
+  sums = check_program(
     evaluate.make_eval_step(fixed[0], classification(), *fixed[1:]), made.variables, pipeline.device_data, feed
   )
   cross_entropy = network._replace(loss='softmax_xent')
   near(sums['loss'], loss_of(cross_entropy, made.expected['evaluated'], made.labels, 0.0))
   assert sums['top1'] == (made.expected['evaluated'].argmax(1) == made.labels).sum()
-  logits, labels, features, _ = checked(evaluate.make_predict_step(*fixed), made.variables, pipeline.device_data, feed)
+  logits, labels, features, _ = check_program(
+    evaluate.make_predict_step(*fixed), made.variables, pipeline.device_data, feed
+  )
   np.testing.assert_array_equal(labels, made.labels)
   near((logits, features), (made.expected['evaluated'], made.expected['features']))
 
@@ -273,7 +275,7 @@ def test_statistics_estimated_again_are_those_of_numpy(made: Made, monkeypatch) 
   feed = next(iter(pipeline.step_inputs(0, 1)))
   near(jax.device_get(run(made.variables, pipeline.device_data, [feed]))['batch_stats'], moments_of(made))
   params, stats = made.variables['params'], made.variables['batch_stats']
-  near(checked(programs[0], params, stats, 1.0, pipeline.device_data, feed), moments_of(made))
+  near(check_program(programs[0], params, stats, 1.0, pipeline.device_data, feed), moments_of(made))
 
 
 def test_attribution_is_that_of_float64(made: Made) -> None:
@@ -282,12 +284,12 @@ def test_attribution_is_that_of_float64(made: Made) -> None:
     quiet = functools.partial(attribution.smooth_grad, samples=2, noise=0.0)  # draws depend on the dtype
     methods = attribution.METHODS | {'smoothgrad': quiet}
   given = made.variables, made.images[:4].astype(np.float32), made.labels[:4]
-  found = {name: method(made.network.model(), *given) for name, method in methods.items()}
-  checked(attribution.saliency, made.network.model(), *given)
+  actual = {name: method(made.network.model(), *given) for name, method in methods.items()}
+  check_program(attribution.saliency, made.network.model(), *given)
   with in_float64():
     wide = jax.tree.map(lambda x: x.astype(np.float64), made.variables), made.images[:4], made.labels[:4]
     for name, method in methods.items():
-      near(found[name], method(made.network.model(jnp.float64), *wide), 5e-3)
+      near(actual[name], method(made.network.model(jnp.float64), *wide), 5e-3)
 
 
 @pytest.mark.parametrize('network', NETWORKS[:1])
@@ -295,8 +297,8 @@ def test_a_program_has_the_bits_of_one_with_ynnpack_off(network: Network) -> Non
   model, x = network.model(), np.random.default_rng(0).normal(size=(BATCH, SIZE, SIZE, 3)).astype(np.float32)
   variables = compiler.jit(lambda: init_variables(model, (SIZE, SIZE, 3), KEY))()
   run = lambda variables, x: model.apply(variables, x, train=True, mutable=['batch_stats'])
-  found, expected = compiler.jit(run)(variables, x), jax.jit(run, compiler_options=OFF)(variables, x)
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  actual, expected = compiler.jit(run)(variables, x), jax.jit(run, compiler_options=OFF)(variables, x)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def convolutions(program: str) -> list[str]:
@@ -304,7 +306,7 @@ def convolutions(program: str) -> list[str]:
   return re.findall(r' convolution\(.*?dim_labels=([\w>-]+)', program)
 
 
-def accumulated_step(hand_written: bool, parts: int, steps: int) -> Any:
+def make_accumulated_step(hand_written: bool, parts: int, steps: int) -> Any:
   """Return the compiled training step of two stages, in parts and in one scan."""
   rng = np.random.default_rng(0)
   arrays = Arrays(rng.integers(0, 256, (32, 8, 8, 3), np.uint8), rng.integers(0, CLASSES, 32).astype(np.int32))
@@ -313,24 +315,24 @@ def accumulated_step(hand_written: bool, parts: int, steps: int) -> Any:
   model = ResNet((1, 1), (8, 16), blocks.BasicBlock, CLASSES, stem_type='cifar')
   loss_fn = make_loss(model, classification(), augment.make(), INFO)
   program = make_train_steps(loss_fn, lambda _: tx, pipeline.get_batch, pipeline.mesh, accumulate=parts)
-  begin = create(compiler.jit(lambda: init_variables(model, (8, 8, 3), KEY))(), tx)
+  start = create(compiler.jit(lambda: init_variables(model, (8, 8, 3), KEY))(), tx)
   feeds = jax.tree.map(lambda *x: np.stack(x), *pipeline.step_inputs(0, steps))
   with pytest.MonkeyPatch.context() as patch:
     if not hand_written:
       patch.setattr(layers, 'wants_cpu_forms', lambda: False)
-    return program.lower(begin, KEY, pipeline.device_data, feeds, Hyperparameters(), None).compile()
+    return program.lower(start, KEY, pipeline.device_data, feeds, Hyperparameters(), None).compile()
 
 
 @pytest.mark.parametrize(('parts', 'steps'), [(2, 1), (1, 2)])
 def test_no_loop_holds_a_convolution_in_a_layout_that_is_slow_there(parts: int, steps: int) -> None:
-  text = accumulated_step(True, parts, steps).as_text()
+  text = make_accumulated_step(True, parts, steps).as_text()
   assert ' while(' in text
   assert len(convolutions(text)) + onednn.count_calls(text) > 10
   assert set(convolutions(text)) <= {'b01f_01io->b01f'}
 
 
 def test_the_gradients_that_xla_makes_have_such_layouts() -> None:
-  assert set(convolutions(accumulated_step(False, 2, 1).as_text())) - {'b01f_01io->b01f'}
+  assert set(convolutions(make_accumulated_step(False, 2, 1).as_text())) - {'b01f_01io->b01f'}
 
 
 @pytest.mark.parametrize('strides', [1, 2])

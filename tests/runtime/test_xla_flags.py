@@ -27,7 +27,7 @@ def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     ('/a/file/of/flags', '/a/file/of/flags'),
   ],
 )
-def test_what_the_user_said_stands(before: str | None, after: str) -> None:
+def test_what_the_user_told_stands(before: str | None, after: str) -> None:
   environment = {} if before is None else {'XLA_FLAGS': before}
   xla_flags.disable_ynnpack(environment)
   assert environment['XLA_FLAGS'] == after
@@ -55,7 +55,7 @@ def test_the_last_word_is_read_from_a_file_too(tmp_path: pathlib.Path) -> None:
   assert xla_flags.read_ynnpack_flag({'XLA_FLAGS': str(tmp_path / 'flags')}) == 'b'
 
 
-def test_what_jax_does_by_itself_sums_rightly_then() -> None:
+def test_what_jax_does_by_itself_sums_correctly_then() -> None:
   code = """
 from jaxres.runtime import xla_flags
 import sys

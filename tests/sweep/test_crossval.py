@@ -1,4 +1,4 @@
-"""The tool on a run of seconds, and the folds against what scikit-learn promises of its own."""
+"""The tool on a run of seconds, and the folds against what scikit-learn promises of its folds."""
 
 import json
 
@@ -10,7 +10,7 @@ from jaxres import cli, data
 from jaxres.data import sampler
 from jaxres.errors import InputError
 from jaxres.sweep import crossval
-from tests.helpers import ROOT, make_arrays, merged
+from tests.helpers import ROOT, make_arrays, merge
 
 # ml_collections loads a config file so.
 pytestmark = pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:DeprecationWarning')
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.filterwarnings(r'ignore:the load_module\(\) method:Depr
 
 def test_folds_are_a_stratified_partition() -> None:
   labels = np.random.default_rng(0).integers(0, 3, 103)
-  found = sampler.assign_folds(labels, 5, seed=1)
-  assert sorted(np.bincount(found)) == [20, 20, 21, 21, 21]
+  actual = sampler.assign_folds(labels, 5, seed=1)
+  assert sorted(np.bincount(actual)) == [20, 20, 21, 21, 21]
   for k in range(3):
-    counts = np.bincount(found[labels == k], minlength=5)
+    counts = np.bincount(actual[labels == k], minlength=5)
     assert np.ptp(counts) <= 1
   theirs = [len(test) for _, test in StratifiedKFold(5).split(labels, labels)]
-  assert sorted(np.bincount(found)) == sorted(theirs)
-  assert (found != sampler.assign_folds(labels, 5, seed=2)).any()
+  assert sorted(np.bincount(actual)) == sorted(theirs)
+  assert (actual != sampler.assign_folds(labels, 5, seed=2)).any()
 
 
 @pytest.mark.parametrize('count', [2, 5])
@@ -44,10 +44,10 @@ def test_each_example_is_held_out_once(npz, count: int) -> None:
 
 
 def test_cross_validation_trains_a_run_for_each_fold(config, tmp_path, capsys) -> None:
-  found = crossval.cross_validate(merged(config, train={'epochs': 1}), str(tmp_path), 3)
+  actual = crossval.cross_validate(merge(config, train={'epochs': 1}), str(tmp_path), 3)
   stored = json.loads((tmp_path / 'folds.json').read_text())
-  assert stored['val/top1']['values'] == list(found['val/top1'].values)
-  assert found['val/top1'].mean == pytest.approx(np.mean(found['val/top1'].values))
+  assert stored['val/top1']['values'] == list(actual['val/top1'].values)
+  assert actual['val/top1'].mean == pytest.approx(np.mean(actual['val/top1'].values))
   for k in range(3):
     assert json.loads((tmp_path / f'fold{k}/config.json').read_text())['data']['fold'] == [k, 3]
   assert '3 folds' in capsys.readouterr().out
@@ -71,8 +71,8 @@ def test_bad_input_is_one_line(npz, capsys) -> None:
     data.load('arrays', path=path, fold=(0, 2), val=0.5)
   with pytest.raises(InputError, match='data.fold: 97 folds of 96 training examples'):
     data.load('arrays', path=path, fold=(0, 97))
-  own = make_arrays()
-  path = npz(**own, val_x=own['test_x'], val_y=own['test_y'])
+  local = make_arrays()
+  path = npz(**local, val_x=local['test_x'], val_y=local['test_y'])
   with pytest.raises(InputError, match='data.fold: .* its own val split'):
     data.load('arrays', path=path, fold=(0, 2))
   with pytest.raises(SystemExit):
@@ -90,3 +90,8 @@ def test_folds_of_two_rules_are_refused(tmp_path) -> None:
       crossval.check_rules(str(tmp_path), configs)
     crossval.check_rules(str(tmp_path), {'fold1': configs['fold1'], 'fold2': configs['fold2']})
   crossval.check_rules(str(tmp_path), {f'fold{k}': {'data': {'name': 'arrays'}} for k in range(3)})
+
+
+def test_folds_beyond_the_examples_are_refused_at_once(config, tmp_path) -> None:
+  with pytest.raises(InputError, match='data.fold: 50000 folds of 96 training examples; use fewer'):
+    crossval.cross_validate(config, str(tmp_path), 50_000)

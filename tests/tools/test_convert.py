@@ -25,7 +25,7 @@ def file(tmp_path, tiny):
   return str(tmp_path / 'tiny.pth')
 
 
-def failed(capsys, *words) -> str:
+def fail(capsys, *words) -> str:
   with pytest.raises(SystemExit) as caught:
     cli.main(['convert', *words])
   assert caught.value.code == 2
@@ -46,34 +46,34 @@ def test_there_and_back_is_the_identity(file, tmp_path, capsys, suffix):
 def test_class_names_and_skip(file, tmp_path, capsys):
   (tmp_path / 'names.txt').write_text('one\ntwo\nthree\nfour words of it\n')
   weights.write(tmp_path / 'aux.pth', make_state(4) | {'aux.weight': np.zeros(3, np.float32)})
-  assert 'unexpected: aux.weight' in failed(capsys, str(tmp_path / 'aux.pth'), str(tmp_path / 'x'))
+  assert 'unexpected: aux.weight' in fail(capsys, str(tmp_path / 'aux.pth'), str(tmp_path / 'x'))
   words = ['--skip', 'aux.*', '--class_names', str(tmp_path / 'names.txt')]
   assert cli.main(['convert', str(tmp_path / 'aux.pth'), str(tmp_path / 'x'), *words]) == 0
   given = json.loads((tmp_path / 'x/model.json').read_text())
   assert given['class_names'] == ['one', 'two', 'three', 'four words of it']
   (tmp_path / 'names.txt').write_text('one\ntwo\n')
-  assert '2 names, but the network has 4' in failed(
+  assert '2 names, but the network has 4' in fail(
     capsys, file, str(tmp_path / 'y'), '--class_names', str(tmp_path / 'names.txt')
   )
   assert not (tmp_path / 'y').exists()
 
 
 def test_bad_words_are_one_line_and_leave_nothing(file, tmp_path, capsys):
-  assert 'No such file' in failed(capsys, str(tmp_path / 'no.pth'), str(tmp_path / 'x'))
+  assert 'No such file' in fail(capsys, str(tmp_path / 'no.pth'), str(tmp_path / 'x'))
   (tmp_path / 'plain').write_text('')
-  assert 'a file; expected a directory' in failed(capsys, file, str(tmp_path / 'plain'))
+  assert 'a file; expected a directory' in fail(capsys, file, str(tmp_path / 'plain'))
   (tmp_path / 'page.pth').write_text('<html>')
-  assert 'an HTML page' in failed(capsys, str(tmp_path / 'page.pth'), str(tmp_path / 'x'))
+  assert 'an HTML page' in fail(capsys, str(tmp_path / 'page.pth'), str(tmp_path / 'x'))
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run/config.json').write_text('{}')
-  assert 'the workdir of a run' in failed(capsys, file, str(tmp_path / 'run'))
+  assert 'the workdir of a run' in fail(capsys, file, str(tmp_path / 'run'))
   (tmp_path / 'a.pth').mkdir()
-  assert 'cannot write .onnx files; expected a name that ends in .pth' in failed(capsys, file, str(tmp_path / 'x.onnx'))
+  assert 'cannot write .onnx files; expected a name that ends in .pth' in fail(capsys, file, str(tmp_path / 'x.onnx'))
   broken = make_state(4)
   broken['linear.bias' if 'linear.bias' in broken else 'fc.bias'] = np.full(4, np.nan, np.float32)
   weights.write(tmp_path / 'nan.pth', broken)
-  assert 'not finite: ' in failed(capsys, str(tmp_path / 'nan.pth'), str(tmp_path / 'x'))
-  assert 'is a directory; expected the name of a file to write' in failed(capsys, file, str(tmp_path / 'a.pth'))
+  assert 'not finite: ' in fail(capsys, str(tmp_path / 'nan.pth'), str(tmp_path / 'x'))
+  assert 'is a directory; expected the name of a file to write' in fail(capsys, file, str(tmp_path / 'a.pth'))
   assert not (tmp_path / 'x').exists()
 
 
@@ -122,7 +122,7 @@ def test_check_reports_what_is_wrong(file, tmp_path, capsys, monkeypatch):
   out = capsys.readouterr().out
   assert 'stage1 ' in out
   assert 'equal within 1e-04' in out
-  monkeypatch.setattr(parity, 'check', lambda found: {'stem': 0.0, 'stage1': 0.2})
+  monkeypatch.setattr(parity, 'check', lambda actual: {'stem': 0.0, 'stage1': 0.2})
   assert cli.main(['convert', file, str(tmp_path / 'y'), '--check']) == 1
   assert 'NOT equal' in capsys.readouterr().out
 
@@ -154,9 +154,9 @@ def make_run(path, **fields):
   (path / 'data.json').write_text(json.dumps(INFO))
   with checkpoint.open_manager(path / 'checkpoints', keep_latest=3) as manager:
     for step, top1 in ((5, 0.5), (7, 0.9), (9, 0.6)):
-      whole = create(variables_of(step), optax.sgd(0.1))
-      whole = whole.replace(step=whole.step + step)
-      checkpoint.save(manager, jax.tree.map(jax.numpy.asarray, whole), {}, {'val/top1': top1})
+      complete_value = create(variables_of(step), optax.sgd(0.1))
+      complete_value = complete_value.replace(step=complete_value.step + step)
+      checkpoint.save(manager, jax.tree.map(jax.numpy.asarray, complete_value), {}, {'val/top1': top1})
   return path
 
 
@@ -189,10 +189,10 @@ def test_the_best_checkpoint_is_taken_and_named(tmp_path, capsys, tiny):
 def test_what_is_done_to_images_goes_with_the_weights(tmp_path, tiny, fields, size, crop):
   run = make_run(tmp_path / 'run', **fields)
   assert cli.main(['convert', str(run), str(tmp_path / 'out')]) == 0
-  found = sources.read(str(tmp_path / 'out'))
-  assert found.class_names == ('a', 'b', 'c', 'd')
-  assert found.preprocessing == sources.read(str(run)).preprocessing
-  mean, std, image_size, center_crop = found.preprocessing
+  actual = sources.read(str(tmp_path / 'out'))
+  assert actual.class_names == ('a', 'b', 'c', 'd')
+  assert actual.preprocessing == sources.read(str(run)).preprocessing
+  mean, std, image_size, center_crop = actual.preprocessing
   assert (mean, std, image_size) == ((0.5, 0.25, 0.125), (0.5, 1.0, 2.0), size)
   config = config_lib.to_dict(config_lib.complete(json.loads((run / 'config.json').read_text())))
   assert center_crop == (crop or config['data']['center_crop'])
@@ -242,13 +242,13 @@ def test_prefix_and_stem(tmp_path, capsys, tiny):
   both |= {f'ema_model.{n}': v for n, v in make_state(4, seed=1).items()}
   weights.write(tmp_path / 'both.pth', both)
   out = str(tmp_path / 'out')
-  line = failed(capsys, str(tmp_path / 'both.pth'), out)
+  line = fail(capsys, str(tmp_path / 'both.pth'), out)
   assert "2 networks, with prefixes 'model.', 'ema_model.'; choose one by --prefix (init.prefix)" in line
   assert cli.main(['convert', str(tmp_path / 'both.pth'), out, '--prefix', 'ema_model']) == 0
   assert '20 tensors beside the network are left out' in capsys.readouterr().out
   np.testing.assert_array_equal(kernel_of(out), make_state(4, seed=1)['fc.weight'])
-  assert 'prefix is for tensors of torch files' in failed(capsys, out, str(tmp_path / 'x.pth'), '--prefix', 'model')
-  assert 'stem is for tensors of torch files' in failed(capsys, out, str(tmp_path / 'x.pth'), '--stem', 'cifar')
+  assert 'prefix is for tensors of torch files' in fail(capsys, out, str(tmp_path / 'x.pth'), '--prefix', 'model')
+  assert 'stem is for tensors of torch files' in fail(capsys, out, str(tmp_path / 'x.pth'), '--stem', 'cifar')
   assert 'tiny without a classifier' not in line
 
 
@@ -266,7 +266,7 @@ def test_a_directory_of_the_hub(tmp_path, capsys, name, tiny):
 def test_a_bare_backbone_says_what_to_do(tmp_path, capsys, tiny):
   bare = {name: value for name, value in make_state(4).items() if not name.startswith('fc')}
   weights.write(tmp_path / 'bare.pth', bare)
-  line = failed(capsys, str(tmp_path / 'bare.pth'), str(tmp_path / 'x'))
+  line = fail(capsys, str(tmp_path / 'bare.pth'), str(tmp_path / 'x'))
   assert 'a tiny without a classifier' in line
   assert '--config.init.new_head=True' in line
 

@@ -93,8 +93,8 @@ def test_evaluate(made, shown) -> None:
   out = shown('evaluate', made / RUN, '--out', made / FILE)
   assert all(printable(name) in out for name in CLASSES)
   assert f'{printable(RUN)}: ' in out
-  found = json.loads((made / FILE).read_text(encoding='utf-8'))
-  assert [row['name'] for row in found['runs'][RUN]['classes']] == CLASSES
+  actual = json.loads((made / FILE).read_text(encoding='utf-8'))
+  assert [row['name'] for row in actual['runs'][RUN]['classes']] == CLASSES
 
 
 def test_what_a_run_keeps(made) -> None:
@@ -181,20 +181,20 @@ def test_prepare_npz(folder, shown) -> None:
   target = folder.parent / f'{FILE}.npz'
   out = shown('prepare', 'folder', folder, '--npz', target, '--image_size', 8)
   assert printable(target) in out.replace('\\\\', '\\').replace("\\'", "'")
-  found = data.load('arrays', path=str(target)).info.class_names
-  assert found == tuple(sorted(name for name in NAMES if '/' not in name))
+  actual = data.load('arrays', path=str(target)).info.class_names
+  assert actual == tuple(sorted(name for name in NAMES if '/' not in name))
 
 
 def test_prepare_folder(folder, shown) -> None:
   pytest.importorskip('array_record')
   shown('prepare', 'folder', folder, '--data_dir', folder.parent / '[sets] :cat:', '--name', 'hostile')
-  found = data.load('hostile', data_dir=str(folder.parent / '[sets] :cat:'), image_size=8).info.class_names
-  assert found == tuple(map(printable, sorted(name for name in NAMES if '/' not in name)))
+  actual = data.load('hostile', data_dir=str(folder.parent / '[sets] :cat:'), image_size=8).info.class_names
+  assert actual == tuple(map(printable, sorted(name for name in NAMES if '/' not in name)))
 
 
 def test_a_folder_and_the_same_folder_as_a_list(folder) -> None:
-  found = data.load('folder', path=str(folder), image_size=8)
-  assert found.info.class_names == tuple(sorted(name for name in NAMES if '/' not in name))
+  actual = data.load('folder', path=str(folder), image_size=8)
+  assert actual.info.class_names == tuple(sorted(name for name in NAMES if '/' not in name))
 
 
 @pytest.mark.parametrize('name', [*NAMES, RUN, FILE])
@@ -274,12 +274,12 @@ def test_a_list_that_is_not_utf8_finds_files_by_their_bytes(tmp_path) -> None:
     Image.new('RGB', (8, 8)).save(tmp_path / os.fsdecode(name))
   rows = b'path,label,split\n\xe9.png,caf\xe9,train\nb.png,b,train\na.png,caf\xe9,test\n'
   (tmp_path / 'list.csv').write_bytes(rows)
-  found = data.load('csv', path=str(tmp_path / 'list.csv'), image_size=8)
-  assert found.info.class_names == ('b', os.fsdecode(b'caf\xe9'))
+  actual = data.load('csv', path=str(tmp_path / 'list.csv'), image_size=8)
+  assert actual.info.class_names == ('b', os.fsdecode(b'caf\xe9'))
 
 
 def test_the_console_is_the_only_one() -> None:
-  """No module makes a console, or a text of markup, of its own."""
+  """No module makes a console, or a text of markup, itself."""
   for path in (ROOT / 'jaxres').rglob('*.py'):
     source = path.read_text(encoding='utf-8')
     assert 'from_markup' not in source, path

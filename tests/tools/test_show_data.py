@@ -57,12 +57,12 @@ def photos(tmp_path: pathlib.Path) -> pathlib.Path:
   return tmp_path / 'photos'
 
 
-def test_a_stream_shows_whole_originals_and_its_own_crops(photos: pathlib.Path) -> None:
+def test_a_stream_shows_complete_originals_and_its_own_crops(photos: pathlib.Path) -> None:
   options = {'path': str(photos), 'pipeline': 'stream', 'image_size': 16, 'batch_size': 8}
   dataset = data.load('folder', **options)
   grid = images_lib.draw_augmentations(dataset, augment.make(), 0, 4, 3)
-  whole = data.load('folder', **options | {'crop_scale': ()})
-  np.testing.assert_array_equal(grid[:, 0], data.first_batch(whole.train)['image'][:4])
+  complete = data.load('folder', **options | {'crop_scale': ()})
+  np.testing.assert_array_equal(grid[:, 0], data.first_batch(complete.train)['image'][:4])
   np.testing.assert_array_equal(grid[:, 1], data.first_batch(dataset.train)['image'][:4])
   columns = [grid[:, k] for k in range(4)]
   assert all((columns[a] != columns[b]).any((1, 2, 3)).all() for a in range(4) for b in range(a))

@@ -19,7 +19,7 @@ from jaxres.runtime import signals
 from jaxres.state import TrainState
 from jaxres.train import loop
 from jaxres.train.meter import Meter
-from tests.helpers import CLASS_NAMES, make_arrays, merged
+from tests.helpers import CLASS_NAMES, make_arrays, merge
 
 KEY = jax.random.key(0)
 PROGRESS = {'last': {'test/top1': 0.5}, 'best': {}, 'stale': 1}
@@ -43,10 +43,10 @@ def digest_of(workdir: pathlib.Path) -> str:
 
 
 def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, step: int, *, evaluating: bool) -> str:
-  """Train, with a SIGTERM in step ``step`` or in the evaluation behind it; return what is said of it."""
+  """Train, with a SIGTERM in step ``step`` or in the evaluation behind it; return what is printed of it."""
   add, evaluate_state = Meter.add, evaluate.evaluate_state
 
-  def noted(self, number, sums, *, last):
+  def note(self, number, sums, *, last):
     add(self, number, sums, last=last)
     if number == step and not evaluating:
       os.kill(os.getpid(), signal.SIGTERM)
@@ -60,7 +60,7 @@ def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, s
 
   before = signal.getsignal(signal.SIGTERM)
   with monkeypatch.context() as patch:
-    patch.setattr(Meter, 'add', noted)
+    patch.setattr(Meter, 'add', note)
     patch.setattr(evaluate, 'evaluate_state', broken)
     with pytest.raises(signals.RunPreemptedError) as stopped:
       loop.train_and_evaluate(config, workdir)
@@ -69,7 +69,7 @@ def stop(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, s
   return str(stopped.value)
 
 
-def interrupted(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt_training(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   """Train until the third evaluation, which is broken off as by Ctrl-C."""
   evaluations, real = [], evaluate.evaluate_state
 
@@ -87,7 +87,7 @@ def interrupted(config: dict, workdir: pathlib.Path, monkeypatch: pytest.MonkeyP
 def make_run(config: dict, tmp_path: pathlib.Path, npz: Callable[..., str], **changes: object) -> str:
   """Train a little on arrays whose test images are files too: ``images/00.png`` ..."""
   content = make_arrays(**changes)
-  loop.train_and_evaluate(merged(config, data={'path': npz(**content, class_names=CLASS_NAMES)}), tmp_path / 'run')
+  loop.train_and_evaluate(merge(config, data={'path': npz(**content, class_names=CLASS_NAMES)}), tmp_path / 'run')
   (tmp_path / 'images').mkdir()
   for i, image in enumerate(content['test_x']):
     Image.fromarray(image.squeeze()).save(tmp_path / f'images/{i:02}.png')
@@ -102,6 +102,6 @@ def make_train_state(step: int) -> TrainState:
   )
 
 
-def stacked(*feeds: dict) -> dict:
+def stack(*feeds: dict) -> dict:
   """Return the feeds of several steps, stacked."""
   return jax.tree.map(lambda *arrays: np.stack(arrays), *feeds)

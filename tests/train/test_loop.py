@@ -10,8 +10,8 @@ from jaxres import checkpoint, evaluate
 from jaxres.errors import InputError
 from jaxres.models import dtypes
 from jaxres.train import loop
-from tests.helpers import make_arrays, merged, rows
-from tests.train.runs import final_state, interrupted
+from tests.helpers import make_arrays, merge, rows
+from tests.train.runs import final_state, interrupt_training
 
 
 def quiet(metrics: dict) -> dict:
@@ -19,9 +19,9 @@ def quiet(metrics: dict) -> dict:
 
 
 def test_a_run_learns_and_leaves_what_it_promises(config: dict, tmp_path) -> None:
-  found = loop.train_and_evaluate(merged(config, train={'epochs': 12}, augment={'crop_pad': 0}), tmp_path / 'run')
-  assert found['test/top1'] > 0.9
-  assert found['train/loss'] < 0.5
+  actual = loop.train_and_evaluate(merge(config, train={'epochs': 12}, augment={'crop_pad': 0}), tmp_path / 'run')
+  assert actual['test/top1'] > 0.9
+  assert actual['train/loss'] < 0.5
   names = {path.name.split('.out')[0] for path in (tmp_path / 'run').iterdir()}
   assert names == {
     'checkpoints',
@@ -34,17 +34,17 @@ def test_a_run_learns_and_leaves_what_it_promises(config: dict, tmp_path) -> Non
     'parameters.txt',
   }
   assert json.loads((tmp_path / 'run/config.json').read_text())['optim']['momentum'] == 0.9
-  assert rows(tmp_path / 'run')[-1]['test/top1'] == pytest.approx(found['test/top1'], rel=1e-6)
+  assert rows(tmp_path / 'run')[-1]['test/top1'] == pytest.approx(actual['test/top1'], rel=1e-6)
   assert 'stage1/block0/conv1/kernel' in (tmp_path / 'run/parameters.txt').read_text()
 
 
 @pytest.mark.parametrize('options', [{}, {'ema': 0.9, 'accumulate': 2}])
 def test_an_interrupted_run_ends_bit_identical(config: dict, tmp_path, monkeypatch, options: dict) -> None:
-  config = merged(config, data={'val': 0.25}, train=options)
-  whole = loop.train_and_evaluate(config, tmp_path / 'whole')
-  interrupted(config, tmp_path / 'parts', monkeypatch)
+  config = merge(config, data={'val': 0.25}, train=options)
+  complete = loop.train_and_evaluate(config, tmp_path / 'whole')
+  interrupt_training(config, tmp_path / 'parts', monkeypatch)
   again = loop.train_and_evaluate(config, tmp_path / 'parts')
-  assert quiet(again) == quiet(whole)
+  assert quiet(again) == quiet(complete)
   assert rows(tmp_path / 'parts') == rows(tmp_path / 'whole')
   a, b = final_state(tmp_path / 'parts'), final_state(tmp_path / 'whole')
   assert a.keys() == b.keys()
@@ -61,7 +61,7 @@ def test_a_finished_run_returns_its_metrics_and_is_extended_by_more_epochs(confi
   first = loop.train_and_evaluate(config, tmp_path / 'run')
   assert loop.train_and_evaluate(config, tmp_path / 'run') == first
   assert 'is finished' in capsys.readouterr().out
-  loop.train_and_evaluate(merged(config, train={'epochs': 6}), tmp_path / 'run')
+  loop.train_and_evaluate(merge(config, train={'epochs': 6}), tmp_path / 'run')
   assert 'continuing' in capsys.readouterr().out
   steps = [row['step'] for row in rows(tmp_path / 'run')]
   assert steps == sorted(set(steps))
@@ -69,63 +69,63 @@ def test_a_finished_run_returns_its_metrics_and_is_extended_by_more_epochs(confi
   assert json.loads((tmp_path / 'run/config.json').read_text())['train']['epochs'] == 6
 
 
-def stored_dtype(workdir: pathlib.Path) -> str:
+def read_stored_dtype(workdir: pathlib.Path) -> str:
   return json.loads((workdir / 'config.json').read_text())['model']['dtype']
 
 
 def test_what_auto_means_is_stored_and_stays(config: dict, tmp_path, capsys, monkeypatch) -> None:
-  workdir, auto = tmp_path / 'run', merged(config, model={'dtype': 'auto'}, train={'epochs': 1})
-  loop.train_and_evaluate(merged(auto, model={'dtype': 'bfloat16'}), workdir)
+  workdir, auto = tmp_path / 'run', merge(config, model={'dtype': 'auto'}, train={'epochs': 1})
+  loop.train_and_evaluate(merge(auto, model={'dtype': 'bfloat16'}), workdir)
   assert 'in bfloat16' in capsys.readouterr().out
-  loop.train_and_evaluate(merged(auto, train={'epochs': 2}), workdir)
-  assert stored_dtype(workdir) == 'bfloat16'
+  loop.train_and_evaluate(merge(auto, train={'epochs': 2}), workdir)
+  assert read_stored_dtype(workdir) == 'bfloat16'
   monkeypatch.setattr(dtypes, 'BFLOAT16_ON_CPUS', False)
   loop.train_and_evaluate(auto, tmp_path / 'other')
-  assert stored_dtype(tmp_path / 'other') == ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+  assert read_stored_dtype(tmp_path / 'other') == ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
   assert 'not the bits' not in capsys.readouterr().out
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='elsewhere it was bfloat16')
 def test_auto_of_an_older_run_is_float32_on_a_cpu(config: dict, tmp_path, monkeypatch) -> None:
   monkeypatch.setattr(dtypes, '_has_fast_bfloat16', lambda: True)
-  auto = merged(config, model={'dtype': 'auto'}, train={'epochs': 1})
-  loop.train_and_evaluate(merged(auto, model={'dtype': 'float32'}), tmp_path / 'run')
+  auto = merge(config, model={'dtype': 'auto'}, train={'epochs': 1})
+  loop.train_and_evaluate(merge(auto, model={'dtype': 'float32'}), tmp_path / 'run')
   stored = json.loads((tmp_path / 'run/config.json').read_text())
   stored['model']['dtype'] = 'auto'
   (tmp_path / 'run/config.json').write_text(json.dumps(stored))
-  loop.train_and_evaluate(merged(auto, train={'epochs': 2}), tmp_path / 'run')
-  assert stored_dtype(tmp_path / 'run') == 'float32'
+  loop.train_and_evaluate(merge(auto, train={'epochs': 2}), tmp_path / 'run')
+  assert read_stored_dtype(tmp_path / 'run') == 'float32'
 
 
 def test_a_run_goes_on_in_another_dtype_and_says_so(config: dict, tmp_path, capsys) -> None:
-  config = merged(config, train={'epochs': 1})
-  loop.train_and_evaluate(merged(config, model={'dtype': 'float32'}), tmp_path / 'run')
-  loop.train_and_evaluate(merged(config, model={'dtype': 'bfloat16'}, train={'epochs': 2}), tmp_path / 'run')
-  said = capsys.readouterr().out
-  assert 'model.dtype: float32 until now, bfloat16 from here on: not the bits' in said
-  assert stored_dtype(tmp_path / 'run') == 'bfloat16'
+  config = merge(config, train={'epochs': 1})
+  loop.train_and_evaluate(merge(config, model={'dtype': 'float32'}), tmp_path / 'run')
+  loop.train_and_evaluate(merge(config, model={'dtype': 'bfloat16'}, train={'epochs': 2}), tmp_path / 'run')
+  output = capsys.readouterr().out
+  assert 'model.dtype: float32 until now, bfloat16 from here on: not the bits' in output
+  assert read_stored_dtype(tmp_path / 'run') == 'bfloat16'
 
 
 def test_keep_best_and_early_stopping_look_at_validation(config: dict, tmp_path, monkeypatch) -> None:
   top1 = iter([0.2, 0.6, 0.5, 0.6, 0.9])
   fake = lambda *args: {'val/top1': next(top1), 'test/top1': 0.1}
   monkeypatch.setattr(evaluate, 'evaluate_splits', fake)
-  config = merged(config, data={'val': 0.25}, train={'patience': 2, 'epochs': 5})
-  found = loop.train_and_evaluate(config, tmp_path / 'run')
-  assert (found['best/val/top1'], found['val/top1']) == (0.6, 0.6)
+  config = merge(config, data={'val': 0.25}, train={'patience': 2, 'epochs': 5})
+  actual = loop.train_and_evaluate(config, tmp_path / 'run')
+  assert (actual['best/val/top1'], actual['val/top1']) == (0.6, 0.6)
   with checkpoint.open_manager(tmp_path / 'run/checkpoints') as manager:
     assert manager.all_steps() == [9, 18]  # the best, at 2 epochs of 72 / 16 steps, and the latest, at 4
-  assert found['best/step'] == 9
-  assert loop.train_and_evaluate(config, tmp_path / 'run') == found  # a stopped run stays stopped
+  assert actual['best/step'] == 9
+  assert loop.train_and_evaluate(config, tmp_path / 'run') == actual  # a stopped run stays stopped
 
 
 def test_keep_best_and_early_stopping_look_at_the_moving_average(config: dict, tmp_path, monkeypatch) -> None:
   top1 = iter([(0.9, 0.2), (0.1, 0.6), (0.9, 0.5), (0.95, 0.6), (0.97, 0.9)])
   fake = lambda *args: dict(zip(('val/top1', 'ema/val/top1'), next(top1), strict=True)) | {'test/top1': 0.1}
   monkeypatch.setattr(evaluate, 'evaluate_state', fake)
-  config = merged(config, data={'val': 0.25}, train={'patience': 2, 'epochs': 5, 'ema': 0.9})
-  found = loop.train_and_evaluate(config, tmp_path / 'run')
-  assert (found['best/ema/val/top1'], found['best/step'], found['val/top1']) == (0.6, 9, 0.95)
+  config = merge(config, data={'val': 0.25}, train={'patience': 2, 'epochs': 5, 'ema': 0.9})
+  actual = loop.train_and_evaluate(config, tmp_path / 'run')
+  assert (actual['best/ema/val/top1'], actual['best/step'], actual['val/top1']) == (0.6, 9, 0.95)
   with checkpoint.open_manager(tmp_path / 'run/checkpoints') as manager:
     assert manager.all_steps() == [9, 18]
 
@@ -133,12 +133,12 @@ def test_keep_best_and_early_stopping_look_at_the_moving_average(config: dict, t
 def test_all_that_is_new_trains_together(config: dict, tmp_path) -> None:
   options = dict(name='lamb', lr=0.05, schedule='onecycle', clip_norm=1.0, l1=1e-5, layer_decay=0.9)
   train_options = dict(loss='sigmoid_xent', label_smoothing=0.1, ema=0.9, accumulate=2, epochs=12)
-  config = merged(config, optim=options | {'lr_mult': (('stem/.*', 0.5),)}, train=train_options)
-  found = loop.train_and_evaluate(merged(config, augment={'crop_pad': 0}), tmp_path / 'run')
-  assert found['test/top1'] > 0.9
-  assert found['ema/test/top1'] > 0.9
-  assert found['train/top1'] > 0.9
-  assert found['ema/test/loss'] != found['test/loss']
+  config = merge(config, optim=options | {'lr_mult': (('stem/.*', 0.5),)}, train=train_options)
+  actual = loop.train_and_evaluate(merge(config, augment={'crop_pad': 0}), tmp_path / 'run')
+  assert actual['test/top1'] > 0.9
+  assert actual['ema/test/top1'] > 0.9
+  assert actual['train/top1'] > 0.9
+  assert actual['ema/test/loss'] != actual['test/loss']
 
 
 @pytest.mark.parametrize('scan_steps', [1, 3])
@@ -148,10 +148,10 @@ def test_a_run_compiles_one_program_or_two_and_another_seed_none(
   made, make_setup = [], loop.make_setup
   monkeypatch.setattr(loop, 'make_setup', lambda *args, **more: made.append(make_setup(*args, **more)) or made[-1])
   fields = {'scan_steps': scan_steps, 'log_every_steps': 4, 'epochs': 2.5}  # 4 = 3 + 1 steps between rows of the log
-  metrics = loop.train_and_evaluate(merged(config, train=fields), tmp_path / 'run')
+  metrics = loop.train_and_evaluate(merge(config, train=fields), tmp_path / 'run')
   assert made[0].train_steps._cache_size() == (1 if scan_steps == 1 else 2)
   assert made[0].eval_steps['']._cache_size() == 1
-  plain = loop.train_and_evaluate(merged(config, train=fields | {'scan_steps': 1}), tmp_path / 'plain')
+  plain = loop.train_and_evaluate(merge(config, train=fields | {'scan_steps': 1}), tmp_path / 'plain')
   assert metrics['test/loss'] == pytest.approx(plain['test/loss'], rel=1e-4)
   assert [row['step'] for row in rows(tmp_path / 'run')] == [4, 6, 8, 12, 15]
 
@@ -167,36 +167,36 @@ def test_programs_are_kept_for_the_next_run_and_every_seed(config: dict, tmp_pat
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   programs = lambda: {p.name for p in kept.rglob('jit_*-cache') if 'train_steps' in p.name or 'create' in p.name}
   try:
-    found = []
+    actual = []
     for seed in (0, 1):
       compilation_cache.reset_cache()
       jax.clear_caches()
-      loop.train_and_evaluate(merged(config, train={'seed': seed, 'epochs': 1}), tmp_path / f'{seed}')
-      found.append(programs())
+      loop.train_and_evaluate(merge(config, train={'seed': seed, 'epochs': 1}), tmp_path / f'{seed}')
+      actual.append(programs())
   finally:
     for name, value in before.items():
       jax.config.update(name, value)
     compilation_cache.reset_cache()
-  assert len(found[0]) == 2
-  assert found[1] == found[0]
+  assert len(actual[0]) == 2
+  assert actual[1] == actual[0]
 
 
 def test_dry_run_takes_two_steps_aside(config: dict, tmp_path) -> None:
-  config = merged(config, train={'dry_run': True, 'epochs': 3}, optim={'warmup_epochs': 2})
+  config = merge(config, train={'dry_run': True, 'epochs': 3}, optim={'warmup_epochs': 2})
   for _ in range(2):
-    found = loop.train_and_evaluate(config, tmp_path / 'run')
-  assert {'train/loss', 'test/top1'} <= found.keys()
+    actual = loop.train_and_evaluate(config, tmp_path / 'run')
+  assert {'train/loss', 'test/top1'} <= actual.keys()
   assert [row['step'] for row in rows(tmp_path / 'run/dry_run')] == [2]
   assert [path.name for path in (tmp_path / 'run').iterdir()] == ['dry_run']
   with checkpoint.open_manager(tmp_path / 'run/dry_run/checkpoints') as manager:
     assert manager.all_steps() == [2]
 
 
-def test_one_batch_is_learnt_by_heart(config: dict, tmp_path) -> None:
-  config = merged(config, train={'overfit_one_batch': True, 'epochs': 30}, optim={'warmup_epochs': 5})
-  found = loop.train_and_evaluate(config, tmp_path / 'run')
-  assert found['train/top1'] == 1.0
-  assert found['train/loss'] < 0.05
+def test_one_batch_is_learned_by_heart(config: dict, tmp_path) -> None:
+  config = merge(config, train={'overfit_one_batch': True, 'epochs': 30}, optim={'warmup_epochs': 5})
+  actual = loop.train_and_evaluate(config, tmp_path / 'run')
+  assert actual['train/top1'] == 1.0
+  assert actual['train/loss'] < 0.05
   assert rows(tmp_path / 'run')[-1]['step'] == 200
 
 
@@ -229,22 +229,22 @@ def test_one_batch_is_learnt_by_heart(config: dict, tmp_path) -> None:
 def test_bad_input_ends_before_anything_is_compiled(config: dict, tmp_path, monkeypatch, changes, message: str) -> None:
   monkeypatch.setattr(loop, 'restore_or_init', lambda *_: pytest.fail('too late'))
   with pytest.raises(InputError, match=message):
-    loop.train_and_evaluate(merged(config, **changes), tmp_path / 'run')
+    loop.train_and_evaluate(merge(config, **changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
 def test_augmentation_that_the_images_cannot_have(config: dict, tmp_path, npz) -> None:
-  config = merged(config, augment={'policy': 'trivialaugment'}, data={'path': npz(**make_arrays(shape=(8, 8, 4)))})
+  config = merge(config, augment={'policy': 'trivialaugment'}, data={'path': npz(**make_arrays(shape=(8, 8, 4)))})
   with pytest.raises(InputError, match='channels'):
     loop.train_and_evaluate(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
 def test_a_workdir_of_another_config_is_left_alone(config: dict, tmp_path) -> None:
-  loop.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / 'run')
+  loop.train_and_evaluate(merge(config, train={'epochs': 1}), tmp_path / 'run')
   before = final_state(tmp_path / 'run')
   with pytest.raises(InputError, match=r'holds a run of another config: optim.lr was 0.1 there and is 0.2 now'):
-    loop.train_and_evaluate(merged(config, optim={'lr': 0.2}), tmp_path / 'run')
+    loop.train_and_evaluate(merge(config, optim={'lr': 0.2}), tmp_path / 'run')
   after = final_state(tmp_path / 'run')
   assert all((before[name] == after[name]).all() for name in before)
 
@@ -258,7 +258,7 @@ def test_a_workdir_of_another_config_is_left_alone(config: dict, tmp_path) -> No
   ],
 )
 def test_a_workdir_of_other_data_is_left_alone(config: dict, tmp_path, npz, change: dict, message: str) -> None:
-  loop.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / 'run')
+  loop.train_and_evaluate(merge(config, train={'epochs': 1}), tmp_path / 'run')
   written = {name: (tmp_path / 'run' / name).read_text() for name in ('config.json', 'data.json')}
   content = make_arrays()
   for name, value in change.items():
@@ -266,7 +266,7 @@ def test_a_workdir_of_other_data_is_left_alone(config: dict, tmp_path, npz, chan
       content[name][..., :1] if value == 'grey' else content[name][:value] if name != 'class_names' else value
     )
   with pytest.raises(InputError, match=f'holds a run on other data: {message}'):
-    loop.train_and_evaluate(merged(config, data={'path': npz(**content)}), tmp_path / 'run')
+    loop.train_and_evaluate(merge(config, data={'path': npz(**content)}), tmp_path / 'run')
   assert {name: (tmp_path / 'run' / name).read_text() for name in written} == written
 
 
@@ -279,23 +279,23 @@ def test_a_damaged_file_of_the_run_is_named(config: dict, tmp_path, name: str) -
 
 
 def test_a_workdir_of_before_a_field_was_there_continues(config: dict, tmp_path) -> None:
-  loop.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / 'run')
+  loop.train_and_evaluate(merge(config, train={'epochs': 1}), tmp_path / 'run')
   stored = json.loads((tmp_path / 'run/config.json').read_text())
   del stored['train']['ema'], stored['train']['accumulate'], stored['optim']['lr_mult'], stored['optim']['l1']
   (tmp_path / 'run/config.json').write_text(json.dumps(stored))
   with pytest.raises(InputError, match=r'train.ema was 0.0 there and is 0.9 now'):
-    loop.train_and_evaluate(merged(config, train={'ema': 0.9}), tmp_path / 'run')
-  loop.train_and_evaluate(merged(config, train={'epochs': 2}), tmp_path / 'run')
+    loop.train_and_evaluate(merge(config, train={'ema': 0.9}), tmp_path / 'run')
+  loop.train_and_evaluate(merge(config, train={'epochs': 2}), tmp_path / 'run')
   assert rows(tmp_path / 'run')[-1]['step'] == 12
 
 
 def test_a_refused_command_leaves_the_workdir_as_it_was(config: dict, tmp_path) -> None:
-  config = merged(config, optim={'warmup_epochs': 2})
+  config = merge(config, optim={'warmup_epochs': 2})
   loop.train_and_evaluate(config, tmp_path / 'run')
   before = (tmp_path / 'run/config.json').read_text()
   for name in ('run', 'other'):
     with pytest.raises(InputError, match='optim.warmup_epochs: 2.0 is not less than the '):
-      loop.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / name)
+      loop.train_and_evaluate(merge(config, train={'epochs': 1}), tmp_path / name)
   assert (tmp_path / 'run/config.json').read_text() == before
   assert not (tmp_path / 'other').exists()
 

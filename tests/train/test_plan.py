@@ -16,32 +16,32 @@ def score(scores: dict[str, float]) -> float | None:
 
 def test_a_plan_evaluates_at_every_epoch_and_at_the_end() -> None:
   pipeline = resident.Resident(data.Arrays(np.zeros((100, 1, 1, 1), np.uint8), np.zeros(100)), batch_size=16, seed=0)
-  made = make_plan(pipeline, Options(epochs=2.5))
-  assert made == Plan(16, 6.25, (6, 12, 16))
-  assert list(made.segments(0)) == [(0, 6), (6, 12), (12, 16)]
-  assert list(made.segments(7)) == [(7, 12), (12, 16)]
-  assert list(made.segments(16)) == []
+  plan = make_plan(pipeline, Options(epochs=2.5))
+  assert plan == Plan(16, 6.25, (6, 12, 16))
+  assert list(plan.segments(0)) == [(0, 6), (6, 12), (12, 16)]
+  assert list(plan.segments(7)) == [(7, 12), (12, 16)]
+  assert list(plan.segments(16)) == []
   assert make_plan(pipeline, Options(epochs=1.0, eval_every_epochs=0.5)).eval_steps == (3, 6)
 
 
 def test_a_batch_of_more_than_all_examples(capsys) -> None:
-  def made(size: int, batch_size: int, epochs: float) -> Plan:
+  def make(size: int, batch_size: int, epochs: float) -> Plan:
     images = data.Arrays(np.zeros((size, 1, 1, 1), np.uint8), np.zeros(size))
     return make_plan(resident.Resident(images, batch_size=batch_size, seed=0), Options(epochs=epochs))
 
   with pytest.raises(InputError, match='100,000 has more than the 1,438 training .* to at most 1,438'):
-    made(1438, 100_000, 30)
+    make(1438, 100_000, 30)
   with pytest.raises(InputError, match='less than one step'):
-    made(16, 17, 1)
+    make(16, 17, 1)
   assert capsys.readouterr().err == ''
-  assert made(16, 20, 30).total_steps == 24
+  assert make(16, 20, 30).total_steps == 24
   assert 'a batch of 20 has more than the 16 training examples' in capsys.readouterr().err
-  assert made(16, 16, 1).total_steps == 1
+  assert make(16, 16, 1).total_steps == 1
   assert capsys.readouterr().err == ''
 
 
 @pytest.mark.parametrize(
-  ('begin', 'end', 'size', 'every', 'expected'),
+  ('start', 'end', 'size', 'every', 'expected'),
   [
     (0, 5, 1, 50, [1, 2, 3, 4, 5]),
     (0, 25, 10, 10, [10, 20, 21, 22, 23, 24, 25]),
@@ -49,14 +49,14 @@ def test_a_batch_of_more_than_all_examples(capsys) -> None:
     (3, 3, 4, 10, []),
   ],
 )
-def test_groups_end_where_something_is_due(begin: int, end: int, size: int, every: int, expected: list[int]) -> None:
-  feeds = ({'index': np.array([step, -step])} for step in range(begin, end))
-  groups = list(group_feeds(feeds, begin, end, size, every))
+def test_groups_end_where_something_is_due(start: int, end: int, size: int, every: int, expected: list[int]) -> None:
+  feeds = ({'index': np.array([step, -step])} for step in range(start, end))
+  groups = list(group_feeds(feeds, start, end, size, every))
   assert [step for step, _ in groups] == expected
   assert {len(group['index']) for _, group in groups} <= {1, size}
   if groups:
     steps = np.concatenate([group['index'] for _, group in groups])
-    np.testing.assert_array_equal(steps, [[step, -step] for step in range(begin, end)])
+    np.testing.assert_array_equal(steps, [[step, -step] for step in range(start, end)])
 
 
 def test_progress_watches_the_moving_average_where_there_is_one() -> None:

@@ -7,7 +7,7 @@ from jaxres.data import augment
 from jaxres.runtime import sharding
 from jaxres.state import init_variables
 from jaxres.train import loop, recalibrate
-from tests.helpers import merged
+from tests.helpers import merge
 from tests.train.runs import final_state
 
 
@@ -28,7 +28,7 @@ def test_the_statistics_are_the_means_over_batches_of_theirs(config, tiny) -> No
   model = models.create(tiny, num_classes=4, dropout=0.5, stochastic_depth=0.5)
   dataset, variables, run = make_parts(config, model)
   variables['batch_stats'] = jax.tree.map(lambda leaf: leaf + jnp.nan, variables['batch_stats'])  # are not looked at
-  found = run(3)
+  actual = run(3)
   means, variances = [], []
   for feed in dataset.train.step_inputs(0, 3):
     images = jnp.asarray(np.asarray(dataset.train.device_data['image'])[np.asarray(feed['index'])])
@@ -38,11 +38,11 @@ def test_the_statistics_are_the_means_over_batches_of_theirs(config, tiny) -> No
     means.append(np.asarray(y, np.float64).mean((0, 1, 2)))
     variances.append(np.asarray(y, np.float64).var((0, 1, 2)))
   assert np.ptp(variances, axis=0).min() > 1e-3
-  stats = found['batch_stats']['stem']['bn']
+  stats = actual['batch_stats']['stem']['bn']
   np.testing.assert_allclose(stats['mean'], np.mean(means, axis=0), rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(stats['var'], np.mean(variances, axis=0), rtol=1e-4)
-  assert found['params'] is variables['params']
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+  assert actual['params'] is variables['params']
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(actual))
 
 
 def test_frozen_norms_stay_as_they_are(config, tiny) -> None:
@@ -61,7 +61,7 @@ def test_frozen_norms_stay_as_they_are(config, tiny) -> None:
 def test_a_run_evaluates_and_saves_them_and_trains_as_without(config, tmp_path) -> None:
   scores = {}
   for batches in (0, 4):
-    options = merged(config, train={'epochs': 1, 'ema': 0.9, 'recalibrate_bn': batches})
+    options = merge(config, train={'epochs': 1, 'ema': 0.9, 'recalibrate_bn': batches})
     scores[batches] = loop.train_and_evaluate(options, tmp_path / str(batches))
   plain, other = (final_state(tmp_path / str(batches)) for batches in (0, 4))
   differs = {name for name in plain if plain[name].tobytes() != other[name].tobytes()}

@@ -30,7 +30,7 @@ from jaxres.train import loop
 from jaxres.train.plan import Progress
 from jaxres.train.setup import Setup, make_setup
 from jaxres.train.step import Hyperparameters, step_key
-from tests.helpers import ROOT, make_arrays, merged, rows
+from tests.helpers import ROOT, make_arrays, merge, rows
 from tests.train.runs import digest_of, stop
 
 BINS, FULL_AGREEMENT = 4, 8  # of the labels; steps until the views' agreement counts in full
@@ -97,7 +97,7 @@ def job(config: dict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -
   monkeypatch.setitem(tasks.TASKS, 'brightness', brightness)
   fields = {'task': 'brightness', 'epochs': 3}
   data = {'path': write_data(tmp_path / 'bright.npz'), 'val': 0.25}
-  return merged(config, data=data, train=fields, optim={'lr': 0.02})
+  return merge(config, data=data, train=fields, optim={'lr': 0.02})
 
 
 MODES = {
@@ -115,11 +115,11 @@ MODES = {
 
 @pytest.mark.parametrize('mode', MODES)
 def test_it_trains_and_a_run_stopped_anywhere_ends_with_the_same_digest(job, tmp_path, monkeypatch, mode: str) -> None:
-  job = merged(job, **{section: job[section] | fields for section, fields in MODES[mode].items()})
+  job = merge(job, **{section: job[section] | fields for section, fields in MODES[mode].items()})
   values = loop.train_and_evaluate(job, tmp_path / 'whole')
   for step, evaluating in [(2, False), (4, True), (9, False)]:
-    said = stop(job, tmp_path / 'parts', monkeypatch, step, evaluating=evaluating)
-    assert said == f'SIGTERM: step {step} is saved; the same command continues the run'
+    output = stop(job, tmp_path / 'parts', monkeypatch, step, evaluating=evaluating)
+    assert output == f'SIGTERM: step {step} is saved; the same command continues the run'
   again = loop.train_and_evaluate(job, tmp_path / 'parts')
   assert digest_of(tmp_path / 'parts') == digest_of(tmp_path / 'whole')
   assert rows(tmp_path / 'parts') == rows(tmp_path / 'whole')
@@ -133,7 +133,7 @@ def test_it_trains_and_a_run_stopped_anywhere_ends_with_the_same_digest(job, tmp
 
 
 def test_it_learns_and_the_best_is_the_least(job: dict, tmp_path) -> None:
-  job = merged(job, train={**job['train'], 'epochs': 16}, optim={'lr': 0.05}, augment={'crop_pad': 0})
+  job = merge(job, train={**job['train'], 'epochs': 16}, optim={'lr': 0.05}, augment={'crop_pad': 0})
   values = loop.train_and_evaluate(job, tmp_path / 'run')
   with np.load(job['data']['path']) as content:
     labels = content['test_y']
@@ -148,8 +148,8 @@ def test_it_learns_and_the_best_is_the_least(job: dict, tmp_path) -> None:
 
 
 def test_it_stops_early_where_no_evaluation_is_better(job: dict, tmp_path, capsys) -> None:
-  """Nothing moves: every evaluation gives the same."""
-  job = merged(
+  """Nothing moves: every evaluation gives equal values."""
+  job = merge(
     job, train={**job['train'], 'patience': 1, 'epochs': 5}, optim={'lr': 1e-30}, model=job['model'] | {'bn': 'frozen'}
   )
   values = loop.train_and_evaluate(job, tmp_path / 'run')
@@ -198,9 +198,9 @@ def test_the_loss_has_the_step_the_extras_and_two_views(job: dict) -> None:
 
 
 def test_an_import_path_names_it(job: dict, tmp_path) -> None:
-  job = merged(job, train={**job['train'], 'epochs': 1})
+  job = merge(job, train={**job['train'], 'epochs': 1})
   loop.train_and_evaluate(job, tmp_path / 'row')
-  path = merged(job, train={**job['train'], 'task': 'tests.train.test_second_task:brightness'})
+  path = merge(job, train={**job['train'], 'task': 'tests.train.test_second_task:brightness'})
   loop.train_and_evaluate(path, tmp_path / 'path')
   assert digest_of(tmp_path / 'path') == digest_of(tmp_path / 'row')
   assert json.loads((tmp_path / 'path/config.json').read_text())['train']['task'] == path['train']['task']
@@ -223,7 +223,7 @@ def test_an_import_path_names_it(job: dict, tmp_path) -> None:
 )
 def test_a_task_that_is_none_is_one_line(job: dict, tmp_path, name: str, message: str) -> None:
   with pytest.raises(InputError) as caught:
-    loop.train_and_evaluate(merged(job, train={**job['train'], 'task': name}), tmp_path / 'run')
+    loop.train_and_evaluate(merge(job, train={**job['train'], 'task': name}), tmp_path / 'run')
   assert message in str(caught.value)
   assert '\n' not in str(caught.value)
   assert not (tmp_path / 'run/checkpoints').exists()
@@ -245,10 +245,10 @@ def test_the_tools_say_what_the_task_says(trained: pathlib.Path, tmp_path, capsy
   assert f'the best on validation: root mean square error {best:.4g}' in run.origin
   compared, tests = compare.compare([run])
   error = tests['run'].logits[:, 0].astype(np.float64) - tests['run'].labels
-  own = compared['runs']['run']
-  assert own['rmse'] == pytest.approx(float(np.sqrt((error**2).mean())), rel=1e-5)
-  assert own['mae'] == pytest.approx(float(np.abs(error).mean()), rel=1e-5)
-  assert own['intervals']['rmse'][0] < own['rmse'] < own['intervals']['rmse'][1]
+  local = compared['runs']['run']
+  assert local['rmse'] == pytest.approx(float(np.sqrt((error**2).mean())), rel=1e-5)
+  assert local['mae'] == pytest.approx(float(np.abs(error).mean()), rel=1e-5)
+  assert local['intervals']['rmse'][0] < local['rmse'] < local['intervals']['rmse'][1]
   assert cli.main(['evaluate', str(trained)]) is None
   printed = capsys.readouterr().out
   assert 'root mean square error' in printed
@@ -283,21 +283,21 @@ def main(path: pathlib.Path) -> None:
   work = json.loads(path.read_text())
   resnet.MODELS['tiny'] = functools.partial(resnet.ResNet, (1,), (8,), blocks.BasicBlock, stem_type='cifar')
   tasks.TASKS['brightness'] = brightness
-  found: dict[str, Any] = {'devices': len(jax.devices())}
+  actual: dict[str, Any] = {'devices': len(jax.devices())}
   for mode, config in work['configs'].items():
-    whole, parts = (pathlib.Path(work['workdir']) / f'{mode}-{part}' for part in ('whole', 'parts'))
-    loop.train_and_evaluate(config, whole)
+    complete_value, parts = (pathlib.Path(work['workdir']) / f'{mode}-{part}' for part in ('whole', 'parts'))
+    loop.train_and_evaluate(config, complete_value)
     with pytest.MonkeyPatch.context() as patch:
       stop(config, parts, patch, 4, evaluating=False)
     loop.train_and_evaluate(config, parts)
-    found[mode] = [digest_of(whole), digest_of(parts), rows(whole)[-1]['test/rmse']]
-  path.with_name('found.json').write_text(json.dumps(found))
+    actual[mode] = [digest_of(complete_value), digest_of(parts), rows(complete_value)[-1]['test/rmse']]
+  path.with_name('found.json').write_text(json.dumps(actual))
 
 
 def test_one_device_and_two(job: dict, tmp_path) -> None:
   """Each resumes to the bit; the two agree as far as sums in another order do."""
   configs = {
-    mode: merged(job, **{section: job[section] | fields for section, fields in MODES[mode].items()})
+    mode: merge(job, **{section: job[section] | fields for section, fields in MODES[mode].items()})
     for mode in ('resident', 'streamed, scanned, mixed')
   }
   results = []
@@ -311,10 +311,10 @@ def test_one_device_and_two(job: dict, tmp_path) -> None:
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results.append(json.loads((place / 'found.json').read_text()))
-  assert [found.pop('devices') for found in results] == [1, 2]
+  assert [actual.pop('devices') for actual in results] == [1, 2]
   for mode in configs:
-    for whole, parts, _ in (found[mode] for found in results):
-      assert whole == parts
+    for complete_value, parts, _ in (actual[mode] for actual in results):
+      assert complete_value == parts
     assert results[0][mode][2] == pytest.approx(results[1][mode][2], rel=0.02)
 
 

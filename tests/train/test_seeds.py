@@ -6,7 +6,7 @@ from scipy import stats
 
 from jaxres import tasks
 from jaxres.train import loop, seeds
-from tests.helpers import merged
+from tests.helpers import merge
 
 KNOWN = tasks.make('classification').metrics
 
@@ -41,11 +41,11 @@ def test_an_interval_stays_within_the_bounds(name: str, values: tuple[float, ...
 def test_intervals_cover_the_mean() -> None:
   """Of 400 trials of 5 seeds, 95 of 100 intervals hold it."""
   rng = np.random.default_rng(0)
-  held = 0
+  kept_value = 0
   for _ in range(400):
-    found = seeds.summarize(rng.normal(0.93, 0.01, 5).tolist(), 'test/top1', KNOWN)
-    held += found.low <= 0.93 <= found.high
-  assert 0.92 < held / 400 < 0.98
+    actual = seeds.summarize(rng.normal(0.93, 0.01, 5).tolist(), 'test/top1', KNOWN)
+    kept_value += actual.low <= 0.93 <= actual.high
+  assert 0.92 < kept_value / 400 < 0.98
 
 
 @pytest.mark.parametrize('name', ['train/lr', 'train/images_per_s', 'best/step', 'epoch'])
@@ -54,23 +54,23 @@ def test_what_is_no_score_has_no_interval(name: str) -> None:
 
 
 def test_two_values_have_no_interval(capsys) -> None:
-  found = {'test/top1': seeds.summarize([0.2, 0.4], 'test/top1', KNOWN)}
-  assert found['test/top1'][2:4] == (None, None)
-  seeds.print_summaries(found, 'somewhere', 'seeds', KNOWN)
+  actual = {'test/top1': seeds.summarize([0.2, 0.4], 'test/top1', KNOWN)}
+  assert actual['test/top1'][2:4] == (None, None)
+  seeds.print_summaries(actual, 'somewhere', 'seeds', KNOWN)
   assert 'no intervals: they take 3 seeds or more' in capsys.readouterr().out
 
 
-def test_each_seed_is_a_run_of_its_own(config: dict, tmp_path, capsys) -> None:
-  config = merged(config, train={'epochs': 1, 'seed': 5}, data={'seed': 3})
-  found = seeds.train_and_evaluate(config, tmp_path, 2)
+def test_each_seed_is_a_separate_run(config: dict, tmp_path, capsys) -> None:
+  config = merge(config, train={'epochs': 1, 'seed': 5}, data={'seed': 3})
+  actual = seeds.train_and_evaluate(config, tmp_path, 2)
   stored = json.loads((tmp_path / 'seeds.json').read_text())
-  assert stored['test/loss']['values'] == list(found['test/loss'].values)
-  assert len(set(found['test/loss'].values)) == 2
+  assert stored['test/loss']['values'] == list(actual['test/loss'].values)
+  assert len(set(actual['test/loss'].values)) == 2
   for k in range(2):
     written = json.loads((tmp_path / f'seed{k}/config.json').read_text())
     assert (written['train']['seed'], written['data']['seed']) == (5 + k, 3 + k)
-    alone = merged(config, train={'seed': 5 + k}, data={'seed': 3 + k})
-    assert loop.train_and_evaluate(alone, tmp_path / 'alone' / str(k))['test/loss'] == found['test/loss'].values[k]
+    alone = merge(config, train={'seed': 5 + k}, data={'seed': 3 + k})
+    assert loop.train_and_evaluate(alone, tmp_path / 'alone' / str(k))['test/loss'] == actual['test/loss'].values[k]
   shown = capsys.readouterr().out
   assert '2 seeds' in shown
   assert '95% interval' in shown
@@ -78,13 +78,13 @@ def test_each_seed_is_a_run_of_its_own(config: dict, tmp_path, capsys) -> None:
 
 def test_a_dry_run_leaves_the_summary_as_it_was(config: dict, tmp_path) -> None:
   (tmp_path / 'seeds.json').write_text('kept')
-  seeds.train_and_evaluate(merged(config, train={'dry_run': True}), tmp_path, 2)
+  seeds.train_and_evaluate(merge(config, train={'dry_run': True}), tmp_path, 2)
   assert (tmp_path / 'seeds.json').read_text() == 'kept'
   assert (tmp_path / 'seed1/dry_run/config.json').exists()
 
 
 def test_an_interrupted_series_continues(config: dict, tmp_path, monkeypatch) -> None:
-  config = merged(config, train={'epochs': 1})
+  config = merge(config, train={'epochs': 1})
   real, calls = loop.train_and_evaluate, []
 
   def interrupt(*args):

@@ -1,4 +1,4 @@
-"""A BatchNorm that sees a single value learns nothing: what is refused, and what torch says of the same."""
+"""A BatchNorm that sees a single value learns nothing: what is refused, and what torch says of it."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxres.errors import InputError
 from jaxres.models import layers
 from jaxres.train import loop
 from jaxres.train.setup import check_norms
-from tests.helpers import merged
+from tests.helpers import merge
 
 
 def test_batch_norm_of_one_value_is_its_bias_and_torch_refuses_it() -> None:
@@ -54,7 +54,7 @@ def test_norms_that_are_frozen_do_not_look_at_the_batch() -> None:
 
 
 def test_a_part_of_one_example_on_each_device_is_refused_before_anything_is_written(config, stages, tmp_path) -> None:
-  small = merged(config, model={'name': stages}, data={'image_size': 4, 'batch_size': 8})
+  small = merge(config, model={'name': stages}, data={'image_size': 4, 'batch_size': 8})
   with pytest.raises(InputError, match='one example at a time, of which stage3/block0/bn1'):
-    loop.train_and_evaluate(merged(small, model={'name': stages, 'bn': 'per_device'}), tmp_path / 'run')
+    loop.train_and_evaluate(merge(small, model={'name': stages, 'bn': 'per_device'}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

@@ -16,7 +16,7 @@ from jaxres.state import init_variables
 from jaxres.train.gradients import Context, LossFn, accumulate_gradients, make_loss, per_device_gradients
 from jaxres.train.step import Hyperparameters, make_train_steps
 from tests.helpers import classification
-from tests.train.runs import KEY, stacked
+from tests.train.runs import KEY, stack
 
 
 def make_parts(config: dict, devices: int, transform: augment.Augment | None = None):
@@ -29,15 +29,15 @@ def make_parts(config: dict, devices: int, transform: augment.Augment | None = N
   transform = transform or augment.make(crop_pad=1, flip=True)
   loss_fn = make_loss(model, classification(), transform, dataset.info)
   step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, mesh)
-  begin = jax.device_put(state.create(variables, tx), sharding.replicated_sharding(mesh))
-  return dataset, model, tx, transform, step, begin
+  start = jax.device_put(state.create(variables, tx), sharding.replicated_sharding(mesh))
+  return dataset, model, tx, transform, step, start
 
 
 def test_a_step_is_the_obvious_flax_and_optax_step(config: dict) -> None:
-  dataset, model, tx, transform, step, begin = make_parts(config, 1)
-  params, stats, opt_state = jax.tree.map(jnp.copy, (begin.params, begin.batch_stats, begin.opt_state))
+  dataset, model, tx, transform, step, start = make_parts(config, 1)
+  params, stats, opt_state = jax.tree.map(jnp.copy, (start.params, start.batch_stats, start.opt_state))
   for number, feed in enumerate(dataset.train.step_inputs(0, 5)):
-    begin, sums = step(begin, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
+    start, sums = step(start, KEY, dataset.train.device_data, stack(feed), Hyperparameters(), None)
     images = np.asarray(dataset.train.device_data['image'])[feed['index']]
     labels = np.asarray(dataset.train.device_data['label'])[feed['index']]
     x = transform(jax.random.fold_in(jax.random.key(0), number), jnp.asarray(images)) / 255
@@ -51,21 +51,21 @@ def test_a_step_is_the_obvious_flax_and_optax_step(config: dict) -> None:
     updates, opt_state = tx.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     assert float(sums['loss'] / sums['count']) == pytest.approx(float(loss), rel=1e-4)
-  for ours, plain in ((begin.params, params), (begin.batch_stats, stats)):
+  for ours, plain in ((start.params, params), (start.batch_stats, stats)):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), ours, plain)
-  assert int(begin.step) == 5
+  assert int(start.step) == 5
 
 
 def test_the_loss_of_a_mixed_batch_is_that_of_its_parts(config: dict) -> None:
-  dataset, model, *_, begin = make_parts(config, 1)
+  dataset, model, *_, start = make_parts(config, 1)
   mixing = augment.make(mixup=1.0, cutmix=1.0)
   loss_fn = make_loss(model, classification(), mixing, dataset.info)
   batch = {name: jnp.asarray(array[:16]) for name, array in dataset.train.device_data.items()}
   rng = jax.random.key(5)
-  loss, (_, sums) = loss_fn(begin.params, begin.batch_stats, batch, Context(rng, jnp.int32(0)))
+  loss, (_, sums) = loss_fn(start.params, start.batch_stats, batch, Context(rng, jnp.int32(0)))
   images, label = mixing.mix(rng, batch['image'], jax.nn.one_hot(batch['label'], 4))
   x = (images / 255 - np.array(dataset.info.mean)) / np.array(dataset.info.std)
-  logits, _ = model.apply(begin.variables, x, train=True, mutable=['batch_stats'])
+  logits, _ = model.apply(start.variables, x, train=True, mutable=['batch_stats'])
   assert float(loss) == pytest.approx(float(-(label * jax.nn.log_softmax(logits)).sum(-1).mean()), rel=1e-4)
   assert (label > 0).sum(-1).max() == 2
   assert float(sums['top1']) == (logits.argmax(-1) == label.argmax(-1)).sum()
@@ -73,20 +73,20 @@ def test_the_loss_of_a_mixed_batch_is_that_of_its_parts(config: dict) -> None:
 
 def test_steps_at_a_time_are_single_steps(config: dict) -> None:
   config['model'] |= {'dropout': 0.3}
-  found = []
+  actual = []
   for size in (1, 3):
     dataset, *_, step, current = make_parts(config, 8)
     feeds, total = list(dataset.train.step_inputs(0, 6)), []
     for at in range(0, 6, size):
       current, sums = step(
-        current, KEY, dataset.train.device_data, stacked(*feeds[at : at + size]), Hyperparameters(), None
+        current, KEY, dataset.train.device_data, stack(*feeds[at : at + size]), Hyperparameters(), None
       )
       total.append(sums)
     assert step._cache_size() == 1
-    found.append((current, jax.tree.map(lambda *parts: sum(map(float, parts)), *total)))
-  assert found[1][1]['count'] == 96
-  assert int(found[1][0].step) == 6
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+    actual.append((current, jax.tree.map(lambda *parts: sum(map(float, parts)), *total)))
+  assert actual[1][1]['count'] == 96
+  assert int(actual[1][0].step) == 6
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *actual)
 
 
 @pytest.mark.parametrize(
@@ -101,19 +101,19 @@ def test_steps_at_a_time_are_single_steps(config: dict) -> None:
 def test_eight_devices_train_as_one_does(config: dict, drop: dict, fields: dict, steps: int) -> None:
   """The same examples at each step, the same losses, and in the end the same leaves of the state."""
   config['model'] |= drop
-  read, found = [], []
+  read, actual = [], []
   for devices in (1, 8):
     dataset, *_, step, current = make_parts(config, devices, augment.make(**fields))
     feeds, sums = [*dataset.train.step_inputs(0, steps)], []
     for feed in feeds:
-      current, of_step = step(current, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
+      current, of_step = step(current, KEY, dataset.train.device_data, stack(feed), Hyperparameters(), None)
       sums.append(jax.device_get(of_step))
     assert step._cache_size() == 1
     assert len(current.step.sharding.device_set) == devices
     read.append([feed['index'].tolist() for feed in feeds])
-    found.append((jax.device_get(current), sums))
+    actual.append((jax.device_get(current), sums))
   assert read[0] == read[1]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *actual)
 
 
 def test_what_is_dropped_is_a_function_of_the_steps_key(tiny: str) -> None:
@@ -147,54 +147,54 @@ def frozen_loss(model, dataset) -> LossFn:
 def test_accumulated_parts_are_the_large_batch_where_batch_norm_is_frozen(
   config: dict, devices: int, parts: int
 ) -> None:
-  found = []
+  actual = []
   for accumulate in (1, parts):
     dataset, model, tx, _, _, current = make_parts(config, devices)
     mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))
     loss_fn = frozen_loss(model, dataset)
     step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, mesh, accumulate=accumulate)
     for feed in dataset.train.step_inputs(0, 5):
-      current, sums = step(current, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
-    found.append((current, sums))
+      current, sums = step(current, KEY, dataset.train.device_data, stack(feed), Hyperparameters(), None)
+    actual.append((current, sums))
     assert step._cache_size() == 1
   assert float(sums['count']) == 16
   assert int(current.step) == 5
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *actual)
 
 
 def test_accumulated_parts_are_a_loop_over_them(config: dict) -> None:
-  dataset, model, tx, transform, _, begin = make_parts(config, 8)
+  dataset, model, tx, transform, _, start = make_parts(config, 8)
   loss_fn = make_loss(model, classification(), transform, dataset.info)
   step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, sharding.make_mesh(), accumulate=2)
-  params, stats, opt_state = jax.tree.map(jnp.copy, (begin.params, begin.batch_stats, begin.opt_state))
+  params, stats, opt_state = jax.tree.map(jnp.copy, (start.params, start.batch_stats, start.opt_state))
   arrays = jax.device_get(dataset.train.device_data)
   for number, feed in enumerate(dataset.train.step_inputs(0, 3)):
-    begin, sums = step(begin, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
+    start, sums = step(start, KEY, dataset.train.device_data, stack(feed), Hyperparameters(), None)
     rng, grads, total = jax.random.fold_in(jax.random.key(0), number), [], 0.0
     for part in range(2):
       batch = {name: jnp.asarray(array[feed['index'][part::2]]) for name, array in arrays.items()}
       assert batch['label'].shape == (8,)
-      grad, (stats, own) = jax.grad(loss_fn, has_aux=True)(
+      grad, (stats, local) = jax.grad(loss_fn, has_aux=True)(
         params, stats, batch, Context(jax.random.fold_in(rng, part), jnp.int32(0))
       )
       grads.append(grad)
-      total += float(own['loss'])
+      total += float(local['loss'])
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
     updates, opt_state = tx.update(mean, opt_state, params)
     params = optax.apply_updates(params, updates)
     assert float(sums['loss']) == pytest.approx(total, rel=1e-4)
-  for ours, plain in ((begin.params, params), (begin.batch_stats, stats)):
+  for ours, plain in ((start.params, params), (start.batch_stats, stats)):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), ours, plain)
 
 
 def test_a_step_keeps_the_moving_average_of_what_it_returns(config: dict) -> None:
-  dataset, model, tx, transform, _, begin = make_parts(config, 8)
+  dataset, model, tx, transform, _, start = make_parts(config, 8)
   loss_fn = make_loss(model, classification(), transform, dataset.info)
   step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, sharding.make_mesh(), ema=0.3)
-  current = begin.replace(ema=jax.tree.map(jnp.copy, begin.variables))
+  current = start.replace(ema=jax.tree.map(jnp.copy, start.variables))
   expected = jax.device_get(current.variables)
   for t, feed in enumerate(dataset.train.step_inputs(0, 6), 1):
-    current, _ = step(current, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
+    current, _ = step(current, KEY, dataset.train.device_data, stack(feed), Hyperparameters(), None)
     d = min(0.3, (1 + t) / (10 + t))
     expected = jax.tree.map(lambda a, b, d=d: d * a + (1 - d) * np.asarray(b), expected, current.variables)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), current.ema, expected)
@@ -204,7 +204,7 @@ def test_a_step_keeps_the_moving_average_of_what_it_returns(config: dict) -> Non
 
 def test_a_batch_for_eight_devices_runs_on_one_in_eight_parts(config: dict) -> None:
   """The part of a device is a part of ``accumulate`` then: as much memory, and the same update."""
-  found, memory = {}, {}
+  actual, memory = {}, {}
   config['data']['batch_size'] = 64
   for devices, accumulate in ((8, 1), (1, 8), (1, 1)):
     dataset, model, tx, _, _, current = make_parts(config, devices)
@@ -212,13 +212,13 @@ def test_a_batch_for_eight_devices_runs_on_one_in_eight_parts(config: dict) -> N
     step = make_train_steps(
       frozen_loss(model, dataset), lambda _, tx=tx: tx, dataset.train.get_batch, mesh, accumulate=accumulate
     )
-    feeds = [stacked(feed) for feed in dataset.train.step_inputs(0, 3)]
+    feeds = [stack(feed) for feed in dataset.train.step_inputs(0, 3)]
     compiled = step.lower(current, KEY, dataset.train.device_data, feeds[0], Hyperparameters(), None).compile()
     memory[devices, accumulate] = compiled.memory_analysis().temp_size_in_bytes
     for feed in feeds:
       current, sums = step(current, KEY, dataset.train.device_data, feed, Hyperparameters(), None)
-    found[devices, accumulate] = (current, sums)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found[8, 1], found[1, 8])
+    actual[devices, accumulate] = (current, sums)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual[8, 1], actual[1, 8])
   assert memory[1, 8] < memory[1, 1] / 2
 
 
@@ -250,8 +250,8 @@ def numpys(params: dict, stats: dict, x: np.ndarray, weight: np.ndarray, groups:
   """
   kernel, scale, bias = params['kernel'], params['bn']['scale'], params['bn']['bias']
   grads, means, variances, loss = [], [], [], 0.0
-  for own, w in zip(np.split(x, groups), np.split(weight, groups), strict=True):
-    rows, g = own.reshape(-1, 3), w.reshape(-1, 5) / len(own)
+  for local, w in zip(np.split(x, groups), np.split(weight, groups), strict=True):
+    rows, g = local.reshape(-1, 3), w.reshape(-1, 5) / len(local)
     z = rows @ kernel
     mean, var = (stats['bn']['mean'], stats['bn']['var']) if frozen else (z.mean(0), z.var(0))
     normal = (z - mean) / np.sqrt(var + 1e-5)
@@ -276,25 +276,25 @@ def test_batch_norm_over_devices_is_numpys(bn: str) -> None:
   mesh = sharding.make_mesh()
   make = per_device_gradients if bn == 'per_device' else accumulate_gradients
   gradient = make(little_loss(bn == 'frozen'), lambda device_data, feed: feed, 1, mesh)
-  whole, split = sharding.replicated_sharding(mesh), sharding.batch_sharding(mesh)
-  run = jax.jit(gradient, in_shardings=(whole, whole, whole, split, whole), out_shardings=whole)
+  complete, split = sharding.replicated_sharding(mesh), sharding.batch_sharding(mesh)
+  run = jax.jit(gradient, in_shardings=(complete, complete, complete, split, complete), out_shardings=complete)
   single = lambda tree: jax.tree.map(np.float32, tree)
   grads, (after, sums) = run(single(params), single(stats), {}, single(batch), Context(KEY, jnp.int32(0)))
   expected = numpys(
     params, stats, batch['image'], batch['weight'], 8 if bn == 'per_device' else 1, frozen=bn == 'frozen'
   )
-  found = (grads, after, float(sums['loss']))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, expected)
+  actual = (grads, after, float(sums['loss']))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), actual, expected)
 
 
 def collectives_of(config: dict, **fields) -> dict[str, int]:
   """The collectives in the compiled step of 8 devices."""
-  dataset, model, tx, transform, _, begin = make_parts(config, 8)
+  dataset, model, tx, transform, _, start = make_parts(config, 8)
   loss_fn = make_loss(model, classification(), transform, dataset.info)
   step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, sharding.make_mesh(), **fields)
-  feed = stacked(next(dataset.train.step_inputs(0, 1)))
+  feed = stack(next(dataset.train.step_inputs(0, 1)))
   return scaling.collectives(
-    step.lower(begin, KEY, dataset.train.device_data, feed, Hyperparameters(), None).compile().as_text()
+    step.lower(start, KEY, dataset.train.device_data, feed, Hyperparameters(), None).compile().as_text()
   )
 
 
@@ -319,7 +319,7 @@ def test_frozen_batch_norm_trains_as_it_evaluates(tiny: str) -> None:
   jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'], variables['batch_stats'])
 
 
-def test_each_device_augments_its_part_with_a_key_of_its_own(config: dict) -> None:
+def test_each_device_augments_its_part_with_a_separate_key(config: dict) -> None:
   seen = []
   mesh = sharding.make_mesh()
 
@@ -337,24 +337,26 @@ def test_each_device_augments_its_part_with_a_key_of_its_own(config: dict) -> No
 
 
 @pytest.mark.parametrize('name', ['nesterov', 'adamw', 'lamb'])
-def test_a_sharded_optimiser_takes_the_same_steps(config: dict, name: str) -> None:
-  mesh, found = sharding.make_mesh(), []
+def test_a_sharded_optimizer_takes_the_same_steps(config: dict, name: str) -> None:
+  mesh, actual = sharding.make_mesh(), []
   for shard in (False, True):
-    dataset, model, _, transform, _, begin = make_parts(config, 8)
-    tx, _ = optim.make(begin.params, 100, 6.0, name, lr=0.01, clip_norm=1.0)
-    variables = jax.tree.map(jnp.copy, begin.variables)
+    dataset, model, _, transform, _, start = make_parts(config, 8)
+    tx, _ = optim.make(start.params, 100, 6.0, name, lr=0.01, clip_norm=1.0)
+    variables = jax.tree.map(jnp.copy, start.variables)
     create = functools.partial(state.create, variables, tx, ema=True)
     shardings = state.shardings(jax.eval_shape(create), mesh, shard_optimizer=shard)
     current = jax.jit(create, out_shardings=shardings)()
     loss_fn = make_loss(model, classification(), transform, dataset.info)
     step = make_train_steps(loss_fn, lambda _, tx=tx: tx, dataset.train.get_batch, mesh, ema=0.5, shardings=shardings)
     for feed in dataset.train.step_inputs(0, 5):
-      current, sums = step(current, KEY, dataset.train.device_data, stacked(feed), Hyperparameters(), None)
+      current, sums = step(current, KEY, dataset.train.device_data, stack(feed), Hyperparameters(), None)
     assert step._cache_size() == 1
-    found.append((current, sums))
+    actual.append((current, sums))
     for part in ('params', 'batch_stats', 'opt_state', 'ema'):
       leaves = [x for x in jax.tree.leaves(getattr(current, part)) if x.ndim]
-      whole = part in ('params', 'batch_stats') or not shard
-      assert all(x.sharding.is_fully_replicated == whole for x in leaves if x.size % 8 == 0 and max(x.shape) % 8 == 0)
-      assert any(x.addressable_shards[0].data.size * 8 == x.size for x in leaves) != whole
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found)
+      complete = part in ('params', 'batch_stats') or not shard
+      assert all(
+        x.sharding.is_fully_replicated == complete for x in leaves if x.size % 8 == 0 and max(x.shape) % 8 == 0
+      )
+      assert any(x.addressable_shards[0].data.size * 8 == x.size for x in leaves) != complete
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *actual)

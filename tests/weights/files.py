@@ -1,4 +1,4 @@
-"""Files of weights, whole and hostile, and how to compare what is read from them."""
+"""Files of weights, intact and hostile, and how to compare what is read from them."""
 
 import json
 import os
@@ -37,12 +37,12 @@ def make_state(classes: int, channels: int = 3, seed: int = 0) -> dict[str, np.n
   return state
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], ordered: bool = True) -> None:
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], ordered: bool = True) -> None:
   """Assert that two state dicts are the same: order, names, dtypes, shapes and bits."""
-  assert ([*found] == [*expected]) if ordered else (sorted(found) == sorted(expected))
+  assert ([*actual] == [*expected]) if ordered else (sorted(actual) == sorted(expected))
   for name, value in expected.items():
-    assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape), name
-    assert found[name].tobytes() == value.tobytes(), name
+    assert (actual[name].dtype, actual[name].shape) == (value.dtype, value.shape), name
+    assert actual[name].tobytes() == value.tobytes(), name
 
 
 class Call:

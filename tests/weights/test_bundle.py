@@ -7,12 +7,12 @@ import pytest
 from jaxres import cli
 from jaxres.errors import InputError
 from jaxres.weights import bundle, sources
-from tests.helpers import merged
+from tests.helpers import merge
 from tests.train.runs import make_run
 
 
 def test_damaged_and_newer_bundles_are_refused(config, tmp_path, npz) -> None:
-  run, out = make_run(merged(config, train={'epochs': 1}), tmp_path, npz), tmp_path / 'bundle'
+  run, out = make_run(merge(config, train={'epochs': 1}), tmp_path, npz), tmp_path / 'bundle'
   cli.main(['export', run, str(out), '--format', 'safetensors'])
   assert sources.is_run(run)
   assert not sources.is_run(str(out))

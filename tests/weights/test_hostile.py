@@ -77,7 +77,7 @@ def list_of(size: int) -> bytes:
   return b'](' + b'K\x01' * size + b'e'
 
 
-def named(name: str) -> bytes:
+def encode_name(name: str) -> bytes:
   """Return a pickle of a state dict of one tensor called ``name``."""
   return tensor([2, 2], [2, 1]).replace(text('w'), text(name), 1)
 
@@ -92,7 +92,7 @@ PICKLES = {
   'a doubled tuple as the name of a global': (b'\x80\x04' + DOUBLED + text('x') + b'\x93.', 'a tuple.x'),
   'a doubled tuple as a key': (b'\x80\x02}' + DOUBLED + b'Ns.', 'a dict key of type tuple'),
   'a doubled tuple as a state dict': (b'\x80\x02' + DOUBLED + b'.', 'found a tuple'),
-  'a doubled tuple in a state dict': (named('w')[:-1] + text('v') + DOUBLED + b's.', 'v is no tensor but a tuple'),
+  'a doubled tuple in a state dict': (encode_name('w')[:-1] + text('v') + DOUBLED + b's.', 'v is no tensor'),
   'a doubled tuple as a persistent id': (b'\x80\x02' + DOUBLED + b'Q.', 'persistent id'),
   'a doubled tuple as arguments': (b'\x80\x02' + REBUILD + DOUBLED + b'R.', 'damaged'),
   'a doubled tuple as a shape': (
@@ -102,7 +102,7 @@ PICKLES = {
     b'\x80\x04' + b')' + b'\x85' * 50_000 + text('x') + b'\x93.', 'a tuple.x',
   ),
   'nested tuples as a value': (
-    named('w')[:-1] + text('v') + b')' + b'\x85' * 50_000 + b's.', 'v is no tensor but a tuple',
+    encode_name('w')[:-1] + text('v') + b')' + b'\x85' * 50_000 + b's.', 'v is no tensor but a tuple',
   ),
   'nested lists': (b'\x80\x02' + b']' * 50_000 + b'a' * 49_999 + b'.', 'found a list'),
   'a list given to many calls': (CALLED, 'makes more than it holds'),
@@ -122,17 +122,17 @@ PICKLES = {
   'an endless line': (b'\x80\x02c' + b'x' * 1_000_000, 'breaks off'),
   'a string longer than the file': (b'\x80\x02\x8d' + struct.pack('<Q', 1 << 62) + b'.', 'breaks off'),
   'a doubled tuple as a state to build': (b'\x80\x02' + DOUBLED + b'b.', 'damaged|expected a dict'),
-  'a long name': (named('x' * 140_000 + '.layer1.0.conv1.weight'), 'of 140,022 characters'),
-  'a name of many words': (named('x.' * 70_000 + 'layer1.0.conv1.weight'), 'of 140,021 characters'),
-  'a name of escapes': (named('\x1b[2J.weight'), r'\?\[2J\.weight'),
-  'a stage of a large number': (named('layer300000000.0.conv1.weight'), 'no ResNet'),
+  'a long name': (encode_name('x' * 140_000 + '.layer1.0.conv1.weight'), 'of 140,022 characters'),
+  'a name of many words': (encode_name('x.' * 70_000 + 'layer1.0.conv1.weight'), 'of 140,021 characters'),
+  'a name of escapes': (encode_name('\x1b[2J.weight'), r'\?\[2J\.weight'),
+  'a stage of a large number': (encode_name('layer300000000.0.conv1.weight'), 'no ResNet'),
   'a stage of a large number beside others': (
     tensor([2, 2], [2, 1])[:-2].replace(text('w'), text('layer1.0.conv1.weight'), 1) + b's'
-    + named('layer9999.0.conv1.weight')[3:], 'no ResNet',
+    + encode_name('layer9999.0.conv1.weight')[3:], 'no ResNet',
   ),
-  'a stage of a number of many digits': (named(f'layer{"9" * 400}.0.conv1.weight'), 'no ResNet'),
-  'a block of a large number': (named('layer1.300000000.conv1.weight'), 'no ResNet'),
-  'a child of a large number': (named('99.0.conv1.weight'), 'no ResNet'),
+  'a stage of a number of many digits': (encode_name(f'layer{"9" * 400}.0.conv1.weight'), 'no ResNet'),
+  'a block of a large number': (encode_name('layer1.300000000.conv1.weight'), 'no ResNet'),
+  'a child of a large number': (encode_name('99.0.conv1.weight'), 'no ResNet'),
   'no numbers of a large shape': (tensor([0, 1 << 62], [1, 1]), 'reaches beyond'),
   'no numbers of two large sides': (tensor([1 << 62, 0, 1 << 62], [1, 1, 1]), 'reaches beyond'),
   'a shape whose product overflows': (tensor([1 << 32, 1 << 32], [0, 0]), 'reaches beyond'),
@@ -167,7 +167,7 @@ def test_a_number_of_tensors_is_bounded(tmp_path, monkeypatch):
 
 
 def test_views_of_one_wide_storage_cost_what_they_hold(tmp_path):
-  """Widening the whole storage for each view of it would take the square of the file."""
+  """Widening the complete storage for each view of it would take the square of the file."""
   count, size = 2000, 4_000_000
   storage = STORAGE.replace(b'FloatStorage', b'HalfStorage').replace(b'K\x04tQ', b'J' + struct.pack('<i', size) + b'tQ')
   one = REBUILD + b'(h\x00K\x00K\x02\x85J' + struct.pack('<i', size - 1) + b'\x85\x89NtR'
@@ -217,20 +217,22 @@ def test_a_zip_directory_that_lies_is_refused(tmp_path):
     central[name] = at
     at = raw.find(b'PK\x01\x02', at + 4)
 
-  def changed(name: str, offset: int, value: bytes) -> str:
-    begin = central[name] + offset
-    bad.write_bytes(raw[:begin] + value + raw[begin + len(value) :])
+  def change_byte(name: str, offset: int, value: bytes) -> str:
+    start = central[name] + offset
+    bad.write_bytes(raw[:start] + value + raw[start + len(value) :])
     return refuse(bad)
 
   first, second = 'archive/data/0', 'archive/data/1'
-  assert 'does not lie in the file' in changed(second, 42, struct.pack('<I', places[first]))  # another entry's bytes
-  assert 'does not lie in the file' in changed(second, 42, struct.pack('<I', len(raw) - 10))
-  assert 'does not lie in the file' in changed(second, 46, b'archive/data/9')  # another name than in its place
+  assert 'does not lie in the file' in change_byte(
+    second, 42, struct.pack('<I', places[first])
+  )  # another entry's bytes
+  assert 'does not lie in the file' in change_byte(second, 42, struct.pack('<I', len(raw) - 10))
+  assert 'does not lie in the file' in change_byte(second, 46, b'archive/data/9')  # another name than in its place
   more = struct.pack('<II', *[make_state(4)['conv1.weight'].nbytes + 500] * 2)
-  assert 'overlap' in changed(first, 20, more)
+  assert 'overlap' in change_byte(first, 20, more)
   zip64 = struct.pack('<II', 0xFFFFFFFF, 0xFFFFFFFF)
-  assert 'damaged' in changed(second, 20, zip64)
-  assert 'encrypted' in changed(second, 8, b'\x01\x00')
+  assert 'damaged' in change_byte(second, 20, zip64)
+  assert 'encrypted' in change_byte(second, 8, b'\x01\x00')
 
 
 def test_entries_that_overlap_as_a_quine_are_refused(tmp_path):
@@ -351,8 +353,8 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
     elif kind == 2:
       del out[at : at + rng.randint(1, 40)]
     elif kind == 3:
-      begin = rng.randrange(len(out))
-      out[at:at] = out[begin : begin + rng.randint(1, 60)] * rng.choice([1, 1, 50])
+      start = rng.randrange(len(out))
+      out[at:at] = out[start : start + rng.randint(1, 60)] * rng.choice([1, 1, 50])
     elif kind == 4:
       out[at : at + 8] = rng.choice([b'\xff' * 8, b'\0' * 8, struct.pack('<q', 1 << 62), struct.pack('<q', 1 << 31)])
     elif kind == 5:
@@ -380,13 +382,13 @@ def test_mutations_are_one_short_line_or_a_network(containers, container, tmp_pa
       path.write_bytes(bad := mutate(content, rng))
       tracemalloc.reset_peak()
       before = tracemalloc.get_traced_memory()[0]
-      begin = time.perf_counter()
+      start = time.perf_counter()
       with alarm(SECONDS):
         try:
           result = attempt(path)
         except (Exception, TooSlowError) as error:
           pytest.fail(f'mutation {i}: {type(error).__name__}: {error}')
-      slowest = max(slowest, time.perf_counter() - begin)
+      slowest = max(slowest, time.perf_counter() - start)
       assert tracemalloc.get_traced_memory()[1] - before < 1 << 22, i
       if isinstance(result, str):
         results['refused'] += 1

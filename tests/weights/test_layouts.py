@@ -9,7 +9,7 @@ import pytest
 from jaxres import models, weights
 from jaxres.errors import InputError
 from jaxres.weights import layouts, pretrained, sources
-from tests.models.parity import colored_images, nchw, randomize
+from tests.models.parity import make_colored_images, nchw, randomize
 from tests.weights.files import assert_same, make_state
 
 CLASSES = 7
@@ -17,17 +17,17 @@ CLASSES = 7
 
 def logits_of(path, **options) -> np.ndarray:
   """Return what jaxres computes with the network in a file."""
-  found = sources.read(str(path), **options)
-  model = found.model()
+  actual = sources.read(str(path), **options)
+  model = actual.model()
   run = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
   with jax.default_matmul_precision('highest'):
-    return np.asarray(run(found.variables, colored_images(32)))
+    return np.asarray(run(actual.variables, make_colored_images(32)))
 
 
 def assert_equal_logits(path, net, torch, **options) -> None:
   """Assert that jaxres computes from the file what ``net`` does: within 1e-5 of the largest logit."""
   with torch.inference_mode():
-    theirs = net(nchw(colored_images(32))).numpy()
+    theirs = net(nchw(make_colored_images(32))).numpy()
   error = np.abs(logits_of(path, **options) - theirs).max() / np.abs(theirs).max()
   print(f'{error:.1e}')
   assert 0 < error < 1e-5
@@ -177,11 +177,11 @@ def test_gates_and_resnet_d_as_timm_names_them_in_safetensors(tmp_path, referenc
   old = {'fc1': 'conv_reduce', 'fc2': 'conv_expand'}
   rename = lambda name: name if gate == 'fc' else '.'.join(old.get(word, word) for word in name.split('.'))
   save_file({rename(name): value for name, value in net.state_dict().items()}, tmp_path / 'resnet18d.ra2_in1k')
-  found = sources.read(str(tmp_path / 'resnet18d.ra2_in1k'))
-  assert found.options == {'name': 'seresnet18', 'num_classes': CLASSES, 'stem': 'deep', 'shortcut': 'average'}
+  actual = sources.read(str(tmp_path / 'resnet18d.ra2_in1k'))
+  assert actual.options == {'name': 'seresnet18', 'num_classes': CLASSES, 'stem': 'deep', 'shortcut': 'average'}
   if gate == 'fc':
     assert_equal_logits(tmp_path / 'resnet18d.ra2_in1k', net, torch)
-  assert_same(found.state_dict(), numpy_state(net), ordered=False)
+  assert_same(actual.state_dict(), numpy_state(net), ordered=False)
 
 
 @pytest.mark.torch
@@ -196,7 +196,7 @@ def test_a_small_stem_that_keeps_its_pool(tmp_path, reference):
   assert '--stem cifar_pool' in note
   assert_equal_logits(tmp_path / 'x.pth', net, torch, stem='cifar_pool')
   with torch.inference_mode():
-    theirs = net(nchw(colored_images(32))).numpy()
+    theirs = net(nchw(make_colored_images(32))).numpy()
   assert np.abs(logits_of(tmp_path / 'x.pth') - theirs).max() > 0.01 * np.abs(theirs).max()
   assert sources.read(str(tmp_path / 'x.pth'), stem='cifar_pool').notes == ()
   assert sources.read(str(tmp_path / 'x.pth'), stem='cifar').notes == ()
@@ -204,7 +204,7 @@ def test_a_small_stem_that_keeps_its_pool(tmp_path, reference):
 
 @pytest.mark.torch
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_float64_is_rounded_and_said(tmp_path, reference, resnet18, suffix):
+def test_float64_is_rounded_and_told(tmp_path, reference, resnet18, suffix):
   torch = reference.torch
   from safetensors.torch import save_file
 
@@ -238,10 +238,10 @@ def test_the_dict_of_dino(tmp_path, reference, zipped, tiny):
   torch.save(content, tmp_path / 'dino.pth', _use_new_zipfile_serialization=zipped)
   with pytest.raises(InputError) as caught:
     weights.read(tmp_path / 'dino.pth')
-  found = (
+  actual = (
     "2 networks, with prefixes 'student.module.backbone.', 'teacher.backbone.'; choose one by --prefix (init.prefix)"
   )
-  assert found in str(caught.value)
+  assert actual in str(caught.value)
   for prefix in ('teacher', 'teacher.backbone', 'teacher.backbone.'):
     state = weights.read(tmp_path / 'dino.pth', prefix=prefix)
     assert_same(state, {name: value for name, value in networks['teacher'].items() if not name.startswith('fc')})
@@ -305,8 +305,8 @@ def test_what_is_skipped_is_not_judged(tmp_path, reference, tiny):
     weights.read(tmp_path / 'l.ckpt', skip=['train_acc.*'])
   with pytest.raises(InputError, match='train_acc.tp is int64; .*--skip'):
     weights.read(tmp_path / 'l.ckpt', skip=['extra'])
-  found = sources.read(str(tmp_path / 'l.ckpt'), skip=['train_acc.*', 'extra|mask'])
-  assert_same(found.state_dict(), state)
+  actual = sources.read(str(tmp_path / 'l.ckpt'), skip=['train_acc.*', 'extra|mask'])
+  assert_same(actual.state_dict(), state)
   model = models.create(tiny, num_classes=4)
   fresh = weights.to_variables(make_state(4, seed=2), model)
   for skip in (
@@ -333,10 +333,10 @@ def test_counters_of_any_kind(tmp_path, reference, kind, value, count, tiny):
   tensors = {name: torch.tensor(v) for name, v in make_state(4).items()}
   tensors['bn1.num_batches_tracked'] = torch.tensor(value, dtype=getattr(torch, kind))
   torch.save(tensors, tmp_path / 'x.pth')
-  found = sources.read(str(tmp_path / 'x.pth'))
-  counter = found.state_dict()['bn1.num_batches_tracked']
+  actual = sources.read(str(tmp_path / 'x.pth'))
+  counter = actual.state_dict()['bn1.num_batches_tracked']
   assert (counter.dtype, int(counter)) == (np.int64, count)
-  assert any('counters of batches' in note for note in found.notes) == ('float' in kind)
+  assert any('counters of batches' in note for note in actual.notes) == ('float' in kind)
   given = {name: np.asarray(v, np.float16) for name, v in make_state(4).items()}
   given['bn1.num_batches_tracked'] = np.array(np.inf, np.float16)
   assert weights.batches(given)['bn1.num_batches_tracked'] == 0
@@ -347,7 +347,7 @@ def test_a_halved_state_dict(tmp_path, tiny):
   torch = pytest.importorskip('torch')
   state = make_state(4) | {'bn1.num_batches_tracked': np.array(100_000, np.int64)}
   torch.save({name: torch.tensor(value).half() for name, value in state.items()}, tmp_path / 'x.pth')
-  found = sources.read(str(tmp_path / 'x.pth'))
-  assert found.batches['bn1.num_batches_tracked'] == 0
-  np.testing.assert_array_equal(found.state_dict()['fc.bias'], state['fc.bias'].astype(np.float16).astype(np.float32))
-  assert 'counters of batches are not whole numbers' in found.notes[0]
+  actual = sources.read(str(tmp_path / 'x.pth'))
+  assert actual.batches['bn1.num_batches_tracked'] == 0
+  np.testing.assert_array_equal(actual.state_dict()['fc.bias'], state['fc.bias'].astype(np.float16).astype(np.float32))
+  assert 'counters of batches are not whole numbers' in actual.notes[0]

@@ -10,7 +10,7 @@ import pytest
 from jaxres import models, weights
 from jaxres.errors import InputError
 from jaxres.weights import names
-from tests.models.parity import assert_alive, assert_near, colored_images, nchw, randomize
+from tests.models.parity import assert_alive, assert_near, make_colored_images, nchw, randomize
 from tests.weights.files import assert_same, make_state
 
 CLASSES, SIZE = 7, 64
@@ -47,15 +47,15 @@ def test_a_file_gives_torchs_logits_and_goes_back(tmp_path, reference, name, opt
   torch.save(net.state_dict(), tmp_path / 'in.pth')
 
   state = weights.read(tmp_path / 'in.pth')
-  found = weights.recognize(state)
+  actual = weights.recognize(state)
   stem, shortcut = options.get('stem'), {'B': 'projection'}.get(options.get('option'))
   extra = {'shortcut': shortcut} if shortcut else {'stem': stem} if stem == 'cifar' else {}
-  assert found == (name, {'num_classes': CLASSES, **extra}, 3)
-  model = models.create(found.name, **found.options, dtype='float32')
+  assert actual == (name, {'num_classes': CLASSES, **extra}, 3)
+  model = models.create(actual.name, **actual.options, dtype='float32')
   variables = weights.to_variables(state, model)
-  ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, colored_images(SIZE))
+  ours = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, make_colored_images(SIZE))
   with torch.inference_mode():
-    theirs = net(nchw(colored_images(SIZE))).numpy()
+    theirs = net(nchw(make_colored_images(SIZE))).numpy()
   assert_alive(theirs)
   print(f'{name} {options}: {np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max():.1e}')
   assert_near(ours, theirs, 1e-4, name)
@@ -77,14 +77,14 @@ def state_of(model, channels: int = 3, dialect=None) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
   'name', [n for n in models.list_models() if not re.search('1(01|52|10|64)|28_10|56|44|32$', n)]
 )
-def test_every_model_is_recognised(name):
+def test_every_model_is_recognized(name):
   stems = ['imagenet', 'cifar', 'deep'] if name in ('resnet18', 'preact_resnet18') else [None]
   for stem, classes in itertools.product(stems, [3]):
     model = models.create(name, num_classes=classes, stem=stem)
-    found = weights.recognize(state_of(model, channels=2))
-    assert found.name == name
-    assert found.channels == 2
-    assert models.create(found.name, **found.options) == model
+    actual = weights.recognize(state_of(model, channels=2))
+    assert actual.name == name
+    assert actual.channels == 2
+    assert models.create(actual.name, **actual.options) == model
 
 
 @pytest.mark.parametrize(('shortcut', 'head'), [*itertools.product(names.SHORTCUTS, names.HEADS)])
@@ -133,7 +133,7 @@ def test_layouts():
   assert names.to_torch(np.float32(1)[None][0] * np.ones(())).shape == ()
 
 
-def refused(call, *args, **options) -> str:
+def refuse(call, *args, **options) -> str:
   with pytest.raises(InputError) as caught:
     call(*args, **options)
   assert '\n' not in str(caught.value)
@@ -147,18 +147,18 @@ def test_what_does_not_fit_is_listed(tiny):
   weights.to_variables(state, model)
   bad = {name: value for name, value in state.items() if name != 'bn1.bias'}
   bad |= {'aux.weight': state['fc.weight'], 'fc.weight': state['fc.weight'][:, :3]}
-  line = refused(weights.to_variables, bad, model, weights.to_variables(state, model), where='x.pth')
+  line = refuse(weights.to_variables, bad, model, weights.to_variables(state, model), where='x.pth')
   assert 'x.pth' in line
   assert 'missing: bn1.bias; unexpected: aux.weight; of another shape: fc.weight [4, 3] instead of [4, 8]' in line
   many = {f'extra{i}': state['fc.bias'] for i in range(50)}
-  assert 'extra4 and 45 more' in refused(weights.to_variables, state | many, model)
+  assert 'extra4 and 45 more' in refuse(weights.to_variables, state | many, model)
   wrong = models.create('resnet20', num_classes=4)
-  line = refused(weights.to_variables, state, wrong, where='x.pth')
+  line = refuse(weights.to_variables, state, wrong, where='x.pth')
   assert 'x.pth (tiny, num_classes=4, 3 channels): does not fit the model: missing: layer1.1.conv1.weight' in line
   half = state | {'fc.bias': state['fc.bias'].astype(np.float16)}
-  assert 'not float32: fc.bias' in refused(weights.to_variables, half, model)
+  assert 'not float32: fc.bias' in refuse(weights.to_variables, half, model)
   scalar = state | {'bn1.num_batches_tracked': np.zeros(3, np.int64)}
-  assert 'bn1.num_batches_tracked [3] instead of []' in refused(weights.to_variables, scalar, model)
+  assert 'bn1.num_batches_tracked [3] instead of []' in refuse(weights.to_variables, scalar, model)
 
 
 @pytest.mark.parametrize('value', [-1e-30, -3.0])
@@ -175,17 +175,17 @@ def test_skip_keeps_what_the_variables_had(tiny):
   model = models.create(tiny, num_classes=9, dtype='float32')
   fresh = weights.to_variables(make_state(9, seed=1), model)
   state = make_state(4) | {'aux.weight': np.zeros(2, np.float32)}
-  refused(weights.to_variables, state, model, fresh, skip=['head/.*'])
-  refused(weights.to_variables, state, model, fresh, skip=['aux.*'])
-  found = weights.to_variables(state, model, fresh, skip=['head/.*', 'aux.*'])
+  refuse(weights.to_variables, state, model, fresh, skip=['head/.*'])
+  refuse(weights.to_variables, state, model, fresh, skip=['aux.*'])
+  actual = weights.to_variables(state, model, fresh, skip=['head/.*', 'aux.*'])
   by_name = weights.to_variables(state, model, fresh, skip=[r'fc\..*', 'aux.*'])
-  for result in (found, by_name):
+  for result in (actual, by_name):
     np.testing.assert_array_equal(result['params']['head']['fc']['kernel'], fresh['params']['head']['fc']['kernel'])
     np.testing.assert_array_equal(result['params']['stem']['bn']['scale'], state['bn1.weight'])
     np.testing.assert_array_equal(result['batch_stats']['stem']['bn']['var'], state['bn1.running_var'])
-  assert 'matches nothing' in refused(weights.to_variables, state, model, fresh, skip=['hed/.*'])
-  assert 'no regular expression' in refused(weights.to_variables, state, model, fresh, skip=['('])
-  assert 'nothing would give' in refused(weights.to_variables, make_state(4), model, skip=['head/.*'])
+  assert 'matches nothing' in refuse(weights.to_variables, state, model, fresh, skip=['hed/.*'])
+  assert 'no regular expression' in refuse(weights.to_variables, state, model, fresh, skip=['('])
+  assert 'nothing would give' in refuse(weights.to_variables, make_state(4), model, skip=['head/.*'])
 
 
 def test_files_without_counters_stay_without(tiny):
@@ -210,4 +210,4 @@ def test_files_without_counters_stay_without(tiny):
   ],
 )
 def test_other_networks_are_one_line(tiny, change, expected):
-  assert expected in refused(weights.recognize, change(make_state(4)))
+  assert expected in refuse(weights.recognize, change(make_state(4)))

@@ -23,8 +23,8 @@ DTYPES = [*pickled_globals.STORAGES, 'QInt8Storage', 'UntypedStorage', 'x' * 900
 HEADER_DTYPES = ['F32', 'F16', 'BF16', 'F64', 'I64', 'U8', 'BOOL', 'F8_E4M3', 'x' * 9000, '\x1b[31m\n', '', 7, None, []]
 
 
-def numbers(rng: random.Random, most: int = 64) -> list[int]:
-  return [rng.choice(NUMBERS) for _ in range(rng.choice([0, 1, 2, 4, 4, 8, most]))]
+def numbers(rng: random.Random, maximum: int = 64) -> list[int]:
+  return [rng.choice(NUMBERS) for _ in range(rng.choice([0, 1, 2, 4, 4, 8, maximum]))]
 
 
 def long(number: int) -> bytes:
@@ -36,13 +36,13 @@ def pickle_of(tensors: list[tuple]) -> bytes:
   """Return a pickle of tensors, each a name, a shape, strides, an offset, a key, a kind of storage and its size."""
   content = b'\x80\x02}'
   for name, shape, strides, offset, key, kind, size in tensors:
-    storage = b'(' + text('storage') + f'ctorch\n{kind}\n'.encode() + encoded(key) + text('cpu') + long(size) + b'tQ'
+    storage = b'(' + text('storage') + f'ctorch\n{kind}\n'.encode() + encode(key) + text('cpu') + long(size) + b'tQ'
     lists = b''.join(b'(' + b''.join(map(long, values)) + b't' for values in (shape, strides))
-    content += encoded(name) + pickles_call(storage + long(offset) + lists + b'\x89}') + b's'
+    content += encode(name) + pickles_call(storage + long(offset) + lists + b'\x89}') + b's'
   return content + b'.'
 
 
-def encoded(value: str) -> bytes:
+def encode(value: str) -> bytes:
   raw = value.encode()
   return b'X' + struct.pack('<I', len(raw)) + raw
 

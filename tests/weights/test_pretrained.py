@@ -1,4 +1,4 @@
-"""config.init: a training that begins with other weights."""
+"""config.init: a training that starts with other weights."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ import pytest
 from jaxres import models, weights
 from jaxres.errors import InputError
 from jaxres.train import loop
-from tests.helpers import make_arrays, merged, run_main
+from tests.helpers import make_arrays, merge, run_main
 from tests.train.runs import final_state
 from tests.weights.files import Call, entry, make_state, tensor, write_zip
 
@@ -24,19 +24,19 @@ def file(tmp_path, tiny):
   return str(tmp_path / 'tiny.pth')
 
 
-def test_a_run_begins_with_the_weights_and_its_average_too(config, tmp_path, file) -> None:
-  still = merged(config, optim={'lr': 0.0}, train={'epochs': 0.17, 'ema': 0.9}, init={'source': file})  # one step
+def test_a_run_starts_with_the_weights_and_its_average_too(config, tmp_path, file) -> None:
+  still = merge(config, optim={'lr': 0.0}, train={'epochs': 0.17, 'ema': 0.9}, init={'source': file})  # one step
   loop.train_and_evaluate(still, tmp_path / 'run')
-  found = final_state(tmp_path / 'run')
+  actual = final_state(tmp_path / 'run')
   expected = weights.to_variables(make_state(4), models.create('tiny', num_classes=4))
   for path, leaf in jax.tree_util.tree_leaves_with_path(expected['params']):
     for prefix in ("['params']", "['ema']['params']"):
-      np.testing.assert_array_equal(found[prefix + jax.tree_util.keystr(path)], leaf)
+      np.testing.assert_array_equal(actual[prefix + jax.tree_util.keystr(path)], leaf)
   assert json.loads((tmp_path / 'run/config.json').read_text())['init']['source'] == file
 
 
 def test_a_checkpoint_wins_and_needs_no_source(config, tmp_path, file) -> None:
-  first = merged(config, train={'epochs': 1}, init={'source': file})
+  first = merge(config, train={'epochs': 1}, init={'source': file})
   loop.train_and_evaluate(first, tmp_path / 'run')
   before = final_state(tmp_path / 'run')
   (tmp_path / 'tiny.pth').unlink()
@@ -51,10 +51,10 @@ def test_a_checkpoint_wins_and_needs_no_source(config, tmp_path, file) -> None:
 
 
 def test_a_run_goes_on_to_other_classes_and_channels(config, tmp_path, npz) -> None:
-  loop.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / 'first')
+  loop.train_and_evaluate(merge(config, train={'epochs': 1}), tmp_path / 'first')
   shutil.move(tmp_path / 'data.npz', tmp_path / 'first.npz')
   content = make_arrays((96, 40), shape=(8, 8, 1), classes=6)
-  again = merged(
+  again = merge(
     config,
     data={'path': npz(**content)},
     init={'source': f'jaxres:{tmp_path / "first"}', 'new_head': True},
@@ -71,7 +71,7 @@ def test_a_run_goes_on_to_other_classes_and_channels(config, tmp_path, npz) -> N
 
 
 def bad_sources(path) -> dict[str, tuple[str, str]]:
-  """Write a file of each kind to the folder ``path``; return them and a part of what is said, by kind."""
+  """Write a file of each kind to the folder ``path``; return them and a part of what is printed, by kind."""
   good = path / 'good.pth'
   weights.write(good, make_state(4))
   (path / 'cut.pth').write_bytes(good.read_bytes()[:-200])
@@ -104,7 +104,7 @@ def test_a_bad_source_is_one_line_and_leaves_nothing(config, tmp_path, monkeypat
   monkeypatch.setattr(loop, 'restore_or_init', lambda *_: pytest.fail('too late'))
   for kind, (source, expected) in bad_sources(tmp_path).items():
     with pytest.raises(InputError) as caught:
-      loop.train_and_evaluate(merged(config, init={'source': source}), tmp_path / 'run')
+      loop.train_and_evaluate(merge(config, init={'source': source}), tmp_path / 'run')
     line = str(caught.value)
     assert line.startswith('init.source: '), kind
     assert expected in line, kind

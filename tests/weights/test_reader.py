@@ -37,8 +37,8 @@ def test_modules_parameters_views_and_wrappers(tmp_path, zipped):
   state = make_state(4)
   tensors = torch_state(state)
   tensors['fc.weight'] = torch.tensor(state['fc.weight'].T.copy()).T  # strides
-  whole = torch.cat([tensors['bn1.weight'], tensors['bn1.bias']])
-  tensors['bn1.weight'], tensors['bn1.bias'] = whole[:8], whole[8:]  # views of one storage
+  complete = torch.cat([tensors['bn1.weight'], tensors['bn1.bias']])
+  tensors['bn1.weight'], tensors['bn1.bias'] = complete[:8], complete[8:]  # views of one storage
   tensors['fc.bias'] = torch.nn.Parameter(tensors['fc.bias'])
   content = {
     'epoch': 3, 'best': 0.5, 'arch': 'tiny', 'flags': (True, None, [1, 2]), 'top1': torch.tensor(0.5),
@@ -59,15 +59,15 @@ def test_other_dtypes(tmp_path, dtype, zipped):
   tensors['bn1.bias'] = (values if dtype.endswith('float16') else torch.arange(8)).to(getattr(torch, dtype))
   torch.save(tensors, tmp_path / 'x.pth', _use_new_zipfile_serialization=zipped)
   if dtype.startswith(('float', 'bfloat')):
-    found = weights.read(tmp_path / 'x.pth')['bn1.bias']
-    assert found.dtype == np.float32
-    assert found.tobytes() == tensors['bn1.bias'].float().numpy().tobytes()
+    actual = weights.read(tmp_path / 'x.pth')['bn1.bias']
+    assert actual.dtype == np.float32
+    assert actual.tobytes() == tensors['bn1.bias'].float().numpy().tobytes()
   else:
     assert f'bn1.bias is {dtype}' in complaint(tmp_path / 'x.pth')
 
 
 @pytest.mark.torch
-def test_a_whole_module_and_torchscript_are_refused(tmp_path):
+def test_a_complete_module_and_torchscript_are_refused(tmp_path):
   torch = pytest.importorskip('torch')
   torch.save(torch.nn.Linear(2, 2), tmp_path / 'module.pth')
   assert 'torch.nn.modules.linear.Linear' in complaint(tmp_path / 'module.pth')
@@ -101,9 +101,9 @@ def test_a_head_beside_the_backbone(tmp_path):
   state = make_state(4)
   named = {f'module.head.{n}' if n.startswith('fc') else f'module.backbone.{n}': v for n, v in state.items()}
   weights.write(tmp_path / 'x.pth', named)
-  found = weights.read(tmp_path / 'x.pth')
-  assert weights.dialect_of(found).head == 'head.fc'
-  assert {n.removeprefix('head.') for n in found} == {*state}
+  actual = weights.read(tmp_path / 'x.pth')
+  assert weights.dialect_of(actual).head == 'head.fc'
+  assert {n.removeprefix('head.') for n in actual} == {*state}
 
 
 def test_two_networks_are_ambiguous(tmp_path):
@@ -160,13 +160,13 @@ def damage(content: bytes, expected, path) -> int:
   for i, bad in enumerate(cuts + flips):
     path.write_bytes(bad)
     try:
-      found = weights.read(path)
+      actual = weights.read(path)
     except InputError:
       refused += 1
       continue
     assert i >= len(cuts), 'a file that is cut off was read'
     if expected is not None:
-      assert_same(found, expected)  # the flip was in bytes that say nothing
+      assert_same(actual, expected)  # the flip was in bytes that say nothing
   return refused
 
 
@@ -193,11 +193,11 @@ def test_safetensors_as_the_format_says(tmp_path):
   bf16 = {'dtype': 'BF16', 'shape': [1, 2], 'data_offsets': [8, 12]}
   data = np.array([1.5, -2], '<f4').tobytes() + bytes([0x80, 0x3F, 0x49, 0x40])  # 1.0 and 3.140625
   path.write_bytes(safetensors({'__metadata__': {'a': 'b'}, 'w': F32, 'h': bf16}, data))
-  found = weights.read(path)
-  assert [*found] == ['w', 'h']
-  np.testing.assert_array_equal(found['w'], [1.5, -2])
-  np.testing.assert_array_equal(found['h'], np.array([[1, 3.140625]], np.float32))
-  assert found['h'].dtype == np.float32
+  actual = weights.read(path)
+  assert [*actual] == ['w', 'h']
+  np.testing.assert_array_equal(actual['w'], [1.5, -2])
+  np.testing.assert_array_equal(actual['h'], np.array([[1, 3.140625]], np.float32))
+  assert actual['h'].dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def test_top1_is_torchs_example_by_example(tfds_dir, tmp_path, reference):
   network = reference.create('resnet20', 10)
   optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
   images, labels = tensor('train'), torch.from_numpy(arrays['train']['label']).long()
-  for begin in range(0, 5000, 100):
-    loss = torch.nn.functional.cross_entropy(network(images[begin : begin + 100]), labels[begin : begin + 100])
+  for start in range(0, 5000, 100):
+    loss = torch.nn.functional.cross_entropy(network(images[start : start + 100]), labels[start : start + 100])
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -35,8 +35,8 @@ def test_top1_is_torchs_example_by_example(tfds_dir, tmp_path, reference):
   with torch.no_grad():
     expected = np.concatenate([network(part).numpy() for part in tensor('test').split(500)])
   state_dict = weights.read(tmp_path / 'trained.pth')
-  found = weights.recognize(state_dict)
-  model = models.create(found.name, **found.options, dtype='float32')
+  actual = weights.recognize(state_dict)
+  model = models.create(actual.name, **actual.options, dtype='float32')
   variables = weights.to_variables(state_dict, model)
   run = jax.jit(lambda v, x: model.apply(v, x, train=False))
   ours = np.concatenate([run(variables, part) for part in np.split(pixels('test'), 20)])

@@ -13,9 +13,9 @@ def test_what_is_written_is_read_and_written_again_the_same(tmp_path, suffix):
   state = make_state(4)
   first, second = tmp_path / f'a{suffix}', tmp_path / f'b{suffix}'
   weights.write(first, state)
-  found = weights.read(first)
-  assert_same(found, state, ordered=suffix != '.safetensors')  # the library sorts
-  weights.write(second, found)
+  actual = weights.read(first)
+  assert_same(actual, state, ordered=suffix != '.safetensors')  # the library sorts
+  weights.write(second, actual)
   assert first.read_bytes() == second.read_bytes()
   assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, second.name]
 
@@ -26,8 +26,8 @@ def test_torch_loads_it(tmp_path, mapped):
   torch = pytest.importorskip('torch')
   state = make_state(4) | {'empty': np.zeros((0, 3), np.float32), 'é': np.full((2, 70000), 2, np.float32)}
   weights.write(tmp_path / 'x.pth', state)
-  found = torch.load(tmp_path / 'x.pth', weights_only=True, mmap=mapped)
-  assert_same({name: value.numpy() for name, value in found.items()}, state)
+  actual = torch.load(tmp_path / 'x.pth', weights_only=True, mmap=mapped)
+  assert_same({name: value.numpy() for name, value in actual.items()}, state)
 
 
 def test_storages_are_aligned_and_the_archive_is_sound(tmp_path):

@@ -131,6 +131,7 @@ def make(
   def augment(rng: jax.Array, images: jax.Array) -> jax.Array:
     crop_rng, flip_rng = jax.random.split(rng)
     if crop_pad:
+      check_range('augment.crop_pad', crop_pad, below=min(images.shape[1:3]), unit='pixels')
       images = pad_crop(images, crop_offsets(crop_rng, images.shape[0], crop_pad), crop_pad, pad_mode)
     if flip:
       images = flip_left_right(images, jax.random.bernoulli(flip_rng, shape=images.shape[:1]))

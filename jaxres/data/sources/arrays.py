@@ -171,8 +171,8 @@ def _check_images(path: str, name: str, images: np.ndarray, count: int, channels
   """
   shape = list(images.shape)
   if images.dtype != np.uint8 or images.ndim != 4 or 0 in shape[1:]:
-    found = f'{_kind(images)}{_image_fix(name, images)}'
-    raise InputError(f'{path}: {name}', expected='uint8 [N, H, W, C] with values 0..255', found=found)
+    kind = f'{_kind(images)}{_image_fix(name, images)}'
+    raise InputError(f'{path}: {name}', expected='uint8 [N, H, W, C] with values 0..255', found=kind)
   if shape[3] == count != shape[0] and shape[2] <= MAX_CHANNELS:
     fix = f'use {name}.transpose(3, 0, 1, 2)'
     raise InputError(f'{path}: {name}', expected='[N, H, W, C]', found=f'{shape}, which has the examples last', fix=fix)

@@ -7,8 +7,13 @@ from benchmarks.gpu import determinism
 
 def test_two_trainings_are_compared() -> None:
   row = lambda digest, speed: {'digest': digest * 64, 'images_per_s': speed, 'accuracy': 0.5}
-  found = determinism.compare_runs([row('a', 10.0), row('a', 30.0)])
-  assert (found['same_digest'], found['images_per_s'], found['spread'], found['runs']) == (True, 20.0, [10.0, 30.0], 2)
+  actual = determinism.compare_runs([row('a', 10.0), row('a', 30.0)])
+  assert (actual['same_digest'], actual['images_per_s'], actual['spread'], actual['runs']) == (
+    True,
+    20.0,
+    [10.0, 30.0],
+    2,
+  )
   assert not determinism.compare_runs([row('a', 10.0), row('b', 30.0)])['same_digest']
 
 

@@ -23,12 +23,12 @@ HOUR = 3600.0
 class Runner:
   """Does units by what it was told of them, and remembers which it did."""
 
-  def __init__(self, **found: object):
-    self.found, self.done = found, []
+  def __init__(self, **actual: object):
+    self.actual, self.done = actual, []
 
   def __call__(self, unit: Unit, seconds: float) -> list[dict]:
     self.done.append(unit.name)
-    result = self.found.get(unit.name, {'side': 'jaxres', 'images_per_s': 1.0})
+    result = self.actual.get(unit.name, {'side': 'jaxres', 'images_per_s': 1.0})
     if isinstance(result, Exception):
       raise result
     return [result]
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_left_and_what_is_behind_it_is_not(tmp_path, capsys
   assert runner.done == ['b']
 
 
-def test_what_fails_leaves_a_line_and_the_next_begins(tmp_path, capsys) -> None:
+def test_what_fails_leaves_a_line_and_the_next_starts(tmp_path, capsys) -> None:
   path, runner = tmp_path / 'results.jsonl', Runner(a=UnitError('status 3: boom', partial=[{'side': 'seed 0'}]))
   assert run(path, units(a=1, b=1), runner) == 1
   assert runner.done == ['a', 'b']
@@ -124,14 +124,14 @@ def test_a_command_is_run_and_its_lines_are_kept(tmp_path) -> None:
 
 
 def test_the_units_are_of_what_there_is() -> None:
-  found = make_units('/data.npz', '/airbench', '/scratch')
-  names = [unit.name for unit in found]
+  actual = make_units('/data.npz', '/airbench', '/scratch')
+  names = [unit.name for unit in actual]
   assert len(set(names)) == len(names)
   assert names[:2] == ['speed/resnet18', 'speed/resnet50']
-  assert {unit.stage for unit in found} == set(suite.STAGES)
+  assert {unit.stage for unit in actual} == set(suite.STAGES)
   assert {f'knobs/{model}_{name}' for name, knob in knobs.KNOBS.items() for model in knob.models} < set(names)
-  assert all(unit.estimate_s <= 540 for unit in found)
-  for unit in found:
+  assert all(unit.estimate_s <= 540 for unit in actual)
+  for unit in actual:
     assert unit.words[0] == '-m' or (harness.ROOT / 'benchmarks' / unit.words[0]).exists()
     words = [word for word in shrink(unit).words if word.startswith(('configs/', '--config.'))]
     assert ('/data.npz' in ' '.join(unit.words)) == ('data' in unit.needs) or unit.name == 'profile/resnet50'
@@ -170,7 +170,7 @@ def test_a_gain_is_the_inverse_of_a_ratio() -> None:
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_the_whole_rehearsal(tmp_path, monkeypatch) -> None:
+def test_the_complete_rehearsal(tmp_path, monkeypatch) -> None:
   pytest.importorskip('torch')
   monkeypatch.delenv('XLA_FLAGS')
   assert suite.main(['--tiny', '--out', str(tmp_path), '--budget_s', '36000']) == 0
@@ -225,10 +225,10 @@ def test_a_knob_is_set(name: str, tiny: str, monkeypatch) -> None:
 def test_the_tables_of_the_suite() -> None:
   on = {'device': 'NVIDIA H100', 'cores': 16}
   row = on | {'benchmark': 'knobs', 'side': 'scan_1', 'model': 'resnet18', 'gain': 0.97, 'gain_spread': [0.96, 0.98]}
-  found = table.gains([{'jaxres': row | {'side': 'jaxres'}, 'scan_1': row}])
-  assert '| resnet18 | 0.98 |' in found
-  assert '| 0.97 (0.96 to 0.98), NVIDIA H100 |' in found
-  assert found.count('not measured') == sum(len(knob.models) for knob in knobs.KNOBS.values()) - 1
+  actual = table.gains([{'jaxres': row | {'side': 'jaxres'}, 'scan_1': row}])
+  assert '| resnet18 | 0.98 |' in actual
+  assert '| 0.97 (0.96 to 0.98), NVIDIA H100 |' in actual
+  assert actual.count('not measured') == sum(len(knob.models) for knob in knobs.KNOBS.values()) - 1
   row = on | {'benchmark': 'warm', 'side': 'mean', 'config': 'configs/a.py', 'seeds': 10, 'metric': 'tta/test/top1'}
   row |= {'overrides': ['--config.data.path=x', '--config.train.epochs=9'], 'accuracy': 0.9401, 'accuracy_std': 0.001}
   row |= {'seconds': 2.6, 'seconds_spread': [2.5, 2.7], 'environment': {'A': 'b'}}

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxres.data import augment
+from jaxres.data import augment, types
 from jaxres.errors import InputError
 from jaxres.runtime import sharding
 
@@ -16,21 +16,21 @@ def images() -> np.ndarray:
 @pytest.mark.parametrize('mode', ['constant', 'reflect'])
 def test_pad_crop_is_numpys(images: np.ndarray, mode: str) -> None:
   offsets = np.stack([np.arange(64) % 7, np.arange(64) * 3 % 7], axis=1)
-  found = jax.jit(augment.pad_crop, static_argnums=(2, 3))(images, offsets, 3, mode)
+  actual = jax.jit(augment.pad_crop, static_argnums=(2, 3))(images, offsets, 3, mode)
   padded = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)), mode=mode)
   expected = [image[y : y + 8, x : x + 9] for image, (y, x) in zip(padded, offsets, strict=True)]
-  assert found.dtype == np.uint8
-  np.testing.assert_array_equal(found, np.stack(expected))
+  assert actual.dtype == np.uint8
+  np.testing.assert_array_equal(actual, np.stack(expected))
 
 
 def test_flip_is_numpys(images: np.ndarray) -> None:
   flip = np.arange(64) % 3 == 0
-  found = augment.flip_left_right(jnp.asarray(images), jnp.asarray(flip))
+  actual = augment.flip_left_right(jnp.asarray(images), jnp.asarray(flip))
   expected = [np.fliplr(image) if f else image for image, f in zip(images, flip, strict=True)]
-  np.testing.assert_array_equal(found, np.stack(expected))
+  np.testing.assert_array_equal(actual, np.stack(expected))
 
 
-def test_offsets_cover_the_whole_range_evenly() -> None:
+def test_offsets_cover_the_complete_range_evenly() -> None:
   offsets = np.asarray(augment.crop_offsets(jax.random.key(0), 20_000, 4))
   assert offsets.shape == (20_000, 2)
   for axis in (0, 1):
@@ -41,9 +41,9 @@ def test_offsets_cover_the_whole_range_evenly() -> None:
 
 def test_normalize_is_the_definition(images: np.ndarray) -> None:
   mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-  found = augment.normalize(jnp.asarray(images), mean, std)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, (images / 255.0 - mean) / std, atol=1e-5)
+  actual = augment.normalize(jnp.asarray(images), mean, std)
+  assert actual.dtype == jnp.float32
+  np.testing.assert_allclose(actual, (images / 255.0 - mean) / std, atol=1e-5)
 
 
 def test_nothing_asked_for_changes_nothing(images: np.ndarray) -> None:
@@ -73,7 +73,7 @@ EVERYTHING = dict(
 
 def test_new_steps_leave_the_draws_of_crop_and_flip_alone(images: np.ndarray) -> None:
   rng = jax.random.key(7)
-  crop_rng, flip_rng = jax.random.split(rng)  # the draws of the first release: runs that began then continue the same
+  crop_rng, flip_rng = jax.random.split(rng)  # the draws of the first release: older runs continue
   cropped = augment.pad_crop(jnp.asarray(images), augment.crop_offsets(crop_rng, 64, 2), 2, 'reflect')
   expected = augment.flip_left_right(cropped, jax.random.bernoulli(flip_rng, shape=(64,)))
   np.testing.assert_array_equal(augment.make(crop_pad=2, pad_mode='reflect', flip=True)(rng, images), expected)
@@ -131,3 +131,12 @@ def test_fill_is_the_level_of_what_is_empty(fields: dict) -> None:
 def test_bad_input(fields: dict, message: str) -> None:
   with pytest.raises(InputError, match=message):
     augment.make(**fields)
+
+
+@pytest.mark.parametrize('shape', [(8, 20, 3), (20, 8, 3)])
+@pytest.mark.parametrize('mode', ['constant', 'reflect'])
+def test_a_crop_has_something_of_the_image(shape: tuple[int, int, int], mode: str) -> None:
+  labels = types.CLASSES
+  augment.check(augment.make(crop_pad=7, pad_mode=mode), shape, labels)
+  with pytest.raises(InputError, match=r'augment.crop_pad: expected pixels, less than 8, found 8'):
+    augment.check(augment.make(crop_pad=8, pad_mode=mode), shape, labels)

@@ -15,25 +15,25 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
 def test_mixup_is_the_definition(batch) -> None:
   images, labels = batch
   weight = np.random.default_rng(1).random(64).astype(np.float32)
-  found, found_labels = jax.jit(mixing.mixup)(images, labels, weight)
-  assert found.dtype == np.uint8
+  actual, actual_labels = jax.jit(mixing.mixup)(images, labels, weight)
+  assert actual.dtype == np.uint8
   for i in range(64):  # i - 1 of 0 is the last
     blended = weight[i] * images[i].astype(float) + (1 - weight[i]) * images[i - 1]
-    assert np.abs(np.asarray(found[i]) - blended).max() <= 0.5001
-    np.testing.assert_allclose(found_labels[i], weight[i] * labels[i] + (1 - weight[i]) * labels[i - 1], atol=1e-6)
+    assert np.abs(np.asarray(actual[i]) - blended).max() <= 0.5001
+    np.testing.assert_allclose(actual_labels[i], weight[i] * labels[i] + (1 - weight[i]) * labels[i - 1], atol=1e-6)
 
 
 def test_cutmix_is_the_definition(batch) -> None:
   images, labels = batch
   boxes = np.random.default_rng(1).integers([-3, -3, 0, 0], [8, 10, 9, 11], (64, 4)).astype(np.int32)
-  found, found_labels = jax.jit(mixing.cutmix)(images, labels, boxes)
+  actual, actual_labels = jax.jit(mixing.cutmix)(images, labels, boxes)
   for i, (top, left, height, width) in enumerate(boxes):
     pasted, inside = images[i].copy(), np.zeros((8, 10), bool)
     inside[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)] = True
     pasted[inside] = images[i - 1][inside]
-    np.testing.assert_array_equal(found[i], pasted)
+    np.testing.assert_array_equal(actual[i], pasted)
     kept = 1 - inside.mean()
-    np.testing.assert_allclose(found_labels[i], kept * labels[i] + (1 - kept) * labels[i - 1], atol=1e-6)
+    np.testing.assert_allclose(actual_labels[i], kept * labels[i] + (1 - kept) * labels[i - 1], atol=1e-6)
 
 
 def test_cutmix_boxes_are_torchvisions() -> None:
@@ -41,9 +41,9 @@ def test_cutmix_boxes_are_torchvisions() -> None:
   boxes = np.asarray(mixing.draw_boxes(jax.random.key(0), weight, 20, 30))
   half = (0.5 * np.sqrt(1 - weight)[:, None] * [20, 30]).astype(int)
   assert (boxes[:, 2:] == 2 * half).mean() > 0.999  # but for float32
-  centres = boxes[:, :2] + boxes[:, 2:] // 2
+  centers = boxes[:, :2] + boxes[:, 2:] // 2
   for axis, size in ((0, 20), (1, 30)):
-    counts = np.bincount(centres[:, axis], minlength=size)
+    counts = np.bincount(centers[:, axis], minlength=size)
     assert len(counts) == size
     assert ((counts - 3000 / size) ** 2 / (3000 / size)).sum() < 70  # chi-squared, 29 degrees: p < 0.0001
 
@@ -62,11 +62,11 @@ def test_with_both_each_image_gets_one_of_the_two(batch) -> None:
   images = np.repeat(np.array([[[[0]]], [[[200]]]], np.uint8), 16, 1).repeat(16, 2).reshape(2, 16, 16, 1)
   images = np.tile(images, (500, 1, 1, 1))
   labels = np.eye(2, dtype=np.float32)[np.arange(1000) % 2]
-  found, mixed = make(mixup=1.0, cutmix=1.0).mix(jax.random.key(0), images, labels)
-  found = np.asarray(found)
-  pasted = np.isin(found, (0, 200)).all((1, 2, 3))
+  actual, mixed = make(mixup=1.0, cutmix=1.0).mix(jax.random.key(0), images, labels)
+  actual = np.asarray(actual)
+  pasted = np.isin(actual, (0, 200)).all((1, 2, 3))
   assert 0.4 < pasted.mean() < 0.6
-  shades = found.reshape(1000, -1) / 200
+  shades = actual.reshape(1000, -1) / 200
   assert (np.ptp(shades[~pasted], axis=1) == 0).all()
   np.testing.assert_allclose(shades.mean(1), mixed[:, 1], atol=0.003)  # the label is the share of white, either way
 

@@ -36,8 +36,8 @@ FACTORS = [0.0, 0.1, 0.3, 0.9, 1.0, 1.1, 1.27, 1.9, 3.0]
 
 
 def pillow(image: np.ndarray, operation: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-  grey = image.shape[-1] == 1
-  return np.asarray(operation(Image.fromarray(image[..., 0] if grey else image))).reshape(image.shape)
+  gray = image.shape[-1] == 1
+  return np.asarray(operation(Image.fromarray(image[..., 0] if gray else image))).reshape(image.shape)
 
 
 @pytest.fixture(params=IMAGES, name='image')
@@ -48,9 +48,9 @@ def _image(request) -> np.ndarray:
 @pytest.mark.parametrize('factor', FACTORS)
 @pytest.mark.parametrize('name', ['Brightness', 'Contrast', 'Color', 'Sharpness'])
 def test_enhancements_are_pillows_bits(image: np.ndarray, name: str, factor: float) -> None:
-  found = jax.jit(getattr(pixels, name.lower()))(image, factor)
-  assert found.dtype == np.uint8
-  np.testing.assert_array_equal(found, pillow(image, lambda im: getattr(ImageEnhance, name)(im).enhance(factor)))
+  actual = jax.jit(getattr(pixels, name.lower()))(image, factor)
+  assert actual.dtype == np.uint8
+  np.testing.assert_array_equal(actual, pillow(image, lambda im: getattr(ImageEnhance, name)(im).enhance(factor)))
 
 
 @pytest.mark.parametrize('factor', [0.3, 0.9, 1.1, 1.9, -0.4])
@@ -60,12 +60,12 @@ def test_blend_of_any_two_levels_is_pillows_bits(factor: float) -> None:
   np.testing.assert_array_equal(jax.jit(pixels.blend)(a, b, factor), expected)
 
 
-def test_grey_and_smooth_are_pillows_bits(image: np.ndarray) -> None:
+def test_gray_and_smooth_are_pillows_bits(image: np.ndarray) -> None:
   np.testing.assert_array_equal(
     pixels.smooth(jnp.asarray(image)), pillow(image, lambda im: im.filter(ImageFilter.SMOOTH))
   )
-  grey = np.asarray(pixels.to_gray(jnp.asarray(image)))[..., 0]
-  np.testing.assert_array_equal(grey, pillow(image, lambda im: im.convert('L').convert(im.mode))[..., 0])
+  gray = np.asarray(pixels.to_gray(jnp.asarray(image)))[..., 0]
+  np.testing.assert_array_equal(gray, pillow(image, lambda im: im.convert('L').convert(im.mode))[..., 0])
 
 
 @pytest.mark.parametrize('threshold', [0.0, 1.0, 93.5, 128.0, 255.0, 256.0])
@@ -86,24 +86,24 @@ def test_equalize_is_pillows_bits(image: np.ndarray) -> None:
 
 
 def test_autocontrast_is_the_exact_quotient_and_within_a_level_of_pillow(image: np.ndarray) -> None:
-  found = np.asarray(jax.jit(pixels.autocontrast)(image)).astype(int)
+  actual = np.asarray(jax.jit(pixels.autocontrast)(image)).astype(int)
   levels = image.astype(int)
   low, high = levels.min((0, 1)), levels.max((0, 1))
   exact = np.where(high > low, (levels - low) * 255 // np.maximum(high - low, 1), levels)
-  np.testing.assert_array_equal(found, exact)
-  over = found - pillow(image, ImageOps.autocontrast)
+  np.testing.assert_array_equal(actual, exact)
+  over = actual - pillow(image, ImageOps.autocontrast)
   assert set(np.unique(over)) <= {0, 1}
 
 
-def test_autocontrast_differs_from_pillow_only_where_the_quotient_is_whole() -> None:
+def test_autocontrast_differs_from_pillow_only_where_the_quotient_is_complete() -> None:
   every = np.stack([np.clip(np.arange(256), low, high) for low in range(0, 250, 7) for high in range(low + 1, 256, 5)])
   ramps = every[:, None, :, None].astype(np.uint8)
-  found = np.asarray(jax.vmap(pixels.autocontrast)(ramps)).astype(int)
-  over = found - np.stack([pillow(ramp, ImageOps.autocontrast) for ramp in ramps])
+  actual = np.asarray(jax.vmap(pixels.autocontrast)(ramps)).astype(int)
+  over = actual - np.stack([pillow(ramp, ImageOps.autocontrast) for ramp in ramps])
   low, high = every.min(1)[:, None], every.max(1)[:, None]
-  whole = (every - low) * 255 % (high - low) == 0
-  assert set(np.unique(over[:, 0, :, 0][whole])) == {0, 1}
-  assert not over[:, 0, :, 0][~whole].any()
+  complete = (every - low) * 255 % (high - low) == 0
+  assert set(np.unique(over[:, 0, :, 0][complete])) == {0, 1}
+  assert not over[:, 0, :, 0][~complete].any()
 
 
 @pytest.mark.parametrize('turn', [-0.5, -0.37, -0.1, 0.0, 0.02, 0.25, 1 / 3, 0.5])
@@ -119,19 +119,19 @@ def test_hue_is_that_of_colorsys_within_a_level(turn: float) -> None:
   np.testing.assert_array_equal(pixels.hue(jnp.asarray(IMAGES['grey']), turn), IMAGES['grey'])
 
 
-def test_colour_wants_one_or_three_channels() -> None:
+def test_color_wants_one_or_three_channels() -> None:
   with pytest.raises(InputError, match='color operations; expected images of 1 or 3 channels, found 4'):
     pixels.color(jnp.zeros((5, 5, 4), jnp.uint8), 0.5)
 
 
 def test_jitter_draws_what_torchvision_draws() -> None:
   image = np.full((4000, 1, 1, 3), (120, 100, 60), np.uint8)
-  found = np.asarray(pixels.random_jitter(jax.random.key(0), image, strengths=(0.5, 0, 0, 0)))
-  assert (found.min(), found.max()) == (30, 179)  # 60 * 0.5, 120 * 1.5
-  counts = np.histogram(found[:, 0, 0, 0] / 120, bins=10, range=(0.5, 1.5))[0]
+  actual = np.asarray(pixels.random_jitter(jax.random.key(0), image, strengths=(0.5, 0, 0, 0)))
+  assert (actual.min(), actual.max()) == (30, 179)  # 60 * 0.5, 120 * 1.5
+  counts = np.histogram(actual[:, 0, 0, 0] / 120, bins=10, range=(0.5, 1.5))[0]
   assert ((counts - 400) ** 2 / 400).sum() < 30  # chi-squared, 9 degrees: p < 0.0005
-  grey = np.asarray(pixels.random_jitter(jax.random.key(0), image, strengths=(0, 0, 2.0, 0)))
-  assert (np.ptp(grey, axis=-1) < 3).any()  # saturation down to 0, never below
+  gray = np.asarray(pixels.random_jitter(jax.random.key(0), image, strengths=(0, 0, 2.0, 0)))
+  assert (np.ptp(gray, axis=-1) < 3).any()  # saturation down to 0, never below
   turned = np.asarray(pixels.random_jitter(jax.random.key(0), image, strengths=(0, 0, 0, 0.5)))
   assert (turned.max(-1) == 120).all()
   assert set(turned.argmax(-1).ravel()) == {0, 1, 2}

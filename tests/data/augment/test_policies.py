@@ -57,16 +57,16 @@ def test_every_row_of_the_table_is_what_torchvision_does_with_pillow(policy: str
   image = (30 + (4 * y + 2 * x)[..., None] + rng.integers(0, 30, shape)).astype(np.uint8)
   picture = Image.fromarray(image[..., 0] if shape[-1] == 1 else image)
   table = policies.make_table(SPACES[policy](*shape[:2]), np.arange(policies.BINS), *shape[:2])
-  found = np.asarray(jax.jit(policies.apply)(np.repeat(image[None], len(table.kind), 0), table))
+  actual = np.asarray(jax.jit(policies.apply)(np.repeat(image[None], len(table.kind), 0), table))
   expected = []
   for name, operation in PILLOW.items():
     magnitudes = torchvisions(name, policy, *shape[:2])
     signed = name in (*SHEARS, *CHANGES, 'TranslateX', 'TranslateY', 'Rotate')
     for m in np.concatenate([magnitudes, -magnitudes if signed else magnitudes]).tolist():
       expected.append(np.asarray(operation(picture, m)).reshape(shape))
-  assert len(found) == 14 * 62
-  away = np.abs(found.astype(int) - np.stack(expected)).max((1, 2, 3)).reshape(14, 62)
-  assert {name for name, most in zip(PILLOW, away.max(1), strict=True) if most} <= {'AutoContrast'}
+  assert len(actual) == 14 * 62
+  away = np.abs(actual.astype(int) - np.stack(expected)).max((1, 2, 3)).reshape(14, 62)
+  assert {name for name, maximum in zip(PILLOW, away.max(1), strict=True) if maximum} <= {'AutoContrast'}
   assert away.max() <= 1
 
 
@@ -83,13 +83,13 @@ def test_all_operations_are_drawn_equally_often_and_each_image_by_its_own() -> N
   images = np.tile(np.arange(64, dtype=np.uint8).reshape(8, 8, 1), (1, 1, 1, 1)).repeat(6000, 0)
   transform = policies.make('randaugment', 1, 30, 0)
   assert transform
-  found = np.asarray(jax.jit(transform)(jax.random.key(0), images))
+  actual = np.asarray(jax.jit(transform)(jax.random.key(0), images))
   table = policies.make_table(policies.randaugment(8, 8), np.array([30]), 8, 8)
   rows = np.asarray(jax.jit(policies.apply)(images[: len(table.kind)], table))
   weight: dict[bytes, int] = {}
   for row in rows:  # several operations leave a gray ramp as it is
     weight[row.tobytes()] = weight.get(row.tobytes(), 0) + 1
-  drawn = [image.tobytes() for image in found]
+  drawn = [image.tobytes() for image in actual]
   assert set(drawn) == weight.keys()
   expected = {outcome: 6000 * w / len(rows) for outcome, w in weight.items()}
   assert sum((drawn.count(o) - e) ** 2 / e for o, e in expected.items()) < 60  # chi-squared, under 27 degrees

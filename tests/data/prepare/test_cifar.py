@@ -151,13 +151,13 @@ def test_nothing_is_printed_but_one_line(data_dir, archive, capfd):
 def test_an_interrupted_preparation_leaves_nothing(data_dir, archive, monkeypatch, stop):
   examples = prepare_cifar._examples
 
-  def interrupted(split, contents):
+  def interrupt(split, contents):
     for i, example in enumerate(examples(split, contents)):
       if (split, i) == ('test', 2):
         raise stop
       yield example
 
-  monkeypatch.setattr(prepare_cifar, '_examples', interrupted)
+  monkeypatch.setattr(prepare_cifar, '_examples', interrupt)
   with pytest.raises((KeyboardInterrupt, InputError)) as caught:
     prepare_cifar.prepare('cifar10', str(data_dir), str(archive))
   if isinstance(stop, OSError):
@@ -188,7 +188,7 @@ def test_a_faster_process_is_no_error(tmp_path, data_dir, archive, monkeypatch):
 
 
 def test_a_full_disk_is_one_line(data_dir, archive):
-  """array_record reports a failed write with an exception type of its own choice."""
+  """array_record reports a failed write with its own exception type."""
   script = f"""
 import resource, signal, sys
 from jaxres.data.prepare import cifar as prepare
@@ -206,8 +206,8 @@ for write in (lambda: prepare.prepare('cifar10', sys.argv[1], sys.argv[2]),
     print(error)
 """
   command = [sys.executable, '-c', script, str(data_dir), str(archive)]
-  found = subprocess.run(command, capture_output=True, text=True, check=True)
-  array_record, npz = found.stdout.splitlines()
+  actual = subprocess.run(command, capture_output=True, text=True, check=True)
+  array_record, npz = actual.stdout.splitlines()
   assert array_record.startswith(f'{data_dir}/cifar10/3.0.2: cannot write: ')
   assert 'File too large' in array_record
   assert npz == f'{data_dir}/x.npz: cannot write: File too large'
@@ -227,26 +227,26 @@ prepare.prepare('cifar10', sys.argv[1], sys.argv[2])
 print(len(tfds.read('cifar10', sys.argv[1]).train.labels), 'tensorflow' in sys.modules)
 """
   paths = os.pathsep.join([str(tmp_path), *(p for p in sys.path if p), os.getcwd()])
-  found = subprocess.run(
+  actual = subprocess.run(
     [sys.executable, '-c', script, str(data_dir), str(archive)],
     env=os.environ | {'PYTHONPATH': paths},
     capture_output=True,
     text=True,
     check=False,
   )
-  assert found.stdout == '20 False\n', found.stderr
+  assert actual.stdout == '20 False\n', actual.stderr
 
 
 def test_a_wrong_archive_is_refused_with_both_checksums(tmp_path, data_dir, archive):
   wrong = tmp_path / 'wrong.tar.gz'
   wrong.write_bytes(archive.read_bytes()[:-1])
-  found = hashlib.sha256(wrong.read_bytes()).hexdigest()
+  actual = hashlib.sha256(wrong.read_bytes()).hexdigest()
   expected = prepare_cifar.PUBLISHED['cifar10'].sha256
   for line in (
     complaint(prepare_cifar.prepare, 'cifar10', str(data_dir), str(wrong)),
     complaint(prepare_cifar.prepare_npz, 'cifar10', str(data_dir / 'x.npz'), str(wrong)),
   ):
-    assert f'expected sha256 {expected}, found {found}' in line
+    assert f'expected sha256 {expected}, found {actual}' in line
   assert 'no such file' in complaint(prepare_cifar.prepare, 'cifar10', str(data_dir), '/no/archive')
   assert not data_dir.exists()
 
@@ -259,7 +259,7 @@ def cut_short(files):
   files['cifar-10-batches-bin/test_batch.bin'] = files['cifar-10-batches-bin/test_batch.bin'][:-1]
 
 
-def unnamed_label(files):
+def remove_label_names(files):
   files['cifar-10-batches-bin/test_batch.bin'] = bytes([10]) + bytes(3072)
 
 
@@ -268,7 +268,7 @@ def unnamed_label(files):
   [
     (without_last_batch, 'it has no file cifar-10-batches-bin/data_batch_5.bin'),
     (cut_short, f'expected records of 3073 bytes, found {BATCH * 3073 - 1} bytes in all'),
-    (unnamed_label, 'label 10, but only 10 class names'),
+    (remove_label_names, 'label 10, but only 10 class names'),
   ],
 )
 def test_an_archive_of_another_layout_is_refused(tmp_path, monkeypatch, data_dir, change, expected):
@@ -449,20 +449,20 @@ def test_no_network_is_one_line_within_seconds(data_dir, archive, monkeypatch):
 def test_a_silent_server_is_given_up(data_dir, archive, monkeypatch):
   monkeypatch.setattr(files_lib, 'TIMEOUT_S', 0.3)
   with Server(b'x' * 10, claimed=100) as server:
-    held = threading.Event()
-    monkeypatch.setattr(server.http, 'shutdown_request', lambda request: (held.wait(20), request.close()))
+    kept_value = threading.Event()
+    monkeypatch.setattr(server.http, 'shutdown_request', lambda request: (kept_value.wait(20), request.close()))
     publish(monkeypatch, 'cifar10', archive, url=server.url)
     line = complaint(prepare_cifar.prepare, 'cifar10', str(data_dir))
-    held.set()
+    kept_value.set()
   assert 'timed out' in line
   assert files_below(data_dir) == []
 
 
 def test_an_interrupted_download_leaves_nothing(data_dir, archive, monkeypatch):
-  def interrupted(*args):
+  def interrupt(*args):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(files_lib._Progress, 'update', interrupted)
+  monkeypatch.setattr(files_lib._Progress, 'update', interrupt)
   with Server(archive.read_bytes()) as server:
     publish(monkeypatch, 'cifar10', archive, url=server.url)
     with pytest.raises(KeyboardInterrupt):

@@ -45,7 +45,7 @@ def write(path: pathlib.Path, seed: int = 0, mode: str = 'RGB') -> None:
 
 
 def photos(root: pathlib.Path, **counts: int) -> pathlib.Path:
-  """Write so many images of each of three classes to each split; '' is no split."""
+  """Write ``count`` images of each of three classes to each split; '' is no split."""
   seed = 0
   for split, count in counts.items():
     for label in ('cat', 'cat-x', 'dog'):  # as text, cat-x/ comes before cat/
@@ -106,9 +106,9 @@ def test_files_are_stored_as_they_are_or_as_rgb_png(tmp_path, capsys) -> None:
     'kinds', split='test', data_dir=tmp_path, download=False, decoders={'image': tfds.decode.SkipDecoding()}
   )
   assert stored.dataset_info.features['label'].names == ['a', 'b']
-  found = {example['id'].decode(): example for example in stored}
-  assert sorted(found) == sorted(f'test/{label}/{name}' for label in 'ab' for name in KINDS)
-  for place, example in found.items():
+  actual = {example['id'].decode(): example for example in stored}
+  assert sorted(actual) == sorted(f'test/{label}/{name}' for label in 'ab' for name in KINDS)
+  for place, example in actual.items():
     content = (tmp_path / 'photos' / place).read_bytes()
     as_it_is = KINDS[place.split('/')[2]][1]
     assert (example['image'] == content) == as_it_is, place
@@ -134,10 +134,10 @@ def test_bad_images_are_named_or_left_out(tmp_path, capsys) -> None:
   assert not (tmp_path / 'sets').exists()
   capsys.readouterr()
   prepare_folder.pack(str(root), 'animals', sets, 3)
-  said = capsys.readouterr().err
-  assert 'left out 2 of at most 3: ' in said
-  assert f'{root}/train/dog/a0.png: it is an animation of 2 frames' in said
-  assert 'writing 13 train images, 5 test images' in said
+  output = capsys.readouterr().err
+  assert 'left out 2 of at most 3: ' in output
+  assert f'{root}/train/dog/a0.png: it is an animation of 2 frames' in output
+  assert 'writing 13 train images, 5 test images' in output
   source = tfds_lib.read('animals', sets)
   assert np.bincount(source.train.labels).tolist() == [4, 5, 4]
   assert len(source.test.labels) == 5

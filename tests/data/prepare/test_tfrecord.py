@@ -150,7 +150,7 @@ def test_data_is_checked_where_a_fast_checksum_is_installed(tmp_path, monkeypatc
   assert list(prepare_tfrecord.read(path)) == [b'one', b'two']
 
 
-def test_fast_checksums_are_found(monkeypatch):
+def test_fast_checksums_are_detected(monkeypatch):
   for name in ('google_crc32c', 'crc32c'):
     monkeypatch.setitem(sys.modules, name, None)
   assert prepare_tfrecord.fast_crc32c() is None

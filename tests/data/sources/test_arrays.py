@@ -14,9 +14,9 @@ def test_digits_are_scikit_learns() -> None:
   source = arrays.read_digits()
   assert (len(source.train.labels), len(source.test.labels)) == (1438, 359)
   assert source.class_names == tuple('0123456789')
-  found = np.concatenate([source.train.images, source.test.images]).astype(float)[..., 0] * 16 / 255
+  actual = np.concatenate([source.train.images, source.test.images]).astype(float)[..., 0] * 16 / 255
   labels = np.concatenate([source.train.labels, source.test.labels])
-  ours = sorted((label, image.round().tobytes()) for image, label in zip(found, labels, strict=True))
+  ours = sorted((label, image.round().tobytes()) for image, label in zip(actual, labels, strict=True))
   digits = load_digits()
   assert ours == sorted((label, image.tobytes()) for image, label in zip(digits.images, digits.target, strict=True))
 
@@ -30,7 +30,7 @@ def test_npz_is_read_as_written(npz) -> None:
   assert source.class_names == ('0', '1', '2', '3')
 
 
-def test_grey_images_get_a_channel_and_classes_get_their_names(npz) -> None:
+def test_gray_images_get_a_channel_and_classes_get_their_names(npz) -> None:
   content = make_arrays(shape=(8, 8))
   source = arrays.read_npz(npz(**content, class_names=np.array(['a', 'b', 'c', 'd', 'e'])))
   assert source.train.images.shape == (96, 8, 8, 1)
@@ -72,9 +72,12 @@ def test_wrong_files_are_named(tmp_path) -> None:
 
 
 def test_damaged_files_are_named(npz, tmp_path) -> None:
-  whole = pathlib.Path(npz()).read_bytes()
-  middle = len(whole) // 2
-  damaged = {'cut': whole[:middle], 'flipped': whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]}
+  complete = pathlib.Path(npz()).read_bytes()
+  middle = len(complete) // 2
+  damaged = {
+    'cut': complete[:middle],
+    'flipped': complete[:middle] + bytes([complete[middle] ^ 1]) + complete[middle + 1 :],
+  }
   for name, content in damaged.items():
     path = tmp_path / f'{name}.npz'
     path.write_bytes(content)
@@ -89,9 +92,9 @@ def test_damaged_files_are_named(npz, tmp_path) -> None:
 def test_a_damaged_byte_anywhere_is_one_line(tmp_path, save) -> None:
   path, rng = tmp_path / 'x.npz', np.random.default_rng(0)
   save(path, **make_arrays((8, 8), (4, 4, 3)))
-  whole, refused, read = path.read_bytes(), 0, 0
-  for at in rng.integers(len(whole), size=400):
-    path.write_bytes(whole[:at] + bytes([rng.integers(256)]) + whole[at + 1 :])
+  complete, refused, read = path.read_bytes(), 0, 0
+  for at in rng.integers(len(complete), size=400):
+    path.write_bytes(complete[:at] + bytes([rng.integers(256)]) + complete[at + 1 :])
     try:
       arrays.read_npz(str(path))
     except InputError as error:
@@ -114,11 +117,11 @@ def test_pickled_objects_are_refused(tmp_path) -> None:
     arrays.read_npz(str(path))
 
 
-def given(**changes: np.ndarray) -> dict:
+def make_content(**changes: np.ndarray) -> dict:
   return make_arrays((8, 8), (6, 7, 3)) | changes
 
 
-IMAGES, LABELS = given()['train_x'], given()['train_y']
+IMAGES, LABELS = make_content()['train_x'], make_content()['train_y']
 
 
 @pytest.mark.parametrize(
@@ -149,12 +152,12 @@ IMAGES, LABELS = given()['train_x'], given()['train_y']
 )
 def test_arrays_of_another_form_are_refused_with_the_fix(npz, change: dict, message: str) -> None:
   with pytest.raises(InputError, match=message) as caught:
-    arrays.read_npz(npz(**given(**change)))
+    arrays.read_npz(npz(**make_content(**change)))
   assert '\n' not in str(caught.value)
 
 
 def test_the_fix_is_right(npz) -> None:
-  expected = arrays.read_npz(npz(**given())).train.images
+  expected = arrays.read_npz(npz(**make_content())).train.images
   first, last = IMAGES.transpose(0, 3, 1, 2), IMAGES.transpose(1, 2, 3, 0)
   for fixed in (
     first.transpose(0, 2, 3, 1),
@@ -162,7 +165,7 @@ def test_the_fix_is_right(npz) -> None:
     np.rint(255 * (IMAGES / 255)).astype(np.uint8),
     np.rint(IMAGES.astype(np.float32)).astype(np.uint8),
   ):
-    np.testing.assert_array_equal(arrays.read_npz(npz(**given(train_x=fixed))).train.images, expected)
+    np.testing.assert_array_equal(arrays.read_npz(npz(**make_content(train_x=fixed))).train.images, expected)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,7 @@ def test_the_fix_is_right(npz) -> None:
 )
 def test_shapes_that_may_be_meant_are_read(npz, shape: tuple) -> None:
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-  content = given(train_x=images, test_x=images)
+  content = make_content(train_x=images, test_x=images)
   assert arrays.read_npz(npz(**content)).train.images.shape == shape
 
 
@@ -189,15 +192,15 @@ def test_shapes_that_may_be_meant_are_read(npz, shape: tuple) -> None:
     ((8, 3, 4, 6), 'where they may be the first of 3x4x6 or the last'),
   ],
 )
-def test_an_axis_of_many_channels_is_asked_for(npz, shape: tuple, message: str) -> None:
+def test_an_axis_of_many_channels_needs_an_answer(npz, shape: tuple, message: str) -> None:
   """Neither is such a set trained as it should not be, nor can it not be trained."""
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   with pytest.raises(InputError, match=re.escape(message)):
-    arrays.read_npz(npz(**given(train_x=images, test_x=images)))
-  content = given(train_x=images, test_x=images, channels=np.array(shape[3]))
-  assert arrays.read_npz(npz(**content)).train.images.shape == shape  # it is said that they are last
+    arrays.read_npz(npz(**make_content(train_x=images, test_x=images)))
+  content = make_content(train_x=images, test_x=images, channels=np.array(shape[3]))
+  assert arrays.read_npz(npz(**content)).train.images.shape == shape  # a message says that they are last
   first = images.transpose(0, 2, 3, 1)
-  content = given(train_x=first, test_x=first, channels=np.array(shape[1]))
+  content = make_content(train_x=first, test_x=first, channels=np.array(shape[1]))
   np.testing.assert_array_equal(arrays.read_npz(npz(**content)).test.images, first)
   with pytest.raises(InputError, match=f'channels is {shape[1] + 100}; put them last, or mend the number'):
     arrays.read_npz(npz(**content | {'channels': np.array(shape[1] + 100)}))
@@ -206,18 +209,18 @@ def test_an_axis_of_many_channels_is_asked_for(npz, shape: tuple, message: str) 
 @pytest.mark.parametrize('channels', [np.array('3'), np.array([3, 3]), np.array(0), np.array(3.0), np.zeros(0, int)])
 def test_channels_is_one_number(npz, channels: np.ndarray) -> None:
   with pytest.raises(InputError, match='channels: expected one whole number, 1 or more, found'):
-    arrays.read_npz(npz(**given(channels=channels)))
+    arrays.read_npz(npz(**make_content(channels=channels)))
 
 
 def test_classes_have_different_names(npz) -> None:
   with pytest.raises(InputError, match="classes 1 and 3 are both called 'b'; give each its own name"):
-    arrays.read_npz(npz(**given(), class_names=np.array(['a', 'b', 'c', 'b'])))
+    arrays.read_npz(npz(**make_content(), class_names=np.array(['a', 'b', 'c', 'b'])))
   with pytest.raises(InputError, match='the name of class 2 is empty'):
-    arrays.read_npz(npz(**given(), class_names=np.array(['a', 'b', '', 'd'])))
+    arrays.read_npz(npz(**make_content(), class_names=np.array(['a', 'b', '', 'd'])))
 
 
-def test_classes_that_are_called_alike_are_said(npz, capsys) -> None:
-  arrays.read_npz(npz(**given(), class_names=np.array(['cat', 'dog', 'Cat', 'd'])))
+def test_classes_that_are_called_alike_are_told(npz, capsys) -> None:
+  arrays.read_npz(npz(**make_content(), class_names=np.array(['cat', 'dog', 'Cat', 'd'])))
   assert "'cat' and 'Cat' are 2 classes; write them alike if they are one" in capsys.readouterr().err
 
 
@@ -237,7 +240,7 @@ def test_classes_that_are_called_alike_are_said(npz, capsys) -> None:
   ],
 )
 def test_what_arrays_say_never_makes_a_long_line(npz, change: dict) -> None:
-  path = npz(**given(**change))
+  path = npz(**make_content(**change))
   with pytest.raises(InputError) as caught:
     arrays.read_npz(path)
   assert len(str(caught.value).replace(path, '')) < 400
@@ -254,13 +257,13 @@ def test_many_other_arrays_are_not_all_listed(npz) -> None:
 def test_names_of_classes_in_bytes_become_text(npz) -> None:
   names = np.array([name.encode() for name in ('Katze', 'Hündin', '猫', 'b')])
   assert names.dtype.kind == 'S'
-  assert arrays.read_npz(npz(**given(), class_names=names)).class_names == ('Katze', 'Hündin', '猫', 'b')
+  assert arrays.read_npz(npz(**make_content(), class_names=names)).class_names == ('Katze', 'Hündin', '猫', 'b')
   with pytest.raises(InputError, match=r"class_names: b'caf\\xe9' is not UTF-8"):
-    arrays.read_npz(npz(**given(), class_names=np.array([b'caf\xe9', b'b', b'c', b'd'])))
+    arrays.read_npz(npz(**make_content(), class_names=np.array([b'caf\xe9', b'b', b'c', b'd'])))
 
 
-def test_images_of_zeros_and_ones_are_said(npz, capsys) -> None:
-  arrays.read_npz(npz(**given(train_x=(IMAGES > 90).astype(np.uint8))))
+def test_images_of_zeros_and_ones_are_told(npz, capsys) -> None:
+  arrays.read_npz(npz(**make_content(train_x=(IMAGES > 90).astype(np.uint8))))
   assert 'train_x has no value above 1: black images' in capsys.readouterr().err
-  arrays.read_npz(npz(**given()))
+  arrays.read_npz(npz(**make_content()))
   assert capsys.readouterr().err == ''

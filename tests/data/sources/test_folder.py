@@ -20,7 +20,7 @@ def write(path: pathlib.Path, size: tuple[int, int] = (12, 10), level: int = 100
 
 
 def write_classes(root: pathlib.Path, **counts: int) -> pathlib.Path:
-  """Write so many images of each class; the level of red tells which."""
+  """Write ``count`` images of each class; the level of red tells which."""
   for label, (name, count) in enumerate(sorted(counts.items())):
     for i in range(count):
       write(root / name / f'{i:03d}.png', level=60 * label + i)
@@ -41,14 +41,14 @@ def test_a_flat_folder_loses_a_stratified_fifth_to_test(tmp_path, capsys) -> Non
   (tmp_path / 'cat/.hidden.png').write_bytes(b'')
   (tmp_path / '.git').mkdir()
   source = folder.read_folder(str(tmp_path), seed=0)
-  said = capsys.readouterr().err
-  assert 'has no test split: 7 of its training images, a stratified fifth, are held out (seed 0)' in said
-  assert f'1 files are no images by their names and left out, such as {tmp_path}/cat/notes.txt' in said
+  output = capsys.readouterr().err
+  assert 'has no test split: 7 of its training images, a stratified fifth, are held out (seed 0)' in output
+  assert f'1 files are no images by their names and left out, such as {tmp_path}/cat/notes.txt' in output
   assert source.class_names == ('cat', 'dog', 'eel')
   assert np.bincount(source.train.labels).tolist() == [8, 16, 4]
   assert np.bincount(source.test.labels).tolist() == [2, 4, 1]
-  found = names(source.train) + names(source.test)
-  assert len(set(found)) == 35
+  actual = names(source.train) + names(source.test)
+  assert len(set(actual)) == 35
   for files in (source.train, source.test):
     assert [name.split('/')[0] for name in names(files)] == [source.class_names[k] for k in files.labels]
   assert names(folder.read_folder(str(tmp_path), seed=0).test) == names(source.test)
@@ -99,7 +99,7 @@ def test_a_folder_is_loaded_as_the_reference_decodes_it(tmp_path) -> None:
 
 
 @pytest.mark.parametrize('pipeline', ['resident', 'stream'])
-def test_a_folder_is_normalised_by_imagenets_statistics(tmp_path, pipeline: str) -> None:
+def test_a_folder_is_normalized_by_imagenets_statistics(tmp_path, pipeline: str) -> None:
   write_classes(tmp_path, a=5, b=5)
   info = data.load('folder', path=str(tmp_path), pipeline=pipeline, image_size=8).info
   assert (info.mean, info.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -139,23 +139,23 @@ def test_a_bad_image_is_named_and_replaced_by_the_next(change: str, tmp_path, ca
   write_classes(tmp_path / 'test', a=1, b=1)
   bad = tmp_path / 'train/a/003.png'
   content = bad.read_bytes()
-  found = images.Images(folder.read_folder(str(tmp_path), 0).train, 8, max_bad=1)
+  actual = images.Images(folder.read_folder(str(tmp_path), 0).train, 8, max_bad=1)
   if change == 'animate':
     Image.new('L', (4, 4)).save(bad, 'GIF', save_all=True, append_images=[Image.new('L', (4, 4), 255)])
   elif change == 'gone':
     bad.unlink()
   else:
     bad.write_bytes({'truncate': content[:45], 'garbage': b'<html>', 'empty': b''}[change])
-  decoded = images.decode_all(found, workers=2)
+  decoded = images.decode_all(actual, workers=2)
   assert f'bad training example 1 of at most 1: {bad}: ' in capsys.readouterr().err
   assert decoded.labels.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
   np.testing.assert_array_equal(decoded.images[3], decoded.images[4])
   assert not np.array_equal(decoded.images[3], decoded.images[2])
-  found.max_bad, found._bad = 0, {}
+  actual.max_bad, actual._bad = 0, {}
   with pytest.raises(
     InputError, match=r'a/003.png: (cannot|it is an animation) .*; repair or remove it; data.max_bad is 0'
   ):
-    images.decode_all(found, workers=2)
+    images.decode_all(actual, workers=2)
 
 
 def test_more_bad_images_than_allowed(tmp_path, capsys) -> None:
@@ -175,29 +175,29 @@ def test_more_bad_images_than_allowed(tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize('pipeline', ['resident', 'stream'])
-def test_a_bad_evaluation_image_is_found_at_once_and_left_out(tmp_path, capsys, pipeline: str) -> None:
+def test_a_bad_evaluation_image_is_detected_at_once_and_left_out(tmp_path, capsys, pipeline: str) -> None:
   write_classes(tmp_path / 'train', a=4, b=4)
   write_classes(tmp_path / 'val', a=1, b=3)
   write_classes(tmp_path / 'test', a=2, b=2)
-  whole = (tmp_path / 'test/b/000.png').read_bytes()
-  (tmp_path / 'test/b/000.png').write_bytes(whole[:-30])
+  complete = (tmp_path / 'test/b/000.png').read_bytes()
+  (tmp_path / 'test/b/000.png').write_bytes(complete[:-30])
   (tmp_path / 'val/b/002.png').write_bytes(b'<html>')
   load = lambda max_bad: data.load('folder', path=str(tmp_path), image_size=8, pipeline=pipeline, max_bad=max_bad)
   with pytest.raises(InputError, match=r'test/b/000.png, in the test split: .*; data.max_bad is 0 a split'):
     load(0)
   dataset = load(1)
   assert (dataset.train.size, dataset.val.size, dataset.test.size) == (8, 3, 3)
-  said = capsys.readouterr().err
-  assert f'bad test example 1 of at most 1, left out: {tmp_path}/test/b/000.png: ' in said
-  assert f'bad val example 1 of at most 1, left out: {tmp_path}/val/b/002.png: ' in said
+  output = capsys.readouterr().err
+  assert f'bad test example 1 of at most 1, left out: {tmp_path}/test/b/000.png: ' in output
+  assert f'bad val example 1 of at most 1, left out: {tmp_path}/val/b/002.png: ' in output
 
 
-def test_what_does_not_fit_into_memory_is_said(tmp_path) -> None:
+def test_what_does_not_fit_into_memory_is_told(tmp_path) -> None:
   write_classes(tmp_path, a=5, b=5)
-  found = images.Images(folder.read_folder(str(tmp_path), 0).train, 8)
-  found.size = 1 << 44
+  actual = images.Images(folder.read_folder(str(tmp_path), 0).train, 8)
+  actual.size = 1 << 44
   with pytest.raises(InputError, match=r'images take \d+ GB; set data.pipeline=stream'):
-    images.decode_all(found, workers=1)
+    images.decode_all(actual, workers=1)
 
 
 def layout(root: pathlib.Path, paths: str) -> None:
@@ -324,10 +324,10 @@ def test_space_around_a_cell_is_no_part_of_it(tmp_path, form: str, header: str, 
   pathlib.Path(file).write_bytes(b'\xef\xbb\xbf' + end.join([header, *rows]).encode())
   source = csv_file.read_csv(file, seed=0)
   assert source.class_names == ('cat', 'dog')
-  found = {
+  actual = {
     path.stem: label for s in (source.train, source.test) for path, label in zip(paths(s), s.labels, strict=True)
   }
-  assert found == {str(i): 1 - i % 2 for i in range(12)}
+  assert actual == {str(i): 1 - i % 2 for i in range(12)}
 
 
 BLANKS = ['', '', ' ', '  ', '\t', '\u00a0', '\u3000', '\x0b']
@@ -405,15 +405,15 @@ def test_a_class_not_in_train_among_thousands_is_a_short_line(tmp_path) -> None:
   assert len(str(caught.value)) < 1300
 
 
-def test_labels_that_look_alike_are_said(tmp_path, capsys) -> None:
+def test_labels_that_look_alike_are_told(tmp_path, capsys) -> None:
   labels = ['Cat', 'cat', 'caf\u00e9', 'cafe\u0301', 'dog']
   rows = [f'images/{i}.png,{labels[i % 5]}' for i in range(10)]
   source = csv_file.read_csv(write_csv(tmp_path, '\n'.join(['path,label', *rows])), seed=0)
   assert len(source.class_names) == 5
-  said = capsys.readouterr().err
-  assert "'Cat' and 'cat' are 2 classes; write them alike if they are one" in said
-  assert 'caf' in said
-  assert 'dog' not in said
+  output = capsys.readouterr().err
+  assert "'Cat' and 'cat' are 2 classes; write them alike if they are one" in output
+  assert 'caf' in output
+  assert 'dog' not in output
 
 
 def test_a_line_separator_in_a_cell_is_no_end_of_a_row(tmp_path) -> None:
@@ -468,7 +468,7 @@ def test_bad_fields(options: dict, message: str) -> None:
     data.load('digits', **options)
 
 
-def test_folders_that_look_alike_are_said_once(tmp_path, capsys) -> None:
+def test_folders_that_look_alike_are_told_once(tmp_path, capsys) -> None:
   for root in (tmp_path / 'flat', tmp_path / 'split/train', tmp_path / 'split/test'):
     write_classes(root, Cat=5, cat=5, dog=5)
   folder.read_folder(str(tmp_path / 'flat'), seed=0)

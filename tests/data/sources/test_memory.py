@@ -8,7 +8,7 @@ from jaxres.analysis.loaded import load
 from jaxres.data.sources import arrays, memory
 from jaxres.errors import InputError
 from jaxres.train import loop
-from tests.helpers import CLASS_NAMES, make_arrays, merged
+from tests.helpers import CLASS_NAMES, make_arrays, merge
 
 CONTENT = make_arrays()
 SPLITS = {split: (CONTENT[f'{split}_x'], CONTENT[f'{split}_y']) for split in ('train', 'test')}
@@ -88,16 +88,16 @@ def test_a_fifth_is_tested_where_there_is_no_test_split() -> None:
 
 
 def test_training_goes_on_with_equal_data_and_no_other(config, tmp_path, npz, capsys) -> None:
-  file = loop.train_and_evaluate(merged(config, train={'epochs': 2}), tmp_path / 'file')
-  config = merged(config, data={'name': 'cifar10', 'path': None})
-  first = loop.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / 'run', data=FORMS['batches'])
+  file = loop.train_and_evaluate(merge(config, train={'epochs': 2}), tmp_path / 'file')
+  config = merge(config, data={'name': 'cifar10', 'path': None})
+  first = loop.train_and_evaluate(merge(config, train={'epochs': 1}), tmp_path / 'run', data=FORMS['batches'])
   assert first['train/loss'] != file['train/loss']
   other = {**CONTENT, 'test_x': CONTENT['test_x'] // 2}
   with pytest.raises(InputError, match='holds a run on other data: splits was'):
-    loop.train_and_evaluate(merged(config, train={'epochs': 2}), tmp_path / 'run', data=other)
-  end = loop.train_and_evaluate(merged(config, train={'epochs': 1}), tmp_path / 'run', data=FORMS['arrays'])
+    loop.train_and_evaluate(merge(config, train={'epochs': 2}), tmp_path / 'run', data=other)
+  end = loop.train_and_evaluate(merge(config, train={'epochs': 1}), tmp_path / 'run', data=FORMS['arrays'])
   assert end['test/top1'] == first['test/top1']
-  complete = loop.train_and_evaluate(merged(config, train={'epochs': 2}), tmp_path / 'again', data=FORMS['tf.data'])
+  complete = loop.train_and_evaluate(merge(config, train={'epochs': 2}), tmp_path / 'again', data=FORMS['tf.data'])
   same = lambda row: {name: value for name, value in row.items() if 'images_per_s' not in name}
   assert same(complete) == same(file)
   network = load(tmp_path / 'again')

@@ -23,7 +23,7 @@ from tests.data.sets import encode, examples, features, png, write
 NAMES = ['ant', 'bee', 'cat', 'dog']
 
 
-def colour_set(data_dir, n=(23, 9)):
+def color_set(data_dir, n=(23, 9)):
   """Write random 6x5 RGB images with ids, class names and a fixed answer."""
   rng = np.random.default_rng(0)
   expected, splits = {}, {}
@@ -52,22 +52,22 @@ def complaint(*args):
 
 
 def test_examples_come_in_the_order_of_their_ids(tmp_path):
-  _, expected = colour_set(tmp_path)
+  _, expected = color_set(tmp_path)
   stored = tfds.data_source('tiny', split='train', data_dir=tmp_path, download=False)
   ids = [example['id'] for example in stored]
   assert ids != sorted(ids)  # TFDS shuffles, so the order below is not that of the file
 
   source = tfds_lib.read('tiny', str(tmp_path))
   for split, (images, labels) in expected.items():
-    found = getattr(source, split)
-    assert found.images.dtype == np.uint8
-    assert found.labels.dtype == np.int32
-    np.testing.assert_array_equal(found.images, images)
-    np.testing.assert_array_equal(found.labels, labels)
+    actual = getattr(source, split)
+    assert actual.images.dtype == np.uint8
+    assert actual.labels.dtype == np.int32
+    np.testing.assert_array_equal(actual.images, images)
+    np.testing.assert_array_equal(actual.labels, labels)
   assert source.class_names == tuple(NAMES)
 
 
-def test_a_grey_set_with_no_ids_and_no_class_names(tmp_path):
+def test_a_gray_set_with_no_ids_and_no_class_names(tmp_path):
   images = np.random.default_rng(1).integers(0, 256, (7, 4, 4, 1), dtype=np.uint8)
   features = {
     'image': tfds.features.Image(shape=(4, 4, 1)),
@@ -86,7 +86,7 @@ def test_a_grey_set_with_no_ids_and_no_class_names(tmp_path):
 
 
 def test_the_default_directory_is_that_of_tfds(tmp_path, monkeypatch):
-  colour_set(tmp_path / 'sets')
+  color_set(tmp_path / 'sets')
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'sets'))
   assert tfds_lib.is_prepared('tiny')
   assert len(tfds_lib.read('tiny').train.labels) == 23
@@ -98,8 +98,8 @@ def test_the_default_directory_is_that_of_tfds(tmp_path, monkeypatch):
 
 
 def test_the_newest_complete_version_is_read(tmp_path):
-  folder, _ = colour_set(tmp_path)
-  other, _ = colour_set(tmp_path / 'other', n=(3, 2))
+  folder, _ = color_set(tmp_path)
+  other, _ = color_set(tmp_path / 'other', n=(3, 2))
   shutil.copytree(other, tmp_path / 'tiny' / '10.0.0')  # newer than 1.0.0, and than 9.0.0
   shutil.copytree(folder, tmp_path / 'tiny' / '9.0.0')
   shutil.copytree(folder, tmp_path / 'tiny' / 'incomplete.ABCDEF_11.0.0')
@@ -107,7 +107,7 @@ def test_the_newest_complete_version_is_read(tmp_path):
 
 
 def test_an_interrupted_preparation_is_not_prepared(tmp_path):
-  folder, _ = colour_set(tmp_path)
+  folder, _ = color_set(tmp_path)
   assert tfds_lib.is_prepared('tiny', str(tmp_path))
   folder.rename(folder.with_name('incomplete.ABCDEF_1.0.0'))
   assert not tfds_lib.is_prepared('tiny', str(tmp_path))
@@ -128,12 +128,12 @@ def test_a_missing_set_names_the_path_and_the_fix(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(('name', 'meant'), [('cifar_10', 'cifar10'), ('tinny', 'tiny')])
 def test_an_unknown_name_gets_the_nearest(tmp_path, name, meant):
-  colour_set(tmp_path)
+  color_set(tmp_path)
   assert f'did you mean {meant!r}?' in complaint(name, str(tmp_path))
 
 
 def test_another_format_says_so(tmp_path):
-  folder, _ = colour_set(tmp_path)
+  folder, _ = color_set(tmp_path)
   info = json.loads((folder / 'dataset_info.json').read_text())
   info['fileFormat'] = 'tfrecord'
   (folder / 'dataset_info.json').write_text(json.dumps(info))
@@ -151,7 +151,7 @@ def test_another_format_says_so(tmp_path):
 
 
 def test_no_array_record_points_to_npz(tmp_path, monkeypatch):
-  colour_set(tmp_path)
+  color_set(tmp_path)
   (tmp_path / 'tiny').rename(tmp_path / 'cifar10')
   monkeypatch.setitem(sys.modules, 'array_record', None)
   line = complaint('cifar10', str(tmp_path))
@@ -187,7 +187,7 @@ def test_images_of_two_sizes_are_refused_where_the_set_states_one(tmp_path):
 
 
 def test_a_label_out_of_range_names_its_example(tmp_path):
-  folder, expected = colour_set(tmp_path)
+  folder, expected = color_set(tmp_path)
   features = (folder / 'features.json').read_text()
   (folder / 'features.json').write_text(features.replace('"4"', '"3"'))
   (folder / 'label.labels.txt').unlink()
@@ -208,7 +208,7 @@ def test_a_set_without_a_train_split_is_refused(tmp_path):
 
 @pytest.mark.parametrize('shape', [(8, 8, 3), (None, None, 3)])
 @pytest.mark.parametrize(
-  ('sizes', 'expected', 'said'),
+  ('sizes', 'expected', 'output'),
   [
     ({'train': 10, 'test': 4}, (10, None, 4), ''),
     ({'train': 10, 'validation': 3, 'test': 4}, (10, 3, 4), ''),
@@ -218,7 +218,7 @@ def test_a_set_without_a_train_split_is_refused(tmp_path):
     ({'train': 10, 'test': -4}, (8, None, 2), 'its test split has no labels and is left out'),
   ],
 )
-def test_splits(tmp_path, capsys, shape, sizes, expected, said):
+def test_splits(tmp_path, capsys, shape, sizes, expected, output):
   """A negative size is that of a split without labels, as ImageNet's test."""
   splits = {
     split: [e | ({'label': -1} if size < 0 else {}) for e in examples(abs(size), side=8)]
@@ -226,14 +226,14 @@ def test_splits(tmp_path, capsys, shape, sizes, expected, said):
   }
   write(tmp_path, features(shape), splits)
   source = tfds_lib.read('tiny', str(tmp_path))
-  found = (source.train, source.val, source.test)
-  assert tuple(part and len(part.labels) for part in found) == expected
-  for part in found:
+  actual = (source.train, source.val, source.test)
+  assert tuple(part and len(part.labels) for part in actual) == expected
+  for part in actual:
     assert isinstance(part, (Encoded if None in shape else Arrays) | None)
     assert part is None or set(part.labels) <= {0, 1}
   lines = capsys.readouterr().err
-  assert said in lines
-  assert lines.count('\n') == (0 if not said else 1 + (sizes == {'train': 10, 'test': -4}))
+  assert output in lines
+  assert lines.count('\n') == (0 if not output else 1 + (sizes == {'train': 10, 'test': -4}))
   if expected[0] == 8:
     assert np.bincount(source.train.labels).tolist() == [4, 4]
 
@@ -274,9 +274,9 @@ def test_threads_read_the_right_records(tmp_path):
   by_name = {e['id']: e['image'] for e in given}
   wanted = np.random.default_rng(0).integers(0, 60, 3000).tolist()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    found = list(pool.map(lambda at: (train.name_of(at).split('example ')[1], train.read_at(at)), wanted))
-  assert [name for name, _ in found] == [given[at]['id'] for at in wanted]
-  assert all(image == by_name[name] for name, image in found)
+    actual = list(pool.map(lambda at: (train.name_of(at).split('example ')[1], train.read_at(at)), wanted))
+  assert [name for name, _ in actual] == [given[at]['id'] for at in wanted]
+  assert all(image == by_name[name] for name, image in actual)
 
 
 @pytest.mark.parametrize('pipeline', ['resident', 'stream'])
@@ -308,11 +308,11 @@ def test_kinds_of_encoded_images_become_rgb(tmp_path, kind):
   given = [e | {'image': content} for e in examples(6)]
   write(tmp_path, features(), {'train': given, 'test': given})
   dataset = data.load('tiny', data_dir=str(tmp_path))
-  found = np.asarray(dataset.train.device_data['image'][0])
-  assert np.ptp(found) > 100
-  np.testing.assert_array_equal(found, decode.decode_image(content, None))
+  actual = np.asarray(dataset.train.device_data['image'][0])
+  assert np.ptp(actual) > 100
+  np.testing.assert_array_equal(actual, decode.decode_image(content, None))
   if kind not in ('CMYK', 'I;16'):
-    np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(content)).convert('RGB')))
+    np.testing.assert_array_equal(actual, np.asarray(Image.open(io.BytesIO(content)).convert('RGB')))
 
 
 def test_an_encoded_label_out_of_range_names_its_example(tmp_path):
@@ -339,13 +339,13 @@ def test_names_and_configs(tmp_path):
   ):
     with pytest.raises(InputError, match=f'data.name: unknown data set {name!r}') as caught:
       data.load(name, data_dir=str(tmp_path))
-    said = str(caught.value)
-    assert f'{meant!r}' in said or f', {meant};' in said  # the nearest word, or the last of those that are known
+    output = str(caught.value)
+    assert f'{meant!r}' in output or f', {meant};' in output  # the nearest word, or the last of those that are known
     assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('channels', [1, 4])
-def test_training_on_grey_and_on_four_channels(tmp_path, tiny, channels):
+def test_training_on_gray_and_on_four_channels(tmp_path, tiny, channels):
   rng = np.random.default_rng(0)
   given = []
   for i in range(96):
@@ -394,7 +394,7 @@ def test_a_damaged_encoded_set_is_never_read(tmp_path, damage, kept):
 
 @pytest.mark.parametrize('damage', DAMAGE)
 def test_a_damaged_set_is_never_read(tmp_path, damage):
-  folder, _ = colour_set(tmp_path)
+  folder, _ = color_set(tmp_path)
   (path,) = folder.glob('*test.array_record*')
   DAMAGE[damage](path)
   line = complaint('tiny', str(tmp_path))

@@ -35,14 +35,14 @@ def source(size: int = 700) -> Source:
 
 def test_labels_are_read_once_and_kept(folder):
   given = source()
-  found = tfds_labels.read(folder, 'train', given)
+  actual = tfds_labels.read(folder, 'train', given)
   assert given.reads == 700
-  assert found.labels.dtype == np.int32
-  np.testing.assert_array_equal(found.labels, [e['label'] for e in given.examples])
-  np.testing.assert_array_equal(found.labels[found.order], np.arange(700) % 7)  # in the order of the ids
+  assert actual.labels.dtype == np.int32
+  np.testing.assert_array_equal(actual.labels, [e['label'] for e in given.examples])
+  np.testing.assert_array_equal(actual.labels[actual.order], np.arange(700) % 7)  # in the order of the ids
   again = tfds_labels.read(folder, 'train', given)
   assert given.reads == 700
-  for ours, theirs in zip(again, found, strict=True):
+  for ours, theirs in zip(again, actual, strict=True):
     np.testing.assert_array_equal(ours, theirs)
     assert ours.dtype == theirs.dtype
 
@@ -62,7 +62,7 @@ def test_another_split_folder_or_writing_is_another_file(folder, tmp_path):
 
 
 @pytest.mark.parametrize('damage', ['empty', 'truncated', 'other file', 'too few', 'other order', 'other dtype'])
-def test_a_damaged_file_is_written_anew(folder, damage):
+def test_a_damaged_file_is_written_again(folder, damage):
   given = source()
   expected = tfds_labels.read(folder, 'train', given)
   file = tfds_labels.cache_file(folder, 'train')
