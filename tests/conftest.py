@@ -48,8 +48,8 @@ def few_programs_at_a_time() -> Iterator[None]:
 def quick_programs(request: pytest.FixtureRequest) -> Iterator[None]:
   """Compile with few optimizations, on two of the eight devices, unless the module is marked otherwise.
 
-  ``pytestmark = pytest.mark.optimized`` where speed, exact numbers or the compiled program are the subject, and
-  ``pytest.mark.eight_devices`` where sharding is.
+  ``optimized`` marks a module or a test where exact numbers or the compiled program are the subject,
+  ``eight_devices`` a module where sharding is.
   """
   import jax
 
@@ -64,6 +64,18 @@ def quick_programs(request: pytest.FixtureRequest) -> Iterator[None]:
       jax.config.update('jax_disable_most_optimizations', True)
     yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(autouse=True)
+def all_optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Compile as for a user in one test that is marked ``optimized``."""
+  import jax
+
+  before = jax.config.read('jax_disable_most_optimizations')
+  if 'optimized' in request.keywords:
+    jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ from jaxres import cli
 from tests.helpers import MAIN_ENVIRONMENT, ROOT, main_command, rows, run_main
 from tests.train.runs import final_state
 
+pytestmark = pytest.mark.curves
+
 DIGITS = ('--config', 'configs/digits.py')
 TINY = ('--config', 'tests/faults/tiny.py', '--config.train.epochs=12')  # a run of seconds
 

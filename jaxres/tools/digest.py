@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def print_digest(run: pathlib.Path, step: int | None, leaves: bool, end: str = '') -> None:
-  """Print the digest of a checkpoint, which is read completely and compared with what was saved; ``end`` ends the line."""
+  """Print the digest of a checkpoint, read completely and compared with what was saved; ``end`` ends the line."""
   step, saved = workdir.read_step(run, step)
   if leaves:
     print('\n'.join(printable(f'{digest}  {name}') for name, digest in saved.digests.items()))

@@ -20,6 +20,8 @@ from jaxres.errors import InputError
 from jaxres.runtime import sharding
 from jaxres.state import TrainState, shardings
 
+pytestmark = pytest.mark.eight_devices
+
 
 def make_state(step: int) -> TrainState:
   leaf = lambda k: jnp.arange(40.0).reshape(5, 8) * k + step

@@ -1,4 +1,4 @@
-"""Which directories are checkpoints, and what is said where one is named in place of its run."""
+"""Which directories are checkpoints, and the error where one is named in place of its run."""
 
 import pathlib
 

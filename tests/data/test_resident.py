@@ -1,10 +1,13 @@
 import jax
 import numpy as np
+import pytest
 
 from jaxres.data import sampler
 from jaxres.data.resident import Resident
 from jaxres.data.types import Arrays
 from jaxres.runtime import sharding
+
+pytestmark = pytest.mark.eight_devices
 
 
 def make(size: int = 50, batch_size: int = 16) -> tuple[Arrays, Resident]:

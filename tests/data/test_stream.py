@@ -14,6 +14,8 @@ from jaxres.errors import InputError
 from jaxres.train import loop
 from tests.helpers import make_arrays
 
+pytestmark = pytest.mark.eight_devices
+
 
 @pytest.fixture
 def images(tmp_path) -> str:

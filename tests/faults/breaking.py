@@ -176,7 +176,7 @@ def full_disk(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     'status': status,
     'said': output[-300:],
     'steps': steps,
-    'left': leave_files,
+    'left': leftovers,
     'ends_alike': alike,
     'ok': ok,
   }

@@ -30,10 +30,10 @@ def bad_config(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     'section': f'{section[:-1]}q.{field}=1',
     'type': f'{section}.{field}=banana',
   }[kind]
-  start = time.monotonic()
+  started = time.monotonic()
   process = start(scratch, scratch / 'never', f'--config.{word}', config='configs/digits.py')
   status, output = finish(process)
-  seconds = time.monotonic() - start
+  seconds = time.monotonic() - started
   named = (
     output.startswith('error: ') and '\n' not in output and (wrong if kind == 'letter' else field) in output + word
   )
@@ -89,10 +89,10 @@ def missing(number: int, scratch: pathlib.Path, rng: random.Random) -> Row:
     (f'data.name=folder data.path={scratch}/nowhere', 'nowhere'),
   ][number % 8]
   words = [f'--config.{word}' for word in asked.split()]
-  start, proxy = time.monotonic(), 'http://127.0.0.1:9'
+  started, proxy = time.monotonic(), 'http://127.0.0.1:9'
   process = start(scratch, scratch / 'never', *words, config='configs/digits.py', http_proxy=proxy, https_proxy=proxy)
   status, output = finish(process)
-  seconds = time.monotonic() - start
+  seconds = time.monotonic() - started
   ok = status == 2 and expected in output and '\n' not in output and not (scratch / 'never').exists() and seconds < 10
   return {'asked': asked, 'status': status, 'said': output[:300], 'run_s': round(seconds, 2), 'ok': ok}
 

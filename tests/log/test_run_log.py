@@ -18,6 +18,8 @@ from jaxres.train import loop
 from jaxres.train.meter import Meter
 from tests.helpers import merge
 
+pytestmark = pytest.mark.curves
+
 KNOWN = tasks.make('classification').metrics
 
 

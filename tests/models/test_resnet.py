@@ -407,6 +407,7 @@ def test_features_equal_torch_layers(by_torch: Any, case: Any) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.optimized
 @pytest.mark.parametrize(('name', 'options'), [('resnet20', {'shortcut': 'pad'}), ('resnet18', {'stem': 'cifar'})])
 def test_train_gradients_equal_torch(by_torch: Any, name: str, options: dict[str, str]) -> None:
   model = small(name, **options)

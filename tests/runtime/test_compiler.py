@@ -132,6 +132,7 @@ def test_a_function_is_jitted_with_the_options_at_its_first_call(monkeypatch: py
 
 
 @on_cpu
+@pytest.mark.optimized
 def test_what_runs_once_has_the_bits_of_what_runs_often() -> None:
   model = models.create('resnet20', num_classes=4, dtype='float32')
   init = lambda key: init_variables(model, (8, 8, 3), key)

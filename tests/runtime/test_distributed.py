@@ -29,6 +29,8 @@ from tests.faults import inject
 from tests.helpers import ROOT, merge, rows
 from tests.train.runs import final_state
 
+pytestmark = [pytest.mark.eight_devices, pytest.mark.curves]
+
 ENVIRONMENT = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'PYTHONPATH': str(ROOT)}
 
 

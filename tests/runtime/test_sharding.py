@@ -4,6 +4,8 @@ import pytest
 from jaxres.errors import InputError
 from jaxres.runtime import sharding
 
+pytestmark = pytest.mark.eight_devices
+
 
 def test_the_mesh_has_all_devices_and_auto_axes() -> None:
   mesh = sharding.make_mesh()

@@ -33,6 +33,8 @@ from jaxres.train.step import Hyperparameters, step_key
 from tests.helpers import ROOT, make_arrays, merge, rows
 from tests.train.runs import digest_of, stop
 
+pytestmark = pytest.mark.eight_devices
+
 BINS, FULL_AGREEMENT = 4, 8  # of the labels; steps until the views' agreement counts in full
 
 

@@ -54,7 +54,7 @@ def test_norms_that_are_frozen_do_not_look_at_the_batch() -> None:
 
 
 def test_a_part_of_one_example_on_each_device_is_refused_before_anything_is_written(config, stages, tmp_path) -> None:
-  small = merge(config, model={'name': stages}, data={'image_size': 4, 'batch_size': 8})
+  small = merge(config, model={'name': stages}, data={'image_size': 4, 'batch_size': 2})
   with pytest.raises(InputError, match='one example at a time, of which stage3/block0/bn1'):
     loop.train_and_evaluate(merge(small, model={'name': stages, 'bn': 'per_device'}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

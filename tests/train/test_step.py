@@ -18,6 +18,8 @@ from jaxres.train.step import Hyperparameters, make_train_steps
 from tests.helpers import classification
 from tests.train.runs import KEY, stack
 
+pytestmark = pytest.mark.eight_devices
+
 
 def make_parts(config: dict, devices: int, transform: augment.Augment | None = None):
   mesh = jax.sharding.Mesh(jax.devices()[:devices], ('data',))

@@ -7,6 +7,8 @@ from jaxres.data import augment, types
 from jaxres.errors import InputError
 from jaxres.runtime import sharding
 
+pytestmark = pytest.mark.eight_devices
+
 
 @pytest.fixture
 def images() -> np.ndarray:

@@ -5,6 +5,8 @@ import pytest
 
 from jaxres.data.augment import make, mixing
 
+pytestmark = pytest.mark.eight_devices
+
 
 @pytest.fixture
 def batch() -> tuple[np.ndarray, np.ndarray]:
