@@ -147,12 +147,13 @@ def run_rest(copy: pathlib.Path, removed: Sequence[str], *, everything: bool) ->
   )
   pytest_words = ['-m', 'pytest', '-q', '-p', 'tests.deletability', '-p', 'no:cacheprovider']
   environment = os.environ | {'PYTHONPATH': str(copy), REMOVED: ','.join(removed)}
-  for words in (['-c', imports], [*pytest_words, '--collect-only', '-qq', 'tests'], [*pytest_words, *paths]):
+  workers = ['-n', '2'] if everything else []
+  for words in (['-c', imports], [*pytest_words, '--collect-only', '-qq', 'tests'], [*pytest_words, *workers, *paths]):
     done = subprocess.run(
       [sys.executable, *words], cwd=copy, env=environment, stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
-      print(f'error: {" ".join(words):.200} ended with status {done.returncode}\n{done.stdout[-4000:]}')
+      print(f'error: {" ".join(words):.200} ended with status {done.returncode}\n{done.stdout[-8000:]}')
       return False
   print(done.stdout.strip().splitlines()[-1], flush=True)
   return True

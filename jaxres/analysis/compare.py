@@ -1,10 +1,13 @@
 """`jaxres evaluate`: scores of runs on the examples of a split, side by side and as an ensemble."""
 
-from collections.abc import Mapping
+import functools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxres import metrics
 from jaxres.analysis import runs, scores, task_scores
+from jaxres.train import seeds
 
 ROWS = {  # of the table: where each is in a run's scores
   'top-1': ('top1',),
@@ -24,6 +27,7 @@ ROWS = {  # of the table: where each is in a run's scores
   'loss at that temperature': ('calibrated', 'loss'),
 }
 PLAIN = ('loss', 'temperature', 'Brier')  # rows that are no fractions
+BY_RUN = (('train', 'seed'), ('data', 'seed'), ('data', 'fold'))  # what differs in the configs of a series of runs
 INTERVALS = {'top-1': 'top1', 'top-5': 'top5', 'loss': 'loss', 'F1, macro': 'macro_f1'}
 
 
@@ -41,7 +45,8 @@ def compare(
     batch_size: as of ``runs.predict_split``.
 
   Returns:
-    The scores, as of ``scores.compare``, with ``split`` and the ``origin`` of each run; and the outputs by run.
+    The scores, as of ``scores.compare``, with ``split``, the ``origin`` of each run and where the runs are a series
+    ``series``, as of ``summarize_series``; and the outputs by run.
 
   Raises:
     InputError: the runs have other classes or examples, or a run has no such split or cannot be evaluated.
@@ -51,16 +56,84 @@ def compare(
   tests = dict(zip(names, (runs.predict_split(run, split, batch_size) for run in run_list), strict=True))
   runs.check_same_examples(run_list, [test.labels for test in tests.values()], split)
   if not run_list[0].task.labels.are_classes:
-    return {'split': split} | with_origins(task_scores.compare(tests, run_list[0].task), run_list), tests
+    compared = {'split': split} | with_origins(task_scores.compare(tests, run_list[0].task), run_list)
+    return with_series(compared, [run.config for run in run_list]), tests
   fits = lambda run: run.dataset.val is not None and split != 'val'
   vals = {run.name: runs.predict_split(run, 'val', batch_size) if fits(run) else None for run in run_list}
   compared = scores.compare(tests, vals, run_list[0].class_names)
-  return {'split': split} | with_origins(compared, run_list), tests
+  compared = {'split': split} | with_origins(compared, run_list)
+  return with_series(compared, [run.config for run in run_list]), tests
 
 
 def with_origins(compared: dict[str, Any], networks: list[runs.Run]) -> dict[str, Any]:
   """Return the scores of runs, each with which checkpoint it is of."""
   return compared | {'runs': {run.name: {'origin': run.origin} | compared['runs'][run.name] for run in networks}}
+
+
+def with_series(compared: dict[str, Any], configs: Sequence[Mapping[str, Mapping[str, Any]] | None]) -> dict[str, Any]:
+  """Return scores with ``series``: what their runs give together; without it where they are no series.
+
+  Args:
+    compared: as of ``compare``.
+    configs: of the runs, in order; None of what is none. A series is of two runs or more that differ in their seeds and
+      folds alone.
+  """
+  plain = [
+    {(section, field): value for section, fields in config.items() for field, value in fields.items()}
+    for config in configs
+    if config is not None
+  ]
+  for fields in plain:
+    for key in BY_RUN:
+      fields.pop(key, None)
+  if len(plain) < max(2, len(configs)) or any(fields != plain[0] for fields in plain):
+    return compared
+  return compared | {'series': summarize_series(compared)}
+
+
+def summarize_series(compared: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+  """Return what the runs of a series give together, for each row of the table in which all of them have a value.
+
+  Args:
+    compared: as of ``compare``.
+
+  Returns:
+    By row ``mean``, ``std`` (of the sample, with n - 1), and ``low`` and ``high`` of the 95 % interval of the mean, as
+    of ``train.seeds.summarize``; None of fewer than three runs.
+  """
+  rows = _metric_places(compared) if 'metrics' in compared else {row: (ROWS[row], scale_of(row)) for row in ROWS}
+  summaries = {}
+  for name, (place, scale) in rows.items():
+    values = [_look_up(run_scores, place) for run_scores in compared['runs'].values()]
+    if all(value is not None for value in values):
+      mean, std = statistics.fmean(values), statistics.stdev(values)
+      low, high = seeds.interval(values, mean, std, scale)
+      summaries[name] = {'mean': mean, 'std': std, 'low': low, 'high': high}
+  return summaries
+
+
+def scale_of(row: str) -> str:
+  """Return the scale of ``metrics.Metric`` that a row of ``ROWS`` has."""
+  return 'positive' if row.startswith(PLAIN) else 'fraction'
+
+
+def _metric_places(compared: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], str]]:
+  """Return where each metric of a task without classes is in a run's scores, and its scale, by its title."""
+  known = {name: metrics.Metric(**fields) for name, fields in compared['metrics'].items()}
+  return {metric.title: ((name,), metric.scale) for name, metric in known.items()}
+
+
+def _look_up(run_scores: Mapping[str, Any], place: Sequence[str]) -> Any:
+  """Return a value of a run's scores; None where it or what it is in is undefined."""
+  value: Any = run_scores
+  for key in place:
+    value = None if value is None else value[key]
+  return value
+
+
+def headers(compared: Mapping[str, Any]) -> list[str]:
+  """Return what the columns of the table of scores are called: those of ``columns``, and of a series the mean."""
+  return [*columns(compared), *([f'mean of {len(compared["runs"])}'] if 'series' in compared else [])]
 
 
 def columns(compared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -70,22 +143,31 @@ def columns(compared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def rows(compared: Mapping[str, Any]) -> list[list[str]]:
-  """Return the rows of the table of scores: a name, and the value for each of ``columns``."""
+  """Return the rows of the table of scores: a name, and the value for each of ``headers``."""
   if 'metrics' in compared:
     return [_metric_row(compared, name) for name in compared['metrics']]
   table = []
+  series = compared.get('series')
   for label, place in ROWS.items():
     if label == 'top-5' and all(column['top5'] is None for column in columns(compared).values()):
       continue  # of few classes: it is always 100 %
     row = [label]
     for column in columns(compared).values():
-      value: Any = column
-      for key in place:
-        value = None if value is None else value[key]
+      value = _look_up(column, place)
       bound = ' (at the bound of the search)' if label == 'temperature' and column['temperature_at_bound'] else ''
       row.append(show(label, value) + bound + _interval(label, column['intervals']))
+    if series is not None:
+      row.append(_show_summary(series.get(label), functools.partial(show, label)))
     table.append(row)
   return table
+
+
+def _show_summary(summary: Mapping[str, float] | None, write: Callable[[float], str]) -> str:
+  """Return the mean of a series of runs, its spread and its interval as a table has them; a dash where undefined."""
+  if summary is None:
+    return '-'
+  interval = '' if summary['low'] is None else f' ({write(summary["low"])} to {write(summary["high"])})'
+  return f'{write(summary["mean"])} ± {write(summary["std"])}{interval}'
 
 
 def _metric_row(compared: Mapping[str, Any], name: str) -> list[str]:
@@ -96,6 +178,8 @@ def _metric_row(compared: Mapping[str, Any], name: str) -> list[str]:
   for column in columns(compared).values():
     low, high = column['intervals'][name]
     row.append(f'{write(column[name])} ({write(low)} to {write(high)})')
+  if 'series' in compared:
+    row.append(_show_summary(compared['series'].get(metric.title), write))
   return row
 
 
@@ -114,8 +198,12 @@ def _interval(label: str, intervals: Mapping[str, Any]) -> str:
 
 
 def notes(compared: Mapping[str, Any]) -> list[str]:
-  """Return what is undefined, and why, each once."""
+  """Return what is undefined, and why, each once; and of a series what its column is."""
   lines = [note for column in columns(compared).values() for note in column['notes']]
+  if 'series' in compared:
+    count = len(compared['runs'])
+    interval = '95 % interval of the mean (Student)' if count >= seeds.MIN_VALUES else 'no interval of so few'
+    lines.append(f'mean of {count}: of the runs, ± their standard deviation; {interval}')
   if 'metrics' in compared:
     return [*dict.fromkeys(lines)]
   if 'data' in compared:

@@ -7,8 +7,11 @@ import numpy as np
 
 from jaxres import evaluate
 from jaxres.analysis import runs, scores
+from jaxres.errors import InputError
 
 BLOCK = 1024  # examples whose neighbors are computed at a time
+WEAK_ERROR = 0.3  # errors of a network on a split, from which on its doubts say more of it than of the labels
+LIST_COLUMNS = ('path', 'label', 'split', 'candidate', 'predicted', 'margin')  # the first three are those of training
 
 
 class Pair(NamedTuple):
@@ -101,23 +104,36 @@ def find_near_duplicates(outputs: Mapping[str, evaluate.Outputs], top: int) -> l
   return sorted(pairs, key=lambda pair: -pair.similarity)[:top]
 
 
-def find_label_errors(run: runs.Run, top: int, batch_size: int | None = None) -> dict[str, Any]:
+def predict_splits(run: runs.Run, batch_size: int | None = None) -> dict[str, evaluate.Outputs]:
+  """Return what the network of a run makes of every example of every split that it has.
+
+  Args:
+    run: of ``runs.read_runs``.
+    batch_size: as of ``runs.predict_split``.
+
+  Raises:
+    InputError: as ``runs.predict_split``; or the task of the run has no classes, or the run no test split.
+  """
+  runs.check_classes(run.task, 'jaxres errors')
+  splits = [split for split in runs.SPLITS if split != 'val' or run.dataset.val is not None]
+  return {split: runs.predict_split(run, split, batch_size) for split in splits}
+
+
+def find_label_errors(run: runs.Run, outputs: Mapping[str, evaluate.Outputs], top: int) -> dict[str, Any]:
   """Return what in the data of a run deserves a look, ready to be written as JSON.
 
   Args:
     run: of ``runs.read_runs``.
+    outputs: of ``predict_splits``.
     top: how many examples and pairs at most.
-    batch_size: as of ``runs.predict_split``.
 
   Returns:
-    ``labels``: by split its examples, the number of ``candidates``, and the most suspicious ones, the worst first, each
-    with its ``index`` in the split and its ``file`` (None where it is none); ``duplicates``: ``Pair``, the files and
-    labels of the two, and the mean ``difference`` of their pixels in levels; ``classes``: recall on the test split, the
-    hardest first; ``pairs``: the commonest confusions there.
+    ``labels``: by split its examples, the fraction ``top1`` of them that the network names as they are labeled,
+    whether it is too ``weak`` to judge labels, the number of ``candidates``, and the most suspicious ones, the
+    worst first, each with its ``index`` in the split and its ``file`` (None where it is none); ``duplicates``:
+    ``Pair``, the files and labels of the two, and the mean ``difference`` of their pixels in levels; ``classes``:
+    recall on the test split, the hardest first; ``pairs``: the commonest confusions there.
   """
-  runs.check_classes(run.task, 'jaxres errors')
-  splits = [split for split in runs.SPLITS if split != 'val' or run.dataset.val is not None]
-  outputs = {split: runs.predict_split(run, split, batch_size) for split in splits}
   test, names = outputs['test'], run.class_names
   by_class = scores.score_by_class(test.logits, test.labels, names, [])
   classes = [{'class': row['name'], 'recall': row['recall']} for row in by_class['classes'] if row['examples']]
@@ -151,7 +167,45 @@ def _labels(run: runs.Run, split: str, split_outputs: evaluate.Outputs, top: int
     for i in np.argsort(-worst, kind='stable')[:top]
     if worst[i] > 0
   ]
-  return {'examples': len(split_outputs.labels), 'candidates': int(likely.sum()), 'worst': rows}
+  top1 = float(np.mean(split_outputs.logits.argmax(-1) == split_outputs.labels))
+  return {
+    'examples': len(split_outputs.labels),
+    'top1': top1,
+    'weak': 1 - top1 > WEAK_ERROR,
+    'candidates': int(likely.sum()),
+    'worst': rows,
+  }
+
+
+def check_files(run: runs.Run) -> None:
+  """Raise InputError where the examples of a run are no files, so that no list can name them."""
+  if run.dataset.train.name_of is None:
+    fix = "the JSON (--json) has the examples' indices"
+    raise InputError(run.path, f"the examples of data.name='{run.config['data']['name']}' are no files", fix=fix)
+
+
+def list_labels(run: runs.Run, outputs: Mapping[str, evaluate.Outputs]) -> list[dict[str, Any]]:
+  """Return every example of a run, a row each: the candidates for wrong labels first, the worst before the others.
+
+  Args:
+    run: of ``runs.read_runs``, on data whose examples are files.
+    outputs: of ``predict_splits``.
+
+  Returns:
+    Rows of ``LIST_COLUMNS``, which ``data.sources.csv_file`` reads as training data once labels are corrected.
+    ``candidate`` is ``'yes'`` or empty, ``margin`` that of ``label_margin``.
+
+  Raises:
+    InputError: as ``check_files``.
+  """
+  check_files(run)
+  names, rows = run.class_names, []
+  for split, (logits, labels, *_) in outputs.items():
+    likely, margins = find_candidates(logits, labels), label_margin(logits, labels)
+    for i, label in enumerate(labels):
+      cells = (run.file_of(split, i), names[label], split, 'yes' if likely[i] else '')
+      rows.append(dict(zip(LIST_COLUMNS, (*cells, names[logits[i].argmax()], float(margins[i])), strict=True)))
+  return sorted(rows, key=lambda row: -row['margin'] if row['candidate'] else np.inf)
 
 
 def _describe_pair(run: runs.Run, outputs: Mapping[str, evaluate.Outputs], pair: Pair) -> dict[str, Any]:

@@ -121,6 +121,26 @@ def score_by_class(logits: np.ndarray, labels: np.ndarray, class_names: Sequence
   }
 
 
+def roc_curve(logits: np.ndarray, labels: np.ndarray, class_id: int) -> list[tuple[float, float]]:
+  """Return the ROC curve of a class against the rest, by scikit-learn; empty where there is no example of one side.
+
+  Args:
+    logits: float ``[N, K]``; examples are ranked by the probability of the class.
+    labels: int ``[N]``.
+    class_id: the class.
+
+  Returns:
+    False positive rate and true positive rate, both in [0, 1], from (0, 0) to (1, 1); corners alone.
+  """
+  from sklearn import metrics as sk  # slow
+
+  is_class = labels == class_id
+  if is_class.all() or not is_class.any():
+    return []
+  false_positives, true_positives, _ = sk.roc_curve(is_class, softmax(logits)[:, class_id])
+  return [*zip(false_positives.tolist(), true_positives.tolist(), strict=True)]
+
+
 def notes_on_classes(class_names: Sequence[str], present: np.ndarray) -> list[str]:
   """Return what is undefined, or left out, of the scores of each class.
 

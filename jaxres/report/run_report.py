@@ -34,6 +34,7 @@ WRONG = 'The wrong predictions that it is surest of, with their probability.'
 RIGHT = 'The right predictions that it is least sure of.'
 FILTERS = 'The kernels of the first convolution, each from its smallest weight to its largest.'
 MAX_CLASSES = 100  # of a confusion matrix that is drawn
+MAX_ROC = 6  # classes whose curve is drawn
 
 
 def make_report(run_list: Sequence[runs.Run], batch_size: int | None = None) -> str:
@@ -54,7 +55,9 @@ def make_report(run_list: Sequence[runs.Run], batch_size: int | None = None) -> 
   sections = [_scores(compared), _curves(run_list)]
   for number, run in enumerate(run_list):
     run_scores, test = compared['runs'][run.name], tests[run.name]
-    looks = [*_quality(run_scores, run), *_examples(run, test)] if run.task.labels.are_classes else _worst(run, test)
+    looks = (
+      [*_quality(run_scores, run, test), *_examples(run, test)] if run.task.labels.are_classes else _worst(run, test)
+    )
     parts = [*looks, *_weights(run), *_making(run, timing)]
     sections += _name_sections(parts, run.name, number, len(run_list))
   intro = Markup().join(
@@ -78,7 +81,7 @@ def _data_name(run: runs.Run) -> str:
 
 def _headline(compared: Mapping[str, Any]) -> Markup:
   """Return the figures that matter most: several of one run, the first of them of each of several."""
-  columns = compare.columns(compared)
+  columns = compare.headers(compared)
   rows = {row[0]: row[1:] for row in compare.rows(compared)}
   cells = []
   labels = [*rows] if 'metrics' in compared else [label for label in HEADLINE if label in rows]
@@ -97,7 +100,7 @@ def _name_sections(parts: Sequence[Section], name: str, number: int, count: int)
 
 
 def _scores(compared: Mapping[str, Any]) -> Section:
-  headers = ['', *compare.columns(compared)]
+  headers = ['', *compare.headers(compared)]
   remarks = [*compare.differences(compared), *compare.notes(compared)]
   text = f'On the {compared["split"]} split; in brackets 95 % bootstrap intervals.'
   rows = compare.rows(compared)
@@ -128,7 +131,7 @@ def curve_titles(networks: Sequence[runs.Run]) -> dict[str, str]:
   return {name: title[:1].upper() + title[1:] for name, title in pairs} | CURVES
 
 
-def _quality(run_scores: Mapping[str, Any], run: runs.Run) -> list[Section]:
+def _quality(run_scores: Mapping[str, Any], run: runs.Run, test: evaluate.Outputs) -> list[Section]:
   """Return what the scores of one run say, class by class."""
   names, matrix = run.class_names, run_scores['confusion']
   worst = [[names[a], names[b], f'{count:,}'] for a, b, count in scores.rank_confusions(matrix)[:10]]
@@ -156,7 +159,21 @@ def _quality(run_scores: Mapping[str, Any], run: runs.Run) -> list[Section]:
       html.table(['class', 'examples', 'precision', 'recall', 'F1', 'ROC-AUC', 'average precision'], bars),
     ),
     html.section('calibration', 'Calibration', html.paragraph(error), html.group('charts', charts)),
+    _roc(run_scores, test),
   ]
+
+
+def _roc(run_scores: Mapping[str, Any], test: evaluate.Outputs) -> Section:
+  """Return the ROC curves of the classes with the least area under them."""
+  areas = [
+    (row['roc_auc'], k, row['name']) for k, row in enumerate(run_scores['classes']) if row['roc_auc'] is not None
+  ]
+  drawn = sorted(areas)[:MAX_ROC]
+  curves = {f'{name}, area {auc:.4f}': scores.roc_curve(test.logits, test.labels, k) for auc, k, name in drawn}
+  chart = html.line_chart('One class against the rest', curves, 'false positive rate', lambda y: f'{y:.2f}')
+  text = 'How many of a class are called so, over how many others are, at every threshold of its probability; '
+  text += f'of {len(areas)} classes those with the least area.' if len(areas) > MAX_ROC else 'the more area the better.'
+  return html.section('roc', 'ROC curves', html.paragraph(text), html.group('charts', [chart]) if drawn else Markup())
 
 
 def _examples(run: runs.Run, test: evaluate.Outputs) -> list[Section]:

@@ -1,7 +1,12 @@
 """`jaxres errors`."""
 
 import argparse
+import csv
+import io
 import json
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 from jaxres import files
 from jaxres.analysis import label_errors
@@ -9,7 +14,7 @@ from jaxres.errors import check_range, printable
 from jaxres.files import file_errors
 from jaxres.paths import output_path
 from jaxres.report import error_report
-from jaxres.tools.run_arguments import add_runs, read_runs
+from jaxres.tools.run_arguments import add_runs, check_keeps_data, read_runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,16 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--top', type=int, default=48, metavar='N', help='examples and pairs of each kind (48)')
   parser.add_argument('--out', metavar='FILE', help='the page to write; errors.html in the run')
   parser.add_argument('--json', metavar='FILE', help='write what was found as JSON too')
+  parser.add_argument(
+    '--out-csv', metavar='FILE', help='list every file and its label, the doubtful first: correct it, train on it'
+  )
 
 
 def run(args: argparse.Namespace) -> None:
-  """Write the page and the JSON, and print what was found."""
+  """Write the page, the JSON and the list, and print what was found."""
   check_range('--top', args.top, low=1)
-  out, as_json = (
-    output_path(given, flag) if given else None for given, flag in ((args.out, '--out'), (args.json, '--json'))
-  )
+  paths = {'--out': args.out, '--json': args.json, '--out-csv': args.out_csv}
+  out, as_json, as_csv = (output_path(given, flag) if given else None for flag, given in paths.items())
   (trained,) = read_runs(args, several=False)
-  findings = label_errors.find_label_errors(trained, args.top, args.batch_size)
+  check_keeps_data([trained], paths)
+  if as_csv:
+    label_errors.check_files(trained)
+  outputs = label_errors.predict_splits(trained, args.batch_size)
+  if as_csv:
+    files.write_atomic(as_csv, _format_csv(label_errors.list_labels(trained, outputs)))
+  findings = label_errors.find_label_errors(trained, outputs, args.top)
   if as_json:
     with file_errors(as_json):
       files.write_atomic(as_json, json.dumps(findings, indent=2, allow_nan=False) + '\n')
@@ -39,8 +52,25 @@ def run(args: argparse.Namespace) -> None:
     print(
       printable(f'{split}: {labels["candidates"]:,} of {labels["examples"]:,} labels are candidates for wrong ones')
     )
+    if labels['weak']:
+      print(
+        f'warning: {split}: the network is too weak to judge labels, its top-1 is {labels["top1"]:.1%}: '
+        'most candidates are its mistakes; train it better first',
+        file=sys.stderr,
+      )
   hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in findings['classes'][:3])
   print(printable(f'hardest classes, by recall on the test split: {hardest}'))
   for row in findings['pairs'][:3]:
     print(printable(f'{row["class"]} taken for {row["predicted"]}: {row["examples"]:,}'))
   print(f'{len(findings["duplicates"])} pairs across splits that look most alike, and all thumbnails: {printable(out)}')
+  if as_csv:
+    print(printable(f'every file and label, the candidates first; correct it and train on it: jaxres train {as_csv}'))
+
+
+def _format_csv(rows: Sequence[dict[str, Any]]) -> bytes:
+  """Return a CSV file of rows, of UTF-8 but for file names that are not."""
+  text = io.StringIO(newline='')
+  writer = csv.DictWriter(text, label_errors.LIST_COLUMNS, lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(row | {'margin': f'{row["margin"]:.3f}'} for row in rows)
+  return text.getvalue().encode('utf-8', 'surrogateescape')

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from jaxres import files, predict
+from jaxres import files, predict, workdir
 from jaxres.analysis import compare, other_data, runs, scores
 from jaxres.errors import InputError, check_range
 from jaxres.files import file_errors
@@ -16,7 +16,7 @@ from jaxres.log.console import console
 from jaxres.paths import output_path, user_path
 from jaxres.runtime.compiler import enable_compilation_cache
 from jaxres.tools.arguments import add_preprocessing, read_preprocessing
-from jaxres.tools.run_arguments import add_runs, read_runs
+from jaxres.tools.run_arguments import add_runs, check_keeps_data, read_runs
 from jaxres.weights import sources
 
 MAX_CONFUSED = 5
@@ -61,7 +61,9 @@ def compare_runs(args: argparse.Namespace) -> dict[str, Any]:
       raise InputError(f'--{name}', 'a run on its data has that in its config', fix='leave it out, or give --data')
   if args.split == other_data.ALL:
     raise InputError('--split', expected=' or '.join(runs.SPLITS), found=repr(args.split), fix='all is for --data')
-  compared, _ = compare.compare(read_runs(args), args.split or 'test', args.batch_size)
+  run_list = read_runs(args)
+  check_keeps_data(run_list, {'--out': args.out})
+  compared, _ = compare.compare(run_list, args.split or 'test', args.batch_size)
   return compared
 
 
@@ -83,7 +85,9 @@ def compare_on_data(args: argparse.Namespace) -> dict[str, Any]:
     networks[source if name in networks else name] = network
   labels = next(iter(networks.values())).task.labels
   examples = other_data.read(args.data, args.split, args.data_dir, labels)
-  return other_data.compare(networks, examples, args.batch_size or predict.BATCH_SIZE)
+  compared = other_data.compare(networks, examples, args.batch_size or predict.BATCH_SIZE)
+  configs = [workdir.read_config(user_path(source)) if sources.is_run(source) else None for source in directories]
+  return compare.with_series(compared, configs)
 
 
 def print_tables(compared: Mapping[str, Any]) -> None:
@@ -93,7 +97,7 @@ def print_tables(compared: Mapping[str, Any]) -> None:
   of_data = f' of {compared["data"]}' if 'data' in compared else ''
   table = Table(
     '',
-    *(Column(name, overflow='fold') for name in columns),
+    *(Column(name, overflow='fold') for name in compare.headers(compared)),
     title=f'{count:,} {compared["split"]} examples{of_data}, 95 % bootstrap intervals',
   )
   for row in compare.rows(compared):

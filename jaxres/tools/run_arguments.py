@@ -1,6 +1,7 @@
 """Arguments that say which runs, and where their data is."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 
 from jaxres.analysis import runs
 from jaxres.errors import InputError, check_range
@@ -34,3 +35,11 @@ def read_runs(args: argparse.Namespace, *, several: bool = True) -> list[runs.Ru
   if inside:
     raise InputError(args.runs[0], f'{len(inside)} runs are in it', fix=f'name one: {" ".join(map(str, inside[:8]))}')
   return runs.read_runs(args.runs, args.step, args.data_dir, args.data_path)
+
+
+def check_keeps_data(trained: Sequence[runs.Run], outputs: Mapping[str, str | None]) -> None:
+  """Raise InputError where a file to write, by its flag, is there and is the data of a run."""
+  for flag, given in outputs.items():
+    for path in (run.config['data'].get('path') for run in trained):
+      if given and path and user_path(path).exists() and user_path(given).resolve() == user_path(path).resolve():
+        raise InputError(flag, f'{given} is the data of the run', expected='another file to write')

@@ -1,6 +1,9 @@
 """Planted wrong labels and near-duplicates are found, on closed forms and by the tool."""
 
+import collections
+import csv
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -131,3 +134,64 @@ def test_files_are_named(config, tmp_path, capsys) -> None:
   for row in actual['duplicates']:
     assert [pathlib.Path(row[name]).parent.name for name in ('file', 'other_file')] == row['labels']
   assert 'photos/class' in (tmp_path / 'run/report.html').read_text()
+
+
+def write_photos(folder: pathlib.Path, sizes: tuple[int, int] = (60, 20), names: str = 'abcd') -> dict[str, str]:
+  """Write images by class, with a hostile name among them; return the classes by the files' names."""
+  arrays, classes = make_arrays(sizes), {}
+  for i, (image, label) in enumerate(zip(arrays['train_x'], arrays['train_y'], strict=True)):
+    name = os.fsdecode(b'a, "caf\xe9"\n.png') if i == 5 else f'{i:02}.png'
+    classes[name] = names[label if i % 10 else (label + 1) % 4]  # a tenth is labeled wrong
+    (folder / classes[name]).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / classes[name] / name)
+  return classes
+
+
+def test_the_list_of_labels_is_training_data(config, tmp_path, capsys) -> None:
+  written = write_photos(tmp_path / 'photos')
+  config = merge(config, data={'name': 'folder', 'path': str(tmp_path / 'photos'), 'image_size': 8, 'val': 0.25})
+  loop.train_and_evaluate(config, tmp_path / 'run')
+  listed = tmp_path / 'labels.csv'
+  assert cli.main(['errors', str(tmp_path / 'run'), '--json', f'{tmp_path}/e.json', '--out-csv', str(listed)]) is None
+  assert f'jaxres train {listed}' in capsys.readouterr().out
+  with listed.open(encoding='utf-8', errors='surrogateescape', newline='') as stream:
+    rows = list(csv.DictReader(stream))
+  assert {pathlib.Path(row['path']).name: row['label'] for row in rows} == written
+  splits = json.loads((tmp_path / 'e.json').read_text())['labels']
+  counts = collections.Counter(row['split'] for row in rows)
+  assert counts == {split: each['examples'] for split, each in splits.items()}
+  candidates = [row for row in rows if row['candidate']]
+  assert len(candidates) == sum(each['candidates'] for each in splits.values()) > 0
+  assert rows[: len(candidates)] == candidates
+  margins = [float(row['margin']) for row in candidates]
+  assert margins == sorted(margins, reverse=True)
+  again = merge(config, data={'name': 'csv', 'path': str(listed), 'val': 0.0})
+  loop.train_and_evaluate(again, tmp_path / 'again')
+  splits = json.loads((tmp_path / 'again/data.json').read_text())['splits']
+  assert all(f'{count} examples' in splits[split] for split, count in counts.items())
+  with pytest.raises(SystemExit):
+    cli.main(['errors', str(tmp_path / 'again'), '--data_path', str(listed), '--out-csv', str(listed)])
+  assert capsys.readouterr().err == (
+    f'error: --out-csv: {listed} is the data of the run; expected another file to write\n'
+  )
+
+
+def test_examples_that_are_no_files_are_not_listed(config, tmp_path, capsys) -> None:
+  loop.train_and_evaluate(merge(config, train={'epochs': 1}), tmp_path / 'run')
+  capsys.readouterr()
+  with pytest.raises(SystemExit):
+    cli.main(['errors', str(tmp_path / 'run'), '--out-csv', str(tmp_path / 'labels.csv')])
+  assert "the examples of data.name='arrays' are no files; the JSON (--json) has" in capsys.readouterr().err
+  assert not (tmp_path / 'labels.csv').exists()
+
+
+def test_a_weak_network_is_no_judge(config, tmp_path, capsys) -> None:
+  loop.train_and_evaluate(merge(config, train={'epochs': 1}, optim={'lr': 1e-6}), tmp_path / 'run')
+  capsys.readouterr()
+  cli.main(['errors', str(tmp_path / 'run'), '--json', str(tmp_path / 'e.json')])
+  labels = json.loads((tmp_path / 'e.json').read_text())['labels']
+  assert labels['test']['top1'] < 0.7
+  assert labels['test']['weak']
+  assert f'warning: test: the network is too weak to judge labels, its top-1 is {labels["test"]["top1"]:.1%}' in (
+    capsys.readouterr().err
+  )

@@ -15,7 +15,7 @@ import pytest
 
 from jaxres import cli
 from jaxres import workdir as workdir_lib
-from jaxres.analysis import compare, runs
+from jaxres.analysis import compare, runs, scores
 from jaxres.report import charts
 from jaxres.report import html as html_lib
 from jaxres.train import loop
@@ -107,7 +107,9 @@ def check_page(text: str) -> Parsed:
 
 def test_the_page_of_one_run(one, trained) -> None:
   parsed = check_page(one)
-  expected = 'scores curves confusion classes calibration mistakes hits gradcam filters norms config environment timing'
+  expected = (
+    'scores curves confusion classes calibration roc mistakes hits gradcam filters norms config environment timing'
+  )
   assert [attrs['id'] for attrs in parsed.all('section')] == expected.split()
   (run,) = runs.read_runs(trained[:1])
   compared, tests = compare.compare([run])
@@ -129,11 +131,28 @@ def test_the_page_of_one_run(one, trained) -> None:
 
 def test_curves_hold_what_was_logged(one, trained) -> None:
   data = [json.loads(block) for block in re.findall(r'<script type="application/json">(.*?)</script>', one)]
-  assert len(data) == 4
+  assert len(data) == 5  # and of the ROC curves
   rows = workdir_lib.read_metrics(pathlib.Path(trained[0]))
   loss = {line['name']: line['points'] for line in data[0]['series']}
   assert set(loss) == {'train', 'val', 'test'}
   assert [y for _, _, y in loss['test']] == [f'{row["test/loss"]:.4g}' for row in rows if 'test/loss' in row]
+
+
+def test_roc_curves_have_the_areas_of_the_table(one, trained) -> None:
+  *_, roc = [json.loads(block) for block in re.findall(r'<script type="application/json">(.*?)</script>', one)]
+  (run,) = runs.read_runs(trained[:1])
+  compared, tests = compare.compare([run])
+  areas = {row['name']: row['roc_auc'] for row in compared['runs']['seed0']['classes']}
+  assert [line['name'] for line in roc['series']] == [
+    f'{name}, area {auc:.4f}' for name, auc in sorted(areas.items(), key=lambda item: item[1])
+  ]
+  assert len(areas) == 4
+  test = tests['seed0']
+  for k, auc in enumerate(areas.values()):
+    false, true = np.array(scores.roc_curve(test.logits, test.labels, k)).T
+    assert np.trapezoid(true, false) == pytest.approx(auc)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+  assert scores.roc_curve(test.logits, np.zeros_like(test.labels), 0) == []
 
 
 def test_the_page_of_two_runs(trained, tmp_path) -> None:
@@ -230,7 +249,7 @@ def test_it_is_used_by_keyboard_and_pointer(one, trained, shown) -> None:
     reached.append(tag)
     assert outline == 'solid'  # one sees where one is
   assert tag == 'BODY'  # no trap
-  assert reached.count('svg') == 4  # the curves
+  assert reached.count('svg') == 5  # the curves
   assert 'SUMMARY' in reached
   reading = "document.querySelector('.chart output').textContent"
   assert shown.ask(reading).startswith('At the end: train ')
