@@ -73,7 +73,7 @@ def test_bad_input_is_one_line(trained, config, npz, tmp_path, capsys) -> None:
   with pytest.raises(InputError, match='nowhere: no run there; expected a workdir'):
     runs.read_runs([str(tmp_path / 'nowhere')])
   (tmp_path / 'started').mkdir()
-  (tmp_path / 'begun/config.json').write_text((pathlib.Path(trained) / 'config.json').read_text())
+  (tmp_path / 'started/config.json').write_text((pathlib.Path(trained) / 'config.json').read_text())
   with pytest.raises(InputError, match='no checkpoint there'):
     runs.read_runs([str(tmp_path / 'started')])
   with pytest.raises(InputError, match='a run is named twice'):
