@@ -46,7 +46,7 @@ def label_rank(logits: jax.Array, label: jax.Array) -> jax.Array:
     int32 ``[B]``: 0 where the label is the arg-max.
   """
   label_logit = jnp.take_along_axis(logits, label[:, None], axis=-1)
-  earlier = jnp.arange(logits.shape[-1]) < label[:, None]
+  earlier = jnp.arange(logits.shape[-1])[None] < label[:, None]
   return jnp.sum(~(logits <= label_logit) | ((logits == label_logit) & earlier), axis=-1)
 
 
@@ -69,7 +69,7 @@ def sums(loss: jax.Array, logits: jax.Array, label: jax.Array, mask: jax.Array |
   values = {'loss': loss, 'top1': rank < 1, 'count': jnp.ones_like(label)}
   if logits.shape[-1] >= MIN_TOP5_CLASSES:
     values['top5'] = rank < 5
-  return {name: jnp.sum(jnp.where(keep, value, 0), dtype=jnp.float32) for name, value in values.items()}
+  return {name: jnp.sum(jnp.where(keep, value.astype(jnp.float32), 0.0)) for name, value in values.items()}
 
 
 def merge(a: Sums, b: Sums) -> Sums:

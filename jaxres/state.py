@@ -118,6 +118,7 @@ def update_ema(train_state: TrainState, decay: float) -> TrainState:
   """
   if train_state.ema is None:
     return train_state
-  share = jnp.maximum(1.0 - decay, 9.0 / (10.0 + train_state.step))  # 1 - d, with no cancellation
+  step = jnp.asarray(train_state.step, jnp.float32)
+  share = jnp.maximum(1.0 - decay, 9.0 / (10.0 + step))  # 1 - d, with no cancellation
   move = lambda old, new: old + share * (new - old)
   return dataclasses.replace(train_state, ema=jax.tree.map(move, train_state.ema, train_state.variables))

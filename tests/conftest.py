@@ -28,6 +28,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+STRICT = ('models/', 'data/augment/', 'test_losses.py', 'test_metrics.py', 'test_state.py')
+
 
 def pytest_unconfigure() -> None:
   """Leave no cache behind."""
@@ -76,6 +78,18 @@ def all_optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update('jax_disable_most_optimizations', False)
   yield
   jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Let no dtype or rank be promoted in silence by the functions that ``STRICT`` names the tests of."""
+  import jax
+
+  if not str(request.path.relative_to(pathlib.Path(__file__).parent)).startswith(STRICT):
+    yield
+    return
+  with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
+    yield
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ def pad_shortcut(x: jax.Array, channels: int, strides: int) -> jax.Array:
 
 
 def average_pool(x: jax.Array, strides: int) -> jax.Array:
-  """Return the means of squares of ``strides`` by ``strides``; at an odd edge, of what is left of one.
+  """Return the means of squares of ``strides`` pixels a side, taken in float32; at an odd edge, of what is left.
 
   Args:
     x: ``[B, H, W, C]``.
@@ -45,7 +45,8 @@ def average_pool(x: jax.Array, strides: int) -> jax.Array:
   """
   window = (strides, strides)
   rest = [(0, -size % strides) for size in x.shape[1:3]]
-  return nn.avg_pool(x, window, window, padding=rest, count_include_pad=False)
+  means = nn.avg_pool(x.astype(jnp.float32), window, window, padding=rest, count_include_pad=False)
+  return means.astype(x.dtype)
 
 
 class Projection(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxres.models.ops import DIMENSIONS, batch_norm, conv
+from jaxres.models.ops import DIMENSIONS, align_channels, batch_norm, conv
 from jaxres.runtime.compiler import onednn_dtypes
 
 MAX_BYTES = 2 << 20  # of a part of a batch, its inputs and gradients: they stay in the cache of a core
@@ -228,9 +228,11 @@ def _norm_backward(epsilon: float, kept: Any, cotangents: Any) -> tuple[jax.Arra
   x, scale, mean, inverse = kept
   g = cotangents[0]
   axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-  normalized = (x.astype(jnp.float32) - mean) * inverse
+  align = lambda vector: align_channels(vector, x.ndim)
+  normalized = (x.astype(jnp.float32) - align(mean)) * align(inverse)
   bias_gradient, scale_gradient = g.sum(axes), (g * normalized).sum(axes)
-  x_gradient = scale * inverse * (g - bias_gradient / count - normalized * (scale_gradient / count))
+  centered = g - align(bias_gradient / count) - normalized * align(scale_gradient / count)
+  x_gradient = align(scale * inverse) * centered
   return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxres.models import cpu
 from jaxres.models.cpu import materialize, wants_cpu_forms
-from jaxres.models.ops import batch_norm, conv, normalize, update_running
+from jaxres.models.ops import align_channels, batch_norm, conv, normalize, update_running
 
 conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # He et al. 2015; torchvision
 
@@ -55,7 +55,8 @@ class Conv(nn.Module):
       x = conv(x, kernel, self.strides, self.groups)
     if not self.use_bias:
       return x
-    return x + self.param('bias', nn.initializers.zeros, (self.channels,)).astype(self.dtype)
+    bias = self.param('bias', nn.initializers.zeros, (self.channels,)).astype(self.dtype)
+    return x + align_channels(bias, x.ndim)
 
 
 class BatchNorm(nn.Module):

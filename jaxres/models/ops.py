@@ -38,6 +38,11 @@ def conv(x: jax.Array, kernel: jax.Array, strides: int = 1, groups: int = 1) -> 
   )
 
 
+def align_channels(vector: jax.Array, ndim: int) -> jax.Array:
+  """Return ``vector``, ``[C]``, with ``ndim`` axes, the last of which is that of the channels."""
+  return jnp.expand_dims(vector, range(ndim - 1))
+
+
 def normalize(
   x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> jax.Array:
@@ -51,7 +56,9 @@ def normalize(
     bias: float32 ``[C]``.
     epsilon: added to the variance.
   """
-  return (x.astype(jnp.float32) - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias
+  factor = scale * jax.lax.rsqrt(var + epsilon)
+  mean, factor, bias = (align_channels(each, x.ndim) for each in (mean, factor, bias))
+  return (x.astype(jnp.float32) - mean) * factor + bias
 
 
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:

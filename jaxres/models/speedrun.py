@@ -11,7 +11,7 @@ import numpy as np
 from jaxres.errors import InputError
 from jaxres.models import blocks, stems
 from jaxres.models.layers import conv_init
-from jaxres.models.ops import DIMENSIONS
+from jaxres.models.ops import DIMENSIONS, align_channels
 
 EPSILON = 5e-4  # added to the eigenvalues: directions with no variance are not blown up
 
@@ -69,7 +69,7 @@ class FixedConv(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.channels,))
     kernel = jax.lax.stop_gradient(kernel).astype(x.dtype)
     x = jax.lax.conv_general_dilated(x, kernel, (1, 1), 'VALID', dimension_numbers=DIMENSIONS)
-    return x + bias.astype(x.dtype)
+    return x + align_channels(bias.astype(x.dtype), x.ndim)
 
 
 def partial_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

@@ -210,6 +210,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
   """
   scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
   shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+  scale, shift = (jnp.expand_dims(each, range(images.ndim - 1)) for each in (scale, shift))
   return images.astype(jnp.float32) * scale - shift
 
 

@@ -30,7 +30,7 @@ def affine(image: jax.Array, matrix: jax.Array, fill: int = 0) -> jax.Array:
     fill: level of positions outside the image.
   """
   height, width, channels = image.shape
-  y, x = jnp.arange(height)[:, None], jnp.arange(width)
+  y, x = jnp.arange(height)[:, None], jnp.arange(width)[None]
   from_x = matrix[0] * x + matrix[1] * y + matrix[2] >> 16
   from_y = matrix[3] * x + matrix[4] * y + matrix[5] >> 16
   inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
@@ -88,7 +88,7 @@ def _resize(image: jax.Array, axis: int, start: jax.Array, size: jax.Array) -> j
 
 def box_mask(box: jax.Array, height: int, width: int) -> jax.Array:
   """Return what lies in ``box`` (top, left, height, width), which may reach over the border, bool ``[H, W, 1]``."""
-  y, x = jnp.arange(height)[:, None, None], jnp.arange(width)[:, None]
+  y, x = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
   top, left, rows, columns = box
   return (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
 
@@ -127,7 +127,7 @@ def draw_boxes(
 
 def place(rng: jax.Array, sizes: jax.Array, height: int, width: int) -> jax.Array:
   """Return boxes of ``sizes``, int32 ``[B, 2]``, anywhere in the image: int32 ``[B, 4]`` (top, left, height, width)."""
-  corners = jax.random.randint(rng, sizes.shape, 0, jnp.array([height, width]) - sizes + 1)
+  corners = jax.random.randint(rng, sizes.shape, 0, jnp.array([[height, width]]) - sizes + 1)
   return jnp.concatenate([corners, sizes], axis=1)
 
 
@@ -142,7 +142,7 @@ def random_resized_crop(rng: jax.Array, images: jax.Array, *, scale: Sequence[fl
   sizes, fits = draw_boxes(size_rng, count, height, width, areas, CROP_RATIO)
   rows, columns = min(height, round(width / CROP_RATIO[0])), min(width, round(height * CROP_RATIO[1]))
   middle = jnp.array([(height - rows) // 2, (width - columns) // 2, rows, columns])
-  boxes = jnp.where(fits[:, None], place(place_rng, sizes, height, width), middle)
+  boxes = jnp.where(fits[:, None], place(place_rng, sizes, height, width), middle[None])
   return jax.vmap(crop_and_resize)(images, boxes)
 
 
@@ -168,6 +168,7 @@ def random_erase(rng: jax.Array, images: jax.Array, *, probability: float, fill:
 def random_cutout(rng: jax.Array, images: jax.Array, *, side: int, fill: int) -> jax.Array:
   """Fill a square of each image, uint8 ``[B, H, W, C]``; its center is any pixel, it may reach over the border."""
   count, height, width, _ = images.shape
-  corners = jax.random.randint(rng, (count, 2), 0, jnp.array([height, width])) - side // 2
+  ends = jnp.broadcast_to(jnp.array([height, width]), (count, 2))
+  corners = jax.random.randint(rng, ends.shape, 0, ends) - side // 2
   boxes = jnp.concatenate([corners, jnp.full_like(corners, side)], axis=1)
   return jax.vmap(cut_out, (0, 0, None))(images, boxes, fill)

@@ -52,7 +52,8 @@ def mixup(images: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.
     uint8 ``[B, H, W, C]``, rounded to the nearest level, and float32 ``[B, ...]``.
   """
   share = weight[:, None, None, None]
-  blended = share * images + (1 - share) * jnp.roll(images, 1, axis=0)
+  levels = images.astype(jnp.float32)
+  blended = share * levels + (1 - share) * jnp.roll(levels, 1, axis=0)
   return jnp.round(blended).astype(jnp.uint8), _mix_labels(labels, weight)
 
 
@@ -84,9 +85,9 @@ def draw_boxes(rng: jax.Array, weight: jax.Array, height: int, width: int) -> ja
   Returns:
     int32 ``[B, 4]``: top, left, height, width; they may reach over the border.
   """
-  size = jnp.array([height, width])
-  half = (0.5 * jnp.sqrt(1 - weight)[:, None] * size).astype(jnp.int32)
-  center = jax.random.randint(rng, half.shape, 0, size)
+  size = jnp.array([[height, width]])
+  half = (0.5 * jnp.sqrt(1 - weight)[:, None] * size.astype(jnp.float32)).astype(jnp.int32)
+  center = jax.random.randint(rng, half.shape, 0, jnp.broadcast_to(size, half.shape))
   return jnp.concatenate([center - half, 2 * half], axis=1)
 
 

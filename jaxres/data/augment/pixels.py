@@ -18,7 +18,7 @@ def invert(image: jax.Array) -> jax.Array:
 
 def solarize(image: jax.Array, threshold: jax.Array | float) -> jax.Array:
   """Invert the levels at and above ``threshold`` (``ImageOps.solarize``)."""
-  return jnp.where(image < threshold, image, invert(image))
+  return jnp.where(image.astype(jnp.float32) < jnp.asarray(threshold, jnp.float32), image, invert(image))
 
 
 def posterize(image: jax.Array, bits: jax.Array | int) -> jax.Array:
@@ -33,7 +33,7 @@ def autocontrast(image: jax.Array) -> jax.Array:
   comes out one level lower for some of the quotients that are whole numbers.
   """
   levels = image.astype(jnp.int32)
-  low, high = levels.min((0, 1)), levels.max((0, 1))
+  low, high = levels.min((0, 1), keepdims=True), levels.max((0, 1), keepdims=True)
   span = jnp.maximum(high - low, 1)
   # Half of a step away from every integer quotient: no rounding of the division can change the result.
   stretched = (((levels - low) * 255).astype(jnp.float32) + 0.5) / span.astype(jnp.float32)
@@ -43,13 +43,13 @@ def autocontrast(image: jax.Array) -> jax.Array:
 def equalize(image: jax.Array) -> jax.Array:
   """Make the levels of each channel equally frequent (``ImageOps.equalize``); one of few pixels or levels stays."""
   height, width, channels = image.shape
-  slot = image + 256 * jnp.arange(channels)
+  slot = image.astype(jnp.int32) + 256 * jnp.arange(channels)[None, None]
   counts = jnp.zeros(channels * 256, jnp.int32).at[slot.ravel()].add(1).reshape(channels, 256)
   brightest = jnp.take_along_axis(counts, image.max((0, 1)).astype(jnp.int32)[:, None], axis=1)
   step = (height * width - brightest) // 255
   below = jnp.cumsum(counts, axis=1) - counts
   level = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
-  return jnp.where(step > 0, level, jnp.arange(256)).astype(jnp.uint8).ravel()[slot]
+  return jnp.where(step > 0, level, jnp.arange(256)[None]).astype(jnp.uint8).ravel()[slot]
 
 
 def brightness(image: jax.Array, factor: jax.Array | float) -> jax.Array:
@@ -93,7 +93,7 @@ def to_gray(image: jax.Array) -> jax.Array:
     return image
   if channels != 3:
     raise InputError('augment', 'color operations', expected='images of 1 or 3 channels', found=channels)
-  weights = jnp.array([19595, 38470, 7471], jnp.int32)
+  weights = jnp.array([[[19595, 38470, 7471]]], jnp.int32)
   return ((image.astype(jnp.int32) * weights).sum(-1, keepdims=True) + 0x8000 >> 16).astype(jnp.uint8)
 
 
@@ -129,7 +129,7 @@ def hue(image: jax.Array, turn: jax.Array | float) -> jax.Array:
   sector = jnp.where(
     high == red, (green - blue) / span, jnp.where(high == green, 2 + (blue - red) / span, 4 + (red - green) / span)
   )
-  position = sector[..., None] + 6.0 * turn + jnp.array([5.0, 3.0, 1.0])
+  position = sector[..., None] + 6.0 * turn + jnp.array([[[5.0, 3.0, 1.0]]])
   position -= 6.0 * jnp.floor(position / 6.0)
   share = jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
   return jnp.round(high[..., None] - chroma[..., None] * share).astype(jnp.uint8)
