@@ -6,13 +6,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from jaxres.errors import InputError, check_range, check_word
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def softmax_xent(logits: jax.Array, label: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+def softmax_xent(
+  logits: Float[Array, '*B K'], label: Int[Array, '*B'] | Float[Array, '*B K'], *, label_smoothing: float = 0.0
+) -> Float[Array, '*B']:
   """Return the softmax cross-entropy.
 
   Args:
@@ -35,8 +38,12 @@ def softmax_xent(logits: jax.Array, label: jax.Array, *, label_smoothing: float 
 
 
 def sigmoid_xent(
-  logits: jax.Array, label: jax.Array, *, label_smoothing: float = 0.0, target_threshold: float = 0.0
-) -> jax.Array:
+  logits: Float[Array, '*B K'],
+  label: Int[Array, '*B'] | Float[Array, '*B K'],
+  *,
+  label_smoothing: float = 0.0,
+  target_threshold: float = 0.0,
+) -> Float[Array, '*B']:
   """Return the binary cross-entropy of each class against the rest, the *mean* over the classes.
 
   As timm's ``BinaryCrossEntropy``, the loss of "ResNet strikes back" (Wightman et al. 2021, section 3.1). Compared

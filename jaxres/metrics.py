@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 Sums = dict[str, jax.Array]
 Means = Callable[[Mapping[str, float]], dict[str, float]]  # sums over examples, and their count, to metrics
@@ -33,7 +34,7 @@ def find_metric(name: str, known: Mapping[str, Metric]) -> Metric | None:
   return known.get(name.rpartition('/')[2])
 
 
-def label_rank(logits: jax.Array, label: jax.Array) -> jax.Array:
+def label_rank(logits: Float[Array, 'B K'], label: Int[Array, ' B']) -> Int[Array, ' B']:
   """Return how many classes rank before the label in a stable sort by descending logit.
 
   A NaN anywhere ranks before the label, so that a broken model is never counted as right.
@@ -50,7 +51,12 @@ def label_rank(logits: jax.Array, label: jax.Array) -> jax.Array:
   return jnp.sum(~(logits <= label_logit) | ((logits == label_logit) & earlier), axis=-1)
 
 
-def sums(loss: jax.Array, logits: jax.Array, label: jax.Array, mask: jax.Array | None = None) -> Sums:
+def sums(
+  loss: Float[Array, ' B'],
+  logits: Float[Array, 'B K'],
+  label: Int[Array, ' B'] | Float[Array, 'B K'],
+  mask: Bool[Array, ' B'] | None = None,
+) -> Sums:
   """Return the sums of loss, top-1 and top-5 hits over the examples that ``mask`` keeps, and their count.
 
   Args:

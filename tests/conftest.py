@@ -25,9 +25,18 @@ import pathlib
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
+import jaxtyping
 import numpy as np
 import pytest
 
+from tests import checked  # noqa: F401 - by its name below
+
+# What these modules promise of shapes and dtypes is checked at each call.
+CHECKED = (
+  *('jaxres.losses', 'jaxres.metrics', 'jaxres.models.ops', 'jaxres.models.cpu'),
+  *(f'jaxres.data.augment.{name}' for name in ('geometry', 'mixing', 'pixels', 'policies')),
+)
+jaxtyping.install_import_hook(CHECKED, 'tests.checked.check')
 STRICT = ('models/', 'data/augment/', 'test_losses.py', 'test_metrics.py', 'test_state.py')
 
 

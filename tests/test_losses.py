@@ -128,7 +128,7 @@ def test_nothing_is_smoothed_unless_the_option_is_set(batch, name: str) -> None:
 @pytest.mark.parametrize(('smoothing', 'threshold'), [(0.0, 0.25), (0.2, 0.25)])
 def test_a_target_at_the_threshold_is_not_above_it(batch, smoothing: float, threshold: float) -> None:
   logits, target = jnp.asarray(batch[0]), np.float32([[0.25, 0.75, 0, 0, 0]] * 6)
-  one = np.float32([[0, 1, 0, 0, 0]] * 6)
+  one = jnp.array([[0, 1, 0, 0, 0]] * 6, jnp.float32)
   loss = losses.get('sigmoid_xent', label_smoothing=smoothing, target_threshold=threshold)
   np.testing.assert_allclose(loss(logits, jnp.asarray(target)), losses.get('sigmoid_xent')(logits, one), rtol=1e-6)
 

@@ -5,9 +5,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, UInt8
 
 from jaxres.errors import InputError
 
+Image = UInt8[Array, 'H W C']
+Images = UInt8[Array, 'B H W C']
 MAX_LABEL = 2**31 - 1
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from jaxres.models.ops import DIMENSIONS, align_channels, batch_norm, conv
+from jaxres.models.ops import DIMENSIONS, Leaf, align_channels, batch_norm, conv
 from jaxres.runtime.compiler import onednn_dtypes
 
 MAX_BYTES = 2 << 20  # of a part of a batch, its inputs and gradients: they stay in the cache of a core
@@ -23,7 +24,7 @@ def wants_cpu_forms() -> bool:
   return jax.default_backend() == 'cpu'
 
 
-def materialize(x: jax.Array, anchor: jax.Array) -> jax.Array:
+def materialize(x: Float[Array, '*shape'], anchor: Float[Leaf, '...']) -> Float[Array, '*shape']:
   """Return ``x``, and make XLA:CPU write it, and its gradient, to memory here.
 
   XLA:CPU fuses the chain that computes a convolution's input into each transpose that a weight gradient reads it
@@ -42,7 +43,7 @@ def materialize(x: jax.Array, anchor: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv_cpu(x: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
+def conv_cpu(x: Float[Array, 'B H W C'], kernel: Float[Leaf, 'k k C D'], strides: int) -> Float[Array, 'B h w D']:
   """Return ``conv``, whose gradients are convolutions that XLA:CPU hands to its fast kernel, in a loop too.
 
   Args:
@@ -65,7 +66,9 @@ def _conv_backward(strides: int, kept: tuple[jax.Array, jax.Array], g: jax.Array
   return input_gradient(g, kernel, strides, x.shape), kernel_gradient(x, g, strides, len(kernel))
 
 
-def kernel_gradient(x: jax.Array, g: jax.Array, strides: int, size: int) -> jax.Array:
+def kernel_gradient(
+  x: Float[Array, 'B H W C'], g: Float[Array, 'B h w D'], strides: int, size: int
+) -> Float[Array, 'k k C D']:
   """Return the gradient of the kernel, ``[size, size, C, C']``: a convolution over the batch.
 
   Its form is that of Eigen or of oneDNN, whichever computes the convolutions of this dtype.
@@ -145,7 +148,9 @@ def count_parts(x: jax.Array, g: jax.Array) -> int:
   return next((parts for parts in divisors if x.nbytes + g.nbytes <= parts * devices * MAX_BYTES), divisors[-1])
 
 
-def input_gradient(g: jax.Array, kernel: jax.Array, strides: int, shape: tuple[int, ...]) -> jax.Array:
+def input_gradient(
+  g: Float[Array, 'B h w D'], kernel: Float[Leaf, 'k k C D'], strides: int, shape: tuple[int, ...]
+) -> Float[Array, 'B H W C']:
   """Return the gradient of the input, ``shape``.
 
   Of a strided convolution XLA fills ``g`` up with zeros first; here each of the ``strides ** 2`` phases of the result
@@ -165,11 +170,11 @@ def input_gradient(g: jax.Array, kernel: jax.Array, strides: int, shape: tuple[i
   return interleaved.reshape(batch, height * strides, width * strides, -1)[:, : shape[1], : shape[2]]
 
 
-def _phase(g: jax.Array, kernel: jax.Array, strides: int, row: int, column: int) -> jax.Array:
+def _phase(g: jax.Array, kernel: Leaf, strides: int, row: int, column: int) -> jax.Array:
   """Return the rows ``row, row + strides, ...`` and the columns ``column, ...`` of the input's gradient."""
   rows, row_padding = _taps(len(kernel), strides, row)
   columns, column_padding = _taps(len(kernel), strides, column)
-  taps = kernel[rows, columns][::-1, ::-1].transpose(0, 1, 3, 2)
+  taps = jnp.asarray(kernel)[rows, columns][::-1, ::-1].transpose(0, 1, 3, 2)
   if 0 in taps.shape:
     return jnp.zeros((*g.shape[:3], taps.shape[-1]), g.dtype)
   g, padding = _crop(g, (row_padding, column_padding))
@@ -202,8 +207,8 @@ def _taps(size: int, strides: int, phase: int) -> tuple[slice, tuple[int, int]]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_norm_cpu(
-  x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+  x: Float[Array, '*B C'], scale: Float[Leaf, ' C'], bias: Float[Leaf, ' C'], epsilon: float
+) -> tuple[Float[Array, '*B C'], Float[Array, ' C'], Float[Array, ' C']]:
   """Return ``batch_norm``, with its gradient in closed form; there is none of the mean and the variance.
 
   Args:

@@ -5,9 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 ModuleDef = Callable[..., Any]
 Activation = Callable[[jax.Array], jax.Array]
+Leaf = jax.Array | np.ndarray  # of the variables: users may hand in NumPy's
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
@@ -16,7 +19,9 @@ def torch_padding(kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
   return ((kernel // 2, kernel // 2),) * 2
 
 
-def conv(x: jax.Array, kernel: jax.Array, strides: int = 1, groups: int = 1) -> jax.Array:
+def conv(
+  x: Float[Array, 'B H W C'], kernel: Float[Leaf, 'k k c D'], strides: int = 1, groups: int = 1
+) -> Float[Array, 'B h w D']:
   """Return the convolution, padded by ``K // 2`` on each side.
 
   Args:
@@ -30,7 +35,7 @@ def conv(x: jax.Array, kernel: jax.Array, strides: int = 1, groups: int = 1) -> 
   """
   return jax.lax.conv_general_dilated(
     x,
-    kernel,
+    jnp.asarray(kernel),
     window_strides=(strides, strides),
     padding=torch_padding(len(kernel)),
     dimension_numbers=DIMENSIONS,
@@ -38,14 +43,19 @@ def conv(x: jax.Array, kernel: jax.Array, strides: int = 1, groups: int = 1) -> 
   )
 
 
-def align_channels(vector: jax.Array, ndim: int) -> jax.Array:
+def align_channels(vector: Float[Leaf, ' C'], ndim: int) -> Float[Array, '*ones C']:
   """Return ``vector``, ``[C]``, with ``ndim`` axes, the last of which is that of the channels."""
   return jnp.expand_dims(vector, range(ndim - 1))
 
 
 def normalize(
-  x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> jax.Array:
+  x: Float[Array, '*B C'],
+  mean: Float[Leaf, ' C'],
+  var: Float[Leaf, ' C'],
+  scale: Float[Leaf, ' C'],
+  bias: Float[Leaf, ' C'],
+  epsilon: float,
+) -> Float[Array, '*B C']:
   """Return ``(x - mean) * scale / sqrt(var + epsilon) + bias``, float32.
 
   Args:
@@ -61,7 +71,7 @@ def normalize(
   return (x.astype(jnp.float32) - mean) * factor + bias
 
 
-def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def moments(x: Float[Array, '*B C']) -> tuple[Float[Array, ' C'], Float[Array, ' C']]:
   """Return mean and biased variance over all but the last axis, float32 ``[C]``."""
   x = x.astype(jnp.float32)
   axes = tuple(range(x.ndim - 1))
@@ -69,14 +79,14 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return mean, jnp.maximum(0.0, jnp.square(x).mean(axes) - jnp.square(mean))
 
 
-def update_running(old: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
+def update_running(old: Float[Leaf, ' C'], new: Float[Array, ' C'], momentum: float) -> Float[Array, ' C']:
   """Return ``momentum * old + (1 - momentum) * new``: ``new`` itself, whatever ``old`` is, where the momentum is 0."""
   return momentum * old + (1 - momentum) * new if momentum else new
 
 
 def batch_norm(
-  x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+  x: Float[Array, '*B C'], scale: Float[Leaf, ' C'], bias: Float[Leaf, ' C'], epsilon: float
+) -> tuple[Float[Array, '*B C'], Float[Array, ' C'], Float[Array, ' C']]:
   """Return ``x`` normalized by its mean and variance, and these two.
 
   Args:

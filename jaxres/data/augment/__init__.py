@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from jaxres import config as config_lib
 from jaxres.data.augment import geometry, mixing, pixels, policies
@@ -173,12 +174,14 @@ def check(augment: Augment, image_shape: tuple[int, int, int], labels: Labels) -
   jax.eval_shape(augment.images, jax.eval_shape(lambda: jax.random.key(0)), images)
 
 
-def crop_offsets(rng: jax.Array, size: int, pad: int) -> jax.Array:
+def crop_offsets(rng: PRNGKeyArray, size: int, pad: int) -> Int[Array, 'size 2']:
   """Return uniform offsets of the crop in the padded image, int32 ``[size, 2]`` (down, right), in ``[0, 2 * pad]``."""
   return jax.random.randint(rng, (size, 2), 0, 2 * pad + 1)
 
 
-def pad_crop(images: jax.Array, offsets: jax.Array, pad: int, mode: str) -> jax.Array:
+def pad_crop(
+  images: Shaped[Array, 'B H W C'], offsets: Int[Array, 'B 2'], pad: int, mode: str
+) -> Shaped[Array, 'B H W C']:
   """Pad every side by ``pad`` pixels, then cut the original size out at ``offsets``.
 
   Args:
@@ -195,12 +198,12 @@ def pad_crop(images: jax.Array, offsets: jax.Array, pad: int, mode: str) -> jax.
   return jax.vmap(cut)(padded, offsets)
 
 
-def flip_left_right(images: jax.Array, flip: jax.Array) -> jax.Array:
+def flip_left_right(images: Shaped[Array, 'B H W C'], flip: Bool[Array, ' B']) -> Shaped[Array, 'B H W C']:
   """Mirror ``images[i]``, ``[H, W, C]``, where ``flip[i]`` is true."""
   return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalize(images: UInt8[Array, '*B C'], mean: Sequence[float], std: Sequence[float]) -> Float[Array, '*B C']:
   """Return ``(images / 255 - mean) / std`` as float32 ``[B, H, W, C]``.
 
   Args:

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxres.data.types import Image, Images
 
 ANGLES = 1024  # that a random rotation chooses from, evenly spaced
 TRIES = 10  # to draw a box that fits, as torchvision
@@ -21,7 +24,7 @@ ERASE_SCALE, ERASE_RATIO = (
 WEIGHT_BITS = 22  # of Pillow's fixed-point resampling weights
 
 
-def affine(image: jax.Array, matrix: jax.Array, fill: int = 0) -> jax.Array:
+def affine(image: Image, matrix: Int[Array, '6'], fill: Int[Array, ''] | int = 0) -> Image:
   """Return the pixel nearest to each mapped position (Pillow's ``transform`` with AFFINE, NEAREST).
 
   Args:
@@ -38,7 +41,7 @@ def affine(image: jax.Array, matrix: jax.Array, fill: int = 0) -> jax.Array:
   return jnp.where(inside[..., None], sampled, jnp.uint8(fill))
 
 
-def to_fixed_point(coefficients: np.ndarray) -> np.ndarray:
+def to_fixed_point(coefficients: Float[np.ndarray, '*N 6']) -> Int[np.ndarray, '*N 6']:
   """Return Pillow's 16.16 fixed-point form of affine maps, from the middle of output pixel (0, 0).
 
   Args:
@@ -60,7 +63,7 @@ def rotation(degrees: np.ndarray, height: int, width: int) -> np.ndarray:
   return np.stack([cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y], axis=-1)
 
 
-def crop_and_resize(image: jax.Array, box: jax.Array) -> jax.Array:
+def crop_and_resize(image: Image, box: Int[Array, '4']) -> Image:
   """Cut ``box`` out and resize it to the size of the image (Pillow's ``crop``, then ``resize`` with BILINEAR).
 
   Args:
@@ -86,21 +89,21 @@ def _resize(image: jax.Array, axis: int, start: jax.Array, size: jax.Array) -> j
   return (total >> WEIGHT_BITS).astype(jnp.uint8)
 
 
-def box_mask(box: jax.Array, height: int, width: int) -> jax.Array:
+def box_mask(box: Int[Array, '4'], height: int, width: int) -> Bool[Array, 'H W 1']:
   """Return what lies in ``box`` (top, left, height, width), which may reach over the border, bool ``[H, W, 1]``."""
   y, x = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
   top, left, rows, columns = box
   return (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
 
 
-def cut_out(image: jax.Array, box: jax.Array, fill: int = 0) -> jax.Array:
+def cut_out(image: Image, box: Int[Array, '4'], fill: Int[Array, ''] | int = 0) -> Image:
   """Fill ``box``, int32 ``[4]`` (top, left, height, width), of uint8 ``[H, W, C]``; it may reach over the border."""
   return jnp.where(box_mask(box, *image.shape[:2]), jnp.uint8(fill), image)
 
 
 def draw_boxes(
-  rng: jax.Array, count: int, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
-) -> tuple[jax.Array, jax.Array]:
+  rng: PRNGKeyArray, count: int, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[Int[Array, 'count 2'], Bool[Array, ' count']]:
   """Draw boxes with a uniform area, a log-uniform ratio and then a uniform place, as torchvision does.
 
   Args:
@@ -125,13 +128,13 @@ def draw_boxes(
   return first, fits.any(1)
 
 
-def place(rng: jax.Array, sizes: jax.Array, height: int, width: int) -> jax.Array:
+def place(rng: PRNGKeyArray, sizes: Int[Array, 'B 2'], height: int, width: int) -> Int[Array, 'B 4']:
   """Return boxes of ``sizes``, int32 ``[B, 2]``, anywhere in the image: int32 ``[B, 4]`` (top, left, height, width)."""
   corners = jax.random.randint(rng, sizes.shape, 0, jnp.array([[height, width]]) - sizes + 1)
   return jnp.concatenate([corners, sizes], axis=1)
 
 
-def random_resized_crop(rng: jax.Array, images: jax.Array, *, scale: Sequence[float]) -> jax.Array:
+def random_resized_crop(rng: PRNGKeyArray, images: Images, *, scale: Sequence[float]) -> Images:
   """Resize a random box of each image, uint8 ``[B, H, W, C]``, to the full size (torchvision's ``RandomResizedCrop``).
 
   Where ten tries give no box, the largest in the middle that has an allowed ratio is taken.
@@ -146,7 +149,7 @@ def random_resized_crop(rng: jax.Array, images: jax.Array, *, scale: Sequence[fl
   return jax.vmap(crop_and_resize)(images, boxes)
 
 
-def random_rotation(rng: jax.Array, images: jax.Array, *, degrees: float, fill: int) -> jax.Array:
+def random_rotation(rng: PRNGKeyArray, images: Images, *, degrees: float, fill: int) -> Images:
   """Turn each image, uint8 ``[B, H, W, C]``, by one of 1,024 angles between minus and plus ``degrees``."""
   count, height, width, _ = images.shape
   angles = to_fixed_point(rotation(np.linspace(-degrees, degrees, ANGLES), height, width))
@@ -154,7 +157,7 @@ def random_rotation(rng: jax.Array, images: jax.Array, *, degrees: float, fill: 
   return jax.vmap(affine, (0, 0, None))(images, matrices, fill)
 
 
-def random_erase(rng: jax.Array, images: jax.Array, *, probability: float, fill: int) -> jax.Array:
+def random_erase(rng: PRNGKeyArray, images: Images, *, probability: float, fill: int) -> Images:
   """Fill a random box of each image, uint8 ``[B, H, W, C]``, with ``probability`` (torchvision's ``RandomErasing``)."""
   count, height, width, _ = images.shape
   size_rng, place_rng, draw_rng = jax.random.split(rng, 3)
@@ -165,7 +168,7 @@ def random_erase(rng: jax.Array, images: jax.Array, *, probability: float, fill:
   return jax.vmap(cut_out, (0, 0, None))(images, boxes, fill)
 
 
-def random_cutout(rng: jax.Array, images: jax.Array, *, side: int, fill: int) -> jax.Array:
+def random_cutout(rng: PRNGKeyArray, images: Images, *, side: int, fill: int) -> Images:
   """Fill a square of each image, uint8 ``[B, H, W, C]``; its center is any pixel, it may reach over the border."""
   count, height, width, _ = images.shape
   ends = jnp.broadcast_to(jnp.array([height, width]), (count, 2))

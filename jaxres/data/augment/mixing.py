@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxres.data.augment import geometry
+from jaxres.data.types import Images
 
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -40,7 +42,9 @@ def make(mixup_alpha: float, cutmix_alpha: float, key_number: int) -> Mix | None
   return mix
 
 
-def mixup(images: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mixup(
+  images: Images, labels: Float[Array, 'B ...'], weight: Float[Array, ' B']
+) -> tuple[Images, Float[Array, 'B ...']]:
   """Return ``weight`` of each image and label and the rest of the one before it (Zhang et al., arXiv 1710.09412).
 
   Args:
@@ -57,7 +61,9 @@ def mixup(images: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.
   return jnp.round(blended).astype(jnp.uint8), _mix_labels(labels, weight)
 
 
-def cutmix(images: jax.Array, labels: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+def cutmix(
+  images: Images, labels: Float[Array, 'B ...'], boxes: Int[Array, 'B 4']
+) -> tuple[Images, Float[Array, 'B ...']]:
   """Paste a box of the image before into each image; the label is mixed by area (Yun et al., arXiv 1905.04899).
 
   Args:
@@ -73,7 +79,7 @@ def cutmix(images: jax.Array, labels: jax.Array, boxes: jax.Array) -> tuple[jax.
   return pasted, _mix_labels(labels, 1 - inside.mean((1, 2, 3)))
 
 
-def draw_boxes(rng: jax.Array, weight: jax.Array, height: int, width: int) -> jax.Array:
+def draw_boxes(rng: PRNGKeyArray, weight: Float[Array, ' B'], height: int, width: int) -> Int[Array, 'B 4']:
   """Return boxes of about ``1 - weight`` of the area, centered on any pixel, as torchvision's ``CutMix`` draws them.
 
   Args:

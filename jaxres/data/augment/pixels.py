@@ -7,26 +7,28 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from jaxres.data.types import Image, Images
 from jaxres.errors import InputError
 
 
-def invert(image: jax.Array) -> jax.Array:
+def invert(image: Image) -> Image:
   """Return the negative (``ImageOps.invert``)."""
   return 255 - image
 
 
-def solarize(image: jax.Array, threshold: jax.Array | float) -> jax.Array:
+def solarize(image: Image, threshold: Float[Array, ''] | float) -> Image:
   """Invert the levels at and above ``threshold`` (``ImageOps.solarize``)."""
   return jnp.where(image.astype(jnp.float32) < jnp.asarray(threshold, jnp.float32), image, invert(image))
 
 
-def posterize(image: jax.Array, bits: jax.Array | int) -> jax.Array:
+def posterize(image: Image, bits: Int[Array, ''] | int) -> Image:
   """Keep the ``bits`` highest bits of each level, 1 to 8 (``ImageOps.posterize``)."""
   return image & (0xFF << (8 - jnp.asarray(bits, jnp.int32))).astype(jnp.uint8)
 
 
-def autocontrast(image: jax.Array) -> jax.Array:
+def autocontrast(image: Image) -> Image:
   """Stretch each channel to 0..255 (``ImageOps.autocontrast``); a channel of one level stays.
 
   The quotient ``(level - low) * 255 / (high - low)`` is rounded down exactly. Pillow rounds it twice as a double, which
@@ -40,7 +42,7 @@ def autocontrast(image: jax.Array) -> jax.Array:
   return jnp.where(high > low, stretched.astype(jnp.uint8), image)
 
 
-def equalize(image: jax.Array) -> jax.Array:
+def equalize(image: Image) -> Image:
   """Make the levels of each channel equally frequent (``ImageOps.equalize``); one of few pixels or levels stays."""
   height, width, channels = image.shape
   slot = image.astype(jnp.int32) + 256 * jnp.arange(channels)[None, None]
@@ -52,29 +54,29 @@ def equalize(image: jax.Array) -> jax.Array:
   return jnp.where(step > 0, level, jnp.arange(256)[None]).astype(jnp.uint8).ravel()[slot]
 
 
-def brightness(image: jax.Array, factor: jax.Array | float) -> jax.Array:
+def brightness(image: Image, factor: Float[Array, ''] | float) -> Image:
   """Blend with black (``ImageEnhance.Brightness``): 0 is black, 1 the image, more is brighter."""
   return blend(jnp.zeros_like(image), image, factor)
 
 
-def contrast(image: jax.Array, factor: jax.Array | float) -> jax.Array:
+def contrast(image: Image, factor: Float[Array, ''] | float) -> Image:
   """Blend with the mean gray (``ImageEnhance.Contrast``): 0 is gray, 1 the image, more has more contrast."""
   levels = to_gray(image).astype(jnp.int32)
   mean = (2 * levels.sum() + levels.size) // (2 * levels.size)  # rounded half up
   return blend(jnp.full_like(image, mean), image, factor)
 
 
-def color(image: jax.Array, factor: jax.Array | float) -> jax.Array:
+def color(image: Image, factor: Float[Array, ''] | float) -> Image:
   """Blend with the gray image (``ImageEnhance.Color``, saturation): 0 is gray, 1 the image, more is more colorful."""
   return blend(jnp.broadcast_to(to_gray(image), image.shape), image, factor)
 
 
-def sharpness(image: jax.Array, factor: jax.Array | float) -> jax.Array:
+def sharpness(image: Image, factor: Float[Array, ''] | float) -> Image:
   """Blend with the smoothed image (``ImageEnhance.Sharpness``): 0 is smooth, 1 the image, more is sharper."""
   return blend(smooth(image), image, factor)
 
 
-def smooth(image: jax.Array) -> jax.Array:
+def smooth(image: Image) -> Image:
   """Return the mean of 3x3 pixels, the center counted five times; the border stays (``ImageFilter.SMOOTH``)."""
   levels = image.astype(jnp.int32)
   rows = levels[:-2] + levels[1:-1] + levels[2:]
@@ -82,7 +84,7 @@ def smooth(image: jax.Array) -> jax.Array:
   return image.at[1:-1, 1:-1].set(((2 * total + 13) // 26).astype(jnp.uint8))  # total / 13, to the nearest
 
 
-def to_gray(image: jax.Array) -> jax.Array:
+def to_gray(image: Image) -> UInt8[Array, 'H W 1']:
   """Return the luminance of 3 channels, or the one channel, as uint8 ``[H, W, 1]`` (``convert('L')``, ITU-R 601).
 
   Raises:
@@ -97,7 +99,7 @@ def to_gray(image: jax.Array) -> jax.Array:
   return ((image.astype(jnp.int32) * weights).sum(-1, keepdims=True) + 0x8000 >> 16).astype(jnp.uint8)
 
 
-def blend(start: jax.Array, end: jax.Array, factor: jax.Array | float) -> jax.Array:
+def blend(start: Image, end: Image, factor: Float[Array, ''] | float) -> Image:
   """Return ``start + factor * (end - start)`` in float32, clipped and rounded towards zero (``Image.blend``).
 
   Args:
@@ -114,7 +116,7 @@ def blend(start: jax.Array, end: jax.Array, factor: jax.Array | float) -> jax.Ar
   return jnp.clip(first + product, 0, 255).astype(jnp.uint8)
 
 
-def hue(image: jax.Array, turn: jax.Array | float) -> jax.Array:
+def hue(image: Image, turn: Float[Array, ''] | float) -> Image:
   """Turn the hue by ``turn`` of the color circle, the HSV value and saturation kept; gray images stay.
 
   As ``colorsys`` defines HSV, rounded to the nearest level. Pillow's own HSV is in 8 bits and coarser.
@@ -135,7 +137,7 @@ def hue(image: jax.Array, turn: jax.Array | float) -> jax.Array:
   return jnp.round(high[..., None] - chroma[..., None] * share).astype(jnp.uint8)
 
 
-def random_jitter(rng: jax.Array, images: jax.Array, *, strengths: Sequence[float]) -> jax.Array:
+def random_jitter(rng: PRNGKeyArray, images: Images, *, strengths: Sequence[float]) -> Images:
   """Change brightness, contrast, saturation and hue of each image, uint8 ``[B, H, W, C]``, in this order.
 
   Args:

@@ -26,7 +26,7 @@ CHANGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
   'Color': lambda image, m: pixels.color(image, 1 + m),
   'Contrast': lambda image, m: pixels.contrast(image, 1 + m),
   'Sharpness': lambda image, m: pixels.sharpness(image, 1 + m),
-  'Posterize': lambda image, m: pixels.posterize(image, jnp.round(m)),
+  'Posterize': lambda image, m: pixels.posterize(image, jnp.round(m).astype(jnp.int32)),
   'Solarize': pixels.solarize,
   'AutoContrast': lambda image, m: pixels.autocontrast(image),
 }

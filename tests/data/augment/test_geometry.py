@@ -29,7 +29,7 @@ def test_affine_is_pillows_bits(shape: tuple[int, int]) -> None:
   rng, image = np.random.default_rng(2), noise(*shape, 3)
   maps = rng.normal([1, 0, 0, 0, 1, 0], [0.5, 0.5, 5, 0.5, 0.5, 5], (60, 6))
   maps[:4] = [[1, 0, -3, 0, 1, 2], [1, 0.3, 0, 0, 1, 0], [1, 0, 0, -0.99, 1, 0], [1, 0, 99, 0, 1, 0]]
-  actual = jax.vmap(geometry.affine, (None, 0, None))(image, geometry.to_fixed_point(maps), 0)
+  actual = jax.vmap(geometry.affine, (None, 0, None))(jnp.asarray(image), geometry.to_fixed_point(maps), 0)
   size = shape[::-1]
   for coefficients, moved in zip(maps, actual, strict=True):
     expected = Image.fromarray(image).transform(size, Image.Transform.AFFINE, coefficients, Image.Resampling.NEAREST)
@@ -84,18 +84,19 @@ def test_places_are_even_and_inside() -> None:
 
 def test_resized_crop_of_the_complete_area_is_the_image_or_nearly() -> None:
   images = noise(40, 16, 16, 3)
-  actual = np.asarray(geometry.random_resized_crop(jax.random.key(0), images, scale=(1.0, 1.0)))
+  actual = np.asarray(geometry.random_resized_crop(jax.random.key(0), jnp.asarray(images), scale=(1.0, 1.0)))
   same = (actual == images).all((1, 2, 3))
   assert same.any()  # no other box than the complete image has this area; most are the fall-back
   wide = noise(8, 4, 40, 3)
-  actual = np.asarray(geometry.random_resized_crop(jax.random.key(0), wide, scale=(1.0, 1.0)))
+  actual = np.asarray(geometry.random_resized_crop(jax.random.key(0), jnp.asarray(wide), scale=(1.0, 1.0)))
   middle = jax.vmap(geometry.crop_and_resize, (0, None))(wide, jnp.array([0, 17, 4, 5]))  # 4 * 4 / 3 columns
   np.testing.assert_array_equal(actual, middle)
 
 
 def test_random_rotation_stays_in_its_range() -> None:
   image = noise(33, 33, 1)
-  actual = np.asarray(geometry.random_rotation(jax.random.key(0), np.repeat(image[None], 500, 0), degrees=20.0, fill=0))
+  images = jnp.repeat(image[None], 500, 0)
+  actual = np.asarray(geometry.random_rotation(jax.random.key(0), images, degrees=20.0, fill=0))
   angles = np.linspace(-20, 20, geometry.ANGLES)
   possible = {np.asarray(Image.fromarray(image[..., 0]).rotate(a)).tobytes() for a in angles}
   drawn = {turned.tobytes() for turned in actual}
@@ -105,7 +106,7 @@ def test_random_rotation_stays_in_its_range() -> None:
 
 def test_erase_fills_a_box_of_the_asked_size_as_often_as_asked() -> None:
   images = noise(4000, 20, 30, 1)
-  actual = np.asarray(geometry.random_erase(jax.random.key(0), images, probability=0.3, fill=0))
+  actual = np.asarray(geometry.random_erase(jax.random.key(0), jnp.asarray(images), probability=0.3, fill=0))
   changed = (actual != images)[..., 0]
   hit = changed.any((1, 2))
   assert 0.26 < hit.mean() < 0.34  # 0.3, standard deviation 0.007
@@ -122,7 +123,7 @@ def test_erase_fills_a_box_of_the_asked_size_as_often_as_asked() -> None:
 @pytest.mark.parametrize('side', [1, 4, 5, 100])
 def test_cutout_is_a_square_about_any_pixel(side: int) -> None:
   images = noise(600, 6, 9, 3)
-  actual = np.asarray(geometry.random_cutout(jax.random.key(0), images, side=side, fill=0))
+  actual = np.asarray(geometry.random_cutout(jax.random.key(0), jnp.asarray(images), side=side, fill=0))
   mask = np.zeros((6 + 2 * side, 9 + 2 * side), bool)
   possible = set()
   for top in range(6):

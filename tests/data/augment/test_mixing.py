@@ -40,7 +40,7 @@ def test_cutmix_is_the_definition(batch) -> None:
 
 def test_cutmix_boxes_are_torchvisions() -> None:
   weight = np.random.default_rng(1).random(3000).astype(np.float32)
-  boxes = np.asarray(mixing.draw_boxes(jax.random.key(0), weight, 20, 30))
+  boxes = np.asarray(mixing.draw_boxes(jax.random.key(0), jnp.asarray(weight), 20, 30))
   half = (0.5 * np.sqrt(1 - weight)[:, None] * [20, 30]).astype(int)
   assert (boxes[:, 2:] == 2 * half).mean() > 0.999  # but for float32
   centers = boxes[:, :2] + boxes[:, 2:] // 2
@@ -53,7 +53,7 @@ def test_cutmix_boxes_are_torchvisions() -> None:
 @pytest.mark.parametrize('alpha', [0.2, 1.0])
 def test_shares_are_drawn_from_beta(alpha: float) -> None:
   images, labels = np.zeros((4000, 1, 1, 1), np.uint8), np.eye(2, dtype=np.float32)[np.arange(4000) % 2]
-  _, mixed = make(mixup=alpha).mix(jax.random.key(0), images, labels)
+  _, mixed = make(mixup=alpha).mix(jax.random.key(0), jnp.asarray(images), jnp.asarray(labels))
   share = np.asarray((mixed * labels).sum(-1))
   assert abs(share.mean() - 0.5) < 0.02
   assert share.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.06)
@@ -64,7 +64,7 @@ def test_with_both_each_image_gets_one_of_the_two(batch) -> None:
   images = np.repeat(np.array([[[[0]]], [[[200]]]], np.uint8), 16, 1).repeat(16, 2).reshape(2, 16, 16, 1)
   images = np.tile(images, (500, 1, 1, 1))
   labels = np.eye(2, dtype=np.float32)[np.arange(1000) % 2]
-  actual, mixed = make(mixup=1.0, cutmix=1.0).mix(jax.random.key(0), images, labels)
+  actual, mixed = make(mixup=1.0, cutmix=1.0).mix(jax.random.key(0), jnp.asarray(images), jnp.asarray(labels))
   actual = np.asarray(actual)
   pasted = np.isin(actual, (0, 200)).all((1, 2, 3))
   assert 0.4 < pasted.mean() < 0.6
