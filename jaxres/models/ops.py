@@ -81,7 +81,7 @@ def moments(x: Float[Array, '*B C']) -> tuple[Float[Array, ' C'], Float[Array, '
 
 def update_running(old: Float[Leaf, ' C'], new: Float[Array, ' C'], momentum: float) -> Float[Array, ' C']:
   """Return ``momentum * old + (1 - momentum) * new``: ``new`` itself, whatever ``old`` is, where the momentum is 0."""
-  return momentum * old + (1 - momentum) * new if momentum else new
+  return momentum * jnp.asarray(old) + (1 - momentum) * new if momentum else new
 
 
 def batch_norm(
