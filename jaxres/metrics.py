@@ -1,7 +1,7 @@
 """Metrics as masked sums: made on the device, merged by addition, divided once at the end."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def divide_by_count(total: Mapping[str, float]) -> dict[str, float]:
 
 
 def compute_means(
-  total: Mapping[str, jax.Array | float], prefix: str, means: Means = divide_by_count
+  total: Mapping[str, SupportsFloat], prefix: str, means: Means = divide_by_count
 ) -> dict[str, float]:
   """Return the metrics of sums as ``{'<prefix>/loss': nats, '<prefix>/top1': fraction}``; ``means`` is the task's."""
   values = means({name: float(value) for name, value in total.items()})

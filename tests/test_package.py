@@ -28,7 +28,8 @@ def test_every_module_and_recipe_is_installed_and_nothing_else(package_files) ->
   recipes = {f'jaxres/configs/{path.name}': path for path in (ROOT / 'configs').glob('*.py')}
   expected = {name: path.read_bytes() for name, path in (modules | recipes).items()}
   assert {name: content for name, content in package_files.items() if name.endswith('.py')} == expected
-  assert {'jaxres/py.typed', 'jaxres/report/style.css', 'jaxres/report/script.js'} <= package_files.keys()
+  others = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'jaxres').rglob('*.[chj][st]*')}
+  assert {'jaxres/py.typed', *others} <= package_files.keys()
 
 
 def test_recipes_are_known_by_name_where_there_is_no_checkout(package_files, tmp_path: pathlib.Path) -> None:

@@ -48,7 +48,7 @@ class Conv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.channels)
     kernel = self.param('kernel', self.kernel_init, shape).astype(self.dtype)
-    x = materialize(x.astype(self.dtype), kernel)
+    x = materialize(jnp.asarray(x, self.dtype), kernel)
     if self.train and self.groups == 1 and wants_cpu_forms():
       x = cpu.conv_cpu(x, kernel, self.strides)
     else:
