@@ -88,9 +88,7 @@ def divide_by_count(total: Mapping[str, float]) -> dict[str, float]:
   return {name: value / total['count'] for name, value in total.items() if name != 'count'}
 
 
-def compute_means(
-  total: Mapping[str, SupportsFloat], prefix: str, means: Means = divide_by_count
-) -> dict[str, float]:
+def compute_means(total: Mapping[str, SupportsFloat], prefix: str, means: Means = divide_by_count) -> dict[str, float]:
   """Return the metrics of sums as ``{'<prefix>/loss': nats, '<prefix>/top1': fraction}``; ``means`` is the task's."""
   values = means({name: float(value) for name, value in total.items()})
   return {f'{prefix}/{name}': value for name, value in values.items()}

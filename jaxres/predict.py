@@ -15,7 +15,7 @@ from jaxres.data.augment import normalize
 from jaxres.errors import InputError, check_range, print_status
 from jaxres.paths import read_regular, user_path
 from jaxres.runtime.compiler import jit
-from jaxres.weights import presets, sources
+from jaxres.weights import bundle, onnx_file, presets, sources
 
 UNKNOWN = (
   'it does not say what images it was trained on: give --mean, --std and --image_size (and --center_crop, the share of '
@@ -30,7 +30,7 @@ _BATCHES = (1, 8)  # the smaller batches that there is a program for
 class Predictor(NamedTuple):
   """A network and what is done to an image before it."""
 
-  model: models.ResNet
+  model: models.ResNet | None  # None of an ONNX file
   variables: Any
   class_names: tuple[str, ...]
   image_shape: tuple[int, int, int]  # height, width, channels
@@ -41,10 +41,23 @@ class Predictor(NamedTuple):
   task: tasks.Task = tasks.make('classification')  # what its outputs mean
   has_names: bool = True  # whether the classes are called by more than their numbers
   notes: tuple[str, ...] = ()  # what a person should know of the preprocessing
+  temperature: float = 1.0  # that divides the logits before they become probabilities
+  compute: 'Network | None' = None  # what computes the outputs in place of ``model``
 
   def describe(self, outputs: np.ndarray, max_answers: int) -> tasks.Answer:
     """Return what ``outputs``, float32 ``[K]``, say of an image: of many parts, such as classes, the first."""
-    return self.task.describe(outputs, self.class_names, max_answers)
+    return self.task.describe(outputs / np.float32(self.temperature), self.class_names, max_answers)
+
+  def get_model(self) -> models.ResNet:
+    """Return the model.
+
+    Raises:
+      InputError: there is none, but an ONNX file.
+    """
+    if self.model is None:
+      fix = 'take the bundle that it is a part of, the run or the weights'
+      raise InputError(self.origin, 'an ONNX file answers, and has no model to look into', fix=fix)
+    return self.model
 
 
 class InputSpec(NamedTuple):
@@ -82,7 +95,7 @@ def load(
   weights see images as torchvision's evaluation does. Other weights do not say what they see: it must be given.
 
   Args:
-    source: as of ``pretrained.read``.
+    source: as of ``sources.read``; or a single ``.onnx`` file that `jaxres export` wrote.
     step: of a run: ``'best'``, ``'latest'`` or a number.
     class_names: a text file with a name a line; the classes are numbers where nothing says their names.
     image_size: pixels a side, in place of the source's own.
@@ -99,11 +112,14 @@ def load(
     raise InputError('source', expected='a path or torchvision:NAME', found=type(source).__name__)
   source, step = os.fspath(source), str(step)
   given = _check_input_spec(InputSpec(_floats('mean', mean), _floats('std', std), image_size, center_crop))
+  if onnx_file.is_onnx(source):
+    return _load_onnx(source, class_names, preset, given)
   pretrained = sources.read(source, step)
-  names = sources.read_class_names(class_names, pretrained) if class_names else pretrained.class_names
+  count = pretrained.options['num_classes']
+  names = sources.read_class_names(class_names, count) if class_names else pretrained.class_names
   has_names = names is not None
   notes: tuple[str, ...] = ()
-  names = names or tuple(map(str, range(pretrained.options['num_classes'])))
+  names = names or tuple(map(str, range(count)))
   kind, place = sources.parse(source)
   if kind == 'jaxres' and not sources.is_described(user_path(place)):
     if preset:
@@ -126,7 +142,31 @@ def load(
     raise InputError(source, f'it sees images of {list(shape)}', fix='predict makes square ones of 1 or 3 channels')
   keep = given.center_crop or known.center_crop or 1.0
   parts = (model, pretrained.variables, names, shape, keep, used_mean, used_std, pretrained.origin, task)
-  return Predictor(*parts, has_names, notes)
+  return Predictor(*parts, has_names, notes, _read_temperature(source))
+
+
+def _load_onnx(source: str, class_names: str | None, preset: str | None, given: InputSpec) -> Predictor:
+  """Return what predicts as an ONNX file does, which has its preprocessing inside. Raises as ``load``."""
+  file = onnx_file.read(user_path(source))
+  if preset or given != InputSpec():
+    problem = f'{source} is an ONNX file, which has its preprocessing inside'
+    raise InputError('--preset, --image_size, --mean, --std, --center_crop', problem, fix='leave them out')
+  names = file.class_names
+  if class_names is not None:
+    names = sources.read_class_names(class_names, len(names))
+  shape, (mean, std, _, keep) = (*file.preprocessing.image_size, file.channels), file.preprocessing
+  if shape[0] != shape[1] or shape[2] not in (1, 3):
+    raise InputError(source, f'it sees images of {list(shape)}', fix='predict makes square ones of 1 or 3 channels')
+  task, numbers = tasks.make(file.task), tuple(map(str, range(len(names))))
+  origin, has_names = f'{source}, by onnxruntime', names != numbers
+  known = (names, shape, keep, mean, std, origin, task, has_names)
+  return Predictor(None, {}, *known, temperature=file.temperature, compute=file.run)
+
+
+def _read_temperature(source: str) -> float:
+  """Return the temperature of the bundle at ``source``; 1 where it is none, or is not calibrated."""
+  directory = user_path(sources.parse(source)[1])
+  return (bundle.read_description(directory)['temperature'] or 1.0) if bundle.is_bundle(directory) else 1.0
 
 
 def _of_run(
@@ -227,28 +267,38 @@ def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
   return images
 
 
-Network = Callable[[Any, np.ndarray], jax.Array]  # variables and uint8 [B, H, W, C] to outputs, float32 [B, ...]
+Network = Callable[
+  [Any, np.ndarray], jax.Array | np.ndarray
+]  # variables and uint8 [B, H, W, C] to outputs, float32 [B, ...]
 
 
 def make_network(predictor: Predictor) -> Network:
   """Return the jitted function of variables and images to outputs; it compiles once for each size of a batch."""
+  if predictor.compute:
+    return predictor.compute
+  model = predictor.get_model()
 
   @jit
   def run(variables: Any, images: jax.Array) -> jax.Array:
-    logits: Any = predictor.model.apply(variables, normalize(images, predictor.mean, predictor.std), train=False)
+    logits: Any = model.apply(variables, normalize(images, predictor.mean, predictor.std), train=False)
     return logits
 
   return run
 
 
 def make_features(predictor: Predictor) -> Network:
-  """Return the jitted function of variables and images to what the classifier is given, float32 ``[B, D]``."""
+  """Return the jitted function of variables and images to what the classifier is given, float32 ``[B, D]``.
+
+  Raises:
+    InputError: as ``Predictor.get_model``.
+  """
+  model = predictor.get_model()
 
   @jit
   def run(variables: Any, images: jax.Array) -> jax.Array:
     images = normalize(images, predictor.mean, predictor.std)
-    stages: Any = predictor.model.apply(variables, images, train=False, method='features')
-    features: jax.Array = predictor.model.pool_features(stages).astype(np.float32)
+    stages: Any = model.apply(variables, images, train=False, method='features')
+    features: jax.Array = model.pool_features(stages).astype(np.float32)
     return features
 
   return run

@@ -59,7 +59,7 @@ def explain(
     tell: called with what is being done, often.
   """
   paths = predict_lib.check_paths(predictor, paths, batch_size)
-  model = predictor.model.clone(dtype=np.float32)
+  model = predictor.get_model().clone(dtype=np.float32)
   see = jit(lambda images: normalize(images, predictor.mean, predictor.std))
   run = jit(lambda images: jax.nn.softmax(model.apply(predictor.variables, see(images), train=False)))  # type: ignore[arg-type]
   size = min(batch_size, len(paths))

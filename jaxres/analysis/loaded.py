@@ -27,18 +27,20 @@ class Predictions(NamedTuple):
     class_names: K names, in the order of the logits.
     files: the paths of the images, in their order; None where they were arrays.
     task: what the outputs mean.
+    temperature: that divides the logits before they become probabilities: of a bundle that is calibrated.
   """
 
   logits: np.ndarray
   class_names: tuple[str, ...]
   files: tuple[pathlib.Path, ...] | None
   task: tasks.Task
+  temperature: float = 1.0
 
   @property
   def probabilities(self) -> np.ndarray:
-    """Return the softmax of the logits, float64 ``[N, K]``. Raises as ``labels``."""
+    """Return the softmax of the logits over the temperature, float64 ``[N, K]``. Raises as ``labels``."""
     self._check_classes()
-    return softmax(self.logits) if len(self.logits) else self.logits.astype(np.float64)
+    return softmax(self.logits / self.temperature) if len(self.logits) else self.logits.astype(np.float64)
 
   @property
   def labels(self) -> np.ndarray:
@@ -90,7 +92,8 @@ class Loaded:
   """A network with its weights and what is done to an image before it; ``load`` makes it.
 
   Attributes:
-    model: the module of flax.linen; ``model.apply(variables, images, train=False)`` takes normalized floats.
+    model: the module of flax.linen; ``model.apply(variables, images, train=False)`` takes normalized floats. None of an
+      ONNX file, which has no variables and no features either.
     variables: ``{'params': ..., 'batch_stats': ...}``.
     class_names: in the order of the logits; numbers where nothing says their names.
     image_shape: height, width and channels of what the network sees.
@@ -101,14 +104,15 @@ class Loaded:
   """
 
   def __init__(self, source: str, step: str, predictor: predict_lib.Predictor):
-    self.model: models.ResNet = predictor.model
+    self.model: models.ResNet | None = predictor.model
     self.variables: Any = predictor.variables
     self.class_names: tuple[str, ...] = predictor.class_names
     self.image_shape: tuple[int, int, int] = predictor.image_shape
     self.mean, self.std, self.center_crop = predictor.mean, predictor.std, predictor.center_crop
     self.origin: str = predictor.origin
     self._source, self._step, self._predictor = source, step, predictor
-    self._network, self._features = predict_lib.make_network(predictor), predict_lib.make_features(predictor)
+    self._network = predict_lib.make_network(predictor)
+    self._features = None if predictor.model is None else predict_lib.make_features(predictor)
 
   def __repr__(self) -> str:
     shape = 'x'.join(map(str, self.image_shape))
@@ -134,7 +138,7 @@ class Loaded:
     outputs, files = self._run(self._network, images, batch_size)
     if not len(outputs):
       outputs = np.zeros((0, len(self.class_names)), np.float32)
-    return Predictions(outputs, self.class_names, files, self._predictor.task)
+    return Predictions(outputs, self.class_names, files, self._predictor.task, self._predictor.temperature)
 
   def features(self, images: Images, batch_size: int = predict_lib.BATCH_SIZE) -> np.ndarray:
     """Return what the classifier is given: the pooled features of images, float32 ``[N, D]``.
@@ -146,7 +150,8 @@ class Loaded:
     Raises:
       InputError: as ``predict``.
     """
-    outputs, _ = self._run(self._features, images, batch_size)
+    features = self._features or predict_lib.make_features(self._predictor)
+    outputs, _ = self._run(features, images, batch_size)
     width = self.variables['params']['head']['fc']['kernel'].shape[0]
     return outputs if len(outputs) else np.zeros((0, width), np.float32)
 
@@ -225,7 +230,7 @@ def load(
 
   Args:
     source: the workdir of a run, a torch file (``.pth``, ``.th``, ``.safetensors``, ...), ``'torchvision:resnet50'``,
-      or a directory that `jaxres convert` wrote.
+      a directory that `jaxres convert` wrote, or a bundle or an ``.onnx`` file of `jaxres export`.
     step: of a run: ``'best'`` by validation, or the latest where there was none; ``'latest'``; or a number.
     class_names: a text file with a name a line, where the weights do not say theirs.
     preset: what is done to an image before weights that do not say it: a name of ``weights.presets.PRESETS``, such as

@@ -58,8 +58,9 @@ def read(
     seen = predict.load(source, step, **given)
     preprocessing = Preprocessing(seen.mean, seen.std, seen.image_shape[:2], seen.center_crop)
     pretrained = pretrained._replace(preprocessing=preprocessing)
-  names = sources.read_class_names(class_names, pretrained) if class_names else pretrained.class_names
-  names = names or tuple(map(str, range(pretrained.options['num_classes'])))
+  count = pretrained.options['num_classes']
+  names = sources.read_class_names(class_names, count) if class_names else pretrained.class_names
+  names = names or tuple(map(str, range(count)))
   about = _describe_source(source, pretrained)
   if about.task not in tasks.TASKS:
     problem = f'the task {about.task!r:.80} has outputs that are no class probabilities'

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     raise InputError(target, 'it is the source, and would be replaced', fix='give another name')
   network = sources.read(args.source, args.step, args.skip, args.prefix, args.stem)
   if args.class_names:
-    network = network._replace(class_names=sources.read_class_names(args.class_names, network))
+    network = network._replace(class_names=sources.read_class_names(args.class_names, network.options['num_classes']))
   leaves = jax.tree.leaves(network.variables['params'])
   options = ', '.join(f'{key}={value!r}' for key, value in network.options.items() if key != 'name')
   size = sum(x.size for x in leaves)

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if file and file.exists() and any(path.exists() and path.samefile(file) for path in paths):
       raise InputError(flag, f'{file} is one of the images, and would be replaced', fix='give another name')
   predictor = read_predictor(args)
+  predictor.get_model()
   runs.check_classes(predictor.task, 'jaxres explain')
   names = predictor.class_names
   check_word('--of', args.of, [None, *names], 'class')

@@ -17,7 +17,7 @@ from jaxres.errors import InputError
 from jaxres.log.console import format_value
 from jaxres.models import ResNet
 from jaxres.paths import MAX_TEXT_BYTES, check_utf8, read_regular, user_path
-from jaxres.weights import bundle, directories, published
+from jaxres.weights import bundle, directories, onnx_file, published
 from jaxres.weights.names import Dialect
 from jaxres.weights.network import Pretrained, check_network, count_channels, find_head
 from jaxres.weights.preprocessing import Preprocessing
@@ -48,6 +48,9 @@ def read(
   kind, place = parse(source)
   step = str(step)
   directory = user_path(place)
+  if onnx_file.is_onnx(place):
+    fix = 'take the bundle that it is a part of, the run or the weights'
+    raise InputError(place, 'an ONNX file, whose weights are not those of a model of jaxres', fix=fix)
   is_written = is_described(directory)
   if step not in ('latest', 'best') and (kind == 'torchvision' or is_written):
     raise InputError(place, f'it is no run, and has no step {step}', fix='leave the step out')
@@ -98,11 +101,11 @@ def list_runs(source: str) -> list[pathlib.Path]:
   return runs_in(user_path(parse(source)[1])) if is_run(source) else []
 
 
-def read_class_names(path: str, pretrained: Pretrained) -> tuple[str, ...]:
+def read_class_names(path: str, num_classes: int) -> tuple[str, ...]:
   """Return the class names in a text file, one a line.
 
   Raises:
-    InputError: it cannot be read, or has not as many as ``pretrained`` has classes.
+    InputError: it cannot be read, or has not as many as the network has classes.
   """
   try:
     names = tuple(read_regular(user_path(path, '--class_names'), MAX_TEXT_BYTES).decode('utf-8-sig').split('\n'))
@@ -110,10 +113,8 @@ def read_class_names(path: str, pretrained: Pretrained) -> tuple[str, ...]:
     reason = getattr(error, 'strerror', None) or error
     raise InputError(f'--class_names {path}', f'cannot be read: {reason}') from None
   names = names[:-1] if names[-1] == '' else names
-  if len(names) != pretrained.options['num_classes']:
-    raise InputError(
-      f'--class_names {path}', f'{len(names)} names, but the network has {pretrained.options["num_classes"]} classes'
-    )
+  if len(names) != num_classes:
+    raise InputError(f'--class_names {path}', f'{len(names)} names, but the network has {num_classes} classes')
   return names
 
 
