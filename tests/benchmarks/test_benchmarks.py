@@ -32,6 +32,8 @@ from jaxres.runtime import limits
 from jaxres.train.step import Hyperparameters
 from tests.helpers import benchmark_arguments, make_arrays
 
+pytestmark = pytest.mark.eight_devices
+
 ECHO = """
 import json, sys
 print('not JSON'); print(json.dumps({'images': 10, 'compile_s': 1.5}), flush=True)

@@ -76,7 +76,7 @@ def test_what_fails_leaves_a_line_and_the_next_starts(tmp_path, capsys) -> None:
   assert 'a (0.0 s): FAILED: status 3: boom' in capsys.readouterr().out
   assert run(path, units(a=1, b=1), runner) == 0
   assert runner.done == []
-  runner.found.clear()
+  runner.actual.clear()
   assert run(path, units(a=1, b=1), runner, retry=True) == 0
   assert runner.done == ['a']
   assert run(path, units(a=1, b=1), runner, retry=True) == 0
