@@ -31,8 +31,8 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
     flag: what gave it, such as ``'--out'``, for the error.
 
   Raises:
-    InputError: it is no text, of another machine (``gs://...``), holds a null byte, too long, starts with the home directory
-      of nobody known, leads through what may not be entered, or is a directory that may not be read.
+    InputError: it is no text, of another machine (``gs://...``), holds a null byte, is too long, starts with the home
+      directory of nobody known, leads through what may not be entered, or is a directory that may not be read.
   """
   text = os.fspath(given) if isinstance(given, str | os.PathLike) else given
   if not isinstance(text, str):
