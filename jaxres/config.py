@@ -53,7 +53,7 @@ def make(**sections: Mapping[str, Any]) -> config_dict.ConfigDict:
     InputError: a section, field or choice is unknown, or a value has the wrong type.
   """
   problems = [
-    f'{section}: unknown config section; {nearest(section, SECTIONS)}'
+    f'{section:.100}: unknown config section; {nearest(section, SECTIONS)}'
     for section in sections
     if section not in SECTIONS
   ]
@@ -274,7 +274,7 @@ def _fits(value: Any, hint: Any) -> bool:
   if len(_alternatives(hint)) > 1:
     return any(_fits(value, option) for option in _alternatives(hint))
   if typing.get_origin(hint) is typing.Literal:
-    return value in typing.get_args(hint)
+    return isinstance(value, str) and value in typing.get_args(hint)
   if typing.get_origin(hint) is tuple:
     wanted = _of_elements(hint, len(value)) if isinstance(value, tuple) else None
     return wanted is not None and all(map(_fits, value, wanted))

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import itertools
 import math
+import numbers
 import re
 import sys
 import time
@@ -43,8 +44,8 @@ class InputError(ValueError):
     values = [f'expected {self.expected}'] if self.expected else []
     values += [f'found {self.found}'] if self.found else []
     what = '; '.join(filter(None, (self.problem, ', '.join(values))))
-    line = ': '.join(filter(None, (self.field, what)))
-    super().__init__('; '.join(filter(None, (line, fix))))
+    line = '; '.join(filter(None, (': '.join(filter(None, (self.field, what))), fix)))
+    super().__init__(_NEWLINES.sub(' ', line))  # of an array, or of what another library says
 
 
 def check_range(
@@ -69,10 +70,12 @@ def check_range(
     unit: of the number, such as ``'pixels'``.
 
   Raises:
-    InputError: the number is not in the range, infinite, or NaN.
+    InputError: it is no number, not in the range, infinite, or NaN.
   """
   if value is None:
     return
+  if not isinstance(value, numbers.Real):
+    raise InputError(field, expected=f'a number{f" of {unit}" if unit else ""}', found=f'{value!r:.80}')
   start, end = low if above is None else above, high if below is None else below
   is_high_enough = start is None or value > start or value == low
   is_low_enough = end is None or value < end or value == high
@@ -101,9 +104,10 @@ def check_word(field: str, word: object, known: Iterable[object], kind: str = 'v
     InputError: it is not; names the nearest.
   """
   words = list(known)
-  if word not in words:
+  is_word = word is None or isinstance(word, str | int)  # of an array, == has many answers
+  if not is_word or word not in words:
     fix = nearest(word, [each for each in words if each is not None])
-    raise InputError(field, f'unknown {kind} {word!r}', fix=fix)
+    raise InputError(field, f'unknown {kind} {word!r:.{MAX_WORD}}', fix=fix)
 
 
 def nearest(word: object, known: Iterable[object]) -> str:

@@ -31,10 +31,12 @@ def user_path(given: str | os.PathLike[str], flag: str = '') -> pathlib.Path:
     flag: what gave it, such as ``'--out'``, for the error.
 
   Raises:
-    InputError: it is of another machine (``gs://...``), holds a null byte, is too long, starts with the home directory
-      of nobody known, leads through what may not be entered, or is a directory that may not be read.
+    InputError: it is no text, of another machine (``gs://...``), holds a null byte, is too long, starts with the home
+      directory of nobody known, leads through what may not be entered, or is a directory that may not be read.
   """
-  text = os.fspath(given)
+  text = os.fspath(given) if isinstance(given, str | os.PathLike) else given
+  if not isinstance(text, str):
+    raise InputError(flag, expected='a path, as text', found=f'{given!r:.80}')
   where = f'{flag}: {text}' if flag else text
   if scheme := _SCHEME.match(text):
     problem, expected = f'{scheme[1]}:// is not supported', 'a path on this machine'

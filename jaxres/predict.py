@@ -116,21 +116,21 @@ def load(
     return _load_onnx(source, class_names, preset, given)
   pretrained = sources.read(source, step)
   count = pretrained.options['num_classes']
-  names = sources.read_class_names(class_names, count) if class_names else pretrained.class_names
+  names = pretrained.class_names if class_names is None else sources.read_class_names(class_names, count)
   has_names = names is not None
   notes: tuple[str, ...] = ()
   names = names or tuple(map(str, range(count)))
   kind, place = sources.parse(source)
   if kind == 'jaxres' and not sources.is_described(user_path(place)):
-    if preset:
-      raise InputError('--preset', f'{preset}, but {source} is a run, which has its own', fix='leave it out')
+    if preset is not None:
+      raise InputError('--preset', f'{preset!r:.80}, but {source} is a run, which has its own', fix='leave it out')
     model, known, shape, task = _of_run(pretrained, user_path(place), given.image_size)
   else:
     model, task = pretrained.model(), tasks.make('classification')
     known = _read_published(place) if kind == 'torchvision' else _read_preprocessing(pretrained, source)
     if preset is None and known.mean is None and given.mean is None and fallback is not None:
       preset, notes = fallback, (f'{source} does not say its preprocessing: taken is the preset {fallback}',)
-    known = _of_preset(preset) if preset else known
+    known = known if preset is None else _of_preset(preset)
     size = given.image_size or known.image_size or 0
     shape = (size, size, pretrained.channels)
   used_mean, used_std = (
@@ -196,6 +196,9 @@ def _floats(name: str, values: Any) -> tuple[float, ...] | None:
 def _check_input_spec(given: InputSpec) -> InputSpec:
   """Return ``given``; raise InputError where a value is out of its range."""
   check_range('--image_size', given.image_size, low=1, unit='pixels')
+  check_range('--image_size', given.image_size, high=workdir.MAX_SIDE, unit='pixels')
+  if given.image_size is not None and type(given.image_size) is not int:
+    raise InputError('--image_size', expected='a whole number of pixels', found=f'{given.image_size!r:.80}')
   check_range('--center_crop', given.center_crop, above=0, high=1)
   if (given.mean is None) != (given.std is None):
     raise InputError('--mean', 'give --mean and --std, or neither')
@@ -243,6 +246,8 @@ def find_images(words: Iterable[str]) -> list[pathlib.Path]:
     InputError: a folder has no images.
   """
   images: list[pathlib.Path] = []
+  if not isinstance(words, str | os.PathLike | list | tuple | Iterator):
+    raise InputError('images', expected='paths of image files or folders', found=type(words).__name__)
   for word in [words] if isinstance(words, str | os.PathLike) else words:
     path = user_path(word)
     images += list_images(path) if path.is_dir() else [path]
@@ -315,6 +320,7 @@ def run_batches(network: Network, variables: Any, images: np.ndarray, batch_size
   The last batch is filled up with zeros, and its outputs are cut off.
   """
   outputs = []
+  batch_size = min(batch_size, max(len(images), BATCH_SIZE))  # a larger batch would be filled up with zeros
   for start in range(0, len(images), batch_size):
     part = images[start : start + batch_size]
     batch = np.zeros((min(pad_size(len(part), batch_size), batch_size), *part.shape[1:]), np.uint8)
@@ -357,7 +363,7 @@ def check_paths(predictor: Any, paths: Any, batch_size: Any) -> list[pathlib.Pat
     raise InputError('predictor', expected='what jaxres.predict.load returns', found=type(predictor).__name__)
   if isinstance(paths, str | os.PathLike):
     paths = [paths]
-  if not isinstance(paths, Iterable):
+  if not isinstance(paths, Iterable) or (isinstance(paths, np.ndarray) and not paths.ndim):
     raise InputError('paths', expected='paths of image files', found=type(paths).__name__)
   paths = list(paths)
   odd = [type(path).__name__ for path in paths if not isinstance(path, str | os.PathLike)]
@@ -365,7 +371,7 @@ def check_paths(predictor: Any, paths: Any, batch_size: Any) -> list[pathlib.Pat
     raise InputError('paths', expected='paths of image files', found=odd[0], fix='predict reads the files itself')
   if type(batch_size) is not int or batch_size < 1:
     raise InputError('batch_size', expected='1 or more', found=f'{batch_size!r:.80}')
-  return [pathlib.Path(path) for path in paths]
+  return [user_path(path) for path in paths]
 
 
 def not_finite(logits: np.ndarray) -> dict[int, str]:

@@ -8,11 +8,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jaxres import checkpoint, data, files, schema
+from jaxres import checkpoint, data, evaluate, files, optim, schema
 from jaxres import config as config_lib
 from jaxres.checkpoint import digests, moves, reader, steps
 from jaxres.checkpoint.about import check_made_by, other_fields
 from jaxres.checkpoint.manager import Manager, check_path
+from jaxres.data import augment
 from jaxres.data.fingerprints import differences
 from jaxres.errors import InputError, print_status
 from jaxres.log import rows
@@ -28,6 +29,7 @@ IDENTITY = ('class_names', 'image_shape', 'splits')  # what of data.json must be
 MAX_CONFIG = 1 << 20  # bytes of config.json
 MAX_CHANNELS = 1024
 MAX_PIXELS = 1 << 24  # of an image: 4096 x 4096
+MAX_SIDE = 1 << 12  # of a square image
 _SHAPE = schema.array_of(schema.integer(1, MAX_PIXELS), 3, 3)
 DATA = {  # the fields of data.json
   'class_names': schema.array_of(schema.text(), min_items=1),
@@ -38,6 +40,13 @@ DATA = {  # the fields of data.json
   'mean': schema.array_of(schema.number(-1e6, 1e6), min_items=1, max_items=MAX_CHANNELS),
   'std': schema.array_of(schema.number(1e-12, 1e6), min_items=1, max_items=MAX_CHANNELS),
   'splits': schema.object_of(schema.text()),
+}
+RANGES: dict[str, Callable[..., Any]] = {  # what raises InputError where a field of the section is out of its range
+  'data': data.check,
+  'augment': augment.make,
+  'optim': optim.check,
+  'tta': evaluate.make_views,
+  'checkpoint': checkpoint.check,
 }
 _SCALAR = schema.either(schema.text(), schema.number(), schema.YES_OR_NO, schema.NOTHING)
 ENVIRONMENT = schema.either(_SCALAR, schema.array_of(_SCALAR))  # each value of environment.json
@@ -265,6 +274,9 @@ def as_config(content: Any, where: object) -> dict[str, dict[str, Any]]:
   try:
     json.dumps(content, allow_nan=False)
     config = config_lib.to_dict(config_lib.complete(content))
+    for section in sections.keys() & content.keys():
+      if section in RANGES:
+        RANGES[section](**config[section])
   except ValueError as error:
     reason = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in f'{error}'[:240])
     raise files.DamagedError(where, reason, fix=files.PUT_BACK) from None

@@ -3,6 +3,7 @@ import pathlib
 import pickle
 import re
 
+import numpy as np
 import pytest
 
 from jaxres.errors import InputError, check_range, check_word, nearest, one_line
@@ -105,3 +106,19 @@ def test_nearest_of_many_words_is_short() -> None:
   assert nearest('zzz', [f'class{i:05}' for i in range(20_000)]).endswith('class00081, class00082 and 19,917 more')
   assert len(nearest('zzz', ['x' * 10_000 + str(i) for i in range(20)])) < 1100
   assert len(nearest('x' * 100_000, ['x' * 100_000 + 'y', 'x' * 100_000 + 'z'])) < 300  # nor is it compared for hours
+
+
+@pytest.mark.parametrize('value', ['1', b'1', [1], {}, np.zeros(2), np.zeros((2, 2), object), 1j, object, len])
+def test_what_is_no_number_or_word_is_one_short_line(value) -> None:
+  with pytest.raises(InputError, match='data.val: expected a number of pixels, found') as caught:
+    check_range('data.val', value, low=0, unit='pixels')
+  assert '\n' not in str(caught.value)
+  with pytest.raises(InputError, match='unknown stem') as caught:
+    check_word('model.stem', value, [None, 'cifar'], 'stem')
+  assert '\n' not in str(caught.value)
+
+
+def test_a_long_word_is_cut() -> None:
+  with pytest.raises(InputError) as caught:
+    check_word('model.stem', 'x' * 5000, ['cifar'])
+  assert len(str(caught.value)) < 200

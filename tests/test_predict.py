@@ -256,3 +256,21 @@ def test_every_way_to_name_the_same_weights(tmp_path, tiny, capsys) -> None:
   assert capsys.readouterr().err == (
     f'error: {hub}: it is weights, which have no data; give some: --data DIR, FILE or NAME, such as --data cifar10\n'
   )
+
+
+def test_class_names_of_a_file_from_windows_have_no_ends_of_lines(tmp_path, tiny) -> None:
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  (tmp_path / 'names.txt').write_bytes('\r\n'.join([*CLASS_NAMES, '']).encode())
+  options = {'class_names': str(tmp_path / 'names.txt'), **SEEN}
+  assert predict.load(str(tmp_path / 'tiny.pth'), **options).class_names == tuple(CLASS_NAMES)
+  (tmp_path / 'names.txt').write_bytes(b'one\n\ntwo\nthree\n')
+  with pytest.raises(InputError, match='names.txt: line 2 is empty; expected a name a line'):
+    predict.load(str(tmp_path / 'tiny.pth'), **options)
+
+
+def test_a_batch_takes_no_more_memory_than_its_images(tmp_path, tiny) -> None:
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  predictor = predict.load(str(tmp_path / 'tiny.pth'), **SEEN)
+  images = np.zeros((9, *predictor.image_shape), np.uint8)
+  outputs = predict.run_batches(predict.make_network(predictor), predictor.variables, images, 10**12)
+  assert outputs.shape == (9, 4)

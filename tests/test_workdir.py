@@ -445,3 +445,29 @@ def test_a_batch_is_no_larger_than_the_split(trained) -> None:
   (run,) = runs.read_runs([str(source)])
   plain, huge = (runs.predict_split(run, 'test', size) for size in (40, 10**12))
   np.testing.assert_allclose(huge.logits, plain.logits, rtol=1e-5, atol=1e-5)
+
+
+OUT_OF_RANGE = {
+  'optim': ({'lr': -1.0}, 'optim.lr: expected 0 or more, found -1.0'),
+  'data': ({'batch_size': 0}, 'data.batch_size: expected 1 or more, found 0'),
+  'augment': ({'cutout': -3}, r'augment.cutout: expected pixels, a value in \[0, 2147483648\), found -3'),
+  'train': ({'ema': 2.0}, r'train.ema: expected a value in \[0, 1\), found 2.0'),
+  'model': ({'dropout': 7.0}, r'model.dropout: expected a value in \[0, 1\), found 7.0'),
+  'checkpoint': ({'keep_latest': 0}, 'checkpoint.keep_latest: expected 1 or more, found 0'),
+}
+
+
+@pytest.mark.parametrize('section', OUT_OF_RANGE)
+def test_a_value_out_of_its_range_is_not_told_as_another_config(trained, tmp_path, section: str) -> None:
+  config, source = trained
+  shutil.copytree(source, tmp_path / 'run')
+  fields, message = OUT_OF_RANGE[section]
+  before = everything(tmp_path / 'run')
+  with pytest.raises(InputError, match=f'^{message}'):
+    loop.train_and_evaluate(merge(config, **{section: fields}), tmp_path / 'run')
+  assert everything(tmp_path / 'run') == before
+  edited = config_lib.complete(merge(config, **{section: fields}))
+  (tmp_path / 'run/config.json').write_text(config_lib.to_json(edited))
+  with pytest.raises(InputError) as caught:
+    sources.read(str(tmp_path / 'run'))
+  assert 'put config.json back' in str(caught.value) or re.search(f'{message}; put it back', str(caught.value))

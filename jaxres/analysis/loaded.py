@@ -12,7 +12,7 @@ from jaxres import predict as predict_lib
 from jaxres.analysis import compare, other_data, runs
 from jaxres.analysis.scores import softmax
 from jaxres.data.pixels import to_images
-from jaxres.errors import InputError
+from jaxres.errors import InputError, check_word
 from jaxres.runtime.compiler import enable_compilation_cache
 from jaxres.weights import sources
 
@@ -172,7 +172,7 @@ class Loaded:
         weights alone have no data.
     """
     if data is None:
-      return self._evaluate_run(split or 'test', batch_size)
+      return self._evaluate_run('test' if split is None else split, batch_size)
     check_batch_size(batch_size)
     labels = self._predictor.task.labels
     if isinstance(data, str | os.PathLike):
@@ -187,8 +187,7 @@ class Loaded:
     """Return the scores on the run's data, as `jaxres evaluate RUN` has them."""
     if not sources.is_run(self._source):
       raise InputError('data', f'{self._source} is no run and has no data', fix='give some, such as (images, labels)')
-    if split not in runs.SPLITS:
-      raise InputError('split', expected=f'{" or ".join(runs.SPLITS)}', found=repr(split))
+    check_word('split', split, runs.SPLITS, 'split')
     check_batch_size(batch_size)
     (run,) = runs.read_runs([sources.parse(self._source)[1]], self._step)
     compared, _ = compare.compare([run], split, batch_size)
@@ -199,6 +198,7 @@ class Loaded:
   ) -> tuple[np.ndarray, tuple[pathlib.Path, ...] | None]:
     """Return the outputs of ``network`` for images, and the paths of those that are files."""
     check_batch_size(batch_size)
+    batch_size = batch_size or predict_lib.BATCH_SIZE
     paths = _to_paths(images)
     arrays = None if paths is not None else _to_arrays(images)
     items: Sequence[Any] = paths if arrays is None else arrays  # type: ignore[assignment]

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxres import config as config_lib
-from jaxres import trees
+from jaxres import files, trees
 from jaxres.checkpoint import digests as digests_lib
 from jaxres.checkpoint import moves, reader
 from jaxres.checkpoint import steps as steps_lib
@@ -77,6 +77,7 @@ def put_damaged_aside(directory: pathlib.Path) -> None:
   """
   _put_odd_aside(directory)
   steps = steps_lib.list_steps(directory)
+  _put_descriptions_aside(directory, steps)
   damaged = {step: reason for step in steps if (reason := _damage(directory / str(step)))}
   if steps and len(damaged) == len(steps):
     reason = f'step {steps[-1]}: {damaged[steps[-1]]}'
@@ -99,6 +100,22 @@ def _put_odd_aside(directory: pathlib.Path) -> None:
     print_status(f'{directory / name} is no checkpoint; it is now {aside}')
   if odd:
     distributed.barrier('what is no checkpoint is put aside')
+
+
+def _put_descriptions_aside(directory: pathlib.Path, steps: Sequence[int]) -> None:
+  """Rename what Orbax notes of a checkpoint where that is no JSON: it would wait for a pipe, or end in a traceback.
+
+  Nothing of it is needed where digests say what the checkpoint holds.
+  """
+  for step in steps if distributed.is_main_process() else ():
+    path = directory / str(step) / reader.DESCRIPTION
+    if not (path.parent / 'digests').exists():  # an older jaxres saved it, and what is noted is needed
+      continue
+    try:
+      files.read_json(path, finite=False, fix='')
+    except files.DamagedError as error:
+      print_status(f'{error}; it is not needed, and is now {steps_lib.put_aside(path)}')
+  distributed.barrier('descriptions are put aside')
 
 
 def _damage(path: pathlib.Path) -> str | None:

@@ -58,7 +58,8 @@ def check_made_by(about: Mapping[str, Any], config: Mapping[str, Any] | None, pa
       for name, (old, new) in changed.items()
     ]
     change = config_lib.join_limited(words)
-    raise InputError(path, f'of another run: {change}', fix='move it away, or use the workdir that it is of')
+    fix = 'move it away, use the workdir that it is of, or put config.json back as jaxres wrote it'
+    raise InputError(path, f'of another run: {change}', fix=fix)
 
 
 def other_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -22,6 +22,7 @@ from jaxres.errors import InputError
 from jaxres.files import DamagedError
 
 JSON_ITEMS = {'progress': 'metadata', 'about': 'metadata', 'metrics': 'metrics'}  # and the files of their content
+DESCRIPTION = '_CHECKPOINT_METADATA'  # of Orbax
 MAX_LOOKS = 30  # at checkpoints that a training replaces meanwhile
 READ_AHEAD = 8  # arrays: more at a time are no faster, and take memory beside a training
 LEAF = re.compile(r'[a-z0-9_]+\[(\d+(,\d+)*)?\] [0-9a-f]{64}')  # as ``leaf_digest`` makes it
@@ -248,7 +249,7 @@ def _check_older(path: pathlib.Path) -> None:
 
   Orbax's own file tells what items it had when it was saved.
   """
-  described = files_lib.read_json(path / '_CHECKPOINT_METADATA', finite=False, where='digests', fix='')
+  described = files_lib.read_json(path / DESCRIPTION, finite=False, where='digests', fix='')
   items = described.get('item_handlers') if isinstance(described, dict) else None
   newer = ('digests', 'about')
   if not isinstance(items, dict) or any(item in items or os.path.lexists(path / item) for item in newer):

@@ -130,12 +130,7 @@ def load(
   Raises:
     InputError: a field is out of range, the data set is unknown, missing or empty, or a label is out of range.
   """
-  config_lib.check_types('data', locals())
-  check_word('data.pipeline', pipeline, PIPELINES)
-  _check_fields(batch_size, val, limit, seed, mean, std)
-  _check_fold(fold, val)
-  _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
-  check_word('data.test', test, TESTED)
+  check(**locals())
   labels = labels or CLASSES
   check_source(name, labels, ANY_LABELS, classes)
   if examples is None:
@@ -173,6 +168,34 @@ def load(
     build_pipeline(part, name) if part else None for part, name in ((val_split, 'val'), (test_split, 'test'))
   )
   return Dataset(build_pipeline(train_split, 'train'), val_pipeline, test_pipeline, info)
+
+
+def check(
+  *,
+  pipeline: str,
+  batch_size: int,
+  val: float,
+  test: str,
+  fold: tuple[int, ...],
+  limit: int | None,
+  image_size: int | None,
+  eval_image_size: int | None,
+  center_crop: float,
+  crop_scale: tuple[float, ...],
+  mean: tuple[float, ...] | None,
+  std: tuple[float, ...] | None,
+  workers: int,
+  max_bad: int,
+  seed: int,
+  **others: Any,
+) -> None:
+  """Raise InputError where a field of ``load`` is of another type or out of its range, whatever the data is."""
+  config_lib.check_types('data', locals() | others)
+  check_word('data.pipeline', pipeline, PIPELINES)
+  _check_fields(batch_size, val, limit, seed, mean, std)
+  _check_fold(fold, val)
+  _check_image_fields(image_size, eval_image_size, center_crop, crop_scale, workers, max_bad)
+  check_word('data.test', test, TESTED)
 
 
 def _choose_examples(
@@ -279,7 +302,7 @@ def read_source(
   known = tfds.list_known(data_dir)
   if name not in known:
     fix = f'a TFDS set of that name is not in {tfds.root(data_dir)}: {tfds.prepare_again(name, data_dir)}'
-    raise InputError('data.name', f'unknown data set {name!r}', fix=f'{nearest(name, {*readers, *known})}; {fix}')
+    raise InputError('data.name', f'unknown data set {name!r:.100}', fix=f'{nearest(name, {*readers, *known})}; {fix}')
   if download and name in tfds.PREPARABLE and not tfds.is_prepared(name, data_dir):
     published.prepare(name, data_dir)
   return tfds.read(name, data_dir, seed, tested)

@@ -1,6 +1,7 @@
 """The splits of a source: classes chosen, validation and test examples held out, labels checked."""
 
 import numbers
+import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 
@@ -10,6 +11,8 @@ from jaxres.data import sampler
 from jaxres.data.types import CLASSES, Encoded, Labels, Source, Split
 from jaxres.errors import InputError, nearest, print_status
 from jaxres.paths import shorten
+
+_NUMBER = re.compile(r'[0-9]{1,15}(\.[0-9]{0,15})?')  # as a spreadsheet may have written it
 
 
 def with_test(
@@ -152,7 +155,7 @@ def report_untrained(labels: np.ndarray, class_names: Sequence[str]) -> None:
 
 
 def say_lookalikes(where: str, names: Sequence[str]) -> None:
-  """Say which classes are called alike but for the case of letters, inner space or the form of an accent.
+  """Say which classes are called alike but for case, inner space, the form of an accent or of a number, as 1 and 01.
 
   Args:
     where: the data set's place.
@@ -161,6 +164,7 @@ def say_lookalikes(where: str, names: Sequence[str]) -> None:
   alike: dict[str, list[str]] = {}
   for name in names:
     key = ' '.join(unicodedata.normalize('NFKC', name).casefold().split())
+    key = str(float(key)) if _NUMBER.fullmatch(key) else key
     alike.setdefault(key, []).append(name)
   for group in (group for group in alike.values() if len(group) > 1):
     listed = shorten(' and '.join(map(repr, group)))

@@ -11,6 +11,8 @@ from jaxres import trees
 from jaxres.errors import InputError, check_range, check_word
 from jaxres.optim import freezing, schedules, transforms
 
+MAX_LAYER_DECAY = 100.0  # of which a float holds the power for the blocks of any network
+
 
 def make(
   params: Any,
@@ -80,13 +82,7 @@ def make(
   Raises:
     InputError: a name is unknown, a value is out of range, or a pattern matches nothing.
   """
-  config_lib.check_types('optim', locals())
-  numbers = dict(lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs, gamma=gamma, eps=eps)
-  numbers |= dict(l1=l1, clip_norm=clip_norm, layer_decay=layer_decay, power=power)
-  for field, value in numbers.items():
-    check_range(f'optim.{field}', value, low=0)
-  for field, value in dict(momentum=momentum, b1=b1, b2=b2).items():
-    check_range(f'optim.{field}', value, low=0, below=1)
+  check(**locals())
   warmup_steps, steps = to_steps(warmup_epochs, milestones, total_steps, steps_per_epoch)
   lr_schedule = schedules.make_schedule(schedule, lr, total_steps, warmup_steps, steps, gamma, steps_per_epoch, power)
   decays = _negate(trees.match(params, no_decay, 'optim.no_decay'))
@@ -109,6 +105,34 @@ def make(
   return optax.chain(*before, tx, *after) if before or after else tx, lr_schedule
 
 
+def check(
+  *,
+  lr: float,
+  momentum: float,
+  b1: float,
+  b2: float,
+  eps: float,
+  weight_decay: float,
+  l1: float,
+  clip_norm: float,
+  layer_decay: float,
+  warmup_epochs: float,
+  gamma: float,
+  power: float,
+  **others: Any,
+) -> None:
+  """Raise InputError where an argument of ``make`` is of another type or out of its range, whatever is trained."""
+  config_lib.check_types('optim', locals() | others)
+  numbers = dict(lr=lr, weight_decay=weight_decay, warmup_epochs=warmup_epochs, gamma=gamma, eps=eps)
+  numbers |= dict(l1=l1, clip_norm=clip_norm, power=power)
+  for field, value in numbers.items():
+    check_range(f'optim.{field}', value, low=0)
+  check_range('optim.layer_decay', layer_decay, low=0)
+  check_range('optim.layer_decay', layer_decay, high=MAX_LAYER_DECAY)
+  for field, value in dict(momentum=momentum, b1=b1, b2=b2).items():
+    check_range(f'optim.{field}', value, low=0, below=1)
+
+
 def to_steps(
   warmup_epochs: float, milestones: Sequence[float], total_steps: int, steps_per_epoch: float
 ) -> tuple[int, list[int]]:
@@ -123,14 +147,14 @@ def to_steps(
   Raises:
     InputError: they lie outside the training.
   """
-  warmup_steps = round(warmup_epochs * steps_per_epoch)
+  warmup_steps = schedules.step_at(warmup_epochs, steps_per_epoch, total_steps)
   if warmup_steps and warmup_steps >= total_steps:
     epochs = total_steps / steps_per_epoch
     length = f'the training, {total_steps} steps, which are {epochs:.4g} epochs'
     raise InputError(
       'optim.warmup_epochs', f'{warmup_epochs} is not less than {length}', fix='shorten it, or lengthen train.epochs'
     )
-  steps = [round(epoch * steps_per_epoch) for epoch in milestones]
+  steps = [schedules.step_at(epoch, steps_per_epoch, total_steps) for epoch in milestones]
   if steps and not 0 < min(steps) <= max(steps) < total_steps:
     epochs = total_steps / steps_per_epoch
     raise InputError('optim.milestones', expected=f'epochs between 0 and {epochs:.4g}', found=tuple(milestones))

@@ -10,6 +10,7 @@ import optax
 from jaxres import trees
 from jaxres.errors import InputError
 from jaxres.models import ResNet
+from jaxres.optim.schedules import step_at
 
 
 class UnfreezePhase(NamedTuple):
@@ -46,7 +47,7 @@ def unfreeze_steps(
     hits = jax.tree.map(lambda a, b: a and b, frozen_mask, trees.match(params, [pattern], 'optim.unfreeze'))
     if not any(jax.tree.leaves(hits)):
       raise InputError('optim.unfreeze', f'{pattern!r} matches nothing that optim.frozen freezes')
-    step = round(epoch * steps_per_epoch) if 0 <= epoch < math.inf else -1
+    step = step_at(epoch, steps_per_epoch, total_steps) if epoch >= 0 else -1
     if not 0 <= step < total_steps:
       epochs = total_steps / steps_per_epoch
       raise InputError('optim.unfreeze', expected=f'epochs from 0 to less than {epochs:.4g}', found=epoch)

@@ -12,6 +12,17 @@ from jaxres.errors import InputError, check_word
 ONECYCLE_RISE, ONECYCLE_START, ONECYCLE_END = 0.3, 1 / 25, 1 / 25e4
 
 
+def step_at(epochs: float, steps_per_epoch: float, total_steps: int) -> int:
+  """Return the step that an epoch starts with; or the nearest end of the training; of NaN 0.
+
+  Args:
+    epochs: from the start of the training; may be fractional.
+    steps_per_epoch: may be fractional.
+    total_steps: of the training.
+  """
+  return round(min(total_steps, max(0, epochs * steps_per_epoch)))
+
+
 def make_schedule(
   name: str,
   lr: float,

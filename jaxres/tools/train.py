@@ -240,11 +240,20 @@ def _fit_time(args: argparse.Namespace, workdir: pathlib.Path, config: Any, star
 
 
 def _report(workdir: pathlib.Path) -> None:
-  """Write the report of the run, where that tool is installed, and say where it is and what comes next."""
+  """Write the report of a run or a series, where that tool is installed, and say where it is and what comes next.
+
+  Where the data has no test split, the runs of a series hold out different examples: then each has a page.
+  """
+  from jaxres import workdir as workdir_lib
+  from jaxres.weights import sources
+
+  runs = sources.runs_in(workdir) or [workdir]
+  tested = {(workdir_lib.read_data(run) or {}).get('splits', {}).get('test') for run in runs}
   name = f'{__package__}.report'  # a leaf, which may not be there
   if importlib.util.find_spec(name):
     report = importlib.import_module(name)
     parser = argparse.ArgumentParser()
     report.add_arguments(parser)
-    report.run(parser.parse_args([str(workdir)]))
-  print(printable(f'next: jaxres predict {shell_word(str(workdir))} IMAGE'))
+    for place in [workdir] if len(tested) == 1 else runs:
+      report.run(parser.parse_args([str(place)]))
+  print(printable(f'next: jaxres predict {shell_word(str(runs[0]))} IMAGE'))

@@ -26,7 +26,7 @@ from jaxres.train import nonfinite
 from jaxres.train.meter import Meter
 from jaxres.train.plan import DRY_RUN_STEPS, Progress, group_feeds, read_progress
 from jaxres.train.recalibrate import recalibrate_state
-from jaxres.train.setup import Setup, make_setup, suggest_less_memory
+from jaxres.train.setup import Setup, check_ranges, make_setup, suggest_less_memory
 from jaxres.train.step import Hyperparameters
 
 ROLLBACK_SCALE = 0.5  # times the learning rate, after a rollback
@@ -72,7 +72,7 @@ def train_and_evaluate(
   if data is not None:
     config['data'] |= {'name': 'arrays', 'path': None}
   set_deterministic(config['train']['deterministic'])
-  checkpoint.check(**config['checkpoint'])
+  check_ranges(config)
   place = workdir_lib.choose(workdir, config)
   with lock_workdir(place):
     workdir_lib.check_config(place, config)
@@ -234,11 +234,13 @@ def evaluate_segment(
   None where a signal came that ``watch`` noted before the last batch.
   """
   options, dataset = setup.options, setup.dataset
-  if options.recalibrate_bn:
-    recalibrate = setup.recalibrate(int(train_state.step))
-    train_state = recalibrate_state(train_state, recalibrate, dataset.train, options.recalibrate_bn)
   limit = DRY_RUN_STEPS if options.dry_run else None
   stop = lambda: watch.is_requested() and jax.process_count() == 1  # the others would wait for this one
+  if options.recalibrate_bn:
+    recalibrate = setup.recalibrate(int(train_state.step))
+    train_state = recalibrate_state(train_state, recalibrate, dataset.train, options.recalibrate_bn, stop)
+    if stop():
+      return None
   size, means = setup.eval_batch_size, setup.task.means
   scores = evaluate.evaluate_state(setup.eval_steps, train_state, dataset, size, limit, stop, means)
   return None if scores is None else (train_state, scores)

@@ -64,7 +64,8 @@ class Options(NamedTuple):
 
 
 POSITIVE = ('epochs', 'eval_every_epochs', 'eval_batch_size', 'log_every_steps')
-COUNTS = ('scan_steps', 'patience', 'recalibrate_bn', 'max_rollbacks')
+COUNTS = ('scan_steps', 'patience', 'max_rollbacks')
+MAX_RECALIBRATE = 100_000  # batches before every evaluation
 
 
 def check(options: Options) -> None:
@@ -73,6 +74,7 @@ def check(options: Options) -> None:
     check_range(f'train.{name}', getattr(options, name), above=0)
   for name in COUNTS:
     check_range(f'train.{name}', getattr(options, name), low=0)
+  check_range('train.recalibrate_bn', options.recalibrate_bn, low=0, high=MAX_RECALIBRATE)
   check_range('train.seed', options.seed, low=0, below=2**63)
   check_range('train.ema', options.ema, low=0, below=1)
   if options.spike_factor and not 1.0 < options.spike_factor < float('inf'):

@@ -1,6 +1,7 @@
 """When a run evaluates and saves, and what it remembers of its evaluations."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -106,13 +107,14 @@ def make_plan(train: data.Pipeline, options: Options) -> Plan:
     return Plan(OVERFIT_STEPS, OVERFIT_STEPS / epochs, (OVERFIT_STEPS,))
   check_batch(train.batch_size, train.size, epochs)
   steps_per_epoch = train.size / train.batch_size
-  total = max(1, round(epochs * steps_per_epoch))
+  length, interval = epochs * steps_per_epoch, options.eval_every_epochs * steps_per_epoch
+  if length > MAX_STEPS or length > MAX_EVALUATIONS * interval:
+    count = length / interval if interval else math.inf
+    problem = f'{epochs:g} epochs are {length:,.10g} steps and {count:,.10g} evaluations'
+    raise InputError('train.epochs', problem, expected=f'at most {MAX_STEPS:,} and {MAX_EVALUATIONS:,}')
+  total = max(1, round(length))
   if options.dry_run:
     return Plan(total, steps_per_epoch, (DRY_RUN_STEPS,))
-  interval = options.eval_every_epochs * steps_per_epoch
-  if total > MAX_STEPS or total / interval > MAX_EVALUATIONS:
-    problem = f'{epochs:g} epochs are {total:,} steps and {total / interval:,.0f} evaluations'
-    raise InputError('train.epochs', problem, expected=f'at most {MAX_STEPS:,} and {MAX_EVALUATIONS:,}')
   between = {round(k * interval) for k in range(1, int(total / interval) + 1)}
   return Plan(total, steps_per_epoch, tuple(sorted(step for step in between | {total} if 0 < step <= total)))
 

@@ -1,6 +1,7 @@
 """The running statistics of BatchNorm, estimated again for the weights as they are."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -59,10 +60,18 @@ def make_recalibrate(model: ResNet, info: Info, get_batch: Callable[..., Any], m
 
 
 def recalibrate_state(
-  train_state: TrainState, recalibrate: Recalibrate, pipeline: Pipeline, batches: int
+  train_state: TrainState,
+  recalibrate: Recalibrate,
+  pipeline: Pipeline,
+  batches: int,
+  stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
-  """Return the state with the statistics of its weights, and of their average, of the first ``batches`` batches."""
-  again = lambda variables: recalibrate(variables, pipeline.device_data, pipeline.step_inputs(0, batches))
+  """Return the state with the statistics of its weights, and of their average, of the first ``batches`` batches.
+
+  ``stop`` is asked before each batch; where it says yes no more are looked at, and the result is of no use.
+  """
+  feeds = lambda: itertools.takewhile(lambda _: not stop(), pipeline.step_inputs(0, batches))
+  again = lambda variables: recalibrate(variables, pipeline.device_data, feeds())
   stats, ema = again(train_state.variables)['batch_stats'], train_state.ema
   if ema:
     ema = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), again(sharding.gather(ema)), ema)

@@ -12,7 +12,7 @@ import optax
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from jaxres import data, evaluate, models, optim, state, tasks
+from jaxres import checkpoint, data, evaluate, models, optim, state, tasks
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError, check_range
 from jaxres.models import ResNet, layers, speedrun
@@ -65,8 +65,10 @@ class Setup(NamedTuple):
 
   @property
   def eval_batch_size(self) -> int:
-    """Examples of an evaluation step: a multiple of the devices."""
-    return sharding.round_up(self.options.eval_batch_size, self.mesh)
+    """Examples of an evaluation step: a multiple of the devices, and no more than a split needs."""
+    sizes = [split.size for split in (self.dataset.val, self.dataset.test) if split is not None]
+    largest = max([*sizes, Options().eval_batch_size])  # as much as it is by default is never cut: it changes no bits
+    return sharding.round_up(min(self.options.eval_batch_size, largest), self.mesh)
 
   def feeds(self, start: int, stop: int) -> Iterator[Any]:
     """Yield the feeds of steps ``start`` to ``stop - 1``; for ``overfit_one_batch`` all are the first."""
@@ -125,6 +127,19 @@ def make_setup(
   eval_steps = {'': make_eval_step()} | ({'tta/': make_eval_step(views)} if views else {})
   parts = (config, options, jax.random.key(options.seed), mesh, dataset, augment, model, task, extras, plan)
   return Setup(*parts, init=init, eval_steps=eval_steps, **steps)
+
+
+def check_ranges(config: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raise InputError where a field of a complete config is out of its range, whatever the data is."""
+  check_options(Options(**config['train']))
+  check_range('train.accumulate', config['train']['accumulate'], low=1)
+  tasks.make_from(config['train'])
+  models.create(**config['model'])
+  data.check(**config['data'])
+  augment_lib.make(**config['augment'])
+  optim.check(**config['optim'])
+  evaluate.make_views(**config['tta'])
+  checkpoint.check(**config['checkpoint'])
 
 
 def make_steps(

@@ -74,7 +74,11 @@ def _of_transformers(name: str) -> str:
 def _of_sequence(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
   """Return the names of the children of a network by their numbers: 0 conv1, 1 bn1, ..., stages, ..., fc."""
   stages = sorted({int(name.split('.')[0]) for name in shapes if re.fullmatch(r'\d{1,2}\.0\.conv1\.weight', name)})
-  heads = {int(name.split('.')[0]) for name, shape in shapes.items() if _DENSE.fullmatch(name) and len(shape) == 2}
+  heads = {
+    int(name.split('.')[0])
+    for name, shape in shapes.items()
+    if _DENSE.fullmatch(name) and (len(shape) == 2 or shape[2:] == (1, 1))
+  }
   words = {number: f'layer{i + 1}' for i, number in enumerate(stages)} | {0: 'conv1', 1: 'bn1'}
   if len(heads) == 1 and max(heads) > stages[-1]:  # of several layers it is no classifier that jaxres has
     words[max(heads)] = 'fc'

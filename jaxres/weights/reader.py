@@ -16,7 +16,7 @@ import numpy as np
 from jaxres.errors import InputError
 from jaxres.paths import open_regular, user_path
 from jaxres.weights import dtypes, pickles, safetensors, zipped
-from jaxres.weights.names import describe_shape, describe_value
+from jaxres.weights.names import HEADS, describe_shape, describe_value
 from jaxres.weights.selection import Selection, select
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
@@ -24,6 +24,7 @@ LEGACY_PROTOCOL = 1001
 MAX_SHARING = 4  # tensors may be views of one storage, but not so that they have many times the file's bytes
 SHARD = re.compile(r'-(\d{5})-of-(\d{5})\.')  # of a file that Hugging Face's libraries wrote
 JOIN = 'read all parts by safetensors.numpy.load_file, and write one file by save_file'
+HEAD_KERNELS = tuple(f'{head}.weight' for head in HEADS)
 MAX_PREAMBLE = 100  # opcodes of each of the three pickles before the content of the older format
 ArraysOf = Callable[[Mapping[str, Any], frozenset[str]], dict[str, np.ndarray]]
 
@@ -85,7 +86,20 @@ def read_file(path: str | pathlib.Path, skip: Sequence[str] = (), prefix: str | 
   selection = select(content, where, skip, prefix)
   judged = _judge(selection, where)
   tensors = arrays_of(judged, selection.skipped)
-  return File(tensors, selection.skipped, _notes(judged, selection))
+  convolutions = [name for name in HEAD_KERNELS if name in tensors and tensors[name].shape[2:] == (1, 1)]
+  notes = [f'{name} is a 1x1 convolution: read as a dense layer, which does the same' for name in convolutions]
+  return File(_as_torchvision(tensors), selection.skipped, (*_notes(judged, selection), *notes))
+
+
+def _as_torchvision(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Return ``tensors`` in torchvision's shapes: a count is a scalar, and a classifier a matrix."""
+  result = dict(tensors)
+  for name, value in tensors.items():
+    if name.endswith(dtypes.COUNTER) and value.shape == (1,):
+      result[name] = value.reshape(())
+    elif name in HEAD_KERNELS and value.shape[2:] == (1, 1):
+      result[name] = value.reshape(value.shape[:2])
+  return result
 
 
 def _map(path: pathlib.Path, where: str) -> Any:

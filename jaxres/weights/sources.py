@@ -53,7 +53,7 @@ def read(
     raise InputError(place, 'an ONNX file, whose weights are not those of a model of jaxres', fix=fix)
   is_written = is_described(directory)
   if step not in ('latest', 'best') and (kind == 'torchvision' or is_written):
-    raise InputError(place, f'it is no run, and has no step {step}', fix='leave the step out')
+    raise InputError(place, f'it is no run, and has no step {step:.80}', fix='leave the step out')
   if kind == 'torchvision':
     path = _file(place)
     return _of_torch(weights.read_file(path, skip, prefix), path, skip, stem)
@@ -112,9 +112,12 @@ def read_class_names(path: str, num_classes: int) -> tuple[str, ...]:
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise InputError(f'--class_names {path}', f'cannot be read: {reason}') from None
+  names = tuple(name.removesuffix('\r') for name in names)  # of a file from Windows
   names = names[:-1] if names[-1] == '' else names
   if len(names) != num_classes:
     raise InputError(f'--class_names {path}', f'{len(names)} names, but the network has {num_classes} classes')
+  if '' in names:
+    raise InputError(f'--class_names {path}', f'line {names.index("") + 1} is empty', expected='a name a line')
   return names
 
 
@@ -240,7 +243,7 @@ def _choose(where: pathlib.Path, paths: Mapping[int, pathlib.Path], step: str) -
   if step == 'best':
     return max(known, key=lambda number: checkpoint.rank(reader.read_scores(paths[number])))
   if not step.isdecimal() or int(step) not in known:
-    raise InputError(where, f'no step {step}', fix=f'there are {known}')
+    raise InputError(where, f'no step {step:.80}', fix=f'there are {known}')
   return int(step)
 
 

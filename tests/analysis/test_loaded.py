@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import jaxres
-from jaxres import cli, predict, weights
+from jaxres import cli, models, predict, weights
+from jaxres import data as data_lib
 from jaxres.analysis import loaded
 from jaxres.data.statistics import IMAGENET
 from jaxres.errors import InputError
@@ -216,6 +217,48 @@ def test_wrong_arguments_are_one_line_that_names_them(tmp_path, tiny) -> None:
       network.evaluate(data)
   with pytest.raises(InputError, match='split: .* but the data is one split'):
     network.evaluate((images, [0, 1, 2, 3]), split='test')
+
+
+# Values of no type that an argument takes; numbers are left out where a number is right.
+ODD = [b'x', [], {}, (), {1}, object(), np.zeros(0), np.zeros((2, 2), object), slice(1), 1j, len, ..., 'x' * 5000]
+
+
+@pytest.mark.parametrize('value', ODD, ids=[type(value).__name__ for value in ODD])
+def test_any_argument_of_another_type_is_one_short_line(value, tmp_path, tiny) -> None:
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  place = str(tmp_path / 'tiny.pth')
+  network = jaxres.load(place, **SEEN)
+  calls = {
+    'source': lambda: jaxres.load(value, **SEEN),
+    'step': lambda: jaxres.load(place, value, **SEEN),
+    'class_names': lambda: jaxres.load(place, class_names=value, **SEEN),
+    'preset': lambda: jaxres.load(place, preset=value),
+    'image_size': lambda: jaxres.load(place, **SEEN | {'image_size': value}),
+    'center_crop': lambda: jaxres.load(place, **SEEN | {'center_crop': value}),
+    'data': lambda: network.evaluate(value),
+    'batch_size': lambda: network.predict(np.zeros((1, 8, 8, 3), np.uint8), batch_size=value),
+    'weights': lambda: weights.read(value),
+    'model.name': lambda: models.create(value),
+    'model.dtype': lambda: models.create(tiny, dtype=value),
+    'data.name': lambda: data_lib.load(value, data_dir=str(tmp_path)),
+    'data.path': lambda: data_lib.load('folder', path=value),
+    'paths': lambda: predict.find_images(value),
+  }
+  if isinstance(value, list | tuple | str):  # no paths are right
+    del calls['paths']
+  for name, call in calls.items():
+    with pytest.raises(InputError) as caught:
+      call()
+    line = str(caught.value)
+    assert '\n' not in line, name
+    assert len(line) < 700, name
+
+
+@pytest.mark.parametrize('data', [np.float32(1), np.array(1)])
+def test_a_number_is_no_data(data, tmp_path, tiny) -> None:
+  weights.write(tmp_path / 'tiny.pth', make_state(4))
+  with pytest.raises(InputError, match='^data: expected'):
+    jaxres.load(tmp_path / 'tiny.pth', **SEEN).evaluate(data)
 
 
 def test_import_is_light_and_help_works() -> None:

@@ -129,3 +129,25 @@ def test_checkpoints_that_are_no_directory(tmp_path, put: Callable[[pathlib.Path
 
 
 # a run's weights are of the network that was trained
+
+
+def put_fifo(path: pathlib.Path) -> None:
+  path.unlink()
+  os.mkfifo(path)
+
+
+def put_link(path: pathlib.Path) -> None:
+  path.unlink()
+  path.symlink_to('/dev/zero')
+
+
+@pytest.mark.parametrize('put', [lambda path: path.write_bytes(b'{"a":' * 30_000), put_fifo, put_link])
+def test_what_orbax_notes_of_a_checkpoint_is_not_needed(copy, put: Callable[[pathlib.Path], None], capfd) -> None:
+  put(copy / '2' / reader.DESCRIPTION)
+  with checkpoint.open_manager(copy, keep_latest=3) as manager:
+    places = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state, _ = checkpoint.restore(manager, jax.eval_shape(lambda: make_state(0)), places)
+    assert int(state.step) == 2
+  output = capfd.readouterr().err
+  assert f'{copy}/2/{reader.DESCRIPTION}: cannot be read: ' in output
+  assert f'; it is not needed, and is now {copy}/2/{reader.DESCRIPTION}.bad' in output

@@ -263,3 +263,20 @@ def test_every_schedule_is_finite_in_the_shortest_runs(total: int) -> None:
 def test_bad_input(options: dict, message: str) -> None:
   with pytest.raises(InputError, match=message):
     optim.make(PARAMS, 100, 10.0, **options)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'warmup_epochs': 1e308}, 'warmup_epochs: 1e[+]308 is not less than the training, 100 steps'),
+    ({'schedule': 'step', 'milestones': (1e308,)}, 'milestones: expected epochs between 0 and 10'),
+    ({'schedule': 'step', 'milestones': (math.nan,)}, 'milestones: expected epochs between 0 and 10'),
+    ({'frozen': ('stem/.*',), 'unfreeze': (('.*', 1e308),)}, 'unfreeze: expected epochs from 0 to less than 10'),
+    ({'frozen': ('stem/.*',), 'unfreeze': (('.*', math.nan),)}, 'unfreeze: expected epochs from 0 to less than 10'),
+    ({'layer_decay': 1e300}, r'layer_decay: expected at most 100.0, found 1e[+]300'),
+  ],
+)
+def test_numbers_of_any_size_are_one_line(options, message) -> None:
+  params = {name: {'kernel': np.zeros(2, np.float32)} for name in ('stem', 'stage1', 'head')}
+  with pytest.raises(InputError, match=message):
+    optim.make(params, 100, 10.0, no_decay=(), **options)

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jaxres import cli, command_line
 from jaxres import config as config_lib
@@ -92,3 +94,29 @@ def test_times(text: str, seconds: float) -> None:
 def test_what_is_no_time(text: str) -> None:
   with pytest.raises(InputError, match='--time: expected a time such as 30m'):
     train.seconds_of(text)
+
+
+def test_seeds_that_hold_out_other_examples_have_a_page_each(tmp_path, tiny, capsys) -> None:
+  images = np.random.default_rng(0).integers(0, 255, (16, 8, 8, 3)).astype(np.uint8)
+  for at, image in enumerate(images):
+    file = tmp_path / 'photos' / f'{"ab"[at % 2]}/{at}.png'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+  run = tmp_path / 'run'
+  words = [
+    'train',
+    str(tmp_path / 'photos'),
+    '--model',
+    tiny,
+    '--epochs',
+    '1',
+    '--batch-size',
+    '4',
+    '--image-size',
+    '8',
+  ]
+  cli.main([*words, '--seeds', '2', '--workdir', str(run)])
+  assert f'next: jaxres predict {run}/seed0 IMAGE' in capsys.readouterr().out
+  tested = {json.loads((run / f'seed{k}/data.json').read_text())['splits']['test'] for k in range(2)}
+  assert len(tested) == 2
+  assert all((run / f'seed{k}/report.html').exists() for k in range(2))

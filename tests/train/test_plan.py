@@ -87,3 +87,12 @@ def test_progress_watches_validation_and_never_test() -> None:
   assert (progress.best['step'], progress.stale) == (3, 1)
   progress = Progress({}, {}, 0).advance(1, {'test/top1': 0.5, 'ema/test/top1': 0.5}, score)
   assert progress == Progress({'test/top1': 0.5, 'ema/test/top1': 0.5}, {}, 0)
+
+
+@pytest.mark.parametrize('dry_run', [False, True])
+@pytest.mark.parametrize('fields', [{'epochs': 1e308}, {'epochs': 1e300}, {'epochs': 1.0, 'eval_every_epochs': 5e-324}])
+def test_a_plan_of_more_steps_than_can_be_counted_is_one_short_line(fields, dry_run: bool) -> None:
+  pipeline = resident.Resident(data.Arrays(np.zeros((100, 1, 1, 1), np.uint8), np.zeros(100)), batch_size=16, seed=0)
+  with pytest.raises(InputError, match='train.epochs: .* steps and .* evaluations; expected at most') as caught:
+    make_plan(pipeline, Options(**fields, dry_run=dry_run))
+  assert len(str(caught.value)) < 200

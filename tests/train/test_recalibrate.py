@@ -1,8 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jaxres import data, models
+from jaxres import data, models, state
 from jaxres.data import augment
 from jaxres.runtime import sharding
 from jaxres.state import init_variables
@@ -70,3 +71,18 @@ def test_a_run_evaluates_and_saves_them_and_trains_as_without(config, tmp_path) 
   assert scores[0]['test/loss'] != scores[4]['test/loss']
   assert scores[0]['ema/test/loss'] != scores[4]['ema/test/loss']
   assert scores[0]['train/loss'] == scores[4]['train/loss']
+
+
+def test_it_stops_where_a_signal_came(config, tiny) -> None:
+  model = models.create(tiny, num_classes=4)
+  dataset, variables, _ = make_parts(config, model)
+  run = recalibrate.make_recalibrate(model, dataset.info, dataset.train.get_batch, sharding.make_mesh())
+  asked: list[int] = []
+
+  def stop() -> bool:
+    asked.append(len(asked))
+    return len(asked) > 3
+
+  train_state = state.create(variables, optax.sgd(0.1))
+  recalibrate.recalibrate_state(train_state, run, dataset.train, 10**9, stop)
+  assert asked == [0, 1, 2, 3]

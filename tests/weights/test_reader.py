@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxres import weights
 from jaxres.errors import InputError
@@ -264,3 +265,16 @@ def test_the_order_of_bytes_is_that_which_the_file_names(tmp_path, order):
     with new.open('archive/byteorder', 'w') as file:
       file.write({'<': b'little', '>': b'big'}[order])
   assert_same(weights.read(tmp_path / 'y.pth'), make_state(4))
+
+
+def test_a_head_that_is_a_convolution_and_counts_of_one_number_are_read(tmp_path):
+  state = make_state(4)
+  wrapped = {name: value.reshape(1) if name.endswith('tracked') else value for name, value in state.items()}
+  wrapped['fc.weight'] = state['fc.weight'][:, :, None, None]
+  save_file(wrapped, tmp_path / 'x.safetensors')
+  file = weights.read_file(tmp_path / 'x.safetensors')
+  assert_same(file.tensors, state, ordered=False)
+  assert file.notes == ('fc.weight is a 1x1 convolution: read as a dense layer, which does the same',)
+  wrapped['fc.weight'] = np.zeros((4, 8, 3, 3), np.float32)
+  save_file(wrapped, tmp_path / 'x.safetensors')
+  assert weights.read(tmp_path / 'x.safetensors')['fc.weight'].shape == (4, 8, 3, 3)

@@ -110,7 +110,7 @@ def make(
   """
   config_lib.check_types('augment', locals())
   check_range('augment.crop_pad', crop_pad, low=0, unit='pixels')
-  check_range('augment.cutout', cutout, low=0, unit='pixels')
+  check_range('augment.cutout', cutout, low=0, below=2**31, unit='pixels')
   check_range('augment.fill', fill, low=0, high=255)
   check_range('augment.erase', erase, low=0, high=1)
   check_range('augment.rotate', rotate, low=0, high=180)

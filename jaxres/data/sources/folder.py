@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from jaxres.data import listing
 from jaxres.data.listing import SUFFIXES
@@ -10,7 +10,7 @@ from jaxres.data.sources import files as files_lib
 from jaxres.data.splits import say_lookalikes, with_test
 from jaxres.data.types import Encoded, Source
 from jaxres.errors import InputError, nearest, print_status
-from jaxres.paths import user_path
+from jaxres.paths import shorten, user_path
 
 
 def read_folder(path: str | None, seed: int, split_rule: int = 2, tested: str = 'split') -> Source:
@@ -64,6 +64,7 @@ def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tup
     raise InputError(root, f'there is {" and ".join(splits)} but no train folder with a sub-folder per class')
   by_split = {name: _classes(root, folder, split_rule) for name, folder in splits.items()}
   names = by_split['train'][0]
+  _report_other_folders(root, splits, names)
   for split, (others, _) in by_split.items():
     for missing, here, there in (
       (set(others) - set(names), split, 'train'),
@@ -72,6 +73,34 @@ def find(path: str | None, split_rule: int = 2) -> tuple[dict[str, Encoded], tup
       if missing:
         raise InputError(root, f'the class {min(missing)!r} is in {here} but not in {there}', expected='equal classes')
   return {split: files for split, (_, files) in by_split.items()}, names
+
+
+def _report_other_folders(root: pathlib.Path, splits: Mapping[str, pathlib.Path], names: Sequence[str]) -> None:
+  """Say which folders of the classes ``names`` are in no split and left out, and which splits share a folder."""
+  others = [
+    folder.name
+    for folder in _folders(root)
+    if folder.name not in splits and {inner.name for inner in _folders(folder)} & {*names}
+  ]
+  if others:
+    print_status(f'{root}: {shorten(", ".join(others))}: no split, left out')
+  places: dict[str, str] = {}
+  for split, folder in splits.items():
+    for inner in (folder, *_folders(folder)):
+      other = places.setdefault(os.path.realpath(inner), split)
+      if other != split:
+        print_status(f'{inner}: {split} and {other} have one folder, by a link: the same images are in both')
+        break
+
+
+def _check_different(folders: Iterable[pathlib.Path]) -> None:
+  """Raise InputError where two classes have one folder, by a link."""
+  places: dict[str, pathlib.Path] = {}
+  for folder in folders:
+    other = places.setdefault(os.path.realpath(folder), folder)
+    if other != folder:
+      problem = f'the classes {other.name!r} and {folder.name!r} have one folder, by a link'
+      raise InputError(folder, problem, fix='remove the link')
 
 
 def _check_exists(path: str | None, name: str, what: str) -> pathlib.Path:
@@ -110,6 +139,7 @@ def _classes(top: pathlib.Path, root: pathlib.Path, split_rule: int) -> tuple[tu
     )
   if top == root:
     _report_loose_files(root)
+  _check_different(classes.values())
   names = files_lib.sort_classes(classes, split_rule)
   if top == root or root.name == 'train':
     say_lookalikes(str(root), names)

@@ -136,7 +136,8 @@ def _iterate(given: Any, name: str) -> Iterator[Any]:
   if hasattr(given, 'as_numpy_iterator'):
     elements: Iterator[Any] = given.as_numpy_iterator()
     return elements
-  if not isinstance(given, Iterable) and not hasattr(given, '__getitem__'):
+  is_scalar = isinstance(given, np.generic | np.ndarray) and given.ndim == 0
+  if is_scalar or not (isinstance(given, Iterable) or hasattr(given, '__getitem__')):
     raise InputError(name, expected=EXPECTED, found=f'a {type(given).__name__}')
   return iter(given)
 

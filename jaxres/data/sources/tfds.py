@@ -182,7 +182,7 @@ def prepare_again(name: str, data_dir: str | None) -> str:
   if name in PREPARABLE:
     place = f' --data_dir {shell_word(str(data_dir))}' if data_dir else ''
     return f'run `jaxres prepare {name}{place}`'
-  return f"prepare it with tfds.builder({name!r}).download_and_prepare(file_format='{_FORMAT}')"
+  return f"prepare it with tfds.builder({name!r:.100}).download_and_prepare(file_format='{_FORMAT}')"
 
 
 def _check_features(folder: pathlib.Path, features: Any, splits: Any) -> None:

@@ -69,7 +69,7 @@ def test_a_folder_with_its_own_splits(tmp_path, capsys) -> None:
     write_classes(tmp_path / split, a=count, b=count)
   dataset = data.load('folder', path=str(tmp_path), batch_size=4, image_size=8)
   assert (dataset.train.size, dataset.val.size, dataset.test.size) == (12, 4, 6)
-  assert capsys.readouterr().err == ''
+  assert capsys.readouterr().err == f'{tmp_path}: runs: no split, left out\n'
   with pytest.raises(InputError, match='data.val: 0.5, but the data has its own val split; leave it at 0'):
     data.load('folder', path=str(tmp_path), image_size=8, val=0.5)
 
@@ -475,3 +475,34 @@ def test_folders_that_look_alike_are_told_once(tmp_path, capsys) -> None:
   assert "'Cat' and 'cat' are 2 classes; write them alike if they are one" in capsys.readouterr().err
   folder.read_folder(str(tmp_path / 'split'), seed=0)
   assert capsys.readouterr().err.count("'Cat' and 'cat' are 2 classes") == 1
+
+
+def test_classes_of_one_folder_are_refused(tmp_path) -> None:
+  write_classes(tmp_path, cat=5, dog=5)
+  (tmp_path / 'eel').symlink_to('cat')
+  with pytest.raises(InputError, match="eel: the classes 'cat' and 'eel' have one folder, by a link; remove the link"):
+    folder.read_folder(str(tmp_path), seed=0)
+
+
+def test_splits_of_one_folder_and_other_folders_are_told(tmp_path, capsys) -> None:
+  for part in ('train', 'extra'):
+    write_classes(tmp_path / part, cat=5, dog=5)
+  (tmp_path / 'test').symlink_to('train')
+  folder.read_folder(str(tmp_path), seed=0)
+  output = capsys.readouterr().err
+  assert f'{tmp_path}: extra: no split, left out' in output
+  assert 'have one folder, by a link: the same images are in both' in output
+  (tmp_path / 'test').unlink()
+  write_classes(tmp_path / 'test', dog=5)
+  (tmp_path / 'test/cat').symlink_to(tmp_path / 'train/cat')
+  folder.read_folder(str(tmp_path), seed=0)
+  assert f'{tmp_path}/test/cat: test and train have one folder' in capsys.readouterr().err
+
+
+def test_numbers_written_in_several_ways_are_told(tmp_path, capsys) -> None:
+  for k in range(12):
+    write(tmp_path / f'{k}.png')
+  rows = [f'{k}.png,{label}' for k, label in enumerate(['1', '01', '1.0', '2'] * 3)]
+  (tmp_path / 'list.csv').write_text('\n'.join(['path,label', *rows]))
+  csv_file.read_csv(str(tmp_path / 'list.csv'), seed=0)
+  assert "'01' and '1' and '1.0' are 3 classes; write them alike if they are one" in capsys.readouterr().err
