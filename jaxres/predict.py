@@ -65,7 +65,7 @@ class InputSpec(NamedTuple):
 
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
-  image_size: int | None = None
+  image_size: tuple[int, int] | None = None  # height and width
   center_crop: float | None = None
 
 
@@ -111,7 +111,8 @@ def load(
   if not isinstance(source, str | os.PathLike):
     raise InputError('source', expected='a path or torchvision:NAME', found=type(source).__name__)
   source, step = os.fspath(source), str(step)
-  given = _check_input_spec(InputSpec(_floats('mean', mean), _floats('std', std), image_size, center_crop))
+  square = _check_size(image_size)
+  given = _check_input_spec(InputSpec(_floats('mean', mean), _floats('std', std), square, center_crop))
   if onnx_file.is_onnx(source):
     return _load_onnx(source, class_names, preset, given)
   pretrained = sources.read(source, step)
@@ -124,22 +125,20 @@ def load(
   if kind == 'jaxres' and not sources.is_described(user_path(place)):
     if preset is not None:
       raise InputError('--preset', f'{preset!r:.80}, but {source} is a run, which has its own', fix='leave it out')
-    model, known, shape, task = _of_run(pretrained, user_path(place), given.image_size)
+    model, known, shape, task = _of_run(pretrained, user_path(place), image_size)
   else:
     model, task = pretrained.model(), tasks.make('classification')
-    known = _read_published(place) if kind == 'torchvision' else _read_preprocessing(pretrained, source)
+    known = _read_published(place) if kind == 'torchvision' else _read_preprocessing(pretrained)
     if preset is None and known.mean is None and given.mean is None and fallback is not None:
       preset, notes = fallback, (f'{source} does not say its preprocessing: taken is the preset {fallback}',)
     known = known if preset is None else _of_preset(preset)
-    size = given.image_size or known.image_size or 0
-    shape = (size, size, pretrained.channels)
+    shape = (*(given.image_size or known.image_size or (0, 0)), pretrained.channels)
   used_mean, used_std = (
     _channels(value, pretrained.channels, source) for value in (given.mean or known.mean, given.std or known.std)
   )
   if not (used_mean and used_std and shape[0]):
     raise InputError(source, UNKNOWN)
-  if shape[0] != shape[1] or shape[2] not in (1, 3):
-    raise InputError(source, f'it sees images of {list(shape)}', fix='predict makes square ones of 1 or 3 channels')
+  _check_channels(source, shape)
   keep = given.center_crop or known.center_crop or 1.0
   parts = (model, pretrained.variables, names, shape, keep, used_mean, used_std, pretrained.origin, task)
   return Predictor(*parts, has_names, notes, _read_temperature(source))
@@ -155,12 +154,16 @@ def _load_onnx(source: str, class_names: str | None, preset: str | None, given: 
   if class_names is not None:
     names = sources.read_class_names(class_names, len(names))
   shape, (mean, std, _, keep) = (*file.preprocessing.image_size, file.channels), file.preprocessing
-  if shape[0] != shape[1] or shape[2] not in (1, 3):
-    raise InputError(source, f'it sees images of {list(shape)}', fix='predict makes square ones of 1 or 3 channels')
+  _check_channels(source, shape)
   task, numbers = tasks.make(file.task), tuple(map(str, range(len(names))))
   origin, has_names = f'{source}, by onnxruntime', names != numbers
   known = (names, shape, keep, mean, std, origin, task, has_names)
   return Predictor(None, {}, *known, temperature=file.temperature, compute=file.run)
+
+
+def _check_channels(source: str, shape: tuple[int, int, int]) -> None:
+  if shape[2] not in (1, 3):
+    raise InputError(source, f'it sees images of {list(shape)}', fix='predict makes images of 1 or 3 channels')
 
 
 def _read_temperature(source: str) -> float:
@@ -180,7 +183,7 @@ def _of_run(
   size = image_size or fields['eval_image_size'] or fields['image_size']
   height, width, channels = (size, size, pretrained.channels) if size else info['image_shape']
   keep = fields['center_crop'] if size else 1.0
-  known = InputSpec(tuple(info['mean']), tuple(info['std']), height, keep)
+  known = InputSpec(tuple(info['mean']), tuple(info['std']), (height, width), keep)
   model = models.create(**pretrained.options, dtype=config['model']['dtype'])
   return model, known, (height, width, channels), tasks.make_from(config['train'])
 
@@ -193,12 +196,17 @@ def _floats(name: str, values: Any) -> tuple[float, ...] | None:
     raise InputError(name, expected='numbers, one a channel', found=f'{values!r:.80}') from None
 
 
+def _check_size(image_size: int | None) -> tuple[int, int] | None:
+  """Return height and width of a square; raise InputError where ``image_size`` is no whole number in its range."""
+  check_range('--image_size', image_size, low=1, unit='pixels')
+  check_range('--image_size', image_size, high=workdir.MAX_SIDE, unit='pixels')
+  if image_size is not None and type(image_size) is not int:
+    raise InputError('--image_size', expected='a whole number of pixels', found=f'{image_size!r:.80}')
+  return None if image_size is None else (image_size, image_size)
+
+
 def _check_input_spec(given: InputSpec) -> InputSpec:
   """Return ``given``; raise InputError where a value is out of its range."""
-  check_range('--image_size', given.image_size, low=1, unit='pixels')
-  check_range('--image_size', given.image_size, high=workdir.MAX_SIDE, unit='pixels')
-  if given.image_size is not None and type(given.image_size) is not int:
-    raise InputError('--image_size', expected='a whole number of pixels', found=f'{given.image_size!r:.80}')
   check_range('--center_crop', given.center_crop, above=0, high=1)
   if (given.mean is None) != (given.std is None):
     raise InputError('--mean', 'give --mean and --std, or neither')
@@ -214,15 +222,12 @@ def _channels(values: tuple[float, ...] | None, channels: int, source: str) -> t
   return values and (values * channels if len(values) == 1 else values)
 
 
-def _read_preprocessing(pretrained: sources.Pretrained, source: str) -> InputSpec:
+def _read_preprocessing(pretrained: sources.Pretrained) -> InputSpec:
   """Return what is done to an image before ``pretrained``, as its ``model.json`` says; nothing where it does not."""
   known = pretrained.preprocessing
   if known is None:
     return InputSpec()
-  height, width = known.image_size
-  if height != width:
-    raise InputError(source, f'it sees images of {[height, width]}', fix='predict makes square ones of 1 or 3 channels')
-  return InputSpec(known.mean, known.std, height, known.center_crop)
+  return InputSpec(known.mean, known.std, known.image_size, known.center_crop)
 
 
 def _read_published(place: str) -> InputSpec:
@@ -234,7 +239,7 @@ def _read_published(place: str) -> InputSpec:
 def _of_preset(name: str) -> InputSpec:
   """Return what the preset called ``name`` does to an image. Raises as ``presets.find``."""
   preset = presets.find(name)
-  return InputSpec(preset.mean, preset.std, preset.image_size[0], preset.center_crop)
+  return InputSpec(preset.mean, preset.std, preset.image_size, preset.center_crop)
 
 
 def find_images(words: Iterable[str]) -> list[pathlib.Path]:
@@ -405,10 +410,13 @@ def decode_as_seen(content: bytes, predictor: Predictor) -> np.ndarray:
   """Return the image in the ``content`` of a file as ``predictor`` sees it, uint8 ``[H, W, C]``.
 
   Raises:
-    BadImageError: it is no image.
+    BadImageError: it is no image, or of another size where the network's images are not square.
   """
-  height, _, channels = predictor.image_shape
-  pixels = decode.decode_image(content, height, predictor.center_crop)
+  height, width, channels = predictor.image_shape
+  pixels = decode.decode_image(content, height if height == width else None, predictor.center_crop)
+  if pixels.shape[:2] != (height, width):
+    problem = f'{pixels.shape[0]}x{pixels.shape[1]} pixels, and the network, which is not square, sees {height}x{width}'
+    raise decode.BadImageError(problem)
   return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert('L'))[..., None]
 
 
@@ -421,12 +429,15 @@ def resize(pixels: np.ndarray, predictor: Predictor) -> np.ndarray:
     predictor: of ``load``.
 
   Raises:
-    InputError: the image has another number of channels.
+    InputError: the image has another number of channels, or of pixels where the network's images are not square.
   """
   height, width, channels = predictor.image_shape
   if pixels.shape[2] not in (1, 3) and pixels.shape[2] != channels:
     raise InputError('images', expected=f'{channels} channels', found=f'{list(pixels.shape)}')
-  if pixels.shape[:2] != (height, width) or predictor.center_crop != 1.0:
+  if height != width:
+    if pixels.shape[:2] != (height, width):
+      raise InputError('images', expected=f'{height}x{width} pixels', found=f'{pixels.shape[0]}x{pixels.shape[1]}')
+  elif pixels.shape[:2] != (height, width) or predictor.center_crop != 1.0:
     pixels = decode.resize_image(pixels, height, predictor.center_crop)
   if pixels.shape[2] == channels:
     return pixels

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxres
 from jaxres import cli, data, files, models, predict, weights
 from jaxres.data import augment
 from jaxres.data.statistics import IMAGENET
 from jaxres.errors import InputError
 from jaxres.weights import published, sources
-from tests.helpers import CLASS_NAMES, merge, save_as_before
+from tests.helpers import CLASS_NAMES, make_arrays, merge, save_as_before
 from tests.train.runs import make_run
 from tests.weights.files import make_state
 
@@ -130,7 +131,7 @@ def test_bad_input_is_one_line(tmp_path, tiny) -> None:
   with pytest.raises(InputError, match='1 names, but the network has 4 classes'):
     predict.load(good, class_names=str(tmp_path / 'names.txt'))
   weights.write(tmp_path / 'four.pth', make_state(4, channels=4))
-  with pytest.raises(InputError, match='predict makes square ones of 1 or 3 channels'):
+  with pytest.raises(InputError, match='predict makes images of 1 or 3 channels'):
     predict.load(str(tmp_path / 'four.pth'), mean=[0.5], std=[0.2], image_size=32)
   with pytest.raises(InputError, match='tiny.pth: it is no run, and has no step 7'):
     predict.load(good, step='7')
@@ -274,3 +275,23 @@ def test_a_batch_takes_no_more_memory_than_its_images(tmp_path, tiny) -> None:
   images = np.zeros((9, *predictor.image_shape), np.uint8)
   outputs = predict.run_batches(predict.make_network(predictor), predictor.variables, images, 10**12)
   assert outputs.shape == (9, 4)
+
+
+def test_a_run_on_images_that_are_not_square(config, npz, tmp_path, capsys) -> None:
+  run, arrays = make_run(config, tmp_path, npz, shape=(8, 12, 3)), make_arrays(shape=(8, 12, 3))
+  loaded = jaxres.load(run)
+  assert loaded.image_shape == (8, 12, 3)
+  actual = loaded.predict(arrays['test_x'])
+  assert (actual.labels == arrays['test_y']).mean() == pytest.approx(loaded.evaluate().top1)
+  file, other = str(tmp_path / 'images/05.png'), tmp_path / 'other.png'
+  np.testing.assert_allclose(loaded.predict([file]).logits[0], actual.logits[5], rtol=1e-4, atol=1e-5)
+  cli.main(['convert', run, str(tmp_path / 'weights')])
+  converted = jaxres.load(tmp_path / 'weights').predict([file])
+  np.testing.assert_allclose(converted.logits[0], actual.logits[5], rtol=1e-4, atol=1e-5)
+  image = np.zeros((9, 12, 3), np.uint8)
+  with pytest.raises(InputError, match='images: expected 8x12 pixels, found 9x12'):
+    loaded.predict(image)
+  Image.fromarray(image).save(other)
+  capsys.readouterr()
+  assert cli.main(['predict', run, str(other)]) == 2
+  assert f'error: {other}: 9x12 pixels, and the network, which is not square, sees 8x12' in capsys.readouterr().err
