@@ -11,7 +11,7 @@ from jaxres import models
 from jaxres.errors import InputError
 from jaxres.models import ResNet
 from jaxres.models.resnet import MODELS
-from jaxres.weights.names import Dialect, describe_value
+from jaxres.weights.names import Dialect, describe_shape, describe_value
 
 Shapes = Mapping[str, tuple[int, ...]]
 STEM_OF_SIZE = {2: 'whitening', 3: 'cifar', 7: 'imagenet'}
@@ -66,6 +66,8 @@ def recognize(state_dict: Mapping[str, np.ndarray], where: str = 'state_dict', s
       where, 'no ResNet that jaxres knows', expected='conv1.weight, layer1.0.conv1.weight ...', found=f'{names} ...'
     ) from None
   alike = {name: _differing(name, options) for name in models.list_models() if _of_model(MODELS[name]()) == seen}
+  if alike and (empty := next((name for name, shape in shapes.items() if 0 in shape), None)):
+    raise InputError(where, f'{describe_value(empty)} {describe_shape(shapes[empty])} has no numbers')
   if alike:  # resnet50 and resnet50d differ in options alone
     name = min(alike, key=lambda name: len(alike[name]))
     return Architecture(name, alike[name], channels)

@@ -164,6 +164,8 @@ class _Machine:
         self.top(dict)[check_key(key)] = value
       case 'u':
         items = self.items()
+        if len(items) % 2:
+          raise ValueError('a key without a value')
         self.top(dict).update({check_key(k): v for k, v in zip(items[::2], items[1::2], strict=True)})
       case 'a':
         value = self.stack.pop()

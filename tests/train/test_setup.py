@@ -1,15 +1,17 @@
-"""A BatchNorm that sees a single value learns nothing: what is refused, and what torch says of it."""
+"""What a config makes: a BatchNorm that sees a single value is refused, and the batch of an evaluation is bounded."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxres import config as config_lib
 from jaxres import models
 from jaxres.errors import InputError
 from jaxres.models import layers
 from jaxres.train import loop
-from jaxres.train.setup import check_norms
+from jaxres.train.options import Options
+from jaxres.train.setup import check_norms, make_setup
 from tests.helpers import merge
 
 
@@ -58,3 +60,8 @@ def test_a_part_of_one_example_on_each_device_is_refused_before_anything_is_writ
   with pytest.raises(InputError, match='one example at a time, of which stage3/block0/bn1'):
     loop.train_and_evaluate(merge(small, model={'name': stages, 'bn': 'per_device'}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_an_evaluation_takes_no_more_memory_than_its_examples(config) -> None:
+  options = config_lib.to_dict(config_lib.complete(merge(config, train={'eval_batch_size': 2**31})))
+  assert make_setup(options).eval_batch_size == Options().eval_batch_size

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from jaxres import weights
 from jaxres.errors import InputError
+from jaxres.weights import sources
 from tests.weights.files import HEADER, assert_same, complaint, make_state, safetensors
 
 
@@ -278,3 +279,19 @@ def test_a_head_that_is_a_convolution_and_counts_of_one_number_are_read(tmp_path
   wrapped['fc.weight'] = np.zeros((4, 8, 3, 3), np.float32)
   save_file(wrapped, tmp_path / 'x.safetensors')
   assert weights.read(tmp_path / 'x.safetensors')['fc.weight'].shape == (4, 8, 3, 3)
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape'), [('conv1.weight', (8, 0, 3, 3)), ('fc.weight', (0, 8)), ('layer1.0.conv1.weight', (8, 8, 0, 3))]
+)
+def test_a_tensor_without_numbers_is_one_line(tmp_path, tiny, name, shape):
+  save_file({**make_state(4), name: np.zeros(shape, np.float32)}, tmp_path / 'x.safetensors')
+  with pytest.raises(InputError) as caught:
+    sources.read(str(tmp_path / 'x.safetensors'))
+  assert str(caught.value) == f'{tmp_path}/x.safetensors: {name} {list(shape)} has no numbers'
+
+
+def test_a_dict_of_a_key_without_a_value_is_damaged(tmp_path):
+  key = b'X\x01\0\0\0a'
+  (tmp_path / 'x.pth').write_bytes(HEADER + b'\x80\x02}(' + key + b'u.')
+  assert 'a key without a value' in complaint(tmp_path / 'x.pth')
