@@ -28,8 +28,7 @@ def make_init(
 ) -> Init | None:
   """Return the function of fresh variables to those that a training starts from; None where there is no source.
 
-  It reads the source each time, and raises InputError where that cannot be read or does not fit; so does this where
-  there is no source that the other arguments could be of.
+  It reads the source each time, and raises InputError where that cannot be read or does not fit.
 
   Args:
     model: the network to be trained.
@@ -43,9 +42,6 @@ def make_init(
     prefix: of the network in a torch file with several, such as ``'ema_model'`` or ``'teacher.backbone'``.
   """
   if source is None:
-    given = {'step': step != 'best', 'skip': skip, 'new_head': new_head, 'prefix': prefix}
-    if words := [f'init.{name}' for name, value in given.items() if value]:
-      raise InputError(', '.join(words), 'of no use, as nothing is loaded', fix='set init.source, or leave it out')
     return None
 
   def init(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,16 +120,3 @@ def test_the_program_ends_with_one_line_and_status_2(tmp_path) -> None:
   assert done.stderr.count('\n') == 1
   assert 'a ResNet of [1] basic blocks of [8] channels' in done.stderr
   assert not (tmp_path / 'run').exists()
-
-
-@pytest.mark.parametrize(
-  ('fields', 'names'),
-  [
-    ({'new_head': True}, 'init.new_head'),
-    ({'skip': ('(',), 'prefix': 'ema'}, 'init.skip, init.prefix'),
-    ({'step': 'latest'}, 'init.step'),
-  ],
-)
-def test_what_would_be_loaded_from_nowhere_is_told(config, tmp_path, fields, names) -> None:
-  with pytest.raises(InputError, match=f'^{names}: of no use, as nothing is loaded; set init.source'):
-    loop.train_and_evaluate(merge(config, init=fields), tmp_path / 'run')
