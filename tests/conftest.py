@@ -33,7 +33,7 @@ from tests import checked  # noqa: F401 - by its name below
 
 # What these modules promise of shapes and dtypes is checked at each call.
 CHECKED = (
-  *('jaxres.losses', 'jaxres.metrics', 'jaxres.models.ops', 'jaxres.models.cpu'),
+  *('jaxres.models.ops', 'jaxres.models.cpu'),
   *(f'jaxres.data.augment.{name}' for name in ('geometry', 'mixing', 'pixels', 'policies')),
 )
 jaxtyping.install_import_hook(CHECKED, 'tests.checked.check')

@@ -53,11 +53,9 @@ def run(args: argparse.Namespace) -> None:
       printable(f'{split}: {labels["candidates"]:,} of {labels["examples"]:,} labels are candidates for wrong ones')
     )
     if labels['weak']:
-      print(
-        f'warning: {split}: the network is too weak to judge labels, its top-1 is {labels["top1"]:.1%}: '
-        'most candidates are its mistakes; train it better first',
-        file=sys.stderr,
-      )
+      problem = f'the network is too weak to judge labels, its top-1 is {labels["top1"]:.1%}'
+      advice = 'most candidates are its mistakes; train it better first'
+      print(printable(f'warning: {split}: {problem}: {advice}'), file=sys.stderr)
   hardest = ', '.join(f'{row["class"]} {row["recall"]:.2%}' for row in findings['classes'][:3])
   print(printable(f'hardest classes, by recall on the test split: {hardest}'))
   for row in findings['pairs'][:3]:

@@ -114,7 +114,7 @@ def test_fill_is_the_level_of_what_is_empty(fields: dict) -> None:
   ('fields', 'message'),
   [
     (dict(crop_pad=-1), 'augment.crop_pad: expected pixels, 0 or more, found -1'),
-    (dict(cutout=-2), 'augment.cutout: expected pixels, 0 or more, found -2'),
+    (dict(cutout=-2), r'augment.cutout: expected pixels, a value in \[0, 2147483648\), found -2'),
     (dict(resized_crop=(0.5,)), r'augment.resized_crop: expected two shares of the area, .* found \(0.5,\)'),
     (dict(resized_crop=(0.9, 0.2)), 'augment.resized_crop: expected two shares'),
     (dict(resized_crop=(0.0, 1.0)), 'augment.resized_crop: expected two shares'),
