@@ -23,6 +23,7 @@ LAYERS = [  # of packages and of modules at the root, from the ground
   {'optim', 'checkpoint', 'log', 'evaluate'},
   {'workdir'},
   {'weights'},
+  {'predictor'},
   {'predict'},
   {'train'},
   {'analysis', 'export', 'sweep', 'doctor'},

@@ -30,6 +30,7 @@ ELSEWHERE = {
   'export/network.py': 'export/test_onnx.py',
   'export/onnx_blocks.py': 'export/test_onnx.py',
   'log/console.py': 'log/test_run_log.py',
+  'predictor.py': 'test_predict.py',
   'log/curves.py': 'log/test_run_log.py',
   'log/tensorboard.py': 'log/test_run_log.py',
   'models/__init__.py': 'models/test_resnet.py',

@@ -1,7 +1,6 @@
 """`jaxres evaluate`: scores of runs on the examples of a split, side by side and as an ensemble."""
 
 import functools
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -78,15 +77,12 @@ def with_series(compared: dict[str, Any], configs: Sequence[Mapping[str, Mapping
     configs: of the runs, in order; None of what is none. A series is of two runs or more that differ in their seeds and
       folds alone.
   """
-  plain = [
-    {(section, field): value for section, fields in config.items() for field, value in fields.items()}
+  shared = [
+    {(section, field): value for section in config for field, value in config[section].items()} | dict.fromkeys(BY_RUN)
     for config in configs
     if config is not None
   ]
-  for fields in plain:
-    for key in BY_RUN:
-      fields.pop(key, None)
-  if len(plain) < max(2, len(configs)) or any(fields != plain[0] for fields in plain):
+  if len(shared) < max(2, len(configs)) or any(fields != shared[0] for fields in shared):
     return compared
   return compared | {'series': summarize_series(compared)}
 
@@ -101,18 +97,17 @@ def summarize_series(compared: Mapping[str, Any]) -> dict[str, dict[str, float |
     By row ``mean``, ``std`` (of the sample, with n - 1), and ``low`` and ``high`` of the 95 % interval of the mean, as
     of ``train.seeds.summarize``; None of fewer than three runs.
   """
-  rows = _metric_places(compared) if 'metrics' in compared else {row: (ROWS[row], scale_of(row)) for row in ROWS}
+  rows = _metric_places(compared) if 'metrics' in compared else {row: (ROWS[row], _scale_of(row)) for row in ROWS}
   summaries = {}
   for name, (place, scale) in rows.items():
     values = [_look_up(run_scores, place) for run_scores in compared['runs'].values()]
     if all(value is not None for value in values):
-      mean, std = statistics.fmean(values), statistics.stdev(values)
-      low, high = seeds.interval(values, mean, std, scale)
-      summaries[name] = {'mean': mean, 'std': std, 'low': low, 'high': high}
+      summary = seeds.summarize_on_scale(values, scale)._asdict()
+      summaries[name] = {field: summary[field] for field in ('mean', 'std', 'low', 'high')}
   return summaries
 
 
-def scale_of(row: str) -> str:
+def _scale_of(row: str) -> str:
   """Return the scale of ``metrics.Metric`` that a row of ``ROWS`` has."""
   return 'positive' if row.startswith(PLAIN) else 'fraction'
 

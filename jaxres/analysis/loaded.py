@@ -1,5 +1,6 @@
 """``jaxres.load``: a run or weights that answer for images in memory or in files, and are scored on data."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -112,7 +113,11 @@ class Loaded:
     self.origin: str = predictor.origin
     self._source, self._step, self._predictor = source, step, predictor
     self._network = predict_lib.make_network(predictor)
-    self._features = None if predictor.model is None else predict_lib.make_features(predictor)
+
+  @functools.cached_property
+  def _features(self) -> predict_lib.Network:
+    """Return what computes the features. Raises as ``predict.make_features``."""
+    return predict_lib.make_features(self._predictor)
 
   def __repr__(self) -> str:
     shape = 'x'.join(map(str, self.image_shape))
@@ -150,8 +155,7 @@ class Loaded:
     Raises:
       InputError: as ``predict``.
     """
-    features = self._features or predict_lib.make_features(self._predictor)
-    outputs, _ = self._run(features, images, batch_size)
+    outputs, _ = self._run(self._features, images, batch_size)
     width = self.variables['params']['head']['fc']['kernel'].shape[0]
     return outputs if len(outputs) else np.zeros((0, width), np.float32)
 

@@ -11,6 +11,7 @@ from jaxres.errors import InputError
 from jaxres.export import bundle as writer
 from jaxres.runtime.compiler import jit
 from jaxres.weights import bundle
+from jaxres.weights.onnx_file import make_session
 
 Engine = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # uint8 [B, H, W, C] to float32 [B, K], twice
 FILES = {'onnx': 'model.onnx', 'stablehlo': 'model.stablehlo'}
@@ -47,9 +48,7 @@ def _open_jaxres(directory: pathlib.Path) -> Engine:
 
 
 def _open_onnx(path: pathlib.Path) -> Engine:
-  from jaxres.export import onnx
-
-  session = onnx.make_session(str(path))
+  session = make_session(str(path))
   return lambda images: tuple(session.run(['logits', 'probabilities'], {'images': images}))
 
 

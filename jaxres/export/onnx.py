@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 import jaxres
 from jaxres.data import decode
@@ -17,6 +16,7 @@ from jaxres.export import network as network_lib
 from jaxres.export.graph import Graph
 from jaxres.export.network import Network
 from jaxres.export.onnx_blocks import write_network
+from jaxres.weights.onnx_file import make_session
 
 FILE, RESIZES = 'model.onnx', 'model_resize.onnx'
 RESIZED_TOLERANCE = 0.02  # of logits, where a pixel may be one level off
@@ -79,18 +79,6 @@ def make_model(network: Network, *, resizes: bool = False) -> onnx.ModelProto:
   size = ('height', 'width') if resizes else network.preprocessing.image_size
   shape = ('batch', *size, network.channels)
   return graph.to_model(shape, len(network.class_names), network.describe(), jaxres.__version__)
-
-
-def make_session(model: bytes | str, threads: int = 0) -> onnxruntime.InferenceSession:
-  """Return what runs a model on the CPU.
-
-  Args:
-    model: its bytes, or the path of its file.
-    threads: that compute; 0 is one a core.
-  """
-  options = onnxruntime.SessionOptions()
-  options.log_severity_level, options.intra_op_num_threads = 3, threads
-  return onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
 
 
 def check(model: onnx.ModelProto, network: Network, *, resizes: bool = False) -> None:

@@ -22,14 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_runs(parser, several=False)
   parser.add_argument('--top', type=int, default=48, metavar='N', help='examples and pairs of each kind (48)')
   parser.add_argument('--out', metavar='FILE', help='the page to write; errors.html in the run')
-  parser.add_argument('--json', metavar='FILE', help='write what was found as JSON too')
+  parser.add_argument('--json', metavar='FILE', help='write the findings as JSON too')
   parser.add_argument(
     '--out-csv', metavar='FILE', help='list every file and its label, the doubtful first: correct it, train on it'
   )
 
 
 def run(args: argparse.Namespace) -> None:
-  """Write the page, the JSON and the list, and print what was found."""
+  """Write the page, the JSON and the list, and print the findings."""
   check_range('--top', args.top, low=1)
   paths = {'--out': args.out, '--json': args.json, '--out-csv': args.out_csv}
   out, as_json, as_csv = (output_path(given, flag) if given else None for flag, given in paths.items())

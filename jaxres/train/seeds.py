@@ -108,9 +108,14 @@ def summarize(values: Sequence[float], name: str, known: Mapping[str, metrics.Me
       interval, nor have fewer than three values.
     known: the metrics of the task, by their names without the split.
   """
-  mean, std = statistics.fmean(values), statistics.stdev(values)
   metric = metrics.find_metric(name, known)
-  low, high = interval(values, mean, std, metric.scale) if metric else (None, None)
+  return summarize_on_scale(values, metric.scale if metric else None)
+
+
+def summarize_on_scale(values: Sequence[float], scale: str | None) -> Summary:
+  """Return the summary of two or more ``values`` on a ``scale`` of ``metrics.Metric``; on None without an interval."""
+  mean, std = statistics.fmean(values), statistics.stdev(values)
+  low, high = interval(values, mean, std, scale) if scale else (None, None)
   return Summary(mean, std, low, high, tuple(values))
 
 

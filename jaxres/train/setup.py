@@ -12,7 +12,7 @@ import optax
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from jaxres import checkpoint, data, evaluate, models, optim, state, tasks
+from jaxres import data, evaluate, models, optim, state, tasks
 from jaxres.data import augment as augment_lib
 from jaxres.errors import InputError, check_range
 from jaxres.models import ResNet, layers, speedrun
@@ -27,6 +27,7 @@ from jaxres.train.plan import Plan, make_plan
 from jaxres.train.recalibrate import Recalibrate, make_recalibrate
 from jaxres.train.step import Hyperparameters, Probe, TrainSteps, make_probe, make_train_steps
 from jaxres.weights import pretrained
+from jaxres.workdir import RANGES
 
 SCAN_STEPS = 10  # of one call, where it pays
 
@@ -135,11 +136,8 @@ def check_ranges(config: Mapping[str, Mapping[str, Any]]) -> None:
   check_range('train.accumulate', config['train']['accumulate'], low=1)
   tasks.make_from(config['train'])
   models.create(**config['model'])
-  data.check(**config['data'])
-  augment_lib.make(**config['augment'])
-  optim.check(**config['optim'])
-  evaluate.make_views(**config['tta'])
-  checkpoint.check(**config['checkpoint'])
+  for section, check in RANGES.items():
+    check(**config[section])
 
 
 def make_steps(

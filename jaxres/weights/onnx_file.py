@@ -69,6 +69,20 @@ def read(path: pathlib.Path) -> OnnxFile:
   return OnnxFile(run, channels, preprocessing, tuple(names), notes['task'], temperature or 1.0)
 
 
+def make_session(model: bytes | str, threads: int = 0) -> Any:
+  """Return onnxruntime's session, which runs a model on the CPU; it raises what is wrong, and logs nothing.
+
+  Args:
+    model: its bytes, or the path of its file.
+    threads: that compute; 0 is one a core.
+  """
+  import onnxruntime
+
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level, options.intra_op_num_threads = 4, threads
+  return onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+
+
 def _check_shapes(path: pathlib.Path, session: Any, image_size: tuple[int, int], num_classes: int) -> int:
   """Return the number of channels; raise InputError where the shapes are not those of the notes of the file."""
   images, logits = (
@@ -90,17 +104,15 @@ def _check_shapes(path: pathlib.Path, session: Any, image_size: tuple[int, int],
 def _open_session(path: pathlib.Path) -> Any:
   """Return onnxruntime's session for the file at ``path``. Raises as ``read``."""
   try:
-    import onnxruntime
+    import onnxruntime  # noqa: F401 - whether it is there
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
   except ImportError:
     raise InputError(path, 'onnxruntime is not installed', fix="pip install 'jaxres[export]'") from None
   if not path.is_file():
     raise InputError(path, 'no such file')
-  options = onnxruntime.SessionOptions()
-  options.log_severity_level = 4  # what is wrong is in the error
   refusals = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile)
   try:
-    return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    return make_session(str(path))
   except (*refusals, errors.NotImplemented, errors.RuntimeException) as error:
     raise InputError(path, f'no readable ONNX file: {" ".join(str(error).split()):.200}') from None
 
